@@ -1,0 +1,16 @@
+//! The vocabulary of the OCI distribution specification, as types: digests, names, media types, manifests, error codes.
+//!
+//! Pure: no I/O, no clock, no configuration. Everything that comes from the network is parsed into one of these
+//! types at the edge, and inner code takes no bare strings for them.
+#![warn(clippy::indexing_slicing)]
+
+mod digest;
+mod error;
+mod manifest;
+pub mod media;
+mod name;
+
+pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
+pub use error::{ErrorBody, ErrorCode, ErrorEntry};
+pub use manifest::{ManifestFault, ManifestInfo};
+pub use name::{InvalidName, Reference, RepoName, Tag, UpstreamName};
