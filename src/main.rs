@@ -1,1 +1,3 @@
+//! The `ocistern` program: wiring only.
+
 fn main() {}

@@ -1,1 +1,235 @@
-//! TODO-config: being written.
+//! The validated configuration: what constructors read. Made from flags, environment, file and defaults.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::oci::UpstreamName;
+
+/// Everything the daemon was told, validated.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Directory of the store.
+    pub root: PathBuf,
+    /// Where registry clients connect; at least one.
+    pub listeners: Vec<Listener>,
+    /// Metrics, health and the admin socket.
+    pub admin: Admin,
+    /// What is kept, and how.
+    pub store: Store,
+    /// All upstreams by name, built-in ones included.
+    pub upstreams: BTreeMap<UpstreamName, Arc<Upstream>>,
+    /// Limits on clients.
+    pub limits: Limits,
+    /// What the log looks like.
+    pub log: Log,
+}
+
+/// One address on which clients are served.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// Where to listen.
+    pub address: Address,
+    /// The upstream that a name without a host means; none: such names answer 404.
+    pub default_upstream: Option<UpstreamName>,
+    /// What clients see, where ocistern stands behind another proxy: `https://cache.example`, no trailing slash.
+    pub public_url: Option<String>,
+    /// `Host` header (lower case, with the port if it is not the scheme's) → upstream: transparent host names.
+    pub hostnames: BTreeMap<String, UpstreamName>,
+    /// Certificate and key; none: plain HTTP.
+    pub tls: Option<ListenerTls>,
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// An IP address and port; port 0 takes a free one.
+    Tcp(SocketAddr),
+    /// A Unix socket's path (`unix:/path`).
+    Unix(PathBuf),
+}
+
+/// TLS of a listener: PEM files.
+#[derive(Debug, Clone)]
+pub struct ListenerTls {
+    /// Certificate chain, leaf first.
+    pub certificate: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// Only clients with a certificate of this CA are served.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// The admin listener.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// TCP address; none: no TCP admin listener.
+    pub address: Option<SocketAddr>,
+    /// Bearer token that callers from elsewhere than loopback must show; none: they are refused.
+    pub token_file: Option<PathBuf>,
+    /// Path of the admin socket; none: `ROOT/ocistern.sock`.
+    pub socket: Option<PathBuf>,
+}
+
+/// The store's limits.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// How much it may hold.
+    pub capacity: Capacity,
+    /// What a publication waits for.
+    pub durability: Durability,
+    /// Largest manifest in bytes (default 4 MiB, as the specification asks registries to accept at least).
+    pub max_manifest: u64,
+}
+
+/// How much the store may hold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Capacity {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many percent of the file system's size, 1 to 100.
+    Percent(u8),
+    /// The lesser of 100 GiB and 50 % of the file system.
+    Default,
+}
+
+/// What a publication waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The data is on the disk before the name exists.
+    Strict,
+    /// Nothing; after an unclean stop every blob is verified before it is served again.
+    Fast,
+}
+
+/// One upstream registry.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Its name: directory, label, first part of a prefixed name.
+    pub name: UpstreamName,
+    /// Where it is.
+    pub url: BaseUrl,
+    /// Who pulls.
+    pub credentials: Credentials,
+    /// How long a tag is served before it is asked again.
+    pub tags: TagPolicy,
+    /// First match wins; none: `tags`.
+    pub rules: Vec<Rule>,
+    /// Whether one-part names get `library/`.
+    pub library: bool,
+    /// PEM file with CAs to trust besides the platform's.
+    pub ca: Option<PathBuf>,
+    /// Hosts (or host:port) besides its own that its token realm may lie on.
+    pub token_hosts: Vec<String>,
+    /// Addresses (`IP:PORT` or `HOST:PORT`) to dial instead of what the system resolves; name, SNI and certificate
+    /// stay those of `url`.
+    pub connect: Vec<String>,
+    /// Never asked at all.
+    pub sealed: bool,
+}
+
+/// Scheme, host, port and path prefix of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    /// https, else http.
+    pub https: bool,
+    /// Host name or address, lower case, IPv6 in brackets.
+    pub host: String,
+    /// Port, the scheme's default filled in.
+    pub port: u16,
+    /// Path before `/v2/`: empty, or `/prefix` without a trailing slash.
+    pub prefix: String,
+}
+
+/// Who pulls from an upstream.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// What upstream gives to everybody; in this version as `Anonymous`.
+    Auto,
+    /// Nobody in particular.
+    Anonymous,
+    /// An account: name, and a file whose first line is the password.
+    Static {
+        /// Account name.
+        username: String,
+        /// File with the password; read at each token request, so it can be rotated.
+        password_file: PathBuf,
+    },
+    /// A `config.json` of docker (auths, credHelpers, credsStore, identitytoken); read at each token request.
+    DockerConfig {
+        /// The file; none: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
+        path: Option<PathBuf>,
+    },
+    /// A credential helper: `docker-credential-NAME`.
+    Helper {
+        /// NAME.
+        name: String,
+    },
+}
+
+/// How long a tag is served before upstream is asked whether it moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TagPolicy {
+    /// Asked every time.
+    Always,
+    /// Never asked again once it is known.
+    Immutable,
+    /// Asked when older than this.
+    For(Duration),
+    /// Upstream is not asked, also not for a tag that is unknown.
+    Sealed,
+}
+
+/// An exception from an upstream's tag policy.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Pattern of repositories: `*` stays within a path part, `**` crosses; none: all.
+    pub repository: Option<String>,
+    /// Pattern of tags, `*` for anything; none: all.
+    pub tag: Option<String>,
+    /// What holds for them.
+    pub tags: TagPolicy,
+}
+
+/// Limits on clients; each has a default that suits a build farm.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at once, all listeners together.
+    pub connections: usize,
+    /// Connections at once from one address (loopback is not counted).
+    pub connections_per_address: usize,
+    /// Time for the TLS handshake, and after it for the first byte of a request.
+    pub first_byte: Duration,
+    /// Time for a whole request head.
+    pub header: Duration,
+    /// Time that a connection may stay open between requests.
+    pub idle: Duration,
+    /// Slowest client, bytes a second, measured over `min_rate_window` while bytes are waiting for it.
+    pub min_rate: u64,
+    /// See `min_rate`.
+    pub min_rate_window: Duration,
+    /// How long a stop waits for running answers.
+    pub drain: Duration,
+}
+
+/// The log.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Human-readable, JSON, or by whether standard error is a terminal.
+    pub format: LogFormat,
+    /// A filter as of `tracing_subscriber::EnvFilter`, such as `info,ocistern=debug`.
+    pub filter: String,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `Human` on a terminal, else `Json`.
+    Auto,
+    /// One readable line an event.
+    Human,
+    /// One JSON object an event.
+    Json,
+}

@@ -65,8 +65,8 @@ impl Algorithm {
         }
     }
 
-    /// Length of the hash in bytes.
-    pub const fn len(self) -> usize {
+    /// Length of the hash in bytes: 32 or 64.
+    pub const fn size(self) -> usize {
         match self {
             Self::Sha256 => 32,
             Self::Sha512 => 64,
@@ -91,7 +91,7 @@ impl Digest {
 
     /// The raw hash: 32 or 64 bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..self.algorithm.len()).unwrap_or_default()
+        self.bytes.get(..self.algorithm.size()).unwrap_or_default()
     }
 
     /// The hash in lower-case hexadecimal: 64 or 128 characters.
@@ -104,7 +104,7 @@ impl Digest {
     /// From an algorithm and its hexadecimal part, as they stand in a path of the store.
     pub fn from_parts(algorithm: Algorithm, hex: &str) -> Result<Self, InvalidDigest> {
         let text = hex.as_bytes();
-        if text.len() != algorithm.len() * 2 {
+        if text.len() != algorithm.size() * 2 {
             return Err(InvalidDigest::Hex);
         }
         let mut bytes = [0; 64];

@@ -9,8 +9,10 @@ mod error;
 mod manifest;
 pub mod media;
 mod name;
+mod via;
 
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::{ErrorBody, ErrorCode, ErrorEntry};
 pub use manifest::{ManifestFault, ManifestInfo};
 pub use name::{InvalidName, Reference, RepoName, Tag, UpstreamName};
+pub use via::Via;
