@@ -1,6 +1,7 @@
 //! Values as operators write them: sizes, durations, tag policies, addresses, host names. Pure; each parser has a
 //! formatter whose output it reads back.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -100,7 +101,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     let mut text = String::new();
     for (name, factor) in DURATION_UNITS {
         if rest >= factor {
-            text.push_str(&format!("{}{name}", rest / factor));
+            let _ = write!(text, "{}{name}", rest / factor);
             rest %= factor;
         }
     }

@@ -54,13 +54,13 @@ impl FromStr for BaseUrl {
         let (host, port) = parse::host_and_port(authority).ok_or_else(fault)?;
         let path = path.trim_end_matches('/');
         let path = if path == "v2" { "" } else { path.strip_suffix("/v2").unwrap_or(path) };
-        let part = |part: &str| {
+        let plain_part = |part: &str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
             !part.is_empty() && part != "." && part != ".." && part.bytes().all(plain)
         };
         let prefix = match path {
             "" => String::new(),
-            _ if path.split('/').all(part) => format!("/{path}"),
+            _ if path.split('/').all(plain_part) => format!("/{path}"),
             _ => return Err(fault()),
         };
         Ok(Self { https, host, port: port.unwrap_or(if https { 443 } else { 80 }), prefix })
