@@ -177,6 +177,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "[[upstream.\"docker.io\".rule]]\nrepository = \"alpine\"\ntags = \"5m\"",
         "line 2: upstream.\"docker.io\".rule[0].repository: \"alpine\" matches nothing",
     ),
+    (
+        "[upstream.\"a.b\"]\nconnect = [\"u:hunter2@x:443\"]",
+        "line 2: upstream.\"a.b\".connect[0]: \"…@x:443\" is not an address to dial",
+    ),
     // Asking itself.
     (
         "[upstream.mine]\nurl = \"http://localhost:5000\"",
