@@ -74,9 +74,10 @@ impl Bypass {
         let hasher = Some(Hasher::new(self.digest.algorithm()));
         let passing =
             Passing { upstream: self.upstream, digest: self.digest, body: self.body, hasher, held: Bytes::new() };
-        stream::try_unfold(passing, |mut passing| async move {
-            Ok(passing.next().await?.map(|bytes| (bytes, passing)))
-        })
+        stream::try_unfold(
+            passing,
+            |mut passing| async move { Ok(passing.next().await?.map(|bytes| (bytes, passing))) },
+        )
     }
 }
 
@@ -94,8 +95,7 @@ impl Passing {
             let Some(frame) = self.body.frame().await else {
                 let actual = hasher.finish();
                 if actual != self.digest {
-                    let (upstream, expected) = (self.upstream.clone(), self.digest);
-                    return Err(CacheError::DigestMismatch { upstream, expected, actual }.into());
+                    return Err(CacheError::wrong_content(&self.upstream, self.digest, actual).into());
                 }
                 let last = std::mem::take(&mut self.held);
                 return Ok(Some(last).filter(|last| !last.is_empty()));

@@ -31,12 +31,13 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
             ErrorCode::Unavailable,
             format!("upstream {upstream} did not answer in time; try again, and check the way to it"),
         ),
-        CacheError::DigestMismatch { upstream, expected, .. } => Failure::new(
+        CacheError::WrongContent(wrong) => Failure::new(
             StatusCode::BAD_GATEWAY,
             ErrorCode::DigestInvalid,
             format!(
-                "upstream {upstream} sent content that is not {expected}; nothing of it was kept. If it stays so, the \
-                 upstream, or a proxy on the way to it, is damaged"
+                "upstream {} sent content that is not {}; nothing of it was kept. If it stays so, the upstream, or a \
+                 proxy on the way to it, is damaged",
+                wrong.upstream, wrong.expected
             ),
         ),
         CacheError::ManifestTooLarge { upstream, limit } => Failure::new(
@@ -57,7 +58,9 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
         CacheError::Damaged(digest) => Failure::new(
             StatusCode::BAD_GATEWAY,
             ErrorCode::BlobUnknown,
-            format!("the stored copy of {digest} was damaged and has been quarantined; ask again to have it fetched anew"),
+            format!(
+                "the stored copy of {digest} was damaged and has been quarantined; ask again to have it fetched anew"
+            ),
         ),
         CacheError::NoSpace | CacheError::Store(_) => Failure::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -79,9 +82,9 @@ fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
     let unavailable = |message: String| Failure::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message);
     let failure = match &error.fault {
         Fault::Sealed => return sealed(name, kind),
-        Fault::Unreachable(_) | Fault::OwnListener | Fault::Tls(_) => unavailable(format!(
-            "ocistern cannot connect to upstream {error}; content that it has is still served"
-        )),
+        Fault::Unreachable(_) | Fault::OwnListener | Fault::Tls(_) => {
+            unavailable(format!("ocistern cannot connect to upstream {error}; content that it has is still served"))
+        }
         Fault::Timeout(_) => Failure::new(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorCode::Unavailable,
@@ -147,7 +150,10 @@ mod tests {
         let not_found = of(Fault::NotFound { code: None, message: "no such tag".into() });
         assert_eq!((not_found.status, not_found.code), (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown));
         let limited = of(Fault::RateLimited { retry_after: Some(Duration::from_secs(9)), message: String::new() });
-        assert_eq!((limited.status, limited.retry_after), (StatusCode::TOO_MANY_REQUESTS, Some(Duration::from_secs(9))));
+        assert_eq!(
+            (limited.status, limited.retry_after),
+            (StatusCode::TOO_MANY_REQUESTS, Some(Duration::from_secs(9)))
+        );
         let open = of(Fault::BreakerOpen { retry_after: Duration::from_secs(3) });
         assert_eq!((open.status, open.retry_after), (StatusCode::SERVICE_UNAVAILABLE, Some(Duration::from_secs(3))));
         let refused = of(Fault::Unauthorized { message: String::new() });

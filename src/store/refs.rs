@@ -30,7 +30,7 @@ pub struct TagRecord {
 }
 
 /// As what upstream served a digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
     /// As a manifest.
@@ -123,6 +123,15 @@ impl LinkKind {
             Self::Manifest => "manifest",
             Self::Blob => "blob",
         }
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    /// The link of a blob of `size` bytes.
+    pub const fn blob(via: Via, size: u64) -> Self {
+        Self { kind: LinkKind::Blob, via, media_type: None, size, subject: None, artifact_type: None }
     }
 }
 
