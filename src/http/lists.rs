@@ -1,24 +1,77 @@
-//! Tag lists, referrers, the catalog.
+//! Tag lists, referrers and the catalog.
+
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LINK};
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Method, Response};
 
 use super::App;
-use super::respond::{Body, Failure};
+use super::record::Served;
+use super::respond::{Body, Failure, empty, full};
 use super::route::Route;
-use crate::oci::{Digest, ErrorCode, RepoName};
+use crate::cache::{Found, List, Target};
+use crate::metrics::Source;
+use crate::oci::{Digest, RepoName};
 
-pub(super) async fn tags(_: &App, _: &Route, _: &RepoName, _: &Parts) -> Result<Response<Body>, Failure> {
-    Err(Failure::new(StatusCode::NOT_IMPLEMENTED, ErrorCode::Unsupported, "not merged yet"))
-}
-pub(super) async fn referrers(
-    _: &App,
-    _: &Route,
-    _: &RepoName,
-    _: &Digest,
-    _: &Parts,
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// `NAME/tags/list`.
+pub(super) async fn tags(
+    app: &App,
+    route: &Route,
+    repo: &RepoName,
+    request: &Parts,
 ) -> Result<Response<Body>, Failure> {
-    Err(Failure::new(StatusCode::NOT_IMPLEMENTED, ErrorCode::Unsupported, "not merged yet"))
+    let target = Target { upstream: route.upstream.clone(), repo: repo.clone() };
+    Ok(respond(route, request, app.cache.tags(&target, &route.query).await?))
 }
-pub(super) async fn catalog(_: &App, _: &Route, _: &Parts) -> Result<Response<Body>, Failure> {
-    Err(Failure::new(StatusCode::NOT_IMPLEMENTED, ErrorCode::Unsupported, "not merged yet"))
+
+/// `NAME/referrers/DIGEST`.
+pub(super) async fn referrers(
+    app: &App,
+    route: &Route,
+    repo: &RepoName,
+    subject: &Digest,
+    request: &Parts,
+) -> Result<Response<Body>, Failure> {
+    let target = Target { upstream: route.upstream.clone(), repo: repo.clone() };
+    Ok(respond(route, request, app.cache.referrers(&target, subject, &route.query).await?))
+}
+
+/// `_catalog`.
+pub(super) async fn catalog(app: &App, route: &Route, request: &Parts) -> Result<Response<Body>, Failure> {
+    Ok(respond(route, request, app.cache.catalog(&route.upstream, &route.query).await?))
+}
+
+fn respond(route: &Route, request: &Parts, list: List) -> Response<Body> {
+    let length = list.body.len();
+    let mut response = Response::new(if request.method == Method::HEAD { empty() } else { full(list.body) });
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(list.status.as_header()));
+    let mut insert = |name: HeaderName, value: Option<String>| {
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(name, value);
+        }
+    };
+    insert(CONTENT_TYPE, Some(list.content_type));
+    insert(FILTERS_APPLIED, list.filters_applied);
+    insert(LINK, list.link.and_then(|link| local_link(route, &link)));
+    let source = if list.status.found == Found::Stale { Source::Cache } else { Source::Fill };
+    response.extensions_mut().insert(Served { outcome: list.status.outcome(), source });
+    response
+}
+
+/// Upstream's `Link: <…>; rel="next"` for this client: relative, in the form of address that it used. Az keeps only
+/// the query, others the whole path. None if it leads elsewhere than to the registry API.
+fn local_link(route: &Route, link: &str) -> Option<String> {
+    let (target, parameters) = link.strip_prefix('<')?.split_once('>')?;
+    let path = match target.split_once("://") {
+        // Absolute: the authority is upstream's, and none of the client's business.
+        Some((_, rest)) => rest.get(rest.find('/')?..)?,
+        None => target,
+    };
+    // A registry behind a path, or a relative reference: what counts starts at /v2/.
+    let path = path.get(path.find("/v2/")?..)?;
+    Some(format!("<{}>{parameters}", route.local_target(path)?))
 }

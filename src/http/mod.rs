@@ -16,6 +16,7 @@ mod lists;
 mod pull;
 pub mod range;
 mod record;
+mod represent;
 pub mod respond;
 pub mod route;
 

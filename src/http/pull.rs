@@ -1,21 +1,61 @@
-//! Manifests and blobs.
+//! GET and HEAD of manifests and blobs.
+
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{HeaderValue, Method, Response};
 
 use super::App;
+use super::represent::{Payload, Representation};
 use super::respond::{Body, Failure};
 use super::route::Route;
-use crate::oci::{Digest, ErrorCode, Reference, RepoName};
+use crate::cache::{BlobSource, Target, Want};
+use crate::oci::{Digest, Reference, RepoName};
 
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// `NAME/manifests/REFERENCE`.
 pub(super) async fn manifest(
-    _: &App,
-    _: &Route,
-    _: &RepoName,
-    _: &Reference,
-    _: &Parts,
+    app: &App,
+    route: &Route,
+    repo: &RepoName,
+    reference: &Reference,
+    request: &Parts,
 ) -> Result<Response<Body>, Failure> {
-    Err(Failure::new(StatusCode::NOT_IMPLEMENTED, ErrorCode::Unsupported, "not merged yet"))
+    let want = if request.method == Method::HEAD { Want::Description } else { Want::Bytes };
+    let found = app.cache.manifest(&target(route, repo), reference, want).await?;
+    let representation = Representation {
+        digest: found.digest,
+        content_type: HeaderValue::from_str(&found.media_type).unwrap_or(OCTETS),
+        length: Some(found.size),
+        payload: found.bytes.map_or(Payload::None, Payload::Bytes),
+        status: found.status,
+    };
+    representation.respond(request)
 }
-pub(super) async fn blob(_: &App, _: &Route, _: &RepoName, _: &Digest, _: &Parts) -> Result<Response<Body>, Failure> {
-    Err(Failure::new(StatusCode::NOT_IMPLEMENTED, ErrorCode::Unsupported, "not merged yet"))
+
+/// `NAME/blobs/DIGEST`.
+pub(super) async fn blob(
+    app: &App,
+    route: &Route,
+    repo: &RepoName,
+    digest: &Digest,
+    request: &Parts,
+) -> Result<Response<Body>, Failure> {
+    let target = target(route, repo);
+    let found = if request.method == Method::HEAD {
+        app.cache.describe_blob(&target, digest).await?
+    } else {
+        app.cache.blob(&target, digest).await?
+    };
+    let (length, payload) = match found.source {
+        BlobSource::Content(content) => (content.length(), Payload::Content(content)),
+        BlobSource::Bypass(bypass) => (bypass.length(), Payload::Bypass(bypass)),
+        BlobSource::Described { length } => (length, Payload::None),
+    };
+    let representation =
+        Representation { digest: *digest, content_type: OCTETS, length, payload, status: found.status };
+    representation.respond(request)
+}
+
+fn target(route: &Route, repo: &RepoName) -> Target {
+    Target { upstream: route.upstream.clone(), repo: repo.clone() }
 }
