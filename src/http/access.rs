@@ -127,6 +127,7 @@ mod tests {
             public_url: Some("https://cache.example".to_owned()),
             hostnames: BTreeMap::from([("my.azurecr.io".to_owned(), "my.azurecr.io".parse().unwrap())]),
             tls: None,
+            optional: false,
         }
     }
 

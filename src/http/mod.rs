@@ -12,6 +12,7 @@
 //! at the end of the body, on a panic, and when the client leaves before the answer.
 
 pub mod access;
+pub mod admin;
 mod lists;
 mod pull;
 pub mod range;
@@ -39,6 +40,7 @@ use self::record::Record;
 pub use self::record::Served;
 use self::respond::{Body, BodyError, Failure};
 use self::route::{Directory, Endpoint, Route, Routed};
+use crate::cache::Cache;
 use crate::config::{Config, Listener, ListenerTls};
 use crate::metrics::Metrics;
 use crate::oci::ErrorCode;
@@ -54,12 +56,13 @@ pub const MAX_HEAD: usize = 32 * 1024;
 const MAX_REQUEST_ID: usize = 64;
 
 /// What requests are served with.
-#[derive(Debug)]
 pub struct App {
     /// The configuration.
     pub config: Arc<Config>,
     /// The upstreams by the names that clients use.
     pub directory: Directory,
+    /// What answers pulls.
+    pub cache: Arc<Cache>,
     /// All metrics.
     pub metrics: Metrics,
 }

@@ -526,6 +526,7 @@ mod tests {
             public_url: None,
             hostnames: BTreeMap::from([("my.azurecr.io".to_owned(), "my.azurecr.io".parse().unwrap())]),
             tls: None,
+            optional: false,
         }
     }
 

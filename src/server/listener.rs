@@ -81,7 +81,7 @@ impl Socket {
 
     /// Opens a Unix socket with these permissions; a file left over by a process that is gone is replaced.
     pub(super) fn unix(path: &Path, mode: u32) -> Result<Self, ListenError> {
-        let error = |source| ListenError::new(Display(path), source);
+        let error = |source| ListenError::unix(path, source);
         remove_stale(path).map_err(error)?;
         let listener = UnixListener::bind(path).map_err(error)?;
         let file = SocketFile::new(path).map_err(error)?;
@@ -189,7 +189,13 @@ pub(super) async fn open(
     }
     tcp.reverse();
     for listener in tcp.into_iter().chain(unix) {
-        opened.push((Socket::open(&listener.address).await?, listener.clone()));
+        match Socket::open(&listener.address).await {
+            Ok(socket) => opened.push((socket, listener.clone())),
+            Err(error) if listener.optional && error.is_missing_address() => {
+                tracing::debug!("{error}");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(opened)
 }
@@ -274,6 +280,16 @@ impl InheritedSocket {
 // === impl ListenError ===
 
 impl ListenError {
+    /// Whether the machine has no such address, or not the whole family.
+    fn is_missing_address(&self) -> bool {
+        let no_family = Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+        self.source.kind() == io::ErrorKind::AddrNotAvailable || self.source.raw_os_error() == no_family
+    }
+
+    pub(super) fn unix(path: &Path, source: io::Error) -> Self {
+        Self::new(Display(path), source)
+    }
+
     fn new(what: impl fmt::Display, source: io::Error) -> Self {
         Self { what: what.to_string(), source }
     }
@@ -284,7 +300,7 @@ mod tests {
     use super::*;
 
     fn listener(address: Address) -> Listener {
-        Listener { address, default_upstream: None, public_url: None, hostnames: Default::default(), tls: None }
+        Listener { address, default_upstream: None, public_url: None, hostnames: Default::default(), tls: None, optional: false }
     }
 
     #[tokio::test]
