@@ -72,9 +72,7 @@ impl Cache {
                 self.prove(target, digest, LinkKind::Blob, Some(stored.len)).await?;
                 match self.trusted(digest, stored).await {
                     Ok(content) => {
-                        let unverified = !content.is_verified();
-                        let status = CacheStatus { found: Found::Hit, unverified };
-                        return Ok(Blob { source: BlobSource::Content(content), status });
+                        return Ok(Blob { source: BlobSource::Content(content), status: Found::Hit.into() });
                     }
                     // Quarantined: the next turn fetches it anew.
                     Err(error @ CacheError::Damaged(_)) => {
@@ -94,8 +92,7 @@ impl Cache {
                 Ok(head) => {
                     let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher, None);
                     let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
-                    let status = CacheStatus { found, unverified: !content.is_verified() };
-                    return Ok(Blob { source: BlobSource::Content(content), status });
+                    return Ok(Blob { source: BlobSource::Content(content), status: found.into() });
                 }
                 Err(CacheError::NoSpace | CacheError::Store(_)) => {
                     let bypass = self.bypass(target, digest, deadline).await?;
@@ -208,7 +205,10 @@ impl Cache {
                 if answer.status == StatusCode::OK {
                     Ok(Proof { via: answer.via, headers: answer.headers })
                 } else {
-                    Err(CacheError::BadAnswer { upstream: target.upstream, reason: "a status other than 200 to a HEAD" })
+                    Err(CacheError::BadAnswer {
+                        upstream: target.upstream,
+                        reason: "a status other than 200 to a HEAD",
+                    })
                 }
             }
         });

@@ -64,12 +64,7 @@ impl Content {
     }
 
     /// A file that is being filled (`keep` is none) or checked (`keep` is the file's guard).
-    pub(super) fn watched(
-        file: Arc<File>,
-        length: Option<u64>,
-        watcher: Watcher,
-        keep: Option<StoredBlob>,
-    ) -> Self {
+    pub(super) fn watched(file: Arc<File>, length: Option<u64>, watcher: Watcher, keep: Option<StoredBlob>) -> Self {
         Self(Source::Watched { file, length, watcher, _keep: keep })
     }
 
@@ -138,9 +133,8 @@ impl Cursor {
                 State::Growing(bytes) => length.map_or(bytes, |length| length.min(bytes)),
             };
             // Of a blob of unknown length any byte may be the last one.
-            let safe = length.map_or(limit.saturating_sub(HELD_BACK), |length| {
-                limit.min(length.saturating_sub(HELD_BACK))
-            });
+            let safe =
+                length.map_or(limit.saturating_sub(HELD_BACK), |length| limit.min(length.saturating_sub(HELD_BACK)));
             if within(safe) > self.at {
                 return Ok(within(safe));
             }

@@ -74,9 +74,10 @@ impl Bypass {
         let hasher = Some(Hasher::new(self.digest.algorithm()));
         let passing =
             Passing { upstream: self.upstream, digest: self.digest, body: self.body, hasher, held: Bytes::new() };
-        stream::try_unfold(passing, |mut passing| async move {
-            Ok(passing.next().await?.map(|bytes| (bytes, passing)))
-        })
+        stream::try_unfold(
+            passing,
+            |mut passing| async move { Ok(passing.next().await?.map(|bytes| (bytes, passing))) },
+        )
     }
 }
 

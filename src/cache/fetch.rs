@@ -65,7 +65,12 @@ impl Cache {
         let key = (target.clone(), reference.clone());
         Ok(self.fetches.join(&key, &self.tasks, &self.stop, || {
             let (cache, target, reference) = (Arc::clone(self), target.clone(), reference.clone());
-            async move { cache.fetch(&target, &reference, None).await.and_then(|fetched| fetched.ok_or_else(|| bad(&target, "304 to an unconditional GET"))) }
+            async move {
+                cache
+                    .fetch(&target, &reference, None)
+                    .await
+                    .and_then(|fetched| fetched.ok_or_else(|| bad(&target, "304 to an unconditional GET")))
+            }
         }))
     }
 
@@ -209,9 +214,8 @@ impl Cache {
         let content_type = text(&headers, &header::CONTENT_TYPE);
         let info = ManifestInfo::check(content_type.as_deref(), &bytes)
             .map_err(|fault| CacheError::ManifestRefused { upstream: target.upstream.clone(), fault })?;
-        let media_type = content_type
-            .or_else(|| info.media_type.clone())
-            .unwrap_or_else(|| media::OCI_MANIFEST.to_owned());
+        let media_type =
+            content_type.or_else(|| info.media_type.clone()).unwrap_or_else(|| media::OCI_MANIFEST.to_owned());
         let kept = self.keep_manifest(target, &digest, &media_type, via, &info, bytes.clone()).await;
         if kept && let Reference::Tag(tag) = reference {
             let etag = text(&headers, &header::ETAG);

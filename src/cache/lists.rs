@@ -47,7 +47,12 @@ impl Cache {
     }
 
     /// What refers to `subject` in `target`; `query` as the client wrote it (`artifactType`).
-    pub async fn referrers(self: &Arc<Self>, target: &Target, subject: &Digest, query: &str) -> Result<List, CacheError> {
+    pub async fn referrers(
+        self: &Arc<Self>,
+        target: &Target,
+        subject: &Digest,
+        query: &str,
+    ) -> Result<List, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let asked = match self.pass(target, Ask::referrers(&target.repo, subject, query, deadline)).await {
             Ok((list, via)) if media::essence(&list.content_type) == media::OCI_INDEX => Ok((list, via)),

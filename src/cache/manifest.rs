@@ -134,12 +134,7 @@ impl Cache {
     }
 
     /// Asks upstream for what is not in the store.
-    async fn ask(
-        self: &Arc<Self>,
-        target: &Target,
-        reference: &Reference,
-        want: Want,
-    ) -> Result<Manifest, CacheError> {
+    async fn ask(self: &Arc<Self>, target: &Target, reference: &Reference, want: Want) -> Result<Manifest, CacheError> {
         self.check_missing(target, &reference.to_string())?;
         let answer = match want {
             Want::Description => self.describe_upstream(target, reference).await.map(Described::into_manifest),

@@ -223,3 +223,97 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const LOCAL: &str = "127.0.0.1:40000";
+    const REMOTE: &str = "192.0.2.7:40000";
+
+    fn admin(token_file: Option<&Path>) -> Admin {
+        let mut config = Config::from_toml("root = \"/var/cache/x\"").unwrap();
+        config.admin.token_file = token_file.map(ToOwned::to_owned);
+        let readiness = Readiness::default();
+        Admin::new(Arc::new(config), Metrics::new().unwrap(), readiness, 1000)
+    }
+
+    fn request(method: &Method, path: &str, host: &str, authorization: Option<&str>) -> Request<()> {
+        let mut builder = Request::builder().method(method).uri(path).header(HOST, host);
+        if let Some(value) = authorization {
+            builder = builder.header(AUTHORIZATION, value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    async fn body(response: Response<Body>) -> String {
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_may_ask() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "s3cret\nsecond line\n").unwrap();
+        let tcp = |address: &str| Peer::Tcp(address.parse().unwrap());
+        let (none, with) = (admin(None), admin(Some(&file)));
+        let good = Some("Bearer s3cret");
+        let (get, post) = (&Method::GET, &Method::POST);
+        for (what, admin, peer, method, host, authorization, status) in [
+            ("loopback by address", &none, tcp(LOCAL), get, "127.0.0.1:5080", None, 200),
+            ("loopback by name", &none, tcp(LOCAL), get, "localhost:5080", None, 200),
+            ("loopback by HEAD", &none, tcp(LOCAL), &Method::HEAD, "localhost", None, 200),
+            ("loopback by a rebound name", &none, tcp(LOCAL), get, "evil.example:5080", None, 403),
+            ("loopback by a rebound name", &with, tcp(LOCAL), get, "evil.example:5080", None, 401),
+            ("loopback, a write without token", &with, tcp(LOCAL), post, "localhost", None, 401),
+            ("loopback, a write", &with, tcp(LOCAL), post, "localhost", good, 405),
+            ("elsewhere, no token configured", &none, tcp(REMOTE), get, "localhost", good, 403),
+            ("elsewhere, without token", &with, tcp(REMOTE), get, "localhost", None, 401),
+            ("elsewhere, wrong token", &with, tcp(REMOTE), get, "cache", Some("Bearer s3creT"), 401),
+            ("elsewhere, part of the token", &with, tcp(REMOTE), get, "cache", Some("Bearer s3cre"), 401),
+            ("elsewhere, empty token", &with, tcp(REMOTE), get, "cache", Some("Bearer "), 401),
+            ("elsewhere, the second line", &with, tcp(REMOTE), get, "cache", Some("Bearer second line"), 401),
+            ("elsewhere, Basic", &with, tcp(REMOTE), get, "cache", Some("Basic s3cret"), 401),
+            ("elsewhere, with token", &with, tcp(REMOTE), get, "cache", good, 200),
+            ("elsewhere, other case", &with, tcp(REMOTE), get, "cache", Some("bearer s3cret"), 200),
+            ("socket, own user", &none, Peer::Unix(Some(1000)), get, "x", None, 200),
+            ("socket, root", &none, Peer::Unix(Some(0)), get, "x", None, 200),
+            ("socket, another user", &with, Peer::Unix(Some(1001)), get, "x", good, 403),
+            ("socket, unknown user", &with, Peer::Unix(None), get, "x", good, 403),
+        ] {
+            let response = admin.handle(peer, request(method, "/healthz", host, authorization)).await;
+            assert_eq!(response.status().as_u16(), status, "{what}");
+        }
+        std::fs::write(&file, "\n").unwrap();
+        let response = with.handle(tcp(REMOTE), request(get, "/healthz", "cache", Some("Bearer "))).await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "an empty file opens nothing");
+    }
+
+    #[tokio::test]
+    async fn what_there_is() {
+        let admin = admin(None);
+        let ask = async |path: &str| {
+            let peer = Peer::Tcp(LOCAL.parse().unwrap());
+            let response = admin.handle(peer, request(&Method::GET, path, "localhost", None)).await;
+            (response.status().as_u16(), body(response).await)
+        };
+        assert_eq!(ask("/healthz").await, (200, "ok\n".to_owned()));
+        assert_eq!(ask("/readyz").await, (503, "starting\n".to_owned()));
+        admin.readiness.set(Stage::Ready);
+        assert_eq!(ask("/readyz").await, (200, "ready\n".to_owned()));
+        admin.readiness.set(Stage::Stopping);
+        assert_eq!(ask("/readyz").await, (503, "stopping\n".to_owned()));
+        assert!(ask("/metrics").await.1.contains("ocistern_store_bytes 0"));
+        admin.set_listeners(vec!["127.0.0.1:5000".to_owned()]);
+        admin.metrics.store_blobs.set(3);
+        let (status, text) = ask("/api/v1/status").await;
+        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(status, 200);
+        assert_eq!(parsed["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(parsed["listeners"][0], "127.0.0.1:5000");
+        assert_eq!(parsed["store"]["blobs"], 3);
+        assert_eq!((ask("/").await.0, ask("/metrics/").await.0, ask("/api/v1/blobs").await.0), (404, 404, 404));
+    }
+}

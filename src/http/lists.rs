@@ -5,11 +5,12 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response};
 
 use super::App;
+use super::explain::explain;
 use super::record::Served;
 use super::respond::{Body, Failure, empty, full};
 use super::route::Route;
 use crate::cache::{Found, List, Target};
-use crate::metrics::Source;
+use crate::metrics::{Kind, Source};
 use crate::oci::{Digest, RepoName};
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -23,7 +24,8 @@ pub(super) async fn tags(
     request: &Parts,
 ) -> Result<Response<Body>, Failure> {
     let target = Target { upstream: route.upstream.clone(), repo: repo.clone() };
-    Ok(respond(route, request, app.cache.tags(&target, &route.query).await?))
+    let list = app.cache.tags(&target, &route.query).await;
+    list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Tags))
 }
 
 /// `NAME/referrers/DIGEST`.
@@ -35,12 +37,14 @@ pub(super) async fn referrers(
     request: &Parts,
 ) -> Result<Response<Body>, Failure> {
     let target = Target { upstream: route.upstream.clone(), repo: repo.clone() };
-    Ok(respond(route, request, app.cache.referrers(&target, subject, &route.query).await?))
+    let list = app.cache.referrers(&target, subject, &route.query).await;
+    list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Referrers))
 }
 
 /// `_catalog`.
 pub(super) async fn catalog(app: &App, route: &Route, request: &Parts) -> Result<Response<Body>, Failure> {
-    Ok(respond(route, request, app.cache.catalog(&route.upstream, &route.query).await?))
+    let list = app.cache.catalog(&route.upstream, &route.query).await;
+    list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Other))
 }
 
 fn respond(route: &Route, request: &Parts, list: List) -> Response<Body> {

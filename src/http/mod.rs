@@ -13,6 +13,7 @@
 
 pub mod access;
 pub mod admin;
+mod explain;
 mod lists;
 mod pull;
 pub mod range;

@@ -174,8 +174,6 @@ impl From<RouteError> for Failure {
     }
 }
 
-// === the seam to the cache: impl From<CacheError> for Failure stands here ===
-
 // === bodies ===
 
 /// A body with nothing in it.

@@ -27,7 +27,7 @@ pub(super) enum Socket {
     /// TCP.
     Tcp(TcpListener),
     /// Unix; the file is removed at the end, if this process made it.
-    Unix(UnixListener, Option<SocketFile>),
+    Unix { listener: UnixListener, _file: Option<SocketFile> },
 }
 
 /// The file of a Unix socket; dropping it removes it, if it is still the same.
@@ -86,7 +86,7 @@ impl Socket {
         let listener = UnixListener::bind(path).map_err(error)?;
         let file = SocketFile::new(path).map_err(error)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(error)?;
-        Ok(Self::Unix(listener, Some(file)))
+        Ok(Self::Unix { listener, _file: Some(file) })
     }
 
     async fn open(address: &Address) -> Result<Self, ListenError> {
@@ -100,7 +100,7 @@ impl Socket {
     pub(super) fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(..) => None,
+            Self::Unix { .. } => None,
         }
     }
 
@@ -114,7 +114,7 @@ impl Socket {
                 let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
                 Ok((Plain::Tcp(stream), Peer::Tcp(address)))
             }
-            Self::Unix(listener, _) => {
+            Self::Unix { listener, .. } => {
                 let (stream, _) = listener.accept().await?;
                 let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
                 Ok((Plain::Unix(stream), Peer::Unix(user)))
@@ -130,7 +130,7 @@ impl fmt::Display for Socket {
                 Ok(address) => address.fmt(f),
                 Err(_) => f.write_str("a TCP socket"),
             },
-            Self::Unix(listener, _) => match listener.local_addr() {
+            Self::Unix { listener, .. } => match listener.local_addr() {
                 Ok(address) => write!(f, "unix:{}", address.as_pathname().unwrap_or(Path::new("(unnamed)")).display()),
                 Err(_) => f.write_str("a Unix socket"),
             },
@@ -166,10 +166,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 /// The sockets of the configured listeners. Sockets of systemd take the place of configured addresses: a Unix socket
 /// that of the listener with its path, any other that of the next TCP listener, whose settings it has; those beyond
 /// have the settings of the first listener.
-pub(super) async fn open(
-    listeners: &[Listener],
-    inherited: Inherited,
-) -> Result<Vec<(Socket, Listener)>, ListenError> {
+pub(super) async fn open(listeners: &[Listener], inherited: Inherited) -> Result<Vec<(Socket, Listener)>, ListenError> {
     let replaced = !inherited.0.is_empty();
     let (mut tcp, mut unix): (Vec<&Listener>, Vec<&Listener>) =
         listeners.iter().partition(|listener| matches!(listener.address, Address::Tcp(_)));
@@ -203,7 +200,7 @@ pub(super) async fn open(
 impl Socket {
     fn is_at(&self, address: &Address) -> bool {
         match (self, address) {
-            (Self::Unix(listener, _), Address::Unix(path)) => {
+            (Self::Unix { listener, .. }, Address::Unix(path)) => {
                 listener.local_addr().is_ok_and(|own| own.as_pathname() == Some(path))
             }
             _ => false,
@@ -271,7 +268,7 @@ impl InheritedSocket {
             }
             Self::Unix(listener) => {
                 listener.set_nonblocking(true).map_err(error)?;
-                UnixListener::from_std(listener).map(|listener| Socket::Unix(listener, None)).map_err(error)
+                UnixListener::from_std(listener).map(|listener| Socket::Unix { listener, _file: None }).map_err(error)
             }
         }
     }
@@ -300,7 +297,14 @@ mod tests {
     use super::*;
 
     fn listener(address: Address) -> Listener {
-        Listener { address, default_upstream: None, public_url: None, hostnames: Default::default(), tls: None, optional: false }
+        Listener {
+            address,
+            default_upstream: None,
+            public_url: None,
+            hostnames: Default::default(),
+            tls: None,
+            optional: false,
+        }
     }
 
     #[tokio::test]

@@ -12,6 +12,8 @@ mod notify;
 mod permits;
 mod stream;
 mod supervise;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::net::SocketAddr;
@@ -27,8 +29,8 @@ use tokio_util::task::TaskTracker;
 
 pub use self::admin_socket::admin_socket_path;
 use self::connection::{Handler, Run, Serving};
-pub use self::listener::{Inherited, ListenError};
 use self::listener::Socket;
+pub use self::listener::{Inherited, ListenError};
 use self::permits::Permits;
 pub use self::tls::TlsError;
 use crate::cache::Cache;
@@ -259,12 +261,10 @@ async fn start_admin(
     let serving = Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
     let path = admin_socket_path(config);
     let at = path.clone();
-    let socket = spawn_blocking(move || {
-        admin_socket::prepare(&at).map_err(|error| ListenError::unix(&at, error))
-    });
+    let socket = spawn_blocking(move || admin_socket::prepare(&at).map_err(|error| ListenError::unix(&at, error)));
     socket.await??;
     let socket = Socket::unix(&path, ADMIN_SOCKET_MODE)?;
-    store.announce_socket(&path).await;
+    store.announce_socket(path.clone()).await?;
     run.tasks.spawn(serving.clone().accept(socket));
     let Some(address) = config.admin.address else { return Ok(None) };
     let socket = Socket::tcp(address).await?;

@@ -1,5 +1,6 @@
 //! Drives a connection, and ends it: when it is done, when its time is over, when the server stops.
 
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use super::activity::{Activity, Overdue, Verdict};
 
 /// Why a connection ended otherwise than by being done.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Ended<E: std::error::Error + 'static> {
+pub(super) enum Ended {
     /// By the protocol or the network; clients that go away are here too.
     #[error("the connection failed")]
-    Connection(#[source] E),
+    Connection(#[source] Box<dyn Error + Send + Sync>),
     /// By a limit.
     #[error(transparent)]
     Overdue(Overdue),
@@ -31,9 +32,9 @@ pub(super) async fn run<C>(
     activity: Arc<Activity>,
     drain: &CancellationToken,
     abort: &CancellationToken,
-) -> Result<(), Ended<C::Error>>
+) -> Result<(), Ended>
 where
-    C: GracefulConnection<Error: std::error::Error + 'static>,
+    C: GracefulConnection<Error: Into<Box<dyn Error + Send + Sync>>>,
 {
     let mut connection = pin!(connection);
     let mut drain = pin!(drain.cancelled());
@@ -44,7 +45,7 @@ where
     poll_fn(|cx| {
         loop {
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(Ended::Connection));
+                return Poll::Ready(result.map_err(|error| Ended::Connection(error.into())));
             }
             if abort.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Ended::Stopped));

@@ -63,8 +63,8 @@ pub(super) fn acceptor(tls: &ListenerTls) -> Result<TlsAcceptor, TlsError> {
             builder.with_client_cert_verifier(verifier.build().map_err(|source| error(source.into()))?)
         }
     };
-    let key = PrivateKeyDer::from_pem_file(&tls.key)
-        .map_err(|source| TlsError::File { path: tls.key.clone(), source })?;
+    let key =
+        PrivateKeyDer::from_pem_file(&tls.key).map_err(|source| TlsError::File { path: tls.key.clone(), source })?;
     let mut config = builder.with_single_cert(certificates(&tls.certificate)?, key).map_err(unusable)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
