@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError, Credentials, Flags};
 ///
 /// # Errors
 /// As [`Config::load`].
-pub fn check(path: Option<&Path>) -> Result<String, ConfigError> {
+pub(super) fn check(path: Option<&Path>) -> Result<String, ConfigError> {
     let config = load(path)?;
     let mut text = match &config.source {
         Some(file) => format!("{}: no problem found\n", file.display()),
@@ -28,7 +28,7 @@ pub fn check(path: Option<&Path>) -> Result<String, ConfigError> {
 ///
 /// # Errors
 /// As [`Config::load`].
-pub fn show(path: Option<&Path>) -> Result<String, ConfigError> {
+pub(super) fn show(path: Option<&Path>) -> Result<String, ConfigError> {
     let config = load(path)?;
     let source = config.source.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
     Ok(format!("# configuration file: {source}\n{}", config.show()))

@@ -122,12 +122,12 @@ mod tests {
 
     fn listener() -> Listener {
         Listener {
-            optional: false,
             address: Address::Tcp("127.0.0.1:0".parse().unwrap()),
             default_upstream: None,
             public_url: Some("https://cache.example".to_owned()),
             hostnames: BTreeMap::from([("my.azurecr.io".to_owned(), "my.azurecr.io".parse().unwrap())]),
             tls: None,
+            optional: false,
         }
     }
 

@@ -12,6 +12,7 @@
 //! at the end of the body, on a panic, and when the client leaves before the answer.
 
 pub mod access;
+pub mod admin;
 mod explain;
 mod lists;
 mod pull;
@@ -56,7 +57,6 @@ pub const MAX_HEAD: usize = 32 * 1024;
 const MAX_REQUEST_ID: usize = 64;
 
 /// What requests are served with.
-#[derive(Debug)]
 pub struct App {
     /// The configuration.
     pub config: Arc<Config>,

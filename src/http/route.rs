@@ -521,12 +521,12 @@ mod tests {
 
     fn listener(default: Option<&str>) -> Listener {
         Listener {
-            optional: false,
             address: Address::Tcp("127.0.0.1:0".parse().unwrap()),
             default_upstream: default.map(|name| name.parse().unwrap()),
             public_url: None,
             hostnames: BTreeMap::from([("my.azurecr.io".to_owned(), "my.azurecr.io".parse().unwrap())]),
             tls: None,
+            optional: false,
         }
     }
 
