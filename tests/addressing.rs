@@ -53,7 +53,10 @@ async fn every_form_reaches_its_upstream_over_one_store() {
     ] {
         cistern.get(target).await.assert_is(&foreign.manifest);
     }
-    assert_eq!(raw(&cistern, "GET /v2/org/app/manifests/1.0 HTTP/1.1\r\nHost: reg.test\r\nConnection: close\r\n\r\n").await.0, 200);
+    assert_eq!(
+        raw(&cistern, "GET /v2/org/app/manifests/1.0 HTTP/1.1\r\nHost: reg.test\r\nConnection: close\r\n\r\n").await.0,
+        200
+    );
     assert_eq!(hub.count("GET", "*/manifests/*"), 1, "one store under all forms");
     assert!(other.count("GET", "*/manifests/*") <= 2, "one store under all forms");
     check(&cistern).await;
@@ -64,13 +67,15 @@ async fn a_mapped_host_takes_the_whole_path_as_the_name() {
     let (cistern, hub, other, ..) = two().await;
     let nested = image(3);
     other.image("docker.io/library/alpine", "3.20", &nested);
-    let head = "GET /v2/docker.io/library/alpine/manifests/3.20 HTTP/1.1\r\nHost: reg.test\r\nConnection: close\r\n\r\n";
+    let head =
+        "GET /v2/docker.io/library/alpine/manifests/3.20 HTTP/1.1\r\nHost: reg.test\r\nConnection: close\r\n\r\n";
     let (status, answer) = raw(&cistern, head).await;
     assert_eq!(status, 200, "{answer}");
     assert!(answer.contains(&nested.digest.to_string()), "{answer}");
     assert_eq!(hub.log().len(), 0, "the name on a mapped host is never a prefix");
     let (status, _) =
-        raw(&cistern, "GET /v2/alpine/manifests/3.20 HTTP/1.1\r\nHost: reg.test:443\r\nConnection: close\r\n\r\n").await;
+        raw(&cistern, "GET /v2/alpine/manifests/3.20 HTTP/1.1\r\nHost: reg.test:443\r\nConnection: close\r\n\r\n")
+            .await;
     assert!(matches!(status, 200 | 404), "{status}");
 }
 
@@ -97,7 +102,11 @@ async fn the_world_is_closed() {
         assert!(!got.error_code().is_empty(), "{target}");
     }
     let named = cistern.get("/v2/unknown.example/org/app/manifests/1.0").await;
-    assert!(String::from_utf8_lossy(&named.body).contains("unknown.example"), "it names what is missing: {}", named.summary());
+    assert!(
+        String::from_utf8_lossy(&named.body).contains("unknown.example"),
+        "it names what is missing: {}",
+        named.summary()
+    );
     assert_eq!(trap.connections(), 0, "nobody was dialled");
     assert_eq!(hub.log().len() + other.log().len(), 0, "no configured upstream was asked either");
 }
@@ -180,7 +189,8 @@ async fn bad_requests_get_the_specifications_errors() {
     }
     assert_eq!(upstream.log().len(), 0, "none of these reached upstream: {:?}", upstream.log().first());
     cistern.get("/v2/app/manifests/1.0").await.assert_is(&image.manifest);
-    let inside: Vec<_> = files(cistern.root()).into_iter().filter(|path| path.components().any(|c| c.as_os_str() == "..")).collect();
+    let inside: Vec<_> =
+        files(cistern.root()).into_iter().filter(|path| path.components().any(|c| c.as_os_str() == "..")).collect();
     assert!(inside.is_empty(), "{inside:?}");
     check(&cistern).await;
 }
@@ -199,12 +209,20 @@ async fn odd_methods_bodies_and_heads_are_refused() {
     let line = format!("GET {target} HTTP/1.1\r\nHost: x\r\n");
     for (what, head, statuses) in [
         ("a body on GET", format!("{line}Content-Length: 5\r\n\r\nhello"), vec![400]),
-        ("a chunked body on GET", format!("{line}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"), vec![400]),
+        (
+            "a chunked body on GET",
+            format!("{line}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            vec![400],
+        ),
         ("both framings", format!("{line}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), vec![400]),
         ("two lengths", format!("{line}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"), vec![400]),
         ("a huge head", format!("{line}X: {}\r\n\r\n", "x".repeat(200_000)), vec![400, 431]),
         ("many headers", format!("{line}{}\r\n", "X: y\r\n".repeat(1000)), vec![400, 431]),
-        ("a long target", format!("GET /v2/{} HTTP/1.1\r\nHost: x\r\n\r\n", "a/".repeat(60_000)), vec![400, 404, 414, 431]),
+        (
+            "a long target",
+            format!("GET /v2/{} HTTP/1.1\r\nHost: x\r\n\r\n", "a/".repeat(60_000)),
+            vec![400, 404, 414, 431],
+        ),
         ("no HTTP", "SSH-2.0-x\r\n\r\n".to_owned(), vec![400]),
         ("CONNECT", "CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), vec![400, 404, 405, 501]),
         ("an upgrade", format!("{line}Connection: upgrade\r\nUpgrade: websocket\r\n\r\n"), vec![200, 400]),

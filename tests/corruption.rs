@@ -82,7 +82,8 @@ async fn never_wrong(what: &str, cistern: &Cistern, bytes: &Bytes, target: &str)
 async fn damage_while_stopped_is_found_and_mended() {
     for (what, damage) in DAMAGES {
         for size in SIZES {
-            let (mut cistern, upstream, [(bytes, digest, target), (other, other_digest, other_target)]) = stored(size).await;
+            let (mut cistern, upstream, [(bytes, digest, target), (other, other_digest, other_target)]) =
+                stored(size).await;
             cistern.stop().await;
             damage(&blob_path(&cistern, &digest), &blob_path(&cistern, &other_digest));
             upstream.down();
@@ -104,7 +105,8 @@ async fn damage_while_stopped_is_found_and_mended() {
 async fn damage_while_running_is_found_and_mended() {
     for (what, damage) in DAMAGES {
         for size in SIZES {
-            let (cistern, upstream, [(bytes, digest, target), (other, other_digest, other_target)]) = stored(size).await;
+            let (cistern, upstream, [(bytes, digest, target), (other, other_digest, other_target)]) =
+                stored(size).await;
             damage(&blob_path(&cistern, &digest), &blob_path(&cistern, &other_digest));
             for (bytes, target) in [(&bytes, &target), (&other, &other_target)] {
                 never_wrong(what, &cistern, bytes, target).await;

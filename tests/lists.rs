@@ -244,7 +244,8 @@ async fn huge_numbers_and_lists_do_no_harm() {
     let upstream = Upstream::start().await;
     upstream.image("app", "a", &image(1));
     let cistern = Cistern::start(&upstream, "").await;
-    for query in ["n=18446744073709551616", "n=9223372036854775807", "n=-1", "n=x", "n=0", "last=%00", "last=%2e%2e%2f"] {
+    for query in ["n=18446744073709551616", "n=9223372036854775807", "n=-1", "n=x", "n=0", "last=%00", "last=%2e%2e%2f"]
+    {
         for target in [format!("/v2/app/tags/list?{query}"), format!("/v2/_catalog?{query}")] {
             let got = cistern.get(&target).await;
             assert!(matches!(got.status, 200 | 400), "{target}: {}", got.summary());

@@ -96,8 +96,12 @@ async fn cache_status_tells_miss_and_hit() {
         cistern.settle().await;
         assert_eq!(cistern.get(target).await.header("cache-status"), "ocistern; hit", "{target}");
     }
-    assert!((cistern.metric("ocistern_requests_total", &["result=\"miss\"", "upstream=\"up\""]).await - 2.0).abs() < 0.1);
-    assert!((cistern.metric("ocistern_requests_total", &["result=\"hit\"", "upstream=\"up\""]).await - 2.0).abs() < 0.1);
+    assert!(
+        (cistern.metric("ocistern_requests_total", &["result=\"miss\"", "upstream=\"up\""]).await - 2.0).abs() < 0.1
+    );
+    assert!(
+        (cistern.metric("ocistern_requests_total", &["result=\"hit\"", "upstream=\"up\""]).await - 2.0).abs() < 0.1
+    );
     let served = cistern.metric("ocistern_served_bytes_total", &["source=\"cache\""]).await;
     let bytes = image.manifest.len() + image.layers[0].len();
     assert!(served >= bytes as f64, "{served} bytes served from the cache, of {bytes}");
@@ -270,7 +274,11 @@ async fn bad_manifests_are_refused_and_not_kept() {
     let huge = format!(r#"{{"schemaVersion":2,"annotations":{{"x":"{}"}}}}"#, "x".repeat(4 * 1024 * 1024));
     let cistern = Cistern::start(&upstream, "").await;
     let bad = [
-        ("ambiguous", ambiguous), ("doubled", doubled), ("html", html), ("mistyped", mistyped), ("deep", deep),
+        ("ambiguous", ambiguous),
+        ("doubled", doubled),
+        ("html", html),
+        ("mistyped", mistyped),
+        ("deep", deep),
         ("huge", huge),
     ];
     for (name, text) in bad {
@@ -296,9 +304,17 @@ async fn only_what_upstream_answered_with_success_is_kept() {
     let upstream = Upstream::start().await;
     let cistern = Cistern::start(&upstream, "").await;
     let acts = [
-        acts::partial_unasked(), acts::login_page(), acts::announce(-10), acts::announce(10), acts::corrupt(),
-        acts::gzip(), acts::fail(500, "UNKNOWN"), acts::not_modified_unasked(), acts::redirect(307, "/v2/nowhere"),
-        acts::redirect(307, "file:///etc/passwd"), acts::answer(204, "text/plain", ""),
+        acts::partial_unasked(),
+        acts::login_page(),
+        acts::announce(-10),
+        acts::announce(10),
+        acts::corrupt(),
+        acts::gzip(),
+        acts::fail(500, "UNKNOWN"),
+        acts::not_modified_unasked(),
+        acts::redirect(307, "/v2/nowhere"),
+        acts::redirect(307, "file:///etc/passwd"),
+        acts::answer(204, "text/plain", ""),
     ];
     for (seed, act) in acts.into_iter().enumerate() {
         let bytes = blob(seed as u64 + 100, 30_000);
@@ -391,7 +407,10 @@ async fn tokens_of_every_shape_are_understood_and_kept() {
         assert_eq!(seen, fetched, "{field}, expires_in {expires_in:?}, JWT {jwt_lifetime:?}");
         let query = upstream.requests("GET", "/token")[0].request.query.clone();
         assert!(query.contains("service=scripted"), "{query}");
-        assert!(query.contains("scope=repository%3Aapp%3Apull") || query.contains("scope=repository:app:pull"), "{query}");
+        assert!(
+            query.contains("scope=repository%3Aapp%3Apull") || query.contains("scope=repository:app:pull"),
+            "{query}"
+        );
     }
 }
 
@@ -424,7 +443,8 @@ async fn upstream_is_asked_for_every_kind_of_manifest_and_for_no_compression() {
         assert!(request.header("accept-encoding").is_none_or(|value| value == "identity"), "{request:?}");
         assert!(request.header("cookie").is_none(), "{request:?}");
         if request.path.contains("/manifests/") {
-            let accept: Vec<_> = request.headers.iter().filter(|(n, _)| n == "accept").map(|(_, v)| v.as_str()).collect();
+            let accept: Vec<_> =
+                request.headers.iter().filter(|(n, _)| n == "accept").map(|(_, v)| v.as_str()).collect();
             for kind in [media::OCI_INDEX, media::OCI_MANIFEST, media::DOCKER_LIST, media::DOCKER_MANIFEST] {
                 assert!(accept.join(", ").contains(kind), "{kind} is not asked for: {accept:?}");
             }

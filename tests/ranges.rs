@@ -64,8 +64,17 @@ async fn what_cannot_be_satisfied_is_416_and_what_is_no_range_is_ignored() {
         assert!(matches!(got.status, 200 | 416), "{range}: {}", got.summary());
     }
     for range in [
-        "bytes", "bytes=", "bytes=a-b", "lines=1-2", "bytes=1", "bytes=1--2", "bytes=1-2x", "bytes=99999999999999999999-",
-        "bytes=--1", "bytes=1-2;3-4", "",
+        "bytes",
+        "bytes=",
+        "bytes=a-b",
+        "lines=1-2",
+        "bytes=1",
+        "bytes=1--2",
+        "bytes=1-2x",
+        "bytes=99999999999999999999-",
+        "bytes=--1",
+        "bytes=1-2;3-4",
+        "",
     ] {
         let got = cistern.send(Ask::get(&target).with("range", range)).await;
         assert!(matches!(got.status, 200 | 416), "{range}: {}", got.summary());
@@ -82,7 +91,8 @@ async fn several_ranges_are_multipart() {
     assert_eq!((got.status, &got.cut), (206, &None), "{}", got.summary());
     assert_eq!(got.header("content-length"), got.length.to_string());
     assert!(!got.headers.contains_key("content-range"), "only the parts have one");
-    let boundary = got.header("content-type").strip_prefix("multipart/byteranges; boundary=").unwrap().trim_matches('"');
+    let boundary =
+        got.header("content-type").strip_prefix("multipart/byteranges; boundary=").unwrap().trim_matches('"');
     let parts = multipart(&got.body, boundary);
     let expected = [(0, 10), (1000, 2000), (LENGTH - 5, LENGTH)];
     assert_eq!(parts.len(), 3);

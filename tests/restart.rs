@@ -107,7 +107,8 @@ async fn the_index_may_vanish_or_rot() {
         }),
         ("a snapshot that was being written", |index| {
             let directory = files(index).first().and_then(|file| file.parent().map(Path::to_owned));
-            fs::write(directory.unwrap_or_else(|| index.to_owned()).join("snap.0000000000FFFFFF.generating"), "").unwrap();
+            fs::write(directory.unwrap_or_else(|| index.to_owned()).join("snap.0000000000FFFFFF.generating"), "")
+                .unwrap();
         }),
     ];
     for (name, damage) in damages {
@@ -182,7 +183,11 @@ async fn the_root_is_an_oci_layout() {
     let layout = fs::read_to_string(cistern.root().join("oci-layout")).unwrap();
     let layout: serde_json::Value = serde_json::from_str(&layout).unwrap();
     assert_eq!(layout["imageLayoutVersion"], "1.0.0");
-    assert!(fs::read_to_string(cistern.root().join("CACHEDIR.TAG")).unwrap().starts_with("Signature: 8a477f597d28d172789f06886806bc55"));
+    assert!(
+        fs::read_to_string(cistern.root().join("CACHEDIR.TAG"))
+            .unwrap()
+            .starts_with("Signature: 8a477f597d28d172789f06886806bc55")
+    );
     assert_eq!(fs::read(cistern.root().join("blobs/sha256").join(image.digest.hex())).unwrap(), image.manifest);
 }
 

@@ -103,9 +103,8 @@ impl Client {
             request.headers_mut().extend(ask.headers);
             sender.send_request(request).await
         } else {
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
-                .await
-                .map_err(|error| format!("handshake: {error:?}"))?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(io).await.map_err(|error| format!("handshake: {error:?}"))?;
             driver.spawn(async move { drop(connection.await) });
             request = request.uri(ask.target);
             let mut request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
@@ -223,8 +222,9 @@ impl Got {
     /// The code of the specification's error body.
     #[track_caller]
     pub fn error_code(&self) -> String {
-        let body: ocistern::oci::ErrorBody = serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{} without the specification's error body ({error}): {self:?}", self.status));
+        let body: ocistern::oci::ErrorBody = serde_json::from_slice(&self.body).unwrap_or_else(|error| {
+            panic!("{} without the specification's error body ({error}): {self:?}", self.status)
+        });
         body.errors[0].code.clone()
     }
 

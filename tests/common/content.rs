@@ -49,9 +49,8 @@ pub fn image_of(seed: u64, layers: Vec<Bytes>, subject: Option<&Digest>) -> Imag
         .iter()
         .map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", &sha256(layer), layer.len()))
         .collect();
-    let subject = subject.map_or_else(String::new, |digest| {
-        format!(r#","subject":{}"#, descriptor(media::OCI_MANIFEST, digest, 2))
-    });
+    let subject = subject
+        .map_or_else(String::new, |digest| format!(r#","subject":{}"#, descriptor(media::OCI_MANIFEST, digest, 2)));
     // The odd spacing is on purpose: whoever re-encodes the document changes its digest.
     let manifest: Bytes = format!(
         "{{ \"schemaVersion\": 2,\n\t\"mediaType\":\"{}\", \"config\":{}, \"layers\":[{}]{subject} }}\n",

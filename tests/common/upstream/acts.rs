@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::Act;
 use super::registry::error;
 use super::wire::{Cut, Framing, Gate, Reply, Request};
-use super::Act;
 
 /// Any change.
 pub fn change(act: impl Fn(Reply) -> Reply + Send + Sync + 'static) -> Act {
@@ -191,7 +191,10 @@ pub fn garbage() -> Act {
 
 /// So many informational answers before the real one.
 pub fn informational(count: usize) -> Act {
-    change(move |reply| Reply { preface: "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(count).into(), ..reply })
+    change(move |reply| Reply {
+        preface: "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".repeat(count).into(),
+        ..reply
+    })
 }
 
 /// Always 401, whatever the credential.

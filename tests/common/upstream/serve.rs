@@ -78,8 +78,7 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     while let Ok(Some(request)) = Request::read(&mut conn, &mut buffer).await {
         let reply = shared.reply(&request);
         let sent = Arc::new(AtomicU64::new(0));
-        let entry =
-            Entry { request, at: tokio::time::Instant::now(), status: reply.status, sent: Arc::clone(&sent) };
+        let entry = Entry { request, at: tokio::time::Instant::now(), status: reply.status, sent: Arc::clone(&sent) };
         shared.log.send_modify(|log| log.push(entry));
         if !matches!(reply.write(&mut conn, &sent).await, Ok(true)) {
             return;

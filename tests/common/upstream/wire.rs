@@ -125,8 +125,7 @@ impl Request {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let mut request =
-            Self { method, path: path.to_owned(), query: query.to_owned(), headers, body: Vec::new() };
+        let mut request = Self { method, path: path.to_owned(), query: query.to_owned(), headers, body: Vec::new() };
         let length: usize = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
         while buffer.len() < length {
             if !more(conn, buffer).await? {
