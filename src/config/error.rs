@@ -139,8 +139,10 @@ impl fmt::Display for Problem {
 // === impl Fault ===
 
 impl Fault {
-    /// The value `got` does not fit; `want` says what would.
+    /// The value `got` does not fit; `want` says what would. What stands before an `@` may be a password and is not
+    /// repeated.
     pub(super) fn value(got: &str, want: &'static str) -> Self {
-        Self::Value { got: got.to_owned(), want }
+        let got = got.rsplit_once('@').map_or_else(|| got.to_owned(), |(_, rest)| format!("…@{rest}"));
+        Self::Value { got, want }
     }
 }

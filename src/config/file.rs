@@ -192,8 +192,8 @@ impl File {
             problems.add(path, fault);
         });
         let file = result.map_err(|error| {
-            let path = track.path();
-            syntax(&error, format!("{path}: {}{}", error.message(), keys::shape_hint(&path.to_string())))
+            let path = tracked_path(&track.path());
+            syntax(&error, format!("{path}: {}{}", error.message(), keys::shape_hint(&path)))
         })?;
         problems.into_result(document)?;
         Ok(file)
@@ -243,10 +243,21 @@ impl File {
                 && !text.is_empty()
                 && let Some(joined) = directory.join(&text).to_str()
             {
-                *text = joined.to_owned();
+                joined.clone_into(text);
             }
         }
     }
+}
+
+/// The path at which reading stopped.
+fn tracked_path(path: &serde_path_to_error::Path) -> KeyPath {
+    use serde_path_to_error::Segment;
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => Some(Step::Index(*index)),
+        Segment::Map { key } => Some(Step::Key(key.clone())),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    };
+    path.iter().filter_map(step).collect()
 }
 
 /// The path that serde saw, without its marks for options.

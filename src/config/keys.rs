@@ -117,16 +117,17 @@ pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
         .map(|(_, candidate)| candidate)
 }
 
-/// What to write where a table was written in place of a list of tables.
-pub(super) fn shape_hint(path: &str) -> &'static str {
-    if path == "listener" {
-        "; write [[listener]] with two brackets"
-    } else if path.starts_with("upstream.") && path.ends_with(".rule") {
-        "; write [[upstream.\"NAME\".rule]] with two brackets"
-    } else if path.ends_with("token_hosts") || path.ends_with("connect") {
-        "; write a list, such as [\"…\"]"
-    } else {
-        ""
+/// What to write where a value has the wrong shape.
+pub(super) fn shape_hint(path: &KeyPath) -> &'static str {
+    match path.steps().last() {
+        Some(Step::Key(key)) => match key.as_str() {
+            "listener" => "; write [[listener]] with two brackets",
+            "rule" => "; write [[upstream.\"NAME\".rule]] with two brackets",
+            "token_hosts" | "connect" => "; write a list, such as [\"HOST\"]",
+            "upstream" => "; write [upstream.\"NAME\"]",
+            _ => "",
+        },
+        Some(Step::Index(_)) | None => "",
     }
 }
 

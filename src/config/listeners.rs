@@ -105,15 +105,13 @@ fn from_words(
         let at = At::Name(word.from.to_owned());
         let Some(address) = problems.check(at.clone(), parse::address(&word.value)) else { continue };
         let settings = match tables {
-            [] => fallback,
-            [only] => only,
-            several => match several.iter().find(|table| table.address.as_ref() == Some(&address)) {
-                Some(table) => table,
-                None => {
-                    problems.add(at, Fault::UnclearListener(parse::show_address(&address)));
-                    continue;
-                }
-            },
+            [] => Some(fallback),
+            [only] => Some(only),
+            several => several.iter().find(|table| table.address.as_ref() == Some(&address)),
+        };
+        let Some(settings) = settings else {
+            problems.add(at, Fault::UnclearListener(parse::show_address(&address)));
+            continue;
         };
         listeners.push((at, settings.clone().at(address)));
     }

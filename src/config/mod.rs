@@ -7,6 +7,8 @@ mod flags;
 mod keys;
 mod layer;
 mod listeners;
+#[cfg(test)]
+mod mistakes;
 mod parse;
 mod pattern;
 mod place;
@@ -32,7 +34,7 @@ const DEFAULT_LISTEN: [SocketAddr; 2] =
 /// Where metrics and health are if nobody said.
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5080);
 /// How long a tag is served before it is asked again.
-const DEFAULT_TAGS: Duration = Duration::from_secs(5 * 60);
+const DEFAULT_TAGS: Duration = Duration::from_mins(5);
 /// The file that is read where no other one is.
 const SYSTEM_FILE: &str = "/etc/ocistern/config.toml";
 
@@ -305,7 +307,7 @@ impl Default for Limits {
             header: Duration::from_secs(15),
             idle: Duration::from_secs(75),
             min_rate: 1 << 10,
-            min_rate_window: Duration::from_secs(60),
+            min_rate_window: Duration::from_mins(1),
             drain: Duration::from_secs(30),
         }
     }

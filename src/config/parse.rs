@@ -1,6 +1,7 @@
 //! Values as operators write them: sizes, durations, tag policies, addresses, host names. Pure; each parser has a
 //! formatter whose output it reads back.
 
+use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -100,7 +101,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
     let mut text = String::new();
     for (name, factor) in DURATION_UNITS {
         if rest >= factor {
-            text.push_str(&format!("{}{name}", rest / factor));
+            let _ = write!(text, "{}{name}", rest / factor);
             rest %= factor;
         }
     }
@@ -220,5 +221,130 @@ pub(super) fn reaches(listener: &SocketAddr, host: &str, port: u16) -> bool {
     match bare.parse::<IpAddr>() {
         Ok(ip) => listener.ip() == ip || (listener.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified())),
         Err(_) => bare == "localhost" && (listener.ip().is_loopback() || listener.ip().is_unspecified()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("1KiB", 1024),
+            ("100GiB", 100 << 30),
+            ("5 mib", 5 << 20),
+            ("2TB", 2_000_000_000_000),
+            ("1kB", 1000),
+            ("7B", 7),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GiB", "-1", "1.5GiB", "10G", "1 000", "99999999999PiB", "1GiB2", "0x10"] {
+            assert!(size(text).is_err(), "{text:?} is not a size");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        for (text, ms) in
+            [("0s", 0), ("500ms", 500), ("5m", 300_000), ("1h30m", 5_400_000), ("1d2h3m4s5ms", 93_784_005)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "5", "m", "5 m", "-5m", "1.5h", "5m1h", "5m5m", "5minutes", "99999999999999d", "5m!"] {
+            assert!(duration(text).is_err(), "{text:?} is not a duration");
+        }
+    }
+
+    #[test]
+    fn tag_policies() {
+        for (text, policy) in [
+            ("always", TagPolicy::Always),
+            ("0s", TagPolicy::Always),
+            ("immutable", TagPolicy::Immutable),
+            ("sealed", TagPolicy::Sealed),
+            ("90s", TagPolicy::For(Duration::from_secs(90))),
+        ] {
+            assert_eq!(tags(text), Ok(policy), "{text}");
+        }
+        assert!(tags("never").is_err());
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for (text, expected) in [
+            ("A.example", Some(("a.example", None))),
+            ("a.example:443", Some(("a.example", Some(443)))),
+            ("[::1]", Some(("[::1]", None))),
+            ("[fd00::7]:443", Some(("[fd00::7]", Some(443)))),
+            ("10.0.0.7:1", Some(("10.0.0.7", Some(1)))),
+            ("under_score", Some(("under_score", None))),
+            ("a:", None),
+            ("a:0", None),
+            ("a:+1", None),
+            ("a:65536", None),
+            ("::1", None),
+            ("[::1", None),
+            ("[x]:1", None),
+            ("a b", None),
+            ("a/b", None),
+            ("-a", None),
+            ("a..b", None),
+            ("", None),
+            ("é.example", None),
+        ] {
+            let expected = expected.map(|(host, port)| (host.to_owned(), port));
+            assert_eq!(host_and_port(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn which_addresses_are_our_own() {
+        let reaches = |listener: &str, host: &str, port| reaches(&listener.parse().unwrap(), host, port);
+        assert!(reaches("127.0.0.1:5000", "127.0.0.1", 5000));
+        assert!(reaches("127.0.0.1:5000", "localhost", 5000));
+        assert!(reaches("[::1]:5000", "[::1]", 5000));
+        assert!(reaches("0.0.0.0:5000", "127.0.0.1", 5000));
+        assert!(reaches("0.0.0.0:5000", "localhost", 5000));
+        assert!(!reaches("127.0.0.1:5000", "127.0.0.1", 5001));
+        assert!(!reaches("10.0.0.1:5000", "127.0.0.1", 5000));
+        assert!(!reaches("0.0.0.0:5000", "10.0.0.9", 5000), "another machine's");
+        assert!(!reaches("127.0.0.1:0", "127.0.0.1", 0), "a port that is not known yet");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_of_a_size_reads_back(bytes: u64) {
+            prop_assert_eq!(size(&show_size(bytes)), Ok(bytes));
+        }
+
+        #[test]
+        fn what_is_shown_of_whole_units_is_short(number in 1_u64..1024, unit in 0_usize..5) {
+            let (name, factor) = SIZE_UNITS[unit];
+            prop_assert_eq!(show_size(number * factor), format!("{number}{name}"));
+        }
+
+        #[test]
+        fn what_is_shown_of_a_duration_reads_back(ms: u64) {
+            let time = Duration::from_millis(ms);
+            prop_assert_eq!(duration(&show_duration(time)), Ok(time));
+        }
+
+        #[test]
+        fn no_text_panics(text in "[0-9a-zA-Z.:%\\[\\] /é-]{0,24}") {
+            let _ = (size(&text), capacity(&text), duration(&text), tags(&text), address(&text), dial(&text), host(&text));
+        }
+
+        #[test]
+        fn hosts_that_are_accepted_read_back(text in "[a-zA-Z0-9.:\\[\\]_-]{1,20}") {
+            if let Ok(host) = host(&text) {
+                prop_assert_eq!(super::host(&host), Ok(host.clone()));
+                prop_assert!(!host.contains(['/', '@', '?', '#', ' ']));
+            }
+        }
     }
 }

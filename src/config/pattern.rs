@@ -122,3 +122,73 @@ impl Rule {
             && self.tag.as_deref().is_none_or(|pattern| matches(pattern, tag.as_str()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn stars() {
+        for (pattern, text) in [
+            ("library/*", "library/alpine"),
+            ("library/*", "library/"),
+            ("*/app", "team/app"),
+            ("team/**", "team/a/b/c"),
+            ("**", "a/b"),
+            ("**/app", "a/b/app"),
+            ("a*b*c", "axxbyyc"),
+            ("v*", "v"),
+            ("***", "a/b"),
+            ("a", "a"),
+        ] {
+            assert!(matches(pattern, text), "{pattern} matches {text}");
+        }
+        for (pattern, text) in [
+            ("library/*", "library/a/b"),
+            ("library/*", "other/alpine"),
+            ("*", "a/b"),
+            ("*/app", "a/b/app"),
+            ("**/app", "app"),
+            ("v*", "1v"),
+            ("a", "ab"),
+            ("a", ""),
+            ("", "a"),
+        ] {
+            assert!(!matches(pattern, text), "{pattern} does not match {text}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_pattern_ends_soon() {
+        let pattern = "a*".repeat(MAX_PATTERN / 2);
+        assert!(!matches(&pattern, &format!("{}b", "a".repeat(254))));
+    }
+
+    /// The meaning, written down as directly as possible.
+    fn reference(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            [b'*', b'*', rest @ ..] => (0..=text.len()).any(|n| reference(rest, &text[n..])),
+            [b'*', rest @ ..] => {
+                let part = text.iter().position(|&b| b == b'/').unwrap_or(text.len());
+                (0..=part).any(|n| reference(rest, &text[n..]))
+            }
+            [byte, rest @ ..] => text.first() == Some(byte) && reference(rest, &text[1..]),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+        #[test]
+        fn matching_agrees_with_its_meaning(pattern in "[ab/*]{0,8}", text in "[ab/]{0,8}") {
+            prop_assert_eq!(matches(&pattern, &text), reference(pattern.as_bytes(), text.as_bytes()));
+        }
+
+        #[test]
+        fn a_pattern_without_stars_is_itself(text in "[a-z0-9/._-]{1,20}", other in "[a-z0-9/._-]{1,20}") {
+            prop_assert!(matches(&text, &text));
+            prop_assert_eq!(matches(&text, &other), text == other);
+        }
+    }
+}

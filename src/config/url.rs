@@ -54,13 +54,13 @@ impl FromStr for BaseUrl {
         let (host, port) = parse::host_and_port(authority).ok_or_else(fault)?;
         let path = path.trim_end_matches('/');
         let path = if path == "v2" { "" } else { path.strip_suffix("/v2").unwrap_or(path) };
-        let part = |part: &str| {
+        let plain_part = |part: &str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
             !part.is_empty() && part != "." && part != ".." && part.bytes().all(plain)
         };
         let prefix = match path {
             "" => String::new(),
-            _ if path.split('/').all(part) => format!("/{path}"),
+            _ if path.split('/').all(plain_part) => format!("/{path}"),
             _ => return Err(fault()),
         };
         Ok(Self { https, host, port: port.unwrap_or(if https { 443 } else { 80 }), prefix })
@@ -76,5 +76,67 @@ pub(super) fn public(text: &str) -> Result<String, Fault> {
         Ok(url) => Ok(url.to_string()),
         Err(Fault::Userinfo) => Err(Fault::Userinfo),
         Err(_) => Err(Fault::value(text, PUBLIC)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn urls() {
+        for (text, shown) in [
+            ("registry.example", "https://registry.example"),
+            ("HTTPS://Registry.Example/", "https://registry.example"),
+            ("https://r.example:443", "https://r.example"),
+            ("http://r.example:80/", "http://r.example"),
+            ("http://localhost:5001", "http://localhost:5001"),
+            ("localhost:5001", "https://localhost:5001"),
+            ("https://r.example/v2/", "https://r.example"),
+            ("https://r.example/a/b/v2", "https://r.example/a/b"),
+            ("https://[::1]:5000/p/", "https://[::1]:5000/p"),
+        ] {
+            assert_eq!(text.parse::<BaseUrl>().map(|url| url.to_string()), Ok(shown.to_owned()), "{text}");
+        }
+        for text in [
+            "",
+            "https://",
+            "ftp://x",
+            "https:///x",
+            "https://x?y",
+            "https://x/a?b",
+            "https://x#y",
+            "https://x/../y",
+            "https://x//y",
+            "https://x:99999",
+            "https://x:y",
+            "https://a b",
+            "//x",
+            "https://x/%2e%2e",
+            "https://::1",
+        ] {
+            assert!(matches!(text.parse::<BaseUrl>(), Err(Fault::Value { .. })), "{text:?} is not a URL");
+        }
+        for text in ["https://u@x", "https://u:p@x/y", "u:p@x", "ftp://u:p@x", "https://x/a@b"] {
+            assert_eq!(text.parse::<BaseUrl>(), Err(Fault::Userinfo), "{text}");
+        }
+    }
+
+    #[test]
+    fn public_urls_have_a_scheme() {
+        assert_eq!(public("https://Cache.example/sub/"), Ok("https://cache.example/sub".to_owned()));
+        assert!(public("cache.example").is_err());
+        assert_eq!(public("https://u:p@x"), Err(Fault::Userinfo));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_reads_back_as_the_same(text in "(https?://)?[a-zA-Z0-9.:/@?%\\[\\]-]{0,24}") {
+            if let Ok(url) = text.parse::<BaseUrl>() {
+                prop_assert_eq!(url.to_string().parse(), Ok(url));
+                prop_assert!(!text.contains(['@', '?', '%']));
+            }
+        }
     }
 }
