@@ -61,7 +61,8 @@ pub fn route(data: &[u8]) {
         assert_eq!(repo.as_str().parse::<RepoName>().as_ref(), Ok(repo));
         assert!(repo.parts().all(|part| !matches!(part, "" | "." | "..") && !part.starts_with('_')));
     }
-    let asked_ns = |pair: &str| pair.split('=').next().is_some_and(|key| percent_encoding::percent_decode_str(key).eq(*b"ns"));
+    let asked_ns =
+        |pair: &str| pair.split('=').next().is_some_and(|key| percent_encoding::percent_decode_str(key).eq(*b"ns"));
     assert!(!found.query.split('&').any(asked_ns), "ns is taken out of the query");
 }
 

@@ -170,7 +170,7 @@ async fn where_upstream_cannot_say_the_known_tag_is_served_as_stale() {
         }
         let head = cistern.head(TARGET).await;
         assert_eq!((head.status, head.header("cache-status")), (200, "ocistern; hit; detail=stale"), "{name}");
-        assert!(cistern.metric("ocistern_requests_total", &["result=\"stale\""]).await >= 3.0, "{name}");
+        assert!(cistern.metric("ocistern_requests_total", &["result=\"stale\""]).await >= 3, "{name}");
         upstream.unscript();
         eventually("fresh again", || async { cistern.get(TARGET).await.header("cache-status") == "ocistern; hit" })
             .await;
@@ -308,7 +308,7 @@ async fn the_limit_that_upstream_tells_is_shown_and_429_is_relayed() {
     let cistern = Cistern::start(&upstream, "").await;
     cistern.get(TARGET).await.assert_is(&image.manifest);
     let left = cistern.metric("ocistern_upstream_ratelimit_remaining", &["upstream=\"up\""]).await;
-    assert!((left - 76.0).abs() < 0.1, "{left}");
+    assert_eq!(left, 76);
     upstream.script("*", "*/manifests/limited", .., acts::too_many(Some("3600")));
     let got = cistern.get("/v2/app/manifests/limited").await;
     got.assert_fails(429);

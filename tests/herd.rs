@@ -3,6 +3,9 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::content::{blob, image};
 use common::invariants::{check, is_stored};
 use common::upstream::{Auth, Cut};
@@ -43,13 +46,15 @@ async fn sixty_four_clients_on_one_cold_blob_download_it_once() {
     gate.open();
     let statuses = |got: &[Got], status: &str| got.iter().filter(|g| g.header("cache-status") == status).count();
     let got = finish_all(herd).await;
-    got.iter().for_each(|got| got.assert_is(&bytes));
+    for got in &got {
+        got.assert_is(&bytes);
+    }
     assert_eq!(upstream.count("GET", "*/blobs/*"), 1);
     assert_eq!(upstream.sent("GET", "*/blobs/*"), bytes.len() as u64, "upstream bytes are 1.00 of the blob");
     assert_eq!(statuses(&got, "ocistern; fwd=miss; stored"), 1, "one client started it");
     assert_eq!(statuses(&got, "ocistern; fwd=miss; collapsed"), HERD - 1, "the others joined");
     let collapsed = cistern.metric("ocistern_requests_total", &["result=\"collapsed\""]).await;
-    assert!((collapsed - (HERD - 1) as f64).abs() < 0.1, "{collapsed} collapsed");
+    assert_eq!(collapsed, HERD as u64 - 1);
     check(&cistern).await;
     cistern.get(&target).await.assert_is(&bytes);
     assert_eq!(upstream.count("GET", "*/blobs/*"), 1);
@@ -69,7 +74,9 @@ async fn bytes_flow_to_everybody_before_the_download_ends() {
         assert_eq!(live.so_far(), &bytes[..live.so_far().len()]);
     }
     gate.open();
-    finish_all(herd).await.iter().for_each(|got| got.assert_is(&bytes));
+    for got in finish_all(herd).await {
+        got.assert_is(&bytes);
+    }
     check(&cistern).await;
 }
 
@@ -86,7 +93,9 @@ async fn the_first_client_may_leave() {
     let herd = open_all(cistern.client(), &target, 6).await;
     drop(first);
     gate.open();
-    finish_all(herd).await.iter().for_each(|got| got.assert_is(&bytes));
+    for got in finish_all(herd).await {
+        got.assert_is(&bytes);
+    }
     assert_eq!(upstream.count("GET", "*/blobs/*"), 1);
     check(&cistern).await;
 }
@@ -105,7 +114,9 @@ async fn clients_that_leave_or_stand_still_delay_nobody() {
     }
     cistern.get(&target).await.assert_is(&bytes);
     still.pop();
-    finish_all(still).await.iter().for_each(|got| got.assert_is(&bytes));
+    for got in finish_all(still).await {
+        got.assert_is(&bytes);
+    }
     assert_eq!(upstream.count("GET", "*/blobs/*"), 1);
     check(&cistern).await;
 }
@@ -163,14 +174,16 @@ async fn a_broken_download_goes_on_where_it_stopped() {
         let herd = open_all(cistern.client(), &target, 12).await;
         gate.reached(1).await;
         gate.open();
-        finish_all(herd).await.iter().for_each(|got| got.assert_is(&bytes));
+        for got in finish_all(herd).await {
+            got.assert_is(&bytes);
+        }
         let asked = upstream.requests("GET", &target);
         assert_eq!(asked.len(), 2, "{cut:?}: one continuation");
         let range = asked[1].request.header("range").unwrap_or_default();
         let from: u64 = range.strip_prefix("bytes=").and_then(|r| r.strip_suffix('-')).unwrap().parse().unwrap();
         assert!(from > 0 && from <= 600_000, "{range}");
         assert!(upstream.sent("GET", &target) <= 1_000_000 + 600_000 - from);
-        assert!(cistern.metric("ocistern_fill_resumes_total", &["upstream=\"up\""]).await >= 1.0);
+        assert!(cistern.metric("ocistern_fill_resumes_total", &["upstream=\"up\""]).await >= 1);
         check(&cistern).await;
     }
 }
@@ -185,7 +198,9 @@ async fn a_download_survives_an_upstream_that_ignores_ranges() {
     upstream.script("GET", &target, .., acts::answer(200, "application/octet-stream", whole));
     let cistern = Cistern::start(&upstream, "").await;
     let herd = open_all(cistern.client(), &target, 4).await;
-    finish_all(herd).await.iter().for_each(|got| got.assert_is(&bytes));
+    for got in finish_all(herd).await {
+        got.assert_is(&bytes);
+    }
     check(&cistern).await;
 }
 
@@ -203,16 +218,20 @@ async fn a_herd_on_an_expired_tag_makes_one_head() {
     upstream.script("HEAD", target, .., acts::hold_head(&gate));
     let client = cistern.client();
     let mut herd = JoinSet::new();
+    let started = Arc::new(AtomicUsize::new(0));
     for _ in 0..HERD {
-        herd.spawn(client.get(target));
+        let started = Arc::clone(&started);
+        herd.spawn(async move {
+            started.fetch_add(1, Ordering::Relaxed);
+            client.get(target).await
+        });
     }
     gate.reached(1).await;
-    common::eventually("the whole herd is connected", || async {
-        cistern.metric("process_open_fds", &[]).await >= HERD as f64
-    })
-    .await;
+    common::eventually("the whole herd is on its way", || async { started.load(Ordering::Relaxed) == HERD }).await;
     gate.open();
-    herd.join_all().await.iter().for_each(|got| got.assert_is(&image.manifest));
+    for got in herd.join_all().await {
+        got.assert_is(&image.manifest);
+    }
     // Those that came in only after the answer ask again: `always` means no answer is used twice.
     let heads = upstream.count("HEAD", target);
     assert!(heads < HERD / 4, "{heads} HEADs for {HERD} clients");
@@ -228,7 +247,9 @@ async fn a_herd_on_a_cold_manifest_makes_one_get() {
     let cistern = Cistern::start(&upstream, "").await;
     for target in ["/v2/app/manifests/1.0".to_owned(), format!("/v2/app/manifests/{}", image.digest)] {
         let herd = open_all(cistern.client(), &target, HERD).await;
-        finish_all(herd).await.iter().for_each(|got| got.assert_is(&image.manifest));
+        for got in finish_all(herd).await {
+            got.assert_is(&image.manifest);
+        }
     }
     let with_token = upstream.requests("GET", "*/manifests/*").iter().filter(|entry| entry.status == 200).count();
     assert_eq!(with_token, 1, "one download");
@@ -269,7 +290,9 @@ async fn a_herd_on_something_missing_is_answered_by_one_404() {
     }
     gate.reached(1).await;
     gate.open();
-    herd.join_all().await.iter().for_each(|got| got.assert_fails(404));
+    for got in herd.join_all().await {
+        got.assert_fails(404);
+    }
     let asked = upstream.count("*", &target);
     assert!(asked < HERD / 4, "{asked} requests for {HERD} clients");
 }

@@ -5,7 +5,7 @@
 //! visibly ends early), or an error status with the specification's JSON. A complete answer with wrong bytes is
 //! never allowed. When upstream is healthy again the next request succeeds, nothing stray is left on disk, and no
 //! secret has left upstream's origin.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::format_push_string, reason = "test code")]
 
 mod common;
 
@@ -17,6 +17,8 @@ use common::{Cistern, Gate, Got, Image, Upstream, acts, clock, eventually};
 use ocistern::oci::Digest;
 use std::time::Duration;
 use tokio::task::JoinSet;
+
+use Fault::{Blob, Down, Manifest, Token};
 
 /// Clients of a herd.
 const HERD: usize = 8;
@@ -96,7 +98,7 @@ impl Stage {
     /// What the fault is about, and what is right there.
     fn subject(&self, fault: &Fault) -> (String, Bytes) {
         match fault {
-            Fault::Manifest(_) => ("/v2/app/manifests/latest".to_owned(), self.image.manifest.clone()),
+            Manifest(_) => ("/v2/app/manifests/latest".to_owned(), self.image.manifest.clone()),
             _ => (self.blob_target(), self.blob.clone()),
         }
     }
@@ -111,12 +113,13 @@ impl Stage {
         let password = directory.path().join("password");
         std::fs::write(&password, "CANARY-PASSWORD").unwrap();
         let mut keys = format!(
-            "tags = \"always\"\ncredentials = {{ from = \"static\", username = \"user\", password_file = {password:?} }}\n"
+            "tags = \"always\"\ncredentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}\n",
+            password.display()
         );
         if let Some(ca) = &self.ca {
             let path = directory.path().join("ca.pem");
             std::fs::write(&path, ca).unwrap();
-            keys += &format!("ca = {path:?}\n");
+            keys += &format!("ca = '{}'\n", path.display());
         }
         Cistern::start(&self.upstream, &keys).await
     }
@@ -124,14 +127,14 @@ impl Stage {
     fn apply(&self, fault: &Fault, mode: Mode) {
         let (target, _) = self.subject(fault);
         match fault {
-            Fault::Down => self.upstream.down(),
-            Fault::Token(act) => {
+            Down => self.upstream.down(),
+            Token(act) => {
                 self.upstream.registry(common::upstream::Registry::revoke_tokens);
                 self.upstream.script("*", "/token", .., act.clone());
             }
-            Fault::Blob(act) if mode == Mode::WarmExpired => self.upstream.script("*", "/v2/*", .., act.clone()),
-            Fault::Blob(act) => self.upstream.script("GET", &target, .., act.clone()),
-            Fault::Manifest(act) => self.upstream.script("*", &target, .., act.clone()),
+            Blob(act) if mode == Mode::WarmExpired => self.upstream.script("*", "/v2/*", .., act.clone()),
+            Blob(act) => self.upstream.script("GET", &target, .., act.clone()),
+            Manifest(act) => self.upstream.script("*", &target, .., act.clone()),
         }
     }
 }
@@ -174,16 +177,16 @@ async fn mid_herd(row: &Row, stage: &Stage, cistern: &Cistern) {
     let fault = (row.fault)(stage);
     let (target, bytes) = stage.subject(&fault);
     let gate = Gate::new();
-    let held = if matches!(fault, Fault::Token(_)) { "/token" } else { &target };
+    let door = if matches!(fault, Token(_)) { "/token" } else { &target };
     // The first answer is held until the herd is there; from then on upstream misbehaves.
     let held_act = match &fault {
-        Fault::Blob(act) | Fault::Manifest(act) | Fault::Token(act) => acts::both(act.clone(), acts::hold_head(&gate)),
-        Fault::Down => acts::hold_head(&gate),
+        Blob(act) | Manifest(act) | Token(act) => acts::both(act.clone(), acts::hold_head(&gate)),
+        Down => acts::hold_head(&gate),
     };
-    if let Fault::Token(_) = fault {
+    if let Token(_) = fault {
         stage.upstream.registry(common::upstream::Registry::revoke_tokens);
     }
-    stage.upstream.script("GET", held, 0..1, held_act);
+    stage.upstream.script("GET", door, 0..1, held_act);
     let client = cistern.client();
     let mut herd = JoinSet::new();
     for _ in 0..HERD {
@@ -221,7 +224,7 @@ fn run(mode: Mode, row: &Row) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let stage = Stage::new(row).await;
-        if matches!((row.fault)(&stage), Fault::Token(_)) || row.name.contains("secret") {
+        if matches!((row.fault)(&stage), Token(_)) || row.name.contains("secret") {
             stage.with_account();
         }
         let directory = tempfile::tempdir().unwrap();
@@ -237,7 +240,7 @@ fn run(mode: Mode, row: &Row) {
             assert_eq!(stage.other.connections(), 0, "another origin was dialled");
         }
         stage.upstream.unscript();
-        if matches!((row.fault)(&stage), Fault::Down) {
+        if matches!((row.fault)(&stage), Down) {
             stage.upstream.up();
         }
         for (target, bytes) in
@@ -273,8 +276,6 @@ macro_rules! matrix {
         }
     };
 }
-
-use Fault::{Blob, Down, Manifest, Token};
 
 matrix! {
     // --- the connection ---

@@ -73,8 +73,9 @@ impl Setup {
 
     fn toml(&self, root: &Path) -> String {
         let default = self.upstreams.first().map_or_else(String::new, |u| format!("default_upstream = {:?}", u.0));
+        let root = root.display();
         let mut text = format!(
-            "root = {root:?}\nbuiltin_upstreams = false\n\
+            "root = '{root}'\nbuiltin_upstreams = false\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\n{default}\n{}\n\
              [admin]\naddress = \"127.0.0.1:0\"\n[store]\n{}\n",
             self.listener, self.store
@@ -121,7 +122,7 @@ impl Cistern {
 
     /// Forgets the server without stopping it, after its runtime has been dropped: what a kill leaves.
     pub fn abandon(&mut self) {
-        drop(self.server.take());
+        self.server = None;
     }
 
     /// Lets an upstream's name stand for another one, from the next start on.
@@ -186,20 +187,17 @@ impl Cistern {
     }
 
     /// The sum of a metric over the series whose labels contain all of `labels` (such as `kind="blob"`).
-    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
         let text = self.metrics().await;
         text.lines()
             .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
             .filter(|line| labels.iter().all(|label| line.contains(label)))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
             .sum()
     }
 
     /// Waits until no fill is running.
     pub async fn settle(&self) {
-        eventually("no fill is running", || async {
-            self.metric("ocistern_fills_in_progress", &[]).await.abs() < f64::EPSILON
-        })
-        .await;
+        eventually("no fill is running", || async { self.metric("ocistern_fills_in_progress", &[]).await == 0 }).await;
     }
 }

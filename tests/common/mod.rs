@@ -7,6 +7,9 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::format_push_string,
+    clippy::needless_pass_by_value,
+    clippy::unused_async,
     reason = "test code; each test program uses its own part of it"
 )]
 

@@ -67,16 +67,16 @@ struct Rule {
 impl Upstream {
     /// Starts one on plain HTTP, empty and open to everybody.
     pub async fn start() -> Self {
-        Self::start_with(None, "http").await
+        Self::start_with(None, "http")
     }
 
     /// Starts one on TLS, with a certificate of a CA whose PEM text is returned.
     pub async fn start_tls() -> (Self, String) {
         let (acceptor, ca) = serve::tls_acceptor();
-        (Self::start_with(Some(acceptor), "https").await, ca)
+        (Self::start_with(Some(acceptor), "https"), ca)
     }
 
-    async fn start_with(tls: Option<tokio_rustls::TlsAcceptor>, scheme: &str) -> Self {
+    fn start_with(tls: Option<tokio_rustls::TlsAcceptor>, scheme: &str) -> Self {
         let shared = Arc::new(Shared {
             registry: Mutex::new(Registry { referrers: true, ..Registry::default() }),
             script: Mutex::default(),
