@@ -17,6 +17,8 @@ use crate::oci::{Algorithm, Digest};
 
 /// How often room is made for one fill before it is given up: others may take it in between.
 const ATTEMPTS: u32 = 3;
+/// What is freed at least, where there is as much, when the file system is full although the books saw room.
+const STEP: u64 = 1 << 20;
 /// Refs that are removed at a time.
 const BATCH: usize = 256;
 
@@ -58,7 +60,7 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             match call() {
                 // The books saw room, so the file system needs more than the content: blocks, inodes, its own records.
-                Err(error) if is_full(&error) && self.evict(bytes) => {}
+                Err(error) if is_full(&error) && (self.evict(bytes.max(STEP)) || self.evict(bytes)) => {}
                 other => return other,
             }
         }

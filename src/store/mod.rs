@@ -33,6 +33,8 @@ mod sled_index;
 mod stamp;
 mod sync;
 mod temporary;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use blob::{StoredBlob, Trust};
