@@ -9,6 +9,7 @@
 //! f UP \0 REPO \0 TAG   when it was checked  r ALG DIGEST PATH  a file of refs/ that names this blob
 //! ```
 
+use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -290,7 +291,8 @@ fn split_key(key: &[u8]) -> Option<(Digest, &[u8])> {
     let [_, algorithm, rest @ ..] = key else { return None };
     let algorithm = Algorithm::ALL.into_iter().find(|a| algorithm_byte(*a) == *algorithm)?;
     let (bytes, rest) = rest.split_at_checked(algorithm.size())?;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let mut hex = String::with_capacity(2 * bytes.len());
+    bytes.iter().try_for_each(|byte| write!(hex, "{byte:02x}")).ok()?;
     Some((Digest::from_parts(algorithm, &hex).ok()?, rest))
 }
 
@@ -588,7 +590,7 @@ mod tests {
         let tags = ["a", "b"].map(|t| t.parse::<Tag>().unwrap());
         let past = UNIX_EPOCH + Duration::from_millis(1_234);
         hints.set_checked_at(&up, &repo, &tags[0], Some(past));
-        hints.set_checked_at(&up, &repo, &tags[1], Some(SystemTime::now() + Duration::from_secs(3600)));
+        hints.set_checked_at(&up, &repo, &tags[1], Some(SystemTime::now() + Duration::from_hours(1)));
         hints.set_ref(&digest(1), Path::new("refs/u/r/_tags/a"), true);
         for settled in [false, true] {
             if settled {
@@ -602,9 +604,9 @@ mod tests {
             assert!(hints.refs(&digest(2), None, 9).found.is_empty());
             let (mut found, mut after) = (Vec::new(), None::<Vec<u8>>);
             loop {
-                let part = hints.blobs(after.as_deref(), EPOCH, 2);
-                found.extend(part.found.into_iter().map(|(digest, hint, used)| (hint.len, used, digest)));
-                after = part.next;
+                let chunk = hints.blobs(after.as_deref(), EPOCH, 2);
+                found.extend(chunk.found.into_iter().map(|(digest, hint, used)| (hint.len, used, digest)));
+                after = chunk.next;
                 if after.is_none() {
                     break;
                 }

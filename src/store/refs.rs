@@ -389,7 +389,7 @@ impl Inner {
             name.push(format!("~aside-{n}"));
             PathBuf::from(name)
         };
-        let to = (1..).map(aside).find(|to| self.disk.metadata(to).is_err()).unwrap_or_else(|| aside(0));
+        let to = (1..u32::MAX).map(aside).find(|to| self.disk.metadata(to).is_err()).unwrap_or_else(|| aside(0));
         tracing::warn!(was, is, to = %to.display(), "the upstream of this name has another URL now: its refs are set aside");
         self.disk.rename(tree, &to).map_err(|e| StoreError::io("set aside", tree, e))?;
         self.group.directories([REFS.into()]);

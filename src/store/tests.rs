@@ -42,7 +42,7 @@ fn options(root: &Path, capacity: u64) -> StoreOptions {
 fn fixture(capacity: u64) -> Fixture {
     let root = tempfile::tempdir().unwrap();
     let metrics = Metrics::new().unwrap();
-    let store = Store::open_with(&options(root.path(), capacity), metrics.clone(), |_| Box::new(InMemory)).unwrap();
+    let store = Store::open_with(options(root.path(), capacity), metrics.clone(), |_| Box::new(InMemory)).unwrap();
     Fixture { root, metrics, store }
 }
 
@@ -92,7 +92,7 @@ impl Fixture {
         let store = if sled {
             Store::open(options, metrics.clone()).unwrap()
         } else {
-            Store::open_with(&options, metrics.clone(), |_| Box::new(InMemory)).unwrap()
+            Store::open_with(options, metrics.clone(), |_| Box::new(InMemory)).unwrap()
         };
         Self { root, metrics, store }
     }
@@ -158,7 +158,7 @@ async fn wrong_content_leaves_nothing() {
     let mut writer = fixture.store.create(&digest, Some(5)).await.unwrap();
     writer.write(Bytes::from_static(b"wrong")).await.unwrap();
     match writer.finish().await.unwrap_err() {
-        StoreError::DigestMismatch { expected, actual } => assert_eq!((expected, actual), (digest, sha256(b"wrong"))),
+        StoreError::DigestMismatch { expected, actual } => assert_eq!((*expected, *actual), (digest, sha256(b"wrong"))),
         other => panic!("{other}"),
     }
     let mut short = fixture.store.create(&digest, Some(5)).await.unwrap();
@@ -336,7 +336,7 @@ async fn what_does_not_fit_is_refused_and_evicts_nothing_in_vain() {
 #[tokio::test]
 async fn a_fill_of_unknown_length_stops_at_the_capacity() {
     let fixture = fixture(100_000);
-    put(&fixture.store, &[5; 50_000]).await;
+    put(&fixture.store, &vec![5; 50_000]).await;
     let content = vec![6_u8; 200_000];
     let mut writer = fixture.store.create(&sha256(&content), None).await.unwrap();
     let mut outcome = Ok(());
@@ -563,7 +563,7 @@ async fn refs_of_another_url_are_set_aside() {
     {
         let mut options = options(root.path(), 1 << 30);
         options.origins[0].1 = url.into();
-        let store = Store::open_with(&options, Metrics::new().unwrap(), |_| Box::new(InMemory)).unwrap();
+        let store = Store::open_with(options, Metrics::new().unwrap(), |_| Box::new(InMemory)).unwrap();
         assert_eq!(store.access(&up, &repo).await.unwrap().is_some(), known, "{url}");
     }
     assert!(root.path().join("refs/docker.io~aside-1/a/_access").exists(), "nothing is thrown away");

@@ -244,7 +244,7 @@ impl Shared {
             return Some(Err(StoreError::LengthMismatch { expected, actual }));
         }
         let (expected, actual) = (self.digest, work.hasher.clone().finish());
-        Some(if expected == actual { Ok(()) } else { Err(StoreError::DigestMismatch { expected, actual }) })
+        Some(if expected == actual { Ok(()) } else { Err(mismatch(expected, actual)) })
     }
 
     /// The job: writes what waits until nothing does.
@@ -304,6 +304,10 @@ impl Drop for Job<'_> {
             self.fail(StoreError::Stopped);
         }
     }
+}
+
+fn mismatch(expected: Digest, actual: Digest) -> StoreError {
+    StoreError::DigestMismatch { expected: Box::new(expected), actual: Box::new(actual) }
 }
 
 // === impl State ===
