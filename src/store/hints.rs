@@ -446,8 +446,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Sets the index aside and begins an empty one.
+    /// Sets the index aside and begins an empty one; on a full disk it is left alone until there is room.
     fn renew(&self, why: &IndexError) {
+        if why.is_full() {
+            tracing::warn!(error = why as &dyn std::error::Error, "the disk is full: there is no index for now");
+            *self.index.write() = None;
+            return;
+        }
         tracing::warn!(
             error = why as &dyn std::error::Error,
             "the index is set aside and begun anew; only the order of eviction and verification stamps are lost"
@@ -512,6 +517,8 @@ mod tests {
         /// Writing fails until the index is opened again, as sled does after ENOSPC.
         sticky: AtomicU32,
         size: AtomicU32,
+        /// Failing to open means that the disk is full.
+        full: bool,
     }
 
     /// An index in memory that fails when told to; its content survives opening it again.
@@ -528,7 +535,10 @@ mod tests {
         fn open(&self) -> Result<Box<dyn Index>, IndexError> {
             self.0.opens.fetch_add(1, Ordering::SeqCst);
             self.0.sticky.store(0, Ordering::SeqCst);
-            Faults::fails(&self.0.open)?;
+            if let Err(error) = Faults::fails(&self.0.open) {
+                let full = io::Error::from(rustix::io::Errno::NOSPC);
+                return Err(if self.0.full { IndexError { action: "open", source: full.into() } } else { error });
+            }
             let index = self.1.lock().clone();
             Ok(Box::new(FaultyIndex(self.0.clone(), index)))
         }
@@ -655,6 +665,16 @@ mod tests {
         assert_eq!(hints.blob(&digest(1), EPOCH), None, "the old one is gone");
         assert!(hints.blob(&digest(2), EPOCH).is_some(), "what was being written is in the new one");
         assert_eq!(metrics.index_rebuilds.get(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_does_not_cost_the_index() {
+        let faults = Arc::new(Faults { open: 1.into(), full: true, ..Faults::default() });
+        let (hints, metrics) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        assert!(hints.shared.index.read().is_some(), "it is tried again");
+        assert_eq!((faults.set_aside.load(Ordering::SeqCst), metrics.index_rebuilds.get()), (0, 0));
     }
 
     #[test]
