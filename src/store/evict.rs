@@ -67,6 +67,14 @@ impl Inner {
         call()
     }
 
+    /// Writes small files; if the disk is full, a blob makes room once. The work must hold no lock of this store. Blocks.
+    pub(super) fn with_room_for_record<T>(&self, work: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match work() {
+            Err(StoreError::NoSpace) if self.evict(STEP) || self.evict(1) => work(),
+            other => other,
+        }
+    }
+
     /// Removes least recently used blobs until `missing` bytes are freed. If all that may go would not be enough (the
     /// disk is full of other things), nothing is removed. Returns whether anything changed. Blocks.
     pub(super) fn evict(&self, missing: u64) -> bool {

@@ -180,7 +180,7 @@ impl Store {
             inner.books.set_tagged(&record.digest, true);
             Ok(())
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 
     /// Forgets a tag.
@@ -233,7 +233,7 @@ impl Store {
             inner.know_ref(&digest, &path);
             Ok(())
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 
     /// Forgets that upstream served `digest` in `repo`.
@@ -272,7 +272,7 @@ impl Store {
             let record = AccessRecord { access, since: SystemTime::now() };
             inner.records.write(&inner.disk, &inner.group, &path, &record)
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 
     /// The last answer to a list, by its normalised query (usually empty).
@@ -310,7 +310,7 @@ impl Store {
             }
             inner.records.write(&inner.disk, &inner.group, &path, &list)
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 }
 
