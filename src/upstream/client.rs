@@ -120,6 +120,12 @@ impl Trust {
         Self { platform }
     }
 
+    /// Nothing but what an upstream's `ca` adds.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { platform: RootCertStore::empty() }
+    }
+
     fn config(&self, ca: Option<&Path>) -> Result<ClientConfig, TrustError> {
         let mut roots = self.platform.clone();
         if let Some(path) = ca {

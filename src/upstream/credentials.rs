@@ -425,7 +425,7 @@ mod tests {
     #[tokio::test]
     async fn a_config_that_is_not_one_is_an_error_without_its_content() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for text in ["canary", "[]", r#"{"auths":{"reg.example":{"auth":"canary!"}}}"#] {
+        for text in ["canary", "[7]", r#"{"auths":{"reg.example":{"auth":"canary!"}}}"#] {
             tokio::fs::write(file.path(), text).await.unwrap();
             let path = Some(file.path().to_owned());
             let result = source(config::Credentials::DockerConfig { path }, "reg.example", 443).read().await;
