@@ -15,7 +15,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause that upstream may ask for and still be waited for; with a longer one the caller decides.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest Retry-After that is believed.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// Counts the tries of one request.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ mod tests {
         let limited = |wait| Fault::RateLimited { retry_after: wait, message: String::new() };
         let mut retries = Retries::until(Instant::now() + Duration::from_secs(20));
         assert!(retries.after(&limited(None)).is_none());
-        assert!(retries.after(&limited(Some(Duration::from_secs(60)))).is_none(), "too long to wait for");
+        assert!(retries.after(&limited(Some(Duration::from_mins(1)))).is_none(), "too long to wait for");
         assert_eq!(retries.after(&limited(Some(Duration::from_secs(3)))), Some(Duration::from_secs(3)));
         let gone = Fault::Status { status: StatusCode::GONE, retry_after: None, message: String::new() };
         assert!(Retries::until(Instant::now() + Duration::from_secs(20)).after(&gone).is_none());

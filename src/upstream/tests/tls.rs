@@ -82,9 +82,10 @@ async fn https_never_leads_to_http() {
     let plain = Server::start(|_, _| reply(200, &[], r#"{"token":"t"}"#)).await;
     let (location, realm) = (plain.url("/x"), format!(r#"Bearer realm="{}""#, plain.url("/token")));
     let server = Server::on("127.0.0.1:0", Some(authority.acceptor(&["127.0.0.1"], &[])), move |seen, _| {
-        match seen.target.contains("blobs") {
-            true => redirect_to(&location),
-            false => reply(401, &[("www-authenticate", &realm)], ""),
+        if seen.target.contains("blobs") {
+            redirect_to(&location)
+        } else {
+            reply(401, &[("www-authenticate", &realm)], "")
         }
     })
     .await;
