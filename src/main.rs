@@ -1,3 +1,7 @@
 //! The `ocistern` program: wiring only.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ocistern::cli::run()
+}

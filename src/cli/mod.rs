@@ -1,1 +1,112 @@
-//! TODO-cli: being written.
+//! The command line: what is asked, and the exit code.
+//!
+//! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
+
+mod config;
+mod log;
+mod serve;
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Flags;
+
+/// Exit code of a failure at run time.
+const FAILED: u8 = 1;
+/// Exit code of a mistake in the command line or the configuration.
+const USAGE: u8 = 64;
+
+/// A local caching proxy for container registries
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve registry clients
+    Serve(Flags),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say whether the configuration is right, and what is wrong with it
+    Check(ConfigFile),
+    /// Print the effective configuration, without secrets
+    Show(ConfigFile),
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigFile {
+    /// Configuration file [default: the first of $OCISTERN_CONFIG, $XDG_CONFIG_HOME/ocistern/config.toml,
+    /// /etc/ocistern/config.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the program with the arguments and the environment of the process.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are such errors too, for standard output and without a fault.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.command {
+        Command::Serve(flags) => serve::run(&flags),
+        Command::Config(ConfigCommand::Check(file)) => print(config::check(file.config.as_deref())),
+        Command::Config(ConfigCommand::Show(file)) => print(config::show(file.config.as_deref())),
+    }
+}
+
+fn print(text: Result<String, impl Display>) -> ExitCode {
+    match text {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(FAILED, format_args!("standard output: {error}")),
+        },
+        Err(error) => complain(USAGE, error),
+    }
+}
+
+/// Tells what is wrong, before there is a log.
+fn complain(code: u8, error: impl Display) -> ExitCode {
+    // If standard error is closed, the code has to do.
+    let _ = writeln!(std::io::stderr(), "ocistern: {error}");
+    ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_takes_its_flags() {
+        let line = "ocistern serve --root /r --listen 127.0.0.1:0 --listen unix:/s --admin-listen off --sealed \
+                    --upstream http://localhost:5001 --upstream team=https://r.example";
+        let Command::Serve(flags) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+            panic!("not serve")
+        };
+        assert_eq!(flags.listen, ["127.0.0.1:0", "unix:/s"]);
+        assert_eq!(flags.upstream, ["http://localhost:5001", "team=https://r.example"]);
+        assert_eq!((flags.admin_listen.as_deref(), flags.sealed), (Some("off"), true));
+    }
+}

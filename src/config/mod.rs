@@ -1,12 +1,42 @@
 //! The validated configuration: what constructors read. Made from flags, environment, file and defaults.
 
+mod builtin;
+mod error;
+mod file;
+mod flags;
+mod keys;
+mod layer;
+mod listeners;
+#[cfg(test)]
+mod mistakes;
+mod parse;
+mod pattern;
+mod place;
+mod show;
+#[cfg(test)]
+mod tests;
+mod upstreams;
+mod url;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::error::{ConfigError, Fault, Problem};
+pub use self::flags::Flags;
 use crate::oci::UpstreamName;
+
+/// Where clients connect if nobody said.
+const DEFAULT_LISTEN: [SocketAddr; 2] =
+    [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000), SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 5000)];
+/// Where metrics and health are if nobody said.
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5080);
+/// How long a tag is served before it is asked again.
+const DEFAULT_TAGS: Duration = Duration::from_mins(5);
+/// The file that is read where no other one is.
+const SYSTEM_FILE: &str = "/etc/ocistern/config.toml";
 
 /// Everything the daemon was told, validated.
 #[derive(Debug, Clone)]
@@ -25,6 +55,8 @@ pub struct Config {
     pub limits: Limits,
     /// What the log looks like.
     pub log: Log,
+    /// The file that was read; none: there was none.
+    pub source: Option<PathBuf>,
 }
 
 /// One address on which clients are served.
@@ -40,6 +72,8 @@ pub struct Listener {
     pub hostnames: BTreeMap<String, UpstreamName>,
     /// Certificate and key; none: plain HTTP.
     pub tls: Option<ListenerTls>,
+    /// Left out, not an error, where the machine does not have the address: the IPv6 loopback beside the IPv4 one.
+    pub optional: bool,
 }
 
 /// An address to listen on.
@@ -232,4 +266,57 @@ pub enum LogFormat {
     Human,
     /// One JSON object an event.
     Json,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Flags over environment over file over defaults. `env` looks up a variable of the environment.
+    ///
+    /// # Errors
+    /// All that does not fit, each with its place, key and what to write instead.
+    pub fn load(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        layer::load(flags, &env, Path::new(SYSTEM_FILE))
+    }
+
+    /// A file's text alone, over the defaults, without flags and environment. Paths stay as they are written.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        layer::from_text(text)
+    }
+}
+
+// === impl Store ===
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { capacity: Capacity::Default, durability: Durability::Strict, max_manifest: 4 << 20 }
+    }
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 8192,
+            connections_per_address: 1024,
+            first_byte: Duration::from_secs(10),
+            header: Duration::from_secs(15),
+            idle: Duration::from_secs(75),
+            min_rate: 1 << 10,
+            min_rate_window: Duration::from_mins(1),
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+// === impl Log ===
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Auto, filter: "info".to_owned() }
+    }
 }

@@ -1,1 +1,307 @@
-//! TODO-server: being written.
+//! The daemon: what is started, in which order, and how it stops.
+//!
+//! Start: store, upstreams, cache, admin interface (not ready), listeners, ready. Stop, in the opposite order: no
+//! further connections, not ready, running answers to their end or the deadline, downloads, background tasks, admin
+//! interface, store.
+
+mod activity;
+mod admin_socket;
+mod connection;
+mod listener;
+mod notify;
+mod permits;
+mod stream;
+mod supervise;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+pub use self::admin_socket::admin_socket_path;
+use self::connection::{Handler, Run, Serving};
+use self::listener::Socket;
+pub use self::listener::{Inherited, ListenError};
+use self::permits::Permits;
+pub use self::tls::TlsError;
+use crate::cache::Cache;
+use crate::config::{Config, Listener};
+use crate::http::access::Peer;
+use crate::http::admin::{Admin, Readiness, Stage};
+use crate::http::respond::Body;
+use crate::http::route::Directory;
+use crate::http::{App, ListenerState, handle};
+use crate::metrics::Metrics;
+use crate::store::{Store, StoreError, StoreOptions};
+use crate::upstream::{SetupError, Upstreams};
+
+/// Connections that the admin interface has at most, all and from one address.
+const ADMIN_CONNECTIONS: usize = 64;
+/// Who may connect to the admin socket: its owner.
+const ADMIN_SOCKET_MODE: u32 = 0o600;
+/// How long tasks have to end that were told to; none waits for anything but the disk.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(10);
+
+/// A running daemon. Dropping it stops it without grace; [`Server::stop`] is the proper way.
+#[derive(Debug)]
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    admin_address: Option<SocketAddr>,
+    metrics: Metrics,
+    readiness: Readiness,
+    store: Store,
+    drain: Duration,
+    registry: Run,
+    admin: Run,
+    background: Background,
+    /// Cancels what still runs, when the server is dropped.
+    _guards: [DropGuard; 5],
+}
+
+/// Downloads and upkeep.
+#[derive(Debug, Clone, Default)]
+struct Background {
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An upstream's configuration cannot be used.
+    #[error(transparent)]
+    Upstreams(#[from] SetupError),
+    /// A socket cannot be opened.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A listener cannot speak TLS.
+    #[error("TLS of the listener {listener}: {source}")]
+    Tls {
+        /// Its address.
+        listener: String,
+        /// The cause.
+        source: TlsError,
+    },
+    /// The metrics cannot be registered.
+    #[error("the metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+    /// A step of the start panicked.
+    #[error("a step of the start did not end properly")]
+    Step(#[from] JoinError),
+}
+
+/// Answers registry clients of one listener.
+#[derive(Clone)]
+struct RegistryHandler {
+    app: Arc<App>,
+    listener: Arc<ListenerState>,
+}
+
+/// Answers the admin interface.
+#[derive(Debug, Clone)]
+struct AdminHandler(Arc<Admin>);
+
+impl Handler for RegistryHandler {
+    async fn handle(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+        handle(&self.app, &self.listener, peer, request).await
+    }
+}
+
+impl Handler for AdminHandler {
+    async fn handle(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+        self.0.handle(peer, request).await
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Starts the daemon; it is ready when this returns. No upstream is asked for anything.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with(config, Inherited::default()).await
+    }
+
+    /// As [`Server::start`], on sockets that systemd opened.
+    pub async fn start_with(config: Config, inherited: Inherited) -> Result<Self, StartError> {
+        let metrics = Metrics::new()?;
+        let store = open_store(&config, metrics.clone()).await?;
+        let started = Self::start_on(store.clone(), Arc::new(config), metrics, inherited).await;
+        if started.is_err() {
+            store.close().await;
+        }
+        started
+    }
+
+    async fn start_on(
+        store: Store,
+        config: Arc<Config>,
+        metrics: Metrics,
+        inherited: Inherited,
+    ) -> Result<Self, StartError> {
+        let (registry, admin_run, background) = (Run::default(), Run::default(), Background::default());
+        let guards = [&registry.drain, &registry.abort, &admin_run.drain, &admin_run.abort, &background.stop]
+            .map(|token| token.clone().drop_guard());
+        let upstreams = {
+            let (config, metrics) = (config.clone(), metrics.clone());
+            Arc::new(spawn_blocking(move || Upstreams::new(&config, metrics)).await??)
+        };
+        background.tasks.spawn({
+            let (store, stop) = (store.clone(), background.stop.clone());
+            async move { store.run(stop).await }
+        });
+        let (tasks, stop) = (background.tasks.clone(), background.stop.clone());
+        let cache = Cache::new(store.clone(), upstreams, &config, metrics.clone(), tasks, stop);
+
+        let readiness = Readiness::default();
+        let user = rustix::process::geteuid().as_raw();
+        let admin = Arc::new(Admin::new(config.clone(), metrics.clone(), readiness.clone(), user));
+        let admin_address = start_admin(&config, &store, &admin, &admin_run).await?;
+
+        let app = Arc::new(App {
+            directory: Directory::new(&config),
+            config: config.clone(),
+            cache,
+            metrics: metrics.clone(),
+        });
+        let sockets = start_listeners(&app, &registry, inherited).await?;
+        admin.set_listeners(sockets.iter().map(|(name, _)| name.clone()).collect());
+        readiness.set(Stage::Ready);
+        notify::ready();
+        Ok(Self {
+            addresses: sockets.into_iter().filter_map(|(_, address)| address).collect(),
+            admin_address,
+            metrics,
+            readiness,
+            store,
+            drain: config.limits.drain,
+            registry,
+            admin: admin_run,
+            background,
+            _guards: guards,
+        })
+    }
+
+    /// The TCP addresses on which clients are served, with the ports that were chosen.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// The TCP address of the admin interface, if it has one.
+    pub const fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// All metrics.
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Stops: running answers have until the deadline of `limits.drain`.
+    pub async fn stop(self) {
+        let deadline = Instant::now() + self.drain;
+        self.registry.drain.cancel();
+        self.readiness.set(Stage::Stopping);
+        notify::stopping();
+        tracing::info!(seconds = self.drain.as_secs(), "stopping; running answers have their time");
+        end(&self.registry, deadline).await;
+        // Only now: the answers read what is being downloaded.
+        self.background.stop.cancel();
+        self.background.tasks.close();
+        if timeout(TASKS_END_WITHIN, self.background.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.background.tasks.len(), "some tasks did not end; stopping without them");
+        }
+        self.admin.drain.cancel();
+        end(&self.admin, Instant::now()).await;
+        self.store.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// Waits for the connections until `deadline`, then drops them.
+async fn end(run: &Run, deadline: Instant) {
+    run.drain.cancel();
+    run.tasks.close();
+    if timeout_at(deadline, run.tasks.wait()).await.is_err() {
+        run.abort.cancel();
+        // A handler that does not yield would hold the stop for ever.
+        let _ = timeout(TASKS_END_WITHIN, run.tasks.wait()).await;
+    }
+}
+
+async fn open_store(config: &Config, metrics: Metrics) -> Result<Store, StartError> {
+    let options = StoreOptions {
+        root: config.root.clone(),
+        capacity: config.store.capacity,
+        durability: config.store.durability,
+        origins: config.upstreams.values().map(|u| (u.name.clone(), u.url.to_string())).collect(),
+    };
+    Ok(spawn_blocking(move || Store::open(options, metrics)).await??)
+}
+
+/// Opens the admin interface, on its socket and its address.
+async fn start_admin(
+    config: &Config,
+    store: &Store,
+    admin: &Arc<Admin>,
+    run: &Run,
+) -> Result<Option<SocketAddr>, StartError> {
+    let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS);
+    let serving = Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
+    let path = admin_socket_path(config);
+    let at = path.clone();
+    let socket = spawn_blocking(move || admin_socket::prepare(&at).map_err(|error| ListenError::unix(&at, error)));
+    socket.await??;
+    let socket = Socket::unix(&path, ADMIN_SOCKET_MODE)?;
+    store.announce_socket(path.clone()).await?;
+    run.tasks.spawn(serving.clone().accept(socket));
+    let Some(address) = config.admin.address else { return Ok(None) };
+    let socket = Socket::tcp(address).await?;
+    let address = socket.address();
+    if let Some(address) = address {
+        tracing::info!(%address, socket = %path.display(), "the admin interface is open");
+    }
+    run.tasks.spawn(serving.accept(socket));
+    Ok(address)
+}
+
+/// Opens every listener, then serves on all of them.
+async fn start_listeners(
+    app: &Arc<App>,
+    run: &Run,
+    inherited: Inherited,
+) -> Result<Vec<(String, Option<SocketAddr>)>, StartError> {
+    let limits = &app.config.limits;
+    let permits = Permits::new(limits.connections, limits.connections_per_address);
+    let mut ready = Vec::new();
+    for (socket, settings) in listener::open(&app.config.listeners, inherited).await? {
+        let tls = tls_of(&settings, &socket).await?;
+        let state = Arc::new(ListenerState { config: settings });
+        let handler = RegistryHandler { app: app.clone(), listener: state };
+        ready.push((socket, Serving::new(handler, tls, permits.clone(), limits, run.clone())));
+    }
+    let mut sockets = Vec::with_capacity(ready.len());
+    for (socket, serving) in ready {
+        tracing::info!(listener = %socket, tls = serving.is_tls(), "serving clients");
+        sockets.push((socket.to_string(), socket.address()));
+        run.tasks.spawn(serving.accept(socket));
+    }
+    Ok(sockets)
+}
+
+async fn tls_of(settings: &Listener, socket: &Socket) -> Result<Option<tokio_rustls::TlsAcceptor>, StartError> {
+    let Some(tls) = settings.tls.clone() else { return Ok(None) };
+    let acceptor = spawn_blocking(move || tls::acceptor(&tls)).await?;
+    acceptor.map(Some).map_err(|source| StartError::Tls { listener: socket.to_string(), source })
+}

@@ -1,1 +1,241 @@
-//! TODO-store: being written.
+//! The store: content-addressed blobs and small records on disk. It knows no HTTP and no upstream.
+//!
+//! `layout` draws the tree. The files are the truth; the index (`hints`) holds what may be lost: ages, verification
+//! stamps, freshness. The order of commit is: content, its links, the ref that leads to it; each published whole or
+//! not at all (`writer`, `record`). The order of removal is the other way round (`evict`).
+//!
+//! Every method that touches the disk runs on the blocking pool.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod blob;
+mod capacity;
+mod disk;
+mod error;
+mod evict;
+mod hints;
+mod index;
+mod layout;
+mod lock;
+mod order;
+mod record;
+mod recover;
+mod refs;
+mod sled_index;
+mod stamp;
+mod sync;
+mod temporary;
+mod writer;
+
+pub use blob::{StoredBlob, Trust};
+pub use error::StoreError;
+pub use lock::Holder;
+pub use refs::{Access, AccessRecord, Link, LinkKind, ListKind, StoredList, TagRecord};
+pub use writer::BlobWriter;
+
+use capacity::Books;
+use disk::Disk;
+use hints::{Hints, SledSource, Source};
+use lock::RootLock;
+use record::Records;
+use stamp::Epoch;
+use sync::GroupSync;
+
+use crate::config::{Capacity, Durability};
+use crate::metrics::Metrics;
+use crate::oci::UpstreamName;
+
+/// How long opening waits for the index; after that the store works without it until it is there.
+const INDEX_PATIENCE: Duration = Duration::from_millis(700);
+/// How often what was published without waiting is synced.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How many of those intervals lie between two batches of the order of use.
+const ORDER_EVERY: u32 = 10;
+
+/// What a store is opened with.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Its directory; made if it is missing.
+    pub root: PathBuf,
+    /// How much it may hold.
+    pub capacity: Capacity,
+    /// What a publication waits for.
+    pub durability: Durability,
+    /// The URL of every upstream by name. Refs that came from another URL under the same name are set aside.
+    pub origins: Vec<(UpstreamName, String)>,
+}
+
+/// An open store; cheap to clone. One process at a time has a root open.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    disk: Arc<Disk>,
+    durability: Durability,
+    books: Arc<Books>,
+    hints: Hints,
+    records: Records,
+    group: GroupSync,
+    epoch: Epoch,
+    metrics: Metrics,
+    /// Held while a name in `blobs/` is looked at and changed, so that quarantine and eviction never hit a file that
+    /// was published in between. Never held over a sync, nor together with `tags`; other locks come after it.
+    names: Mutex<()>,
+    /// Held while a tag's file is read and then changed, so that eviction never removes one that has just moved.
+    tags: Mutex<()>,
+    /// Jobs on the blocking pool that nobody awaits.
+    jobs: TaskTracker,
+    closed: AtomicBool,
+    /// Last, so that it is let go of after everything else is.
+    lock: RootLock,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens the store, and makes its directory if there is none. Blocks, but reads neither the index nor the list of
+    /// blobs: that happens in [`Store::run`].
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if another process has it, [`StoreError::Version`] if another version wrote it, else
+    /// what the file system said. A damaged index is no error.
+    pub fn open(options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
+        let source = |root: &Path| -> Box<dyn Source> { Box::new(SledSource(root.to_owned())) };
+        Self::open_with(&options, metrics, source)
+    }
+
+    fn open_with(
+        options: &StoreOptions,
+        metrics: Metrics,
+        source: impl FnOnce(&Path) -> Box<dyn Source>,
+    ) -> Result<Self, StoreError> {
+        let disk = Arc::new(Disk::open(&options.root)?);
+        let lock = RootLock::take(&disk)?;
+        layout::prepare(&disk)?;
+        let socket = disk.path().join("ocistern.sock");
+        if let Err(error) = lock.announce(Some(&socket)) {
+            tracing::warn!(%error, "the lock file could not be written");
+        }
+        recover::remove_temporary(&disk);
+        let records = Records::default();
+        let epoch = Epoch::begin(&disk, &records);
+        let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
+        let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
+            .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
+        let inner = Inner {
+            durability: options.durability,
+            books: Arc::new(Books::new(options.capacity, space, metrics.clone())),
+            hints,
+            records,
+            group: GroupSync::default(),
+            epoch,
+            metrics,
+            names: Mutex::new(()),
+            tags: Mutex::new(()),
+            jobs: TaskTracker::new(),
+            closed: AtomicBool::new(false),
+            lock,
+            disk,
+        };
+        inner.check_origins(&options.origins)?;
+        inner.group.run(&inner.disk);
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The root's absolute path.
+    pub fn root(&self) -> &Path {
+        self.0.disk.path()
+    }
+
+    /// Says in the lock file where the admin socket is, when that is not `ROOT/ocistern.sock`.
+    pub async fn announce_socket(&self, socket: PathBuf) -> Result<(), StoreError> {
+        let announce = move |inner: &Arc<Inner>| {
+            inner.lock.announce(Some(&socket)).map_err(|e| StoreError::io("write", Path::new(layout::LOCK), e))
+        };
+        self.blocking(announce).await
+    }
+
+    /// Background upkeep until `stop`: group sync each second, the order of use in batches, and after the start a scan
+    /// that finds the blobs which the index does not know.
+    pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.upkeep(&stop), self.recover(&stop));
+    }
+
+    async fn upkeep(&self, stop: &CancellationToken) {
+        let mut ticks = tokio::time::interval(SYNC_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            count = count.wrapping_add(1);
+            let order = count.is_multiple_of(ORDER_EVERY);
+            let work = move |inner: &Arc<Inner>| {
+                inner.group.run(&inner.disk);
+                if order {
+                    inner.write_order();
+                }
+                Ok(())
+            };
+            if self.blocking(work).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Writes out what is in memory and marks the stop as clean. Fills that still run are lost. Further calls do
+    /// nothing.
+    pub async fn close(&self) {
+        if self.0.closed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.0.jobs.close();
+        self.0.jobs.wait().await;
+        let outcome = self.blocking(|inner| inner.shut()).await;
+        if let Err(error) = outcome {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the store could not be closed cleanly");
+        }
+    }
+
+    /// Runs `work` on the blocking pool.
+    async fn blocking<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Arc<Inner>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let inner = self.0.clone();
+        tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or(Err(StoreError::Stopped))
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn write_order(&self) {
+        let touched = self.books.with_order(order::Order::take_touched);
+        self.hints.set_used(touched);
+    }
+
+    fn shut(&self) -> Result<(), StoreError> {
+        self.group.run(&self.disk);
+        self.write_order();
+        self.hints.close();
+        if self.durability == Durability::Fast {
+            // Nothing was synced one by one; without this a power cut after the stop would pass for a clean stop.
+            self.disk.sync_everything().map_err(|e| StoreError::io("sync", self.disk.path(), e))?;
+        }
+        self.epoch.end(&self.disk)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("root", &self.disk.path()).finish_non_exhaustive()
+    }
+}

@@ -1,1 +1,103 @@
-//! TODO-upstream: being written.
+//! The registries behind ocistern: connections, tokens, redirects, retries; everything but what to do with the answer.
+//!
+//! ```text
+//! Registry::fetch → retries, breaker → one walk: token → request → 401? new token · 3xx? next hop → Answer | Fault
+//!                                                  wire (headers, deadline, metrics) → client (TLS, proxy) → connect
+//! ```
+//!
+//! Trust ends at the upstream's origin. Nothing that it names (realm, redirect) gets a credential unless the rules in
+//! `realm` allow it, and nothing that it names is dialled unless the rules in `connect` do.
+
+mod address;
+mod ask;
+mod auth;
+mod body;
+mod breaker;
+mod challenge;
+mod client;
+mod connect;
+mod credentials;
+mod error;
+mod exchange;
+mod origin;
+mod read;
+mod realm;
+mod redirect;
+mod registry;
+mod retry;
+mod token;
+mod walk;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper_util::client::proxy::matcher::Matcher;
+
+pub use address::AddressClass;
+pub use ask::{Answer, Ask};
+pub use body::UpstreamBody;
+pub use client::TrustError;
+pub use credentials::{CredentialFault, HelperFault};
+pub use error::{Cause, Class, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError};
+pub use origin::UrlFault;
+pub use registry::Registry;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::oci::UpstreamName;
+use client::Trust;
+use connect::OwnAddresses;
+
+/// All configured upstreams. Nothing else is ever dialled on a client's behalf.
+#[derive(Debug)]
+pub struct Upstreams {
+    registries: BTreeMap<UpstreamName, Arc<Registry>>,
+    own: OwnAddresses,
+}
+
+/// An upstream's configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("upstream {upstream}: {source}")]
+pub struct SetupError {
+    /// Which one.
+    pub upstream: UpstreamName,
+    /// What is wrong.
+    #[source]
+    pub source: TrustError,
+}
+
+impl Upstreams {
+    /// Sets up every upstream of `config`; nothing is connected or resolved yet. Proxies are those of the environment
+    /// (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
+    pub fn new(config: &Config, metrics: Metrics) -> Result<Self, SetupError> {
+        Self::with_proxies(config, &metrics, Matcher::from_env())
+    }
+
+    fn with_proxies(config: &Config, metrics: &Metrics, proxies: Matcher) -> Result<Self, SetupError> {
+        let own = OwnAddresses::default();
+        let trust = Trust::platform();
+        let proxies = Arc::new(proxies);
+        let mut registries = BTreeMap::new();
+        for (name, upstream) in &config.upstreams {
+            let registry = Registry::new(Arc::clone(upstream), metrics, &trust, &proxies, &own)
+                .map_err(|source| SetupError { upstream: name.clone(), source })?;
+            registries.insert(name.clone(), Arc::new(registry));
+        }
+        Ok(Self { registries, own })
+    }
+
+    /// The upstream of that name.
+    pub fn get(&self, name: &UpstreamName) -> Option<&Arc<Registry>> {
+        self.registries.get(name)
+    }
+
+    /// Tells on which addresses ocistern itself listens: they are never dialled.
+    pub fn set_own_addresses(&self, addresses: Vec<SocketAddr>) {
+        *self.own.write() = addresses;
+    }
+}

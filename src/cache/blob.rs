@@ -1,0 +1,219 @@
+//! Blobs: from the store, from a running fill, or by a new one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, StatusCode};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::body::Content;
+use super::fill::{Fill, content_length};
+use super::flight::Role;
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
+use crate::oci::{Digest, Reference, Via};
+use crate::store::{Link, LinkKind, StoredBlob, Trust};
+use crate::upstream::Ask;
+
+/// How long a request waits for the check of a stored file before it streams with the tail held back. Most files are
+/// checked within it, and then a damaged one is fetched again without the client noticing.
+const CHECK_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a request whose leader failed for reasons of its own tries again before it gives up.
+const TRIES: usize = 4;
+
+/// A blob to answer with.
+#[derive(Debug)]
+pub struct Blob {
+    /// Its bytes.
+    pub source: BlobSource,
+    /// How it was found.
+    pub status: CacheStatus,
+}
+
+/// Where the bytes of a blob are.
+#[derive(Debug)]
+pub enum BlobSource {
+    /// In a file, whole or growing.
+    Content(Content),
+    /// Upstream, and they are not kept.
+    Bypass(super::bypass::Bypass),
+    /// Not wanted: a HEAD that upstream answered.
+    Described {
+        /// Bytes of the blob, if upstream said so.
+        length: Option<u64>,
+    },
+}
+
+/// What upstream's HEAD proved.
+#[derive(Debug, Clone)]
+pub(super) struct Proof {
+    pub(super) via: Via,
+    pub(super) headers: HeaderMap,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// The blob `digest` for a GET in `target`.
+    pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let in_time = self.blob_until(target, digest, deadline);
+        timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target)))
+    }
+
+    async fn blob_until(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        deadline: Instant,
+    ) -> Result<Blob, CacheError> {
+        let mut last = CacheError::Stopped;
+        for _ in 0..TRIES {
+            if let Some(stored) = self.stored(digest).await {
+                self.prove(target, digest, LinkKind::Blob, Some(stored.len)).await?;
+                match self.trusted(digest, stored).await {
+                    Ok(content) => {
+                        return Ok(Blob { source: BlobSource::Content(content), status: Found::Hit.into() });
+                    }
+                    // Quarantined: the next turn fetches it anew.
+                    Err(error @ CacheError::Damaged(_)) => {
+                        last = error;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            self.check_missing(target, &digest.to_string())?;
+            let (fill, role) = self.fill(target, digest)?;
+            let foreign = role == Role::Follower && fill.target != *target;
+            if foreign {
+                self.prove_for_fill(target, digest, &fill).await?;
+            }
+            match fill.watcher.clone().head().await {
+                Ok(head) => {
+                    let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher, None);
+                    let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
+                    return Ok(Blob { source: BlobSource::Content(content), status: found.into() });
+                }
+                Err(CacheError::NoSpace | CacheError::Store(_)) => {
+                    let bypass = self.bypass(target, digest, deadline).await?;
+                    return Ok(Blob { source: BlobSource::Bypass(bypass), status: Found::Bypass.into() });
+                }
+                // It failed in another name's attempt: that says nothing about this one.
+                Err(error) if foreign => last = error,
+                Err(error) => {
+                    self.note_missing(target, &digest.to_string(), &error);
+                    return Err(error);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// The blob `digest` for a HEAD in `target`: what is not in the store is asked upstream, not downloaded.
+    pub async fn describe_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
+        let within = async {
+            if let Some(stored) = self.stored(digest).await {
+                self.prove(target, digest, LinkKind::Blob, Some(stored.len)).await?;
+                let described = BlobSource::Described { length: Some(stored.len) };
+                return Ok(Blob { source: described, status: Found::Hit.into() });
+            }
+            self.check_missing(target, &digest.to_string())?;
+            let proof = self.ask_proof(target, digest, LinkKind::Blob).await;
+            let proof = proof.inspect_err(|error| self.note_missing(target, &digest.to_string(), error))?;
+            let described = BlobSource::Described { length: content_length(&proof.headers) };
+            Ok(Blob { source: described, status: Found::Passed.into() })
+        };
+        timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(out_of_time(target)))
+    }
+
+    /// The stored file of `digest`. A store that cannot be read is a miss: upstream may still answer.
+    pub(super) async fn stored(&self, digest: &Digest) -> Option<StoredBlob> {
+        match self.store.blob(digest).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a stored blob cannot be opened");
+                None
+            }
+        }
+    }
+
+    /// A stored file as content that may be served: checked first where its stamp is void.
+    async fn trusted(self: &Arc<Self>, digest: &Digest, stored: StoredBlob) -> Result<Content, CacheError> {
+        if stored.trust == Trust::Verified {
+            return Ok(Content::stored(stored));
+        }
+        let mut watcher = self.verify(digest, stored.clone());
+        match timeout(CHECK_PATIENCE, watcher.verdict()).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) => Ok(Content::stored(stored)),
+            Err(_) => Ok(Content::watched(Arc::clone(&stored.file), Some(stored.len), watcher, Some(stored))),
+        }
+    }
+
+    /// Makes sure that upstream serves `digest` under this name: by a link, else by one HEAD that all wait for.
+    pub(super) async fn prove(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        kind: LinkKind,
+        length: Option<u64>,
+    ) -> Result<(), CacheError> {
+        if self.linked(target, digest, kind).await?.is_some() {
+            return Ok(());
+        }
+        self.check_missing(target, &digest.to_string())?;
+        let proof = self.ask_proof(target, digest, kind).await;
+        let proof = proof.inspect_err(|error| self.note_missing(target, &digest.to_string(), error))?;
+        if let Some(length) = length {
+            self.keep_link(target, digest, Link::blob(proof.via, length)).await;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::prove`], for a blob that is still being filled in another name.
+    async fn prove_for_fill(self: &Arc<Self>, target: &Target, digest: &Digest, fill: &Fill) -> Result<(), CacheError> {
+        if self.linked(target, digest, LinkKind::Blob).await?.is_some() {
+            return Ok(());
+        }
+        let proof = self.ask_proof(target, digest, LinkKind::Blob).await;
+        let proof = proof.inspect_err(|error| self.note_missing(target, &digest.to_string(), error))?;
+        if !fill.also_for(target, proof.via)
+            && let Some(stored) = self.stored(digest).await
+        {
+            self.keep_link(target, digest, Link::blob(proof.via, stored.len)).await;
+        }
+        Ok(())
+    }
+
+    /// One HEAD for `digest` under this name, shared by all who wait for it.
+    pub(super) async fn ask_proof(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        kind: LinkKind,
+    ) -> Result<Proof, CacheError> {
+        let registry = Arc::clone(self.registry(&target.upstream)?);
+        let (flight, _) = self.proofs.join(&(target.clone(), *digest, kind), &self.tasks, &self.stop, || {
+            let (target, digest) = (target.clone(), *digest);
+            async move {
+                let deadline = Instant::now() + ANSWER_WITHIN;
+                let ask = match kind {
+                    LinkKind::Blob => Ask::blob(Method::HEAD, &target.repo, &digest, deadline),
+                    LinkKind::Manifest => {
+                        Ask::manifest(Method::HEAD, &target.repo, &Reference::Digest(digest), deadline)
+                    }
+                };
+                let answer = registry.fetch(ask).await?;
+                if answer.status == StatusCode::OK {
+                    Ok(Proof { via: answer.via, headers: answer.headers })
+                } else {
+                    Err(CacheError::BadAnswer {
+                        upstream: target.upstream,
+                        reason: "a status other than 200 to a HEAD",
+                    })
+                }
+            }
+        });
+        flight.result().await.unwrap_or(Err(CacheError::Stopped))
+    }
+}

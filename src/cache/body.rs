@@ -1,0 +1,167 @@
+//! The bytes of a blob as a stream: from a finished file, or from one that still grows, with the tail held back.
+//!
+//! Every reader, the first one too, reads the file on disk at its own pace; the disk is the buffer, so memory stays
+//! bounded whatever the size of the blob and the number of clients (ADR 0002). The last bytes of the blob are handed
+//! out only when the digest is known to match, so that no client can ever have received a complete wrong blob
+//! (ADR 0003). hyper stops polling a body once Content-Length bytes are out, hence nothing here depends on being
+//! polled to the end.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+
+use super::CacheError;
+use super::progress::{State, Watcher};
+use crate::store::StoredBlob;
+
+/// How many bytes at the end of a blob wait for the verdict.
+const HELD_BACK: u64 = 4096;
+/// Bytes read from the file at once, and so the memory that a reader needs.
+const CHUNK: usize = 128 * 1024;
+
+/// A blob whose bytes can be read: now, or as they come.
+#[derive(Debug, Clone)]
+pub struct Content(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// A verified file of the store.
+    Stored(StoredBlob),
+    /// A file that is being filled or checked.
+    Watched { file: Arc<File>, length: Option<u64>, watcher: Watcher, _keep: Option<StoredBlob> },
+}
+
+/// Why a body ends before its end. The transfer is broken, never ended cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The fill failed, or the content turned out wrong.
+    #[error("the transfer is broken off: {0}")]
+    Content(#[from] CacheError),
+    /// The file could not be read.
+    #[error("the store's file could not be read")]
+    Read(#[source] std::io::Error),
+    /// The file is shorter than what was promised.
+    #[error("the store's file ends early")]
+    Short,
+}
+
+/// A position in a blob, and how far to read.
+struct Cursor {
+    source: Source,
+    at: u64,
+    end: Option<u64>,
+}
+
+// === impl Content ===
+
+impl Content {
+    /// A verified file of the store.
+    pub(super) fn stored(blob: StoredBlob) -> Self {
+        Self(Source::Stored(blob))
+    }
+
+    /// A file that is being filled (`keep` is none) or checked (`keep` is the file's guard).
+    pub(super) fn watched(file: Arc<File>, length: Option<u64>, watcher: Watcher, keep: Option<StoredBlob>) -> Self {
+        Self(Source::Watched { file, length, watcher, _keep: keep })
+    }
+
+    /// Bytes of the whole blob, if they are known.
+    pub fn length(&self) -> Option<u64> {
+        match &self.0 {
+            Source::Stored(blob) => Some(blob.len),
+            Source::Watched { length, watcher, .. } => match watcher.state() {
+                State::Verified(bytes) => Some(bytes),
+                _ => *length,
+            },
+        }
+    }
+
+    /// Whether the digest is known to match.
+    pub fn is_verified(&self) -> bool {
+        match &self.0 {
+            Source::Stored(_) => true,
+            Source::Watched { watcher, .. } => matches!(watcher.state(), State::Verified(_)),
+        }
+    }
+
+    /// The bytes of `range`, which lies within the blob; none: all of them.
+    pub fn read(&self, range: Option<Range<u64>>) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
+        let (at, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
+        let cursor = Cursor { source: self.0.clone(), at, end };
+        stream::try_unfold(cursor, |mut cursor| async move { Ok(cursor.next().await?.map(|bytes| (bytes, cursor))) })
+    }
+}
+
+// === impl Cursor ===
+
+impl Cursor {
+    /// The next bytes; none at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        let readable = self.readable().await?;
+        let Some(wanted) = readable.checked_sub(self.at).filter(|&wanted| wanted > 0) else { return Ok(None) };
+        let length = usize::try_from(wanted).unwrap_or(CHUNK).min(CHUNK);
+        let (file, at) = (Arc::clone(self.source.file()), self.at);
+        let bytes = tokio::task::spawn_blocking(move || read_at(&file, at, length))
+            .await
+            .map_err(|_| BodyError::Content(CacheError::Stopped))?
+            .map_err(BodyError::Read)?;
+        if bytes.is_empty() {
+            return Err(BodyError::Short);
+        }
+        self.at += bytes.len() as u64;
+        Ok(Some(bytes))
+    }
+
+    /// Waits until there are bytes past the position; up to where they may be read. The position itself means the end.
+    async fn readable(&mut self) -> Result<u64, BodyError> {
+        let end = self.end;
+        let within = |limit: u64| end.map_or(limit, |end| end.min(limit));
+        let (length, watcher) = match &mut self.source {
+            Source::Stored(blob) => return Ok(within(blob.len)),
+            Source::Watched { length, watcher, .. } => (*length, watcher),
+        };
+        if end.is_some_and(|end| self.at >= end) {
+            return Ok(self.at);
+        }
+        loop {
+            let limit = match watcher.next_state() {
+                State::Verified(bytes) => return Ok(within(bytes)),
+                State::Failed(error) => return Err(error.into()),
+                State::Growing(bytes) => length.map_or(bytes, |length| length.min(bytes)),
+            };
+            // Of a blob of unknown length any byte may be the last one.
+            let safe =
+                length.map_or(limit.saturating_sub(HELD_BACK), |length| limit.min(length.saturating_sub(HELD_BACK)));
+            if within(safe) > self.at {
+                return Ok(within(safe));
+            }
+            watcher.changed().await?;
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    fn file(&self) -> &Arc<File> {
+        match self {
+            Self::Stored(blob) => &blob.file,
+            Self::Watched { file, .. } => file,
+        }
+    }
+}
+
+/// One read of at most `length` bytes at `offset`; empty at the end of the file.
+pub(super) fn read_at(file: &File, offset: u64, length: usize) -> std::io::Result<Bytes> {
+    let mut buffer = Vec::with_capacity(length);
+    loop {
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => return Ok(Bytes::from(buffer)),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What can go wrong between a request and the bytes that answer it.
+//!
+//! Clones share their source: one failure answers all the requests that waited for it.
+
+use std::sync::Arc;
+
+use crate::oci::{Digest, ManifestFault, UpstreamName};
+use crate::store::StoreError;
+use crate::upstream::{Class, UpstreamError};
+
+/// Why the cache has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CacheError {
+    /// Upstream could not be asked, or said no.
+    #[error(transparent)]
+    Upstream(Arc<UpstreamError>),
+    /// The store failed. Never the reason alone that a pull fails, as long as upstream can be asked.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    /// There is no upstream of that name.
+    #[error("there is no upstream named {0}")]
+    NoUpstream(UpstreamName),
+    /// Upstream was asked a moment ago and did not have it.
+    #[error("{upstream} said a moment ago that it does not have it")]
+    RecentlyMissing {
+        /// Who said so.
+        upstream: UpstreamName,
+    },
+    /// Not in the store, and upstream is not to be asked.
+    #[error("it is not in the store and {upstream} is sealed")]
+    Sealed {
+        /// Who is not asked.
+        upstream: UpstreamName,
+    },
+    /// Upstream's bytes do not hash to the digest that was asked for or that it announced.
+    #[error(transparent)]
+    WrongContent(Box<WrongContent>),
+    /// The manifest is larger than allowed.
+    #[error("{upstream} sent a manifest larger than {limit} bytes")]
+    ManifestTooLarge {
+        /// Who sent it.
+        upstream: UpstreamName,
+        /// `store.max_manifest`.
+        limit: u64,
+    },
+    /// The manifest is not what it says, or ambiguous.
+    #[error("{upstream} sent something that is not accepted as a manifest: {fault}")]
+    ManifestRefused {
+        /// Who sent it.
+        upstream: UpstreamName,
+        /// Why.
+        #[source]
+        fault: ManifestFault,
+    },
+    /// Upstream's answer makes no sense: a required header is missing, a status does not fit the question.
+    #[error("{upstream} answered in a way that cannot be used: {reason}")]
+    BadAnswer {
+        /// Who answered.
+        upstream: UpstreamName,
+        /// What was wrong with it.
+        reason: &'static str,
+    },
+    /// A stored blob no longer matches its digest; it was quarantined.
+    #[error("the stored copy of {0} was damaged and has been quarantined")]
+    Damaged(Box<Digest>),
+    /// There is no room to keep it: the caller streams it without keeping.
+    #[error("there is no room in the store")]
+    NoSpace,
+    /// The time for an answer's head ran out.
+    #[error("{upstream} did not answer in time")]
+    Timeout {
+        /// Who was asked.
+        upstream: UpstreamName,
+    },
+    /// ocistern is stopping, or a task ended without a result.
+    #[error("the download was given up because ocistern is stopping")]
+    Stopped,
+}
+
+/// Content that is not what its digest says.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{upstream} sent content that hashes to {actual}, not to {expected}")]
+pub struct WrongContent {
+    /// Who sent it.
+    pub upstream: UpstreamName,
+    /// What was asked for.
+    pub expected: Digest,
+    /// What came.
+    pub actual: Digest,
+}
+
+// === impl CacheError ===
+
+impl CacheError {
+    /// Whether it says nothing about the content, only that upstream cannot be asked now: what is known may be served
+    /// as stale.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.class() == Class::Unavailable,
+            Self::Timeout { .. } | Self::Stopped => true,
+            _ => false,
+        }
+    }
+
+    /// `upstream` sent content that hashes to `actual`.
+    pub(super) fn wrong_content(upstream: &UpstreamName, expected: Digest, actual: Digest) -> Self {
+        Self::WrongContent(Box::new(WrongContent { upstream: upstream.clone(), expected, actual }))
+    }
+
+    /// Whether upstream said that it does not have it.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.class() == Class::Missing,
+            Self::RecentlyMissing { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+impl From<UpstreamError> for CacheError {
+    fn from(error: UpstreamError) -> Self {
+        Self::Upstream(Arc::new(error))
+    }
+}
+
+impl From<StoreError> for CacheError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NoSpace | StoreError::TooLarge { .. } => Self::NoSpace,
+            error => Self::Store(Arc::new(error)),
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Asking upstream about manifests: the GET that brings one into the store, the HEAD that describes one, and the check
+//! whether a tag moved. Each runs once however many requests wait for it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tokio::time::Instant;
+
+use super::fill::content_length;
+use super::flight::{Flight, Role};
+use super::{ANSWER_WITHIN, Cache, CacheError, Target};
+use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, Via, media};
+use crate::store::{Link, LinkKind, TagRecord};
+use crate::upstream::{Answer, Ask, Fault};
+
+/// A manifest as it came from upstream.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) digest: Digest,
+    pub(super) media_type: String,
+    pub(super) bytes: Bytes,
+    /// Whether it is in the store now.
+    pub(super) kept: bool,
+}
+
+/// A manifest as upstream's HEAD describes it.
+#[derive(Debug, Clone)]
+pub(super) struct Described {
+    pub(super) digest: Digest,
+    pub(super) media_type: String,
+    pub(super) size: u64,
+    pub(super) etag: Option<String>,
+    pub(super) via: Via,
+}
+
+/// What the check of a known tag found.
+#[derive(Debug, Clone)]
+pub(super) enum Checked {
+    /// The tag still means what is known.
+    Current,
+    /// It means something else now.
+    Moved(Described),
+    /// It means something else now, and since upstream's HEAD is unusable the check has brought it along.
+    Fetched(Arc<Fetched>),
+}
+
+/// A flight of a manifest's GET.
+pub(super) type FetchFlight = Flight<Result<Arc<Fetched>, CacheError>>;
+/// A flight of a tag's check.
+pub(super) type CheckFlight = Flight<Result<Checked, CacheError>>;
+
+// === impl Cache ===
+
+impl Cache {
+    /// Joins the GET of `reference` in `target`, or starts it.
+    pub(super) fn start_fetch(
+        self: &Arc<Self>,
+        target: &Target,
+        reference: &Reference,
+    ) -> Result<(FetchFlight, Role), CacheError> {
+        self.registry(&target.upstream)?;
+        let key = (target.clone(), reference.clone());
+        Ok(self.fetches.join(&key, &self.tasks, &self.stop, || {
+            let (cache, target, reference) = (Arc::clone(self), target.clone(), reference.clone());
+            async move {
+                cache
+                    .fetch(&target, &reference, None)
+                    .await
+                    .and_then(|fetched| fetched.ok_or_else(|| bad(&target, "304 to an unconditional GET")))
+            }
+        }))
+    }
+
+    /// Joins the check of a known tag, or starts it. The check goes on when its clients have lost patience.
+    pub(super) fn start_check(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+        known: TagRecord,
+    ) -> Result<(CheckFlight, Role), CacheError> {
+        self.registry(&target.upstream)?;
+        let key = (target.clone(), tag.clone());
+        Ok(self.tag_checks.join(&key, &self.tasks, &self.stop, || {
+            let (cache, key) = (Arc::clone(self), key.clone());
+            async move {
+                let (target, tag) = &key;
+                let checked = cache.check_tag(target, tag, &known).await;
+                match &checked {
+                    Ok(_) => cache.failed_checks.remove(&key),
+                    Err(error) if error.is_unavailable() => {
+                        tracing::warn!(
+                            upstream = %target.upstream, repository = %target.repo, %tag, error = error as &dyn std::error::Error,
+                            "a tag could not be revalidated; the known one is served as stale"
+                        );
+                        cache.failed_checks.insert(key.clone(), ());
+                    }
+                    // Upstream's own word: the tag is gone. It must not come back as stale when upstream is away.
+                    Err(error) if error.is_missing() => cache.forget_tag(target, tag).await,
+                    Err(_) => {}
+                }
+                checked
+            }
+        }))
+    }
+
+    async fn check_tag(self: &Arc<Self>, target: &Target, tag: &Tag, known: &TagRecord) -> Result<Checked, CacheError> {
+        let reference = Reference::Tag(tag.clone());
+        let now = SystemTime::now();
+        if let Some(described) = self.head(target, &reference).await? {
+            if described.digest == known.digest {
+                self.confirm(target, tag, now);
+                return Ok(Checked::Current);
+            }
+            self.seen_tags.insert((target.clone(), tag.clone()), described.clone());
+            return Ok(Checked::Moved(described));
+        }
+        match self.fetch(target, &reference, known.etag.as_deref()).await? {
+            None => {
+                self.confirm(target, tag, now);
+                Ok(Checked::Current)
+            }
+            Some(fetched) if fetched.digest == known.digest => Ok(Checked::Current),
+            Some(fetched) => Ok(Checked::Fetched(fetched)),
+        }
+    }
+
+    /// Describes what is not in the store, by HEAD; where upstream's HEAD is unusable, by GET.
+    pub(super) async fn describe_upstream(
+        self: &Arc<Self>,
+        target: &Target,
+        reference: &Reference,
+    ) -> Result<Described, CacheError> {
+        self.registry(&target.upstream)?;
+        let key = (target.clone(), reference.clone());
+        let (flight, _) = self.descriptions.join(&key, &self.tasks, &self.stop, || {
+            let (cache, target, reference) = (Arc::clone(self), target.clone(), reference.clone());
+            async move {
+                if let Some(described) = cache.head(&target, &reference).await? {
+                    if let Reference::Tag(tag) = reference {
+                        cache.seen_tags.insert((target, tag), described.clone());
+                    }
+                    return Ok(described);
+                }
+                let (flight, _) = cache.start_fetch(&target, &reference)?;
+                let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
+                let via = cache.registry(&target.upstream)?.via();
+                Ok(Described {
+                    digest: fetched.digest,
+                    media_type: fetched.media_type.clone(),
+                    size: fetched.bytes.len() as u64,
+                    etag: None,
+                    via,
+                })
+            }
+        });
+        flight.result().await.unwrap_or(Err(CacheError::Stopped))
+    }
+
+    /// Upstream's HEAD; none where it is unusable: refused by a registry that answers GET, or without a digest. That
+    /// is remembered, so that it costs one request once.
+    async fn head(self: &Arc<Self>, target: &Target, reference: &Reference) -> Result<Option<Described>, CacheError> {
+        if self.heads_unusable.lock().contains(&target.upstream) {
+            return Ok(None);
+        }
+        let registry = self.registry(&target.upstream)?;
+        let ask = Ask::manifest(Method::HEAD, &target.repo, reference, Instant::now() + ANSWER_WITHIN);
+        let unusable = match registry.fetch(ask).await {
+            Ok(answer) => match describe(&answer, reference) {
+                Some(described) => return Ok(Some(described)),
+                None => true,
+            },
+            // 403 may mean that the content is refused: the GET that follows tells, and nothing is remembered.
+            Err(error) => match &error.fault {
+                Fault::Forbidden { .. } => false,
+                Fault::Status { status, .. } if matches!(status.as_u16(), 400 | 405 | 501) => true,
+                _ => return Err(error.into()),
+            },
+        };
+        if unusable {
+            tracing::info!(upstream = %target.upstream, "upstream's HEAD of manifests is unusable; asking by GET from now on");
+            self.heads_unusable.lock().insert(target.upstream.clone());
+        }
+        Ok(None)
+    }
+
+    /// Upstream's GET, checked and kept; none: not modified since `etag`.
+    async fn fetch(
+        self: &Arc<Self>,
+        target: &Target,
+        reference: &Reference,
+        etag: Option<&str>,
+    ) -> Result<Option<Arc<Fetched>>, CacheError> {
+        let registry = Arc::clone(self.registry(&target.upstream)?);
+        let now = SystemTime::now();
+        let mut ask = Ask::manifest(Method::GET, &target.repo, reference, Instant::now() + ANSWER_WITHIN);
+        let condition = etag.and_then(|etag| HeaderValue::from_str(etag).ok());
+        let conditional = condition.is_some();
+        if let Some(condition) = condition {
+            ask = ask.with_header(header::IF_NONE_MATCH, condition);
+        }
+        let answer = registry.fetch(ask).await?;
+        if conditional && answer.status == StatusCode::NOT_MODIFIED {
+            return Ok(None);
+        }
+        if answer.status != StatusCode::OK {
+            return Err(bad(target, "a status other than 200 to a manifest"));
+        }
+        let (headers, via) = (answer.headers.clone(), answer.via);
+        let bytes = self.receive_manifest(target, answer).await?;
+        let digest = digest_of(target, reference, &headers, &bytes)?;
+        let content_type = text(&headers, &header::CONTENT_TYPE);
+        let info = ManifestInfo::check(content_type.as_deref(), &bytes)
+            .map_err(|fault| CacheError::ManifestRefused { upstream: target.upstream.clone(), fault })?;
+        let media_type =
+            content_type.or_else(|| info.media_type.clone()).unwrap_or_else(|| media::OCI_MANIFEST.to_owned());
+        let link = Link {
+            kind: LinkKind::Manifest,
+            via,
+            media_type: Some(media_type.clone()),
+            size: bytes.len() as u64,
+            subject: info.subject,
+            artifact_type: info.artifact_type,
+        };
+        let kept = self.keep_manifest(target, &digest, link, bytes.clone()).await;
+        if kept && let Reference::Tag(tag) = reference {
+            let etag = text(&headers, &header::ETAG);
+            let record = TagRecord { digest, media_type: media_type.clone(), size: bytes.len() as u64, etag };
+            self.keep_tag(target, tag, &record, now).await;
+        }
+        if kept {
+            // A client that asked for the tag by HEAD and now has fetched what it named: the tag is known from here on.
+            let seen = self.seen_tags.take(|(seen, _), described| seen == target && described.digest == digest);
+            for ((_, tag), described) in seen {
+                let record =
+                    TagRecord { digest, media_type: media_type.clone(), size: described.size, etag: described.etag };
+                self.keep_tag(target, &tag, &record, now).await;
+            }
+        }
+        Ok(Some(Arc::new(Fetched { digest, media_type, bytes, kept })))
+    }
+
+    /// The whole body, bounded by `store.max_manifest` and by time.
+    async fn receive_manifest(&self, target: &Target, answer: Answer) -> Result<Bytes, CacheError> {
+        let limit = self.config.max_manifest;
+        let too_large = || CacheError::ManifestTooLarge { upstream: target.upstream.clone(), limit };
+        let announced = content_length(&answer.headers);
+        if announced.is_some_and(|length| length > limit) {
+            return Err(too_large());
+        }
+        let receive = async {
+            let mut body = answer.body;
+            let mut bytes = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame?.into_data() {
+                    if (bytes.len() + data.len()) as u64 > limit {
+                        return Err(too_large());
+                    }
+                    bytes.extend_from_slice(&data);
+                }
+            }
+            Ok(bytes.freeze())
+        };
+        let bytes = tokio::time::timeout(ANSWER_WITHIN, receive)
+            .await
+            .map_err(|_| CacheError::Timeout { upstream: target.upstream.clone() })??;
+        if announced.is_some_and(|length| length != bytes.len() as u64) {
+            return Err(bad(target, "a manifest of another length than it announced"));
+        }
+        Ok(bytes)
+    }
+
+    /// Publishes a manifest and its link. False if the store has no room or failed: the answer is served all the same.
+    async fn keep_manifest(&self, target: &Target, digest: &Digest, link: Link, bytes: Bytes) -> bool {
+        let publish = async {
+            let mut writer = self.store.create(digest, Some(link.size)).await?;
+            writer.write(bytes).await?;
+            writer.finish().await
+        };
+        if let Err(error) = publish.await {
+            tracing::warn!(
+                upstream = %target.upstream, repository = %target.repo, %digest,
+                error = &error as &dyn std::error::Error, "a manifest was served but could not be kept"
+            );
+            return false;
+        }
+        self.keep_link(target, digest, link).await;
+        true
+    }
+
+    /// Links a manifest that is stored already, from what upstream's HEAD said of it under this name.
+    pub(super) async fn keep_manifest_link(&self, target: &Target, proof: &Described) {
+        let link = Link {
+            kind: LinkKind::Manifest,
+            via: proof.via,
+            media_type: Some(proof.media_type.clone()),
+            size: proof.size,
+            subject: None,
+            artifact_type: None,
+        };
+        self.keep_link(target, &proof.digest, link).await;
+    }
+
+    async fn keep_tag(&self, target: &Target, tag: &Tag, record: &TagRecord, now: SystemTime) {
+        match self.store.set_tag(&target.upstream, &target.repo, tag, record).await {
+            Ok(()) => self.confirm(target, tag, now),
+            Err(error) => tracing::warn!(
+                upstream = %target.upstream, repository = %target.repo, %tag,
+                error = &error as &dyn std::error::Error, "a tag could not be kept"
+            ),
+        }
+    }
+
+    fn confirm(&self, target: &Target, tag: &Tag, now: SystemTime) {
+        self.store.set_checked_at(&target.upstream, &target.repo, tag, now);
+    }
+
+    async fn forget_tag(&self, target: &Target, tag: &Tag) {
+        if let Err(error) = self.store.remove_tag(&target.upstream, &target.repo, tag).await {
+            tracing::warn!(
+                upstream = %target.upstream, repository = %target.repo, %tag,
+                error = &error as &dyn std::error::Error, "a tag that upstream no longer has could not be removed"
+            );
+        }
+    }
+}
+
+/// The digest of what came: the one asked for, else the one announced, else SHA-256. All that were named must
+/// match.
+fn digest_of(target: &Target, reference: &Reference, headers: &HeaderMap, bytes: &[u8]) -> Result<Digest, CacheError> {
+    let asked = match reference {
+        Reference::Digest(digest) => Some(*digest),
+        Reference::Tag(_) => None,
+    };
+    let announced = announced_digest(headers);
+    for expected in asked.into_iter().chain(announced) {
+        let actual = Digest::of(expected.algorithm(), bytes);
+        if actual != expected {
+            return Err(CacheError::wrong_content(&target.upstream, expected, actual));
+        }
+    }
+    Ok(asked.or(announced).unwrap_or_else(|| Digest::of(Algorithm::Sha256, bytes)))
+}
+
+fn bad(target: &Target, reason: &'static str) -> CacheError {
+    CacheError::BadAnswer { upstream: target.upstream.clone(), reason }
+}
+
+fn text(headers: &HeaderMap, name: &header::HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
+    headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
+}
+
+/// A HEAD's answer as a description; none if it lacks what clients need (ggcr demands all three).
+fn describe(answer: &Answer, reference: &Reference) -> Option<Described> {
+    let asked = match reference {
+        Reference::Digest(digest) => Some(*digest),
+        Reference::Tag(_) => None,
+    };
+    Some(Described {
+        digest: asked.or_else(|| announced_digest(&answer.headers))?,
+        media_type: text(&answer.headers, &header::CONTENT_TYPE)?,
+        size: content_length(&answer.headers)?,
+        etag: text(&answer.headers, &header::ETAG),
+        via: answer.via,
+    })
+}

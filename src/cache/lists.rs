@@ -1,0 +1,196 @@
+//! Tag lists, referrers and the catalog: upstream's answer is passed on, and of the first two the last one is kept for
+//! the time when upstream is down.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, timeout};
+
+use super::manifest::Want;
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target};
+use crate::oci::{Digest, Reference, Tag, UpstreamName, Via, media};
+use crate::store::{ListKind, StoredList};
+use crate::upstream::{Answer, Ask, Class, Fault};
+
+/// Longest list that is passed on: some 100,000 tags.
+const MAX_LIST: usize = 16 * 1024 * 1024;
+/// What a registry without the referrers API, and without the fallback tag, is answered for
+/// (distribution-spec, "Listing Referrers").
+const NO_REFERRERS: &[u8] =
+    br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+
+/// A list to answer with.
+#[derive(Debug, Clone)]
+pub struct List {
+    /// The JSON, byte for byte as upstream sent it.
+    pub body: Bytes,
+    /// Its media type.
+    pub content_type: String,
+    /// Upstream's `Link` to the next page, as it came.
+    pub link: Option<String>,
+    /// Upstream's `OCI-Filters-Applied`.
+    pub filters_applied: Option<String>,
+    /// How it was found.
+    pub status: CacheStatus,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// The tags of `target`; `query` as the client wrote it (`n`, `last`).
+    pub async fn tags(self: &Arc<Self>, target: &Target, query: &str) -> Result<List, CacheError> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let asked = self.pass(target, Ask::tags(&target.repo, query, deadline)).await;
+        self.kept_list(target, &ListKind::Tags, query, asked).await
+    }
+
+    /// What refers to `subject` in `target`; `query` as the client wrote it (`artifactType`).
+    pub async fn referrers(
+        self: &Arc<Self>,
+        target: &Target,
+        subject: &Digest,
+        query: &str,
+    ) -> Result<List, CacheError> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let asked = match self.pass(target, Ask::referrers(&target.repo, subject, query, deadline)).await {
+            Ok((list, via)) if media::essence(&list.content_type) == media::OCI_INDEX => Ok((list, via)),
+            // A web page, or a redirect to one, is no referrers API; nor is a refusal to know the path.
+            Ok((_, via)) => self.fallback_tag(target, subject, via).await,
+            Err(error) if has_no_referrers_api(&error) => {
+                let via = self.registry(&target.upstream)?.via();
+                self.fallback_tag(target, subject, via).await
+            }
+            Err(error) => Err(error),
+        };
+        self.kept_list(target, &ListKind::Referrers(*subject), query, asked).await
+    }
+
+    /// The repositories of an upstream, as far as it tells.
+    pub async fn catalog(self: &Arc<Self>, upstream: &UpstreamName, query: &str) -> Result<List, CacheError> {
+        let registry = Arc::clone(self.registry(upstream)?);
+        let answer = registry.fetch(Ask::catalog(query, Instant::now() + ANSWER_WITHIN)).await?;
+        Ok(receive(upstream, answer).await?.0)
+    }
+
+    async fn pass(self: &Arc<Self>, target: &Target, ask: Ask) -> Result<(List, Via), CacheError> {
+        let registry = Arc::clone(self.registry(&target.upstream)?);
+        receive(&target.upstream, registry.fetch(ask).await?).await
+    }
+
+    /// Referrers by the tag under which clients put them where the API is missing.
+    async fn fallback_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        subject: &Digest,
+        via: Via,
+    ) -> Result<(List, Via), CacheError> {
+        let tag = Reference::Tag(Tag::referrers_fallback(subject));
+        let body = match self.manifest(target, &tag, Want::Bytes).await {
+            Ok(manifest) if media::essence(&manifest.media_type) == media::OCI_INDEX => manifest.bytes,
+            Ok(_) => None,
+            Err(error) if error.is_missing() => None,
+            Err(error) => return Err(error),
+        };
+        let list = List {
+            body: body.unwrap_or(Bytes::from_static(NO_REFERRERS)),
+            content_type: media::OCI_INDEX.to_owned(),
+            link: None,
+            filters_applied: None,
+            status: Found::Passed.into(),
+        };
+        Ok((list, via))
+    }
+
+    /// Keeps what upstream answered; where it could not be asked, what was kept last time answers.
+    async fn kept_list(
+        &self,
+        target: &Target,
+        kind: &ListKind,
+        query: &str,
+        asked: Result<(List, Via), CacheError>,
+    ) -> Result<List, CacheError> {
+        let Target { upstream, repo } = target;
+        let warn = |error: &(dyn std::error::Error + 'static), what: &'static str| {
+            tracing::warn!(%upstream, repository = %repo, error, "{what}");
+        };
+        match asked {
+            Ok((list, via)) => {
+                let stored = StoredList {
+                    body: list.body.clone(),
+                    content_type: list.content_type.clone(),
+                    link: list.link.clone(),
+                    filters_applied: list.filters_applied.clone(),
+                    via,
+                };
+                if let Err(error) = self.store.set_list(upstream, repo, kind, query, &stored).await {
+                    warn(&error, "a list could not be kept");
+                }
+                Ok(list)
+            }
+            Err(error) if error.is_unavailable() => {
+                let stored = self.store.list(upstream, repo, kind, query).await.unwrap_or_else(|error| {
+                    warn(&error, "a stored list cannot be read");
+                    None
+                });
+                match stored {
+                    Some(stored) if self.covers(target, stored.via)? => Ok(List {
+                        body: stored.body,
+                        content_type: stored.content_type,
+                        link: stored.link,
+                        filters_applied: stored.filters_applied,
+                        status: Found::Stale.into(),
+                    }),
+                    _ => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether an error of the referrers endpoint means that the registry does not have it.
+fn has_no_referrers_api(error: &CacheError) -> bool {
+    match error {
+        CacheError::Upstream(error) => match &error.fault {
+            Fault::Status { status, .. } => matches!(status.as_u16(), 303 | 400 | 405 | 406 | 501),
+            Fault::Redirect(_) | Fault::Protocol(_) => true,
+            _ => error.class() == Class::Missing,
+        },
+        _ => false,
+    }
+}
+
+async fn receive(upstream: &UpstreamName, answer: Answer) -> Result<(List, Via), CacheError> {
+    let bad = |reason| CacheError::BadAnswer { upstream: upstream.clone(), reason };
+    if answer.status != StatusCode::OK {
+        return Err(bad("a status other than 200 to a list"));
+    }
+    let text = |headers: &HeaderMap, name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
+    let content_type =
+        text(&answer.headers, header::CONTENT_TYPE.as_str()).unwrap_or_else(|| "application/json".to_owned());
+    let link = text(&answer.headers, header::LINK.as_str());
+    let filters_applied = text(&answer.headers, "oci-filters-applied");
+    let via = answer.via;
+    let body = timeout(ANSWER_WITHIN, async {
+        let (mut body, mut bytes) = (answer.body, BytesMut::new());
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                if bytes.len() + data.len() > MAX_LIST {
+                    return Err(bad("a list that is too long"));
+                }
+                bytes.extend_from_slice(&data);
+            }
+        }
+        Ok(bytes.freeze())
+    })
+    .await
+    .map_err(|_| CacheError::Timeout { upstream: upstream.clone() })??;
+    // A login page with status 200 is not a list, and neither passed on nor kept.
+    if !serde_json::from_slice::<serde_json::Value>(&body).is_ok_and(|value| value.is_object()) {
+        return Err(bad("something that is not JSON where a list was asked for"));
+    }
+    let list = List { body, content_type, link, filters_applied, status: Found::Passed.into() };
+    Ok((list, via))
+}

@@ -1,0 +1,116 @@
+//! `ocistern config check` and `ocistern config show`: what the configuration is, as text for the caller to print.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, ConfigError, Credentials, Flags};
+
+/// Checks the configuration that `serve` would use, and says where it came from and which files it names that cannot be
+/// read from here (no error: `serve` may run as another user, or on another machine).
+///
+/// # Errors
+/// As [`Config::load`].
+pub(super) fn check(path: Option<&Path>) -> Result<String, ConfigError> {
+    let config = load(path)?;
+    let mut text = match &config.source {
+        Some(file) => format!("{}: no problem found\n", file.display()),
+        None => "no configuration file; the defaults apply\n".to_owned(),
+    };
+    for (key, file) in files(&config) {
+        if let Err(error) = std::fs::File::open(&file) {
+            let _ = writeln!(text, "warning: {key}: {}: {error}", file.display());
+        }
+    }
+    Ok(text)
+}
+
+/// The effective configuration as TOML, all defaults written out and nothing secret in it.
+///
+/// # Errors
+/// As [`Config::load`].
+pub(super) fn show(path: Option<&Path>) -> Result<String, ConfigError> {
+    let config = load(path)?;
+    let source = config.source.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
+    Ok(format!("# configuration file: {source}\n{}", config.show()))
+}
+
+fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+    let flags = Flags { config: path.map(ToOwned::to_owned), ..Flags::default() };
+    Config::load(&flags, |name| std::env::var(name).ok())
+}
+
+/// The files that the configuration names, with their keys.
+fn files(config: &Config) -> Vec<(String, PathBuf)> {
+    let mut files = Vec::new();
+    let mut add = |key: String, file: Option<&PathBuf>| files.extend(file.map(|file| (key, file.clone())));
+    for (index, listener) in config.listeners.iter().enumerate() {
+        if let Some(tls) = &listener.tls {
+            add(format!("listener[{index}].tls.certificate"), Some(&tls.certificate));
+            add(format!("listener[{index}].tls.key"), Some(&tls.key));
+            add(format!("listener[{index}].tls.client_ca"), tls.client_ca.as_ref());
+        }
+    }
+    add("admin.token_file".to_owned(), config.admin.token_file.as_ref());
+    for (name, upstream) in &config.upstreams {
+        add(format!("upstream.\"{name}\".ca"), upstream.ca.as_ref());
+        match &upstream.credentials {
+            Credentials::Static { password_file, .. } => {
+                add(format!("upstream.\"{name}\".credentials.password_file"), Some(password_file));
+            }
+            Credentials::DockerConfig { path } => add(format!("upstream.\"{name}\".credentials.path"), path.as_ref()),
+            Credentials::Auto | Credentials::Anonymous | Credentials::Helper { .. } => {}
+        }
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        (directory, file)
+    }
+
+    #[test]
+    fn check_says_what_was_read_and_warns_of_files_that_are_missing() {
+        let (directory, file) = written(
+            "[upstream.\"a.example\"]\nca = \"ca.pem\"\n\
+             credentials = { from = \"static\", username = \"u\", password_file = \"secret\" }",
+        );
+        std::fs::write(directory.path().join("secret"), "hunter2").unwrap();
+        let text = check(Some(&file)).unwrap();
+        let ca = directory.path().join("ca.pem");
+        assert_eq!(
+            text.lines().collect::<Vec<_>>(),
+            [
+                format!("{}: no problem found", file.display()),
+                format!("warning: upstream.\"a.example\".ca: {}: No such file or directory (os error 2)", ca.display()),
+            ]
+        );
+    }
+
+    #[test]
+    fn check_fails_with_every_problem() {
+        let (_directory, file) = written("rot = 1\nbuiltin_upstream = true");
+        let text = check(Some(&file)).unwrap_err().to_string();
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+
+    #[test]
+    fn show_is_a_configuration_without_secrets() {
+        let (directory, file) = written(
+            "[upstream.\"a.example\"]\ncredentials = { from = \"static\", username = \"u\", password_file = \"secret\" }",
+        );
+        let secret = directory.path().join("secret");
+        std::fs::write(&secret, "hunter2").unwrap();
+        let text = show(Some(&file)).unwrap();
+        assert!(text.starts_with(&format!("# configuration file: {}\n", file.display())), "{text}");
+        assert!(text.contains(&format!("password_file = \"{}\"", secret.display())), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+        assert_eq!(Config::from_toml(&text).unwrap().upstreams.len(), 8);
+    }
+}

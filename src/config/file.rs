@@ -1,0 +1,347 @@
+//! The file as written: every key as an optional value, not yet checked. Reading it finds keys that do not exist.
+//!
+//! `config/ocistern.toml` documents the keys for operators; a test compares both.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{Deserialize, Deserializer, Visitor};
+use serde::ser::{Serialize, Serializer};
+
+use super::error::{ConfigError, Fault};
+use super::keys;
+use super::place::{Document, KeyPath, Problems, Step};
+
+/// The whole file.
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct File {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) root: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) builtin_upstreams: Option<Scalar>,
+    pub(super) listener: Vec<ListenerTable>,
+    pub(super) admin: AdminTable,
+    pub(super) store: StoreTable,
+    pub(super) limits: LimitsTable,
+    pub(super) log: LogTable,
+    pub(super) upstream: BTreeMap<String, UpstreamTable>,
+}
+
+/// `[[listener]]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct ListenerTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) default_upstream: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) public_url: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tls: Option<TlsTable>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) hostnames: BTreeMap<String, String>,
+}
+
+/// `tls = { … }` of a listener
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct TlsTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client_ca: Option<Scalar>,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct AdminTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token_file: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) socket: Option<Scalar>,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct StoreTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) capacity: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) durability: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_manifest: Option<Scalar>,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct LimitsTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) connections: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) connections_per_address: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) first_byte: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) header: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) idle: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) min_rate: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) min_rate_window: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) drain: Option<Scalar>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct LogTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) format: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) filter: Option<Scalar>,
+}
+
+/// `[upstream."NAME"]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct UpstreamTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) url: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) credentials: Option<CredentialsTable>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tags: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) library: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ca: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token_hosts: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) connect: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rule: Option<Vec<RuleTable>>,
+}
+
+/// `credentials = { … }` of an upstream
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct CredentialsTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) from: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) username: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) password_file: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<Scalar>,
+}
+
+/// `[[upstream."NAME".rule]]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct RuleTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) repository: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tag: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tags: Option<Scalar>,
+}
+
+/// One value as written. From the environment everything is text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Scalar {
+    Text(String),
+    Integer(i64),
+    Bool(bool),
+}
+
+// === impl File ===
+
+impl File {
+    /// Reads a file's text. Every unknown key is a problem of its own.
+    pub(super) fn read(document: &Document) -> Result<Self, ConfigError> {
+        let syntax = |error: &toml::de::Error, message: String| ConfigError::Syntax {
+            place: document.place(error.span().map_or(0, |span| span.start)),
+            message,
+        };
+        // Only the message, not the error's text, which quotes the line: there may be a secret on it.
+        let toml = toml::Deserializer::parse(&document.text)
+            .map_err(|error| syntax(&error, format!("not TOML: {}", error.message())))?;
+        let mut problems = Problems::default();
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(toml, &mut track);
+        let result: Result<Self, _> = serde_ignored::deserialize(tracked, |ignored| {
+            let path = key_path(&ignored);
+            let fault = keys::unknown(&path, document);
+            problems.add(path, fault);
+        });
+        let file = result.map_err(|error| {
+            let path = tracked_path(&track.path());
+            syntax(&error, format!("{path}: {}{}", error.message(), keys::shape_hint(&path)))
+        })?;
+        problems.into_result(document)?;
+        Ok(file)
+    }
+
+    /// The scalars of the fixed tables: their keys and where they are kept. These are the ones that the environment can
+    /// set.
+    pub(super) fn scalars(&mut self) -> [(&'static str, &mut Option<Scalar>); 18] {
+        [
+            ("root", &mut self.root),
+            ("builtin_upstreams", &mut self.builtin_upstreams),
+            ("admin.address", &mut self.admin.address),
+            ("admin.token_file", &mut self.admin.token_file),
+            ("admin.socket", &mut self.admin.socket),
+            ("store.capacity", &mut self.store.capacity),
+            ("store.durability", &mut self.store.durability),
+            ("store.max_manifest", &mut self.store.max_manifest),
+            ("limits.connections", &mut self.limits.connections),
+            ("limits.connections_per_address", &mut self.limits.connections_per_address),
+            ("limits.first_byte", &mut self.limits.first_byte),
+            ("limits.header", &mut self.limits.header),
+            ("limits.idle", &mut self.limits.idle),
+            ("limits.min_rate", &mut self.limits.min_rate),
+            ("limits.min_rate_window", &mut self.limits.min_rate_window),
+            ("limits.drain", &mut self.limits.drain),
+            ("log.format", &mut self.log.format),
+            ("log.filter", &mut self.log.filter),
+        ]
+    }
+
+    /// Makes paths absolute that are written relative to the file's directory.
+    pub(super) fn rebase(&mut self, directory: &Path) {
+        let listener_paths = self
+            .listener
+            .iter_mut()
+            .filter_map(|listener| listener.tls.as_mut())
+            .flat_map(|tls| [&mut tls.certificate, &mut tls.key, &mut tls.client_ca]);
+        let upstream_paths = self.upstream.values_mut().flat_map(|upstream| {
+            let credentials = upstream.credentials.as_mut();
+            let [password_file, path] =
+                credentials.map_or([None, None], |c| [Some(&mut c.password_file), Some(&mut c.path)]);
+            [Some(&mut upstream.ca), password_file, path]
+        });
+        let fixed = [&mut self.root, &mut self.admin.token_file, &mut self.admin.socket];
+        for slot in fixed.into_iter().chain(listener_paths).chain(upstream_paths.flatten()) {
+            if let Some(Scalar::Text(text)) = slot
+                && !text.is_empty()
+                && let Some(joined) = directory.join(&text).to_str()
+            {
+                joined.clone_into(text);
+            }
+        }
+    }
+}
+
+/// The path at which reading stopped.
+fn tracked_path(path: &serde_path_to_error::Path) -> KeyPath {
+    use serde_path_to_error::Segment;
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => Some(Step::Index(*index)),
+        Segment::Map { key } => Some(Step::Key(key.clone())),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    };
+    path.iter().filter_map(step).collect()
+}
+
+/// The path that serde saw, without its marks for options.
+fn key_path(path: &serde_ignored::Path<'_>) -> KeyPath {
+    use serde_ignored::Path as Ignored;
+    let mut steps = Vec::new();
+    let mut here = path;
+    loop {
+        here = match here {
+            Ignored::Root => break,
+            Ignored::Seq { parent, index } => {
+                steps.push(Step::Index(*index));
+                parent
+            }
+            Ignored::Map { parent, key } => {
+                steps.push(Step::Key(key.clone()));
+                parent
+            }
+            Ignored::Some { parent } | Ignored::NewtypeStruct { parent } | Ignored::NewtypeVariant { parent } => parent,
+        };
+    }
+    steps.into_iter().rev().collect()
+}
+
+// === impl Scalar ===
+
+impl Scalar {
+    /// The value as text, for parsers of values with a unit or a grammar.
+    pub(super) fn text(&self, want: &'static str) -> Result<&str, Fault> {
+        match self {
+            Self::Text(text) => Ok(text),
+            other => Err(Fault::Type { got: other.to_string(), want }),
+        }
+    }
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Integer(number) => number.fmt(f),
+            Self::Bool(value) => value.fmt(f),
+        }
+    }
+}
+
+impl From<String> for Scalar {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl Serialize for Scalar {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Integer(number) => serializer.serialize_i64(*number),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl Visitor<'_> for Any {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text in quotes, a whole number, true or false")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
+                Ok(Scalar::Text(text.to_owned()))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Scalar, E> {
+                Ok(Scalar::Integer(number))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar::Bool(value))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}

@@ -1,0 +1,284 @@
+//! Flags over environment over file over defaults, joined and validated into a [`Config`].
+//!
+//! Problems are collected, not returned one by one; a value that could not be used is replaced by its default until
+//! all are told, and no configuration with a problem leaves this module.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::{ConfigError, Fault};
+use super::file::{File, LimitsTable, LogTable, Scalar, StoreTable};
+use super::place::{At, Document, KeyPath, Problems};
+use super::{Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Store, listeners, parse, upstreams};
+
+const TEXT: &str = "a text in quotes";
+const NUMBER: &str = "a whole number of at least 1";
+const BOOL: &str = "true or false";
+const DURABILITY: &str = "a durability: write \"strict\" (on the disk before it is visible) or \"fast\"";
+const FORMAT: &str = "a log format: write \"auto\", \"human\" or \"json\"";
+const FILTER: &str =
+    "a log filter: write levels (error, warn, info, debug, trace), such as \"info\" or \"info,ocistern=debug\"";
+const NOT_ZERO: &str = "a time limit that lets anything through: write more than 0, such as \"10s\"";
+const MANIFEST: &str =
+    "a size for manifests: write one from \"1KiB\" to \"64MiB\" (a manifest is kept in memory while it is checked)";
+
+/// A value from a flag or variable that may hold several.
+pub(super) struct Word {
+    /// Name of the flag or variable.
+    pub(super) from: &'static str,
+    /// The value.
+    pub(super) value: String,
+}
+
+type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Everything together. `system` is the file that is read where no other is.
+pub(super) fn load(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Config, ConfigError> {
+    // An empty variable is an unset one: that is how a container's preset is taken back.
+    let env: Env<'_> = &|name| env(name).filter(|value| !value.is_empty());
+    let document = find(flags, env, system)?;
+    let mut file = File::read(&document)?;
+    if let Some(directory) = document.path.as_deref().and_then(Path::parent) {
+        file.rebase(directory);
+    }
+    let mut problems = Problems::default();
+    overlay(&mut file, flags, env, &mut problems);
+    let listen = words("--listen", &flags.listen, "OCISTERN_LISTEN", env);
+    let upstream = words("--upstream", &flags.upstream, "OCISTERN_UPSTREAM", env);
+    let sealed = flags.sealed
+        || env("OCISTERN_SEALED").is_some_and(|value| {
+            let at = At::Name("OCISTERN_SEALED".to_owned());
+            problems.check(at, boolean(&Scalar::Text(value))).unwrap_or(true)
+        });
+    let root = flags.root.clone().unwrap_or_else(|| default_root(env));
+    let keep_root = flags.root.is_some();
+    let mut config = build(&file, &listen, &upstream, sealed, &mut problems);
+    if keep_root || file.root.is_none() {
+        config.root = root;
+    }
+    problems.into_result(&document)?;
+    config.source = document.path;
+    Ok(config)
+}
+
+/// A file's text alone, without flags and environment.
+pub(super) fn from_text(text: &str) -> Result<Config, ConfigError> {
+    let document = Document::new(None, text);
+    let file = File::read(&document)?;
+    let mut problems = Problems::default();
+    let mut config = build(&file, &[], &[], false, &mut problems);
+    if file.root.is_none() {
+        config.root = default_root(&|_| None);
+    }
+    problems.into_result(&document)?;
+    Ok(config)
+}
+
+/// The configuration file: a named one must exist, the usual ones may.
+fn find(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Document, ConfigError> {
+    let read = |path: &Path| std::fs::read_to_string(path).map(|text| Document::new(Some(path), &text));
+    let failed = |path: &Path, source| ConfigError::Read { path: path.to_owned(), source };
+    if let Some(path) = flags.config.clone().or_else(|| env("OCISTERN_CONFIG").map(PathBuf::from)) {
+        return read(&path).map_err(|error| failed(&path, error));
+    }
+    let home = base_directory(env, "XDG_CONFIG_HOME", ".config").map(|base| base.join("ocistern/config.toml"));
+    for path in home.iter().map(PathBuf::as_path).chain([system]) {
+        match read(path) {
+            Ok(document) => return Ok(document),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(path, error)),
+        }
+    }
+    Ok(Document::default())
+}
+
+/// A directory of the XDG base directory specification, which ignores relative ones.
+fn base_directory(env: Env<'_>, variable: &str, below_home: &str) -> Option<PathBuf> {
+    let absolute = |path: &PathBuf| path.is_absolute();
+    env(variable)
+        .map(PathBuf::from)
+        .filter(absolute)
+        .or_else(|| env("HOME").map(PathBuf::from).filter(absolute).map(|home| home.join(below_home)))
+}
+
+/// Where the store is if nobody said: what systemd's `CacheDirectory=` made, else the user's cache directory, else,
+/// without a home, the system's.
+fn default_root(env: Env<'_>) -> PathBuf {
+    let systemd = env("CACHE_DIRECTORY")
+        .and_then(|list| list.split(':').next().map(PathBuf::from))
+        .filter(|path| path.is_absolute());
+    systemd
+        .or_else(|| base_directory(env, "XDG_CACHE_HOME", ".cache").map(|base| base.join("ocistern")))
+        .unwrap_or_else(|| PathBuf::from("/var/cache/ocistern"))
+}
+
+/// Puts scalars of the environment, then those of flags, over the file's.
+fn overlay(file: &mut File, flags: &Flags, env: Env<'_>, problems: &mut Problems) {
+    for (key, slot) in file.scalars() {
+        let name = variable(key);
+        if let Some(value) = env(&name) {
+            *slot = Some(Scalar::Text(value));
+            problems.override_by(KeyPath::dotted(key), &name);
+        }
+    }
+    let admin = flags.admin_listen.clone().map(|value| ("--admin-listen", value));
+    let admin = admin.or_else(|| env("OCISTERN_ADMIN_LISTEN").map(|value| ("OCISTERN_ADMIN_LISTEN", value)));
+    if let Some((name, value)) = admin {
+        file.admin.address = Some(Scalar::Text(value));
+        problems.override_by(KeyPath::dotted("admin.address"), name);
+    }
+}
+
+/// The variable that sets a key of a fixed table.
+fn variable(key: &str) -> String {
+    format!("OCISTERN_{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// The values of a flag that can be repeated; without it, of a variable with commas.
+fn words(flag: &'static str, values: &[String], name: &'static str, env: Env<'_>) -> Vec<Word> {
+    if !values.is_empty() {
+        return values.iter().map(|value| Word { from: flag, value: value.clone() }).collect();
+    }
+    let list = env(name).unwrap_or_default();
+    let parts = list.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| Word { from: name, value: part.to_owned() }).collect()
+}
+
+fn build(file: &File, listen: &[Word], upstream: &[Word], sealed: bool, problems: &mut Problems) -> Config {
+    let (upstreams, default) = upstreams::build(file, upstream, sealed, problems);
+    let listeners = listeners::build(file, listen, &upstreams, default.as_ref(), problems);
+    upstreams::refuse_own_addresses(file, upstream, &upstreams, &listeners, problems);
+    let root = value(problems, &KeyPath::dotted("root"), file.root.as_ref(), path);
+    Config {
+        root: root.unwrap_or_default(),
+        listeners,
+        admin: admin(file, problems),
+        store: store(&file.store, problems),
+        upstreams: upstreams.into_iter().map(|(name, upstream)| (name, upstream.into())).collect(),
+        limits: limits(&file.limits, problems),
+        log: log(&file.log, problems),
+        source: None,
+    }
+}
+
+fn admin(file: &File, problems: &mut Problems) -> Admin {
+    let table = &file.admin;
+    let at = KeyPath::dotted("admin");
+    let address = value(problems, &at.key("address"), table.address.as_ref(), |s| parse::admin_address(s.text(TEXT)?));
+    Admin {
+        address: address.unwrap_or(Some(super::DEFAULT_ADMIN)),
+        token_file: value(problems, &at.key("token_file"), table.token_file.as_ref(), path),
+        socket: value(problems, &at.key("socket"), table.socket.as_ref(), path),
+    }
+}
+
+fn store(table: &StoreTable, problems: &mut Problems) -> Store {
+    let at = KeyPath::dotted("store");
+    let durability = |scalar: &Scalar| match scalar.to_string().as_str() {
+        "strict" => Ok(Durability::Strict),
+        "fast" => Ok(Durability::Fast),
+        other => Err(Fault::value(other, DURABILITY)),
+    };
+    let manifest = |scalar: &Scalar| {
+        let text = scalar.to_string();
+        let bytes = parse::size(&text)?;
+        if (1 << 10..=64 << 20).contains(&bytes) { Ok(bytes) } else { Err(Fault::value(&text, MANIFEST)) }
+    };
+    let default = Store::default();
+    Store {
+        capacity: value(problems, &at.key("capacity"), table.capacity.as_ref(), |s| parse::capacity(&s.to_string()))
+            .unwrap_or(Capacity::Default),
+        durability: value(problems, &at.key("durability"), table.durability.as_ref(), durability)
+            .unwrap_or(default.durability),
+        max_manifest: value(problems, &at.key("max_manifest"), table.max_manifest.as_ref(), manifest)
+            .unwrap_or(default.max_manifest),
+    }
+}
+
+fn limits(table: &LimitsTable, problems: &mut Problems) -> Limits {
+    let at = KeyPath::dotted("limits");
+    let default = Limits::default();
+    let mut number = |key: &str, scalar: &Option<Scalar>, default: usize| {
+        let parse = |scalar: &Scalar| {
+            let text = scalar.to_string();
+            text.parse().ok().filter(|&n| n > 0).ok_or_else(|| Fault::value(&text, NUMBER))
+        };
+        value(problems, &at.key(key), scalar.as_ref(), parse).unwrap_or(default)
+    };
+    let connections = number("connections", &table.connections, default.connections);
+    let connections_per_address =
+        number("connections_per_address", &table.connections_per_address, default.connections_per_address);
+    let mut time = |key: &str, scalar: &Option<Scalar>, zero: bool, default: Duration| {
+        let parse = |scalar: &Scalar| {
+            let text = scalar.to_string();
+            let time = parse::duration(&text)?;
+            if time.is_zero() && !zero { Err(Fault::value(&text, NOT_ZERO)) } else { Ok(time) }
+        };
+        value(problems, &at.key(key), scalar.as_ref(), parse).unwrap_or(default)
+    };
+    Limits {
+        connections,
+        connections_per_address,
+        first_byte: time("first_byte", &table.first_byte, false, default.first_byte),
+        header: time("header", &table.header, false, default.header),
+        idle: time("idle", &table.idle, false, default.idle),
+        min_rate_window: time("min_rate_window", &table.min_rate_window, false, default.min_rate_window),
+        drain: time("drain", &table.drain, true, default.drain),
+        min_rate: value(problems, &at.key("min_rate"), table.min_rate.as_ref(), |s| parse::size(&s.to_string()))
+            .unwrap_or(default.min_rate),
+    }
+}
+
+fn log(table: &LogTable, problems: &mut Problems) -> Log {
+    let at = KeyPath::dotted("log");
+    let format = |scalar: &Scalar| match scalar.to_string().as_str() {
+        "auto" => Ok(LogFormat::Auto),
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        other => Err(Fault::value(other, FORMAT)),
+    };
+    let filter = |scalar: &Scalar| {
+        let text = scalar.text(TEXT)?;
+        let parsed = tracing_subscriber::EnvFilter::builder().parse(text);
+        parsed.map(|_| text.to_owned()).map_err(|_| Fault::value(text, FILTER))
+    };
+    let default = Log::default();
+    Log {
+        format: value(problems, &at.key("format"), table.format.as_ref(), format).unwrap_or(default.format),
+        filter: value(problems, &at.key("filter"), table.filter.as_ref(), filter).unwrap_or(default.filter),
+    }
+}
+
+/// The value of a key, if it is there and fits; a problem, if it does not fit.
+pub(super) fn value<T>(
+    problems: &mut Problems,
+    at: &KeyPath,
+    scalar: Option<&Scalar>,
+    parse: impl Fn(&Scalar) -> Result<T, Fault>,
+) -> Option<T> {
+    let result = parse(scalar?);
+    problems.check(at.clone(), result)
+}
+
+/// A text as it is.
+pub(super) fn text(scalar: &Scalar) -> Result<String, Fault> {
+    scalar.text(TEXT).map(ToOwned::to_owned)
+}
+
+/// A path.
+pub(super) fn path(scalar: &Scalar) -> Result<PathBuf, Fault> {
+    parse::path(scalar.text(TEXT)?)
+}
+
+/// True or false; in text, as the environment has it, also 1 and 0.
+pub(super) fn boolean(scalar: &Scalar) -> Result<bool, Fault> {
+    match scalar {
+        Scalar::Bool(value) => Ok(*value),
+        Scalar::Text(text) => match text.as_str() {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            other => Err(Fault::value(other, BOOL)),
+        },
+        Scalar::Integer(number) => Err(Fault::Type { got: number.to_string(), want: BOOL }),
+    }
+}

@@ -1,0 +1,188 @@
+//! The listeners: those of the file, at the addresses that flags or environment name.
+
+use std::collections::BTreeMap;
+
+use super::error::Fault;
+use super::file::{File, ListenerTable, TlsTable};
+use super::layer::{Word, path, text, value};
+use super::place::{At, KeyPath, Problems};
+use super::upstreams::{Named, existing};
+use super::{Address, DEFAULT_LISTEN, Listener, ListenerTls, builtin, parse, url};
+use crate::oci::UpstreamName;
+
+const NO_ADDRESS: &str =
+    "an address, such as address = \"127.0.0.1:5000\"; only a single [[listener]] may leave it out";
+const NO_CERTIFICATE: &str = "tls needs both certificate and key, each the path of a PEM file";
+
+/// A listener as written, before it has an address.
+#[derive(Debug, Clone, Default)]
+struct Settings {
+    address: Option<Address>,
+    default_upstream: Option<UpstreamName>,
+    public_url: Option<String>,
+    hostnames: BTreeMap<String, UpstreamName>,
+    tls: Option<ListenerTls>,
+}
+
+/// All listeners; at least one. `default` is the default upstream that a flag or variable named.
+pub(super) fn build(
+    file: &File,
+    words: &[Word],
+    upstreams: &Named,
+    default: Option<&UpstreamName>,
+    problems: &mut Problems,
+) -> Vec<Listener> {
+    let hub = builtin::DEFAULT_UPSTREAM.parse().ok().filter(|name| upstreams.contains_key(name));
+    let fallback = Settings { default_upstream: default.cloned().or(hub), ..Settings::default() };
+    let tables: Vec<Settings> = file
+        .listener
+        .iter()
+        .enumerate()
+        .map(|(index, table)| {
+            let at = KeyPath::dotted("listener").index(index);
+            let mut settings = settings(&at, table, &fallback, upstreams, problems);
+            settings.default_upstream = default.cloned().or(settings.default_upstream);
+            settings
+        })
+        .collect();
+    let found = if words.is_empty() {
+        from_tables(tables, &fallback, problems)
+    } else {
+        from_words(words, &tables, &fallback, problems)
+    };
+    refuse_twice(&found, problems);
+    let mut listeners: Vec<Listener> = found.into_iter().map(|(_, listener)| listener).collect();
+    // The IPv6 half of a pair of loopback addresses may be missing on a machine; alone, it was asked for.
+    let ipv4: Vec<u16> = listeners.iter().filter_map(|listener| loopback_port(listener, true)).collect();
+    for listener in &mut listeners {
+        listener.optional = loopback_port(listener, false).is_some_and(|port| ipv4.contains(&port));
+    }
+    listeners
+}
+
+/// The port of a listener on the loopback address of IPv4 or of IPv6.
+fn loopback_port(listener: &Listener, ipv4: bool) -> Option<u16> {
+    match &listener.address {
+        Address::Tcp(address) if address.ip().is_loopback() && address.is_ipv4() == ipv4 => Some(address.port()),
+        _ => None,
+    }
+}
+
+fn default_addresses(settings: &Settings) -> Vec<(At, Listener)> {
+    let at = At::Key(KeyPath::dotted("listener"));
+    DEFAULT_LISTEN.iter().map(|&address| (at.clone(), settings.clone().at(Address::Tcp(address)))).collect()
+}
+
+/// Every table at its own address.
+fn from_tables(tables: Vec<Settings>, fallback: &Settings, problems: &mut Problems) -> Vec<(At, Listener)> {
+    match tables.as_slice() {
+        [] => return default_addresses(fallback),
+        // Says something about the listener but not where it is.
+        [only] if only.address.is_none() => return default_addresses(only),
+        _ => {}
+    }
+    let mut listeners = Vec::new();
+    for (index, mut table) in tables.into_iter().enumerate() {
+        let at = KeyPath::dotted("listener").index(index).key("address");
+        match table.address.take() {
+            Some(address) => listeners.push((At::Key(at), table.at(address))),
+            None => problems.add(at, Fault::Missing(NO_ADDRESS)),
+        }
+    }
+    listeners
+}
+
+/// The addresses of a flag or variable. Each gets the settings of the file's listener at that address, or of the only
+/// one there is: a listener with TLS never becomes one without because its address was changed.
+fn from_words(
+    words: &[Word],
+    tables: &[Settings],
+    fallback: &Settings,
+    problems: &mut Problems,
+) -> Vec<(At, Listener)> {
+    let mut listeners = Vec::new();
+    for word in words {
+        let at = At::Name(word.from.to_owned());
+        let Some(address) = problems.check(at.clone(), parse::address(&word.value)) else { continue };
+        let settings = match tables {
+            [] => Some(fallback),
+            [only] => Some(only),
+            several => several.iter().find(|table| table.address.as_ref() == Some(&address)),
+        };
+        let Some(settings) = settings else {
+            problems.add(at, Fault::UnclearListener(parse::show_address(&address)));
+            continue;
+        };
+        listeners.push((at, settings.clone().at(address)));
+    }
+    listeners
+}
+
+fn refuse_twice(listeners: &[(At, Listener)], problems: &mut Problems) {
+    let free_port = |address: &Address| matches!(address, Address::Tcp(address) if address.port() == 0);
+    for (index, (at, listener)) in listeners.iter().enumerate() {
+        let before = listeners.iter().take(index).any(|(_, other)| other.address == listener.address);
+        if before && !free_port(&listener.address) {
+            problems.add(at.clone(), Fault::SameAddress(parse::show_address(&listener.address)));
+        }
+    }
+}
+
+fn settings(
+    at: &KeyPath,
+    table: &ListenerTable,
+    fallback: &Settings,
+    upstreams: &Named,
+    problems: &mut Problems,
+) -> Settings {
+    let address = |scalar: &_| parse::address(&text(scalar)?);
+    let tls = table.tls.as_ref().and_then(|tls| listener_tls(&at.key("tls"), tls, problems));
+    let default_upstream = match value(problems, &at.key("default_upstream"), table.default_upstream.as_ref(), text) {
+        None => fallback.default_upstream.clone(),
+        Some(none) if none.is_empty() => None,
+        Some(name) => problems.check(at.key("default_upstream"), existing(&name, upstreams)),
+    };
+    let mut hostnames = BTreeMap::new();
+    for (host, name) in &table.hostnames {
+        let at = at.key("hostnames").key(host);
+        let host = problems.check(at.clone(), parse::host(host));
+        let name = problems.check(at, existing(name, upstreams));
+        if let Some((host, name)) = host.zip(name) {
+            let usual = if table.tls.is_some() { ":443" } else { ":80" };
+            hostnames.insert(host.strip_suffix(usual).unwrap_or(&host).to_owned(), name);
+        }
+    }
+    Settings {
+        address: value(problems, &at.key("address"), table.address.as_ref(), address),
+        default_upstream,
+        public_url: value(problems, &at.key("public_url"), table.public_url.as_ref(), |s| url::public(&text(s)?)),
+        hostnames,
+        tls,
+    }
+}
+
+fn listener_tls(at: &KeyPath, table: &TlsTable, problems: &mut Problems) -> Option<ListenerTls> {
+    let certificate = value(problems, &at.key("certificate"), table.certificate.as_ref(), path);
+    let key = value(problems, &at.key("key"), table.key.as_ref(), path);
+    let client_ca = value(problems, &at.key("client_ca"), table.client_ca.as_ref(), path);
+    if table.certificate.is_none() || table.key.is_none() {
+        problems.add(at.clone(), Fault::Missing(NO_CERTIFICATE));
+    }
+    let (certificate, key) = certificate.zip(key)?;
+    Some(ListenerTls { certificate, key, client_ca })
+}
+
+// === impl Settings ===
+
+impl Settings {
+    fn at(self, address: Address) -> Listener {
+        Listener {
+            address,
+            default_upstream: self.default_upstream,
+            public_url: self.public_url,
+            hostnames: self.hostnames,
+            tls: self.tls,
+            optional: false,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Every mistake that a file can have, with the answer that it gets.
+
+use super::Config;
+
+/// A text, and what the answer to it begins with.
+const MISTAKES: &[(&str, &str)] = &[
+    // Unknown keys, at every depth.
+    ("rot = \"/x\"", "line 1: rot: unknown key; did you mean root?"),
+    ("capacity = \"1GiB\"", "line 1: capacity: unknown key; did you mean store.capacity?"),
+    ("[stor]\ncapacity = \"1GiB\"", "line 1: stor: unknown key; did you mean store?"),
+    ("[store]\ncapcity = \"1GiB\"", "line 2: store.capcity: unknown key; did you mean store.capacity?"),
+    ("[limits]\nmin-rate = 1", "line 2: limits.min-rate: unknown key; did you mean limits.min_rate?"),
+    ("[[listener]]\nadress = \"x\"", "line 2: listener[0].adress: unknown key; did you mean listener[0].address?"),
+    (
+        "[[listener]]\ntls = { cert = \"x\" }",
+        "line 2: listener[0].tls.cert: unknown key; did you mean listener[0].tls.certificate?",
+    ),
+    (
+        "[[listener]]\n[[listener]]\ntls = { kye = \"x\" }",
+        "line 3: listener[1].tls.kye: unknown key; did you mean listener[1].tls.key?",
+    ),
+    (
+        "[upstream.\"a.b\"]\nurls = \"x\"",
+        "line 2: upstream.\"a.b\".urls: unknown key; did you mean upstream.\"a.b\".url?",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { form = \"auto\" }",
+        "line 2: upstream.\"a.b\".credentials.form: unknown key; did you mean upstream.\"a.b\".credentials.from?",
+    ),
+    (
+        "[[upstream.\"a.b\".rule]]\nrepo = \"x\"\n[[upstream.\"a.b\".rule]]\nrepositroy = \"x\"",
+        "line 2: upstream.\"a.b\".rule[0].repo: unknown key; did you mean upstream.\"a.b\".rule[0].repository?\nline 4: upstream.\"a.b\".rule[1].repositroy: unknown key; \
+             did you mean upstream.\"a.b\".rule[1].repository?",
+    ),
+    ("[zzzzzzz]", "line 1: zzzzzzz: unknown key"),
+    (
+        "[upstream.docker.io]\ntags = \"5m\"",
+        "line 1: upstream.docker.io: unknown key; a name with dots needs quotes: write [upstream.\"docker.io\"]",
+    ),
+    (
+        "[upstream.my.own.registry]\ntags = \"5m\"",
+        "line 1: upstream.my.own: unknown key; a name with dots needs quotes: write [upstream.\"my.own.registry\"]",
+    ),
+    (
+        "[upstream.\"a.b\"]\npush = \"off\"",
+        "line 2: upstream.\"a.b\".push: unknown key: this version of ocistern does not have \"push\" yet",
+    ),
+    (
+        "[upstream.\"a.b\"]\nmirrors = [\"https://x\"]",
+        "line 2: upstream.\"a.b\".mirrors: unknown key: this version of ocistern does not have \"mirrors\" yet",
+    ),
+    (
+        "[[listener]]\nhtpasswd = \"/x\"",
+        "line 2: listener[0].htpasswd: unknown key: this version of ocistern does not have \"htpasswd\" yet",
+    ),
+    (
+        "[store]\nmax_age = \"1d\"",
+        "line 2: store.max_age: unknown key: this version of ocistern does not have \"max_age\" yet",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"client\" }",
+        "line 2: upstream.\"a.b\".credentials.from: unknown key: this version of ocistern does not have from = \"client\"",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { password = \"hunter2\" }",
+        "line 2: upstream.\"a.b\".credentials.password: passwords are not written here",
+    ),
+    // Shapes and syntax.
+    ("[listener]\naddress = \"x\"", "line 1: listener: invalid type: map, expected a sequence; write [[listener]]"),
+    ("store = 5", "line 1: store: invalid type: integer `5`, expected struct"),
+    ("[store]\ncapacity = []", "line 2: store.capacity: invalid type: sequence, expected a text in quotes"),
+    ("[upstream.\"a.b\"]\nconnect = \"x\"", "line 2: upstream.\"a.b\".connect: invalid type"),
+    ("root = /x", "line 1: not TOML: "),
+    ("\nroot = \"a\"\nroot = \"b\"", "line 3: not TOML: duplicate key"),
+    // Values.
+    ("root = 5", "line 1: root: 5 is not a text in quotes"),
+    ("root = \"\"", "line 1: root: \"\" is not a path"),
+    ("builtin_upstreams = \"no\"", "line 1: builtin_upstreams: \"no\" is not true or false"),
+    ("[store]\ncapacity = \"0%\"", "line 2: store.capacity: \"0%\" is not a capacity"),
+    ("[store]\ncapacity = \"101%\"", "line 2: store.capacity: \"101%\" is not a capacity"),
+    ("[store]\ncapacity = 0", "line 2: store.capacity: \"0\" is not a capacity"),
+    ("[store]\ncapacity = \"10G\"", "line 2: store.capacity: \"10G\" is not a capacity"),
+    ("[store]\ndurability = \"none\"", "line 2: store.durability: \"none\" is not a durability"),
+    ("[store]\nmax_manifest = \"1GiB\"", "line 2: store.max_manifest: \"1GiB\" is not a size for manifests"),
+    ("[limits]\nidle = \"0s\"", "line 2: limits.idle: \"0s\" is not a time limit"),
+    ("[limits]\nidle = 75", "line 2: limits.idle: \"75\" is not a duration"),
+    ("[limits]\nconnections = 0", "line 2: limits.connections: \"0\" is not a whole number"),
+    ("[limits]\nmin_rate = \"-1\"", "line 2: limits.min_rate: \"-1\" is not a size"),
+    ("[log]\nformat = \"xml\"", "line 2: log.format: \"xml\" is not a log format"),
+    ("[log]\nfilter = \"a=b=c\"", "line 2: log.filter: \"a=b=c\" is not a log filter"),
+    ("[admin]\naddress = \"unix:/x\"", "line 2: admin.address: \"unix:/x\" is not an address for the admin listener"),
+    ("[[listener]]\naddress = \"5000\"", "line 2: listener[0].address: \"5000\" is not an address to listen on"),
+    ("[[listener]]\naddress = \"unix:x\"", "line 2: listener[0].address: \"unix:x\" is not an address to listen on"),
+    (
+        "[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"127.0.0.1:1\"",
+        "line 4: listener[1].address: 127.0.0.1:1 is written twice",
+    ),
+    (
+        "[[listener]]\ndefault_upstream = \"ghcr.oi\"",
+        "line 2: listener[0].default_upstream: no upstream is called \"ghcr.oi\"; did you mean ghcr.io?; add a table \
+             [upstream.\"ghcr.oi\"]",
+    ),
+    (
+        "[[listener]]\nhostnames = { \"x.y\" = \"z.example\" }",
+        "line 2: listener[0].hostnames.\"x.y\": no upstream is called \"z.example\"; add a table",
+    ),
+    (
+        "[[listener]]\nhostnames = { \"https://x\" = \"ghcr.io\" }",
+        "line 2: listener[0].hostnames.\"https://x\": \"https://x\" is not a host name",
+    ),
+    (
+        "[[listener]]\npublic_url = \"cache\"",
+        "line 2: listener[0].public_url: \"cache\" is not the URL that clients see",
+    ),
+    ("[[listener]]\ntls = { key = \"k\" }", "line 2: listener[0].tls: missing: tls needs both"),
+    ("[upstream.\"a.b\"]\nurl = \"https://u:hunter2@x\"", "line 2: upstream.\"a.b\".url: a URL must not carry"),
+    (
+        "[upstream.\"a.b\"]\nurl = \"https://x?y\"",
+        "line 2: upstream.\"a.b\".url: \"https://x?y\" is not a registry's URL",
+    ),
+    ("[upstream.\"a b\"]", "line 1: upstream.\"a b\": \"a b\" is not a name for an upstream"),
+    ("[upstream.\"a.b\"]\n[upstream.\"A.b\"]", "line 1: upstream.\"a.b\": \"a.b\" is the same upstream as another one"),
+    (
+        "[upstream.\"a:1\"]\n[upstream.a-1]\nurl = \"http://a\"",
+        "line 1: upstream.\"a:1\": \"a:1\" is the same upstream as another one",
+    ),
+    ("[upstream.\"a.b\"]\ntags = 300", "line 2: upstream.\"a.b\".tags: \"300\" is not a time for tags"),
+    ("[upstream.\"a.b\"]\nlibrary = \"yes\"", "line 2: upstream.\"a.b\".library: \"yes\" is not true or false"),
+    (
+        "[upstream.\"a.b\"]\ntoken_hosts = [\"ok\", \"https://x\"]",
+        "line 2: upstream.\"a.b\".token_hosts[1]: \"https://x\" is not a host name",
+    ),
+    (
+        "[upstream.\"a.b\"]\nconnect = [\"10.0.0.7\"]",
+        "line 2: upstream.\"a.b\".connect[0]: \"10.0.0.7\" is not an address to dial",
+    ),
+    ("[upstream.\"a.b\"]\ncredentials = {}", "line 2: upstream.\"a.b\".credentials: missing: from"),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"magic\" }",
+        "line 2: upstream.\"a.b\".credentials.from: \"magic\" is not a source of credentials",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"static\", username = \"u\" }",
+        "line 2: upstream.\"a.b\".credentials: missing: password_file",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"static\", password_file = \"u\" }",
+        "line 2: upstream.\"a.b\".credentials: missing: username",
+    ),
+    ("[upstream.\"a.b\"]\ncredentials = { from = \"helper\" }", "line 2: upstream.\"a.b\".credentials: missing: name"),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"helper\", name = \"docker-credential-pass\" }",
+        "line 2: upstream.\"a.b\".credentials.name: \"docker-credential-pass\" is not the name of a credential helper",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"anonymous\", username = \"u\" }",
+        "line 2: upstream.\"a.b\".credentials: username and password_file have a meaning only with",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"auto\", path = \"u\" }",
+        "line 2: upstream.\"a.b\".credentials: path has a meaning only with",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"auto\", name = \"u\" }",
+        "line 2: upstream.\"a.b\".credentials: name has a meaning only with",
+    ),
+    ("[[upstream.\"a.b\".rule]]\ntag = \"x\"", "line 1: upstream.\"a.b\".rule[0]: missing: tags"),
+    (
+        "[[upstream.\"a.b\".rule]]\ntag = \"a/b\"\ntags = \"5m\"",
+        "line 2: upstream.\"a.b\".rule[0].tag: \"a/b\" is not a pattern of tags",
+    ),
+    (
+        "[[upstream.\"a.b\".rule]]\nrepository = \"A/b\"\ntags = \"5m\"",
+        "line 2: upstream.\"a.b\".rule[0].repository: \"A/b\" is not a pattern of repositories",
+    ),
+    (
+        "[[upstream.\"docker.io\".rule]]\nrepository = \"alpine\"\ntags = \"5m\"",
+        "line 2: upstream.\"docker.io\".rule[0].repository: \"alpine\" matches nothing",
+    ),
+    (
+        "[upstream.\"a.b\"]\nconnect = [\"u:hunter2@x:443\"]",
+        "line 2: upstream.\"a.b\".connect[0]: \"…@x:443\" is not an address to dial",
+    ),
+    // Asking itself.
+    (
+        "[upstream.mine]\nurl = \"http://localhost:5000\"",
+        "line 1: upstream.mine: localhost:5000 is an address that ocistern itself listens on",
+    ),
+    (
+        "[[listener]]\naddress = \"0.0.0.0:443\"\n[upstream.\"a.b\"]\nconnect = [\"127.0.0.1:443\"]",
+        "line 3: upstream.\"a.b\": 127.0.0.1:443 is an address that ocistern itself listens on",
+    ),
+];
+
+#[test]
+fn each_mistake_has_its_answer() {
+    for (text, expected) in MISTAKES {
+        let answer = Config::from_toml(text).expect_err(text).to_string();
+        assert!(answer.starts_with(expected), "{text}\n  is answered with\n{answer}\n  and not with\n{expected}");
+        assert!(!answer.contains("hunter2"), "a secret is repeated: {answer}");
+    }
+}

@@ -1,0 +1,194 @@
+//! Patterns in rules: `*` stays within a path part, `**` crosses; in patterns of tags, which have no parts, `*` is
+//! anything. Every other character stands for itself.
+//!
+//! The matcher follows all possibilities at once, so its time is bounded by pattern times text whatever the pattern.
+
+use super::error::Fault;
+use super::{Rule, TagPolicy, Upstream};
+use crate::oci::{RepoName, Tag};
+
+const REPOSITORY: &str = "a pattern of repositories: write a name with * (within a part) or ** (across parts), such as \"library/*\" or \"team/**\"";
+const TAG: &str = "a pattern of tags: write a tag with *, such as \"v*\" or \"latest\"";
+
+/// Longest pattern.
+const MAX_PATTERN: usize = 512;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    /// Exactly this byte.
+    Byte(u8),
+    /// Any number of bytes other than `/`.
+    Within,
+    /// Any number of bytes.
+    Across,
+}
+
+fn tokens(pattern: &str) -> Vec<Token> {
+    let mut tokens: Vec<Token> = Vec::with_capacity(pattern.len());
+    for byte in pattern.bytes() {
+        match (byte, tokens.last_mut()) {
+            (b'*', Some(last @ (Token::Within | Token::Across))) => *last = Token::Across,
+            (b'*', _) => tokens.push(Token::Within),
+            (byte, _) => tokens.push(Token::Byte(byte)),
+        }
+    }
+    tokens
+}
+
+/// Whether all of `text` fits `pattern`.
+pub(super) fn matches(pattern: &str, text: &str) -> bool {
+    let tokens = tokens(pattern);
+    // `alive[i]`: the tokens before i have consumed the text so far.
+    let mut alive = vec![false; tokens.len() + 1];
+    if let Some(first) = alive.first_mut() {
+        *first = true;
+    }
+    skip_stars(&tokens, &mut alive);
+    for byte in text.bytes() {
+        let mut next = vec![false; alive.len()];
+        for (position, token) in tokens.iter().enumerate() {
+            if !alive.get(position).copied().unwrap_or(false) {
+                continue;
+            }
+            let target = match token {
+                Token::Byte(wanted) if *wanted == byte => position + 1,
+                Token::Within if byte != b'/' => position,
+                Token::Across => position,
+                Token::Byte(_) | Token::Within => continue,
+            };
+            if let Some(slot) = next.get_mut(target) {
+                *slot = true;
+            }
+        }
+        skip_stars(&tokens, &mut next);
+        alive = next;
+    }
+    alive.last().copied().unwrap_or(false)
+}
+
+/// A star may also stand for nothing.
+fn skip_stars(tokens: &[Token], alive: &mut [bool]) {
+    for (position, token) in tokens.iter().enumerate() {
+        let here = alive.get(position).copied().unwrap_or(false);
+        if here
+            && matches!(token, Token::Within | Token::Across)
+            && let Some(slot) = alive.get_mut(position + 1)
+        {
+            *slot = true;
+        }
+    }
+}
+
+/// A pattern of repositories that can match something.
+pub(super) fn repository(text: &str, library: bool) -> Result<String, Fault> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-' | b'/' | b'*');
+    if text.is_empty() || text.len() > MAX_PATTERN || !text.bytes().all(plain) || text.split('/').any(str::is_empty) {
+        return Err(Fault::value(text, REPOSITORY));
+    }
+    if library && !text.contains('/') && !text.contains("**") {
+        return Err(Fault::NoLibrary(text.to_owned()));
+    }
+    Ok(text.to_owned())
+}
+
+/// A pattern of tags that can match something.
+pub(super) fn tag(text: &str) -> Result<String, Fault> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'*');
+    if text.is_empty() || text.len() > MAX_PATTERN || !text.bytes().all(plain) {
+        return Err(Fault::value(text, TAG));
+    }
+    Ok(text.to_owned())
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// How long `tag` of `repo` is served before it is asked again: the first rule that matches, else `tags`. A sealed
+    /// upstream has no exceptions.
+    pub fn policy(&self, repo: &RepoName, tag: &Tag) -> TagPolicy {
+        if self.sealed {
+            return TagPolicy::Sealed;
+        }
+        self.rules.iter().find(|rule| rule.matches(repo, tag)).map_or(self.tags, |rule| rule.tags)
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// Whether the rule speaks about this tag.
+    pub fn matches(&self, repo: &RepoName, tag: &Tag) -> bool {
+        self.repository.as_deref().is_none_or(|pattern| matches(pattern, repo.as_str()))
+            && self.tag.as_deref().is_none_or(|pattern| matches(pattern, tag.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn stars() {
+        for (pattern, text) in [
+            ("library/*", "library/alpine"),
+            ("library/*", "library/"),
+            ("*/app", "team/app"),
+            ("team/**", "team/a/b/c"),
+            ("**", "a/b"),
+            ("**/app", "a/b/app"),
+            ("a*b*c", "axxbyyc"),
+            ("v*", "v"),
+            ("***", "a/b"),
+            ("a", "a"),
+        ] {
+            assert!(matches(pattern, text), "{pattern} matches {text}");
+        }
+        for (pattern, text) in [
+            ("library/*", "library/a/b"),
+            ("library/*", "other/alpine"),
+            ("*", "a/b"),
+            ("*/app", "a/b/app"),
+            ("**/app", "app"),
+            ("v*", "1v"),
+            ("a", "ab"),
+            ("a", ""),
+            ("", "a"),
+        ] {
+            assert!(!matches(pattern, text), "{pattern} does not match {text}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_pattern_ends_soon() {
+        let pattern = "a*".repeat(MAX_PATTERN / 2);
+        assert!(!matches(&pattern, &format!("{}b", "a".repeat(254))));
+    }
+
+    /// The meaning, written down as directly as possible.
+    fn reference(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern {
+            [] => text.is_empty(),
+            [b'*', b'*', rest @ ..] => (0..=text.len()).any(|n| reference(rest, &text[n..])),
+            [b'*', rest @ ..] => {
+                let part = text.iter().position(|&b| b == b'/').unwrap_or(text.len());
+                (0..=part).any(|n| reference(rest, &text[n..]))
+            }
+            [byte, rest @ ..] => text.first() == Some(byte) && reference(rest, &text[1..]),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+        #[test]
+        fn matching_agrees_with_its_meaning(pattern in "[ab/*]{0,8}", text in "[ab/]{0,8}") {
+            prop_assert_eq!(matches(&pattern, &text), reference(pattern.as_bytes(), text.as_bytes()));
+        }
+
+        #[test]
+        fn a_pattern_without_stars_is_itself(text in "[a-z0-9/._-]{1,20}", other in "[a-z0-9/._-]{1,20}") {
+            prop_assert!(matches(&text, &text));
+            prop_assert_eq!(matches(&text, &other), text == other);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Where a value came from: the path of its key in the file, or a variable or flag; and on which line that is.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::error::{ConfigError, Fault, Problem};
+
+/// The path of a key in the file.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct KeyPath(Vec<Step>);
+
+/// One step of a path.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    /// Into a table.
+    Key(String),
+    /// Into an array; counted from 0.
+    Index(usize),
+}
+
+/// What a problem is reported at.
+#[derive(Debug, Clone)]
+pub(super) enum At {
+    /// A key of the file.
+    Key(KeyPath),
+    /// A variable or flag, by its name.
+    Name(String),
+}
+
+/// The text that keys are looked up in to tell their line.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Document {
+    /// The file's name; none: a text without a file.
+    pub(super) path: Option<PathBuf>,
+    /// What it contains.
+    pub(super) text: String,
+}
+
+/// Collects problems, so that all of them are told at once.
+#[derive(Debug, Default)]
+pub(super) struct Problems {
+    list: Vec<(At, Fault)>,
+    /// Keys whose value came from this variable or flag instead of the file.
+    overridden: HashMap<KeyPath, String>,
+}
+
+/// Whether a key can stand in TOML without quotes.
+fn is_bare(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+// === impl KeyPath ===
+
+impl KeyPath {
+    /// The path of a dotted key without quotes, such as `store.capacity`.
+    pub(super) fn dotted(path: &str) -> Self {
+        Self(path.split('.').map(|key| Step::Key(key.to_owned())).collect())
+    }
+
+    /// One step into a table.
+    pub(super) fn key(&self, key: &str) -> Self {
+        self.then(Step::Key(key.to_owned()))
+    }
+
+    /// One step into an array.
+    pub(super) fn index(&self, index: usize) -> Self {
+        self.then(Step::Index(index))
+    }
+
+    fn then(&self, step: Step) -> Self {
+        let mut steps = self.0.clone();
+        steps.push(step);
+        Self(steps)
+    }
+
+    /// The steps, outermost first.
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.0
+    }
+}
+
+impl FromIterator<Step> for KeyPath {
+    fn from_iter<I: IntoIterator<Item = Step>>(steps: I) -> Self {
+        Self(steps.into_iter().collect())
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                Step::Key(key) => {
+                    if position > 0 {
+                        f.write_str(".")?;
+                    }
+                    if is_bare(key) { f.write_str(key)? } else { write!(f, "{key:?}")? }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<KeyPath> for At {
+    fn from(path: KeyPath) -> Self {
+        Self::Key(path)
+    }
+}
+
+// === impl Document ===
+
+impl Document {
+    /// A text, from a file or not.
+    pub(super) fn new(path: Option<&Path>, text: &str) -> Self {
+        Self { path: path.map(Path::to_owned), text: text.to_owned() }
+    }
+
+    /// `FILE:LINE` of a position in the text; `line LINE` where there is no file.
+    pub(super) fn place(&self, offset: usize) -> String {
+        let before = self.text.as_bytes().iter().take(offset);
+        let line = before.filter(|&&b| b == b'\n').count() + 1;
+        match &self.path {
+            Some(path) => format!("{}:{line}", path.display()),
+            None => format!("line {line}"),
+        }
+    }
+
+    /// Where a key stands, or the innermost table around it that is written.
+    fn place_of(&self, path: &KeyPath) -> Option<String> {
+        let document = DeTable::parse(&self.text).ok()?;
+        let mut value = DeValue::Table(document.into_inner());
+        let mut offset = None;
+        for step in path.steps() {
+            let next = match (step, value) {
+                (Step::Key(key), DeValue::Table(mut table)) => {
+                    let Some((name, inner)) = table.remove_entry(key.as_str()) else { break };
+                    offset = Some(name.span().start);
+                    inner
+                }
+                (Step::Index(index), DeValue::Array(array)) => {
+                    let Some(inner) = array.into_iter().nth(*index) else { break };
+                    offset = Some(inner.span().start);
+                    inner
+                }
+                _ => break,
+            };
+            value = next.into_inner();
+        }
+        offset.map(|offset| self.place(offset))
+    }
+
+    /// The keys of the table at this path, each with whether it is a table; none: there is no table.
+    pub(super) fn table(&self, path: &KeyPath) -> Option<Vec<(String, bool)>> {
+        let root = DeValue::Table(DeTable::parse(&self.text).ok()?.into_inner());
+        let found = path.steps().iter().try_fold(&root, |value, step| {
+            let next = match step {
+                Step::Key(key) => value.get(key.as_str()),
+                Step::Index(index) => value.get(*index),
+            };
+            next.map(toml::Spanned::get_ref)
+        });
+        let keys = found?.as_table()?.iter();
+        Some(keys.map(|(key, value)| (key.get_ref().to_string(), value.get_ref().is_table())).collect())
+    }
+}
+
+// === impl Problems ===
+
+impl Problems {
+    /// Reports one.
+    pub(super) fn add(&mut self, at: impl Into<At>, fault: Fault) {
+        self.list.push((at.into(), fault));
+    }
+
+    /// Passes a value on, or reports why there is none.
+    pub(super) fn check<T>(&mut self, at: impl Into<At>, result: Result<T, Fault>) -> Option<T> {
+        result.map_err(|fault| self.add(at, fault)).ok()
+    }
+
+    /// From here on problems with `path` are reported at the variable or flag `name`.
+    pub(super) fn override_by(&mut self, path: KeyPath, name: &str) {
+        self.overridden.insert(path, name.to_owned());
+    }
+
+    /// All problems, with their lines; nothing where there are none.
+    pub(super) fn into_result(self, document: &Document) -> Result<(), ConfigError> {
+        if self.list.is_empty() {
+            return Ok(());
+        }
+        let Self { list, overridden } = self;
+        let problem = |(at, fault)| match at {
+            At::Name(name) => Problem { place: None, key: name, fault },
+            At::Key(path) => match overridden.get(&path) {
+                Some(name) => Problem { place: None, key: name.clone(), fault },
+                None => Problem { place: document.place_of(&path), key: path.to_string(), fault },
+            },
+        };
+        Err(ConfigError::Invalid(list.into_iter().map(problem).collect()))
+    }
+}

@@ -1,0 +1,149 @@
+//! The effective configuration as TOML: what `config show` prints. Reading it back gives the same configuration.
+//!
+//! Nothing secret is in it: URLs with passwords are refused, and of password and token files only the paths are known.
+
+use std::path::Path;
+
+use super::file::{
+    AdminTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, Scalar, StoreTable, TlsTable,
+    UpstreamTable,
+};
+use super::parse::{show_address, show_duration, show_size, show_tags};
+use super::{Admin, Capacity, Config, Credentials, Durability, Limits, Listener, LogFormat, Rule, Store, Upstream};
+
+// === impl Config ===
+
+impl Config {
+    /// The configuration as TOML, all defaults written out.
+    pub fn show(&self) -> String {
+        let file = File {
+            root: path(&self.root),
+            // Those that are in use are all written out below.
+            builtin_upstreams: Some(Scalar::Bool(false)),
+            listener: self.listeners.iter().map(listener).collect(),
+            admin: admin(&self.admin),
+            store: store(&self.store),
+            limits: limits(&self.limits),
+            log: LogTable { format: text(self.log.format.as_str()), filter: text(&self.log.filter) },
+            upstream: self.upstreams.iter().map(|(name, u)| (name.to_string(), upstream(u))).collect(),
+        };
+        // Cannot fail: every key is a text and no value is of a type that TOML does not have.
+        toml::to_string(&file).unwrap_or_default()
+    }
+}
+
+// Has the form that the serializer's field slots want.
+#[allow(clippy::unnecessary_wraps, reason = "every field of the file is optional")]
+fn text(value: impl Into<String>) -> Option<Scalar> {
+    Some(Scalar::Text(value.into()))
+}
+
+fn path(path: &Path) -> Option<Scalar> {
+    text(path.to_string_lossy())
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "every field of the file is optional")]
+fn number(value: usize) -> Option<Scalar> {
+    Some(Scalar::Integer(i64::try_from(value).unwrap_or(i64::MAX)))
+}
+
+fn listener(listener: &Listener) -> ListenerTable {
+    ListenerTable {
+        address: text(show_address(&listener.address)),
+        default_upstream: text(listener.default_upstream.as_ref().map_or("", |name| name.as_str())),
+        public_url: listener.public_url.as_ref().and_then(text),
+        hostnames: listener.hostnames.iter().map(|(host, name)| (host.clone(), name.to_string())).collect(),
+        tls: listener.tls.as_ref().map(|tls| TlsTable {
+            certificate: path(&tls.certificate),
+            key: path(&tls.key),
+            client_ca: tls.client_ca.as_deref().and_then(path),
+        }),
+    }
+}
+
+fn admin(admin: &Admin) -> AdminTable {
+    AdminTable {
+        address: text(admin.address.map_or_else(|| "off".to_owned(), |address| address.to_string())),
+        token_file: admin.token_file.as_deref().and_then(path),
+        socket: admin.socket.as_deref().and_then(path),
+    }
+}
+
+fn store(store: &Store) -> StoreTable {
+    let durability = match store.durability {
+        Durability::Strict => "strict",
+        Durability::Fast => "fast",
+    };
+    StoreTable {
+        // The default depends on the file system, so it has no value to write.
+        capacity: match store.capacity {
+            Capacity::Bytes(bytes) => text(show_size(bytes)),
+            Capacity::Percent(percent) => text(format!("{percent}%")),
+            Capacity::Default => None,
+        },
+        durability: text(durability),
+        max_manifest: text(show_size(store.max_manifest)),
+    }
+}
+
+fn limits(limits: &Limits) -> LimitsTable {
+    LimitsTable {
+        connections: number(limits.connections),
+        connections_per_address: number(limits.connections_per_address),
+        first_byte: text(show_duration(limits.first_byte)),
+        header: text(show_duration(limits.header)),
+        idle: text(show_duration(limits.idle)),
+        min_rate: text(show_size(limits.min_rate)),
+        min_rate_window: text(show_duration(limits.min_rate_window)),
+        drain: text(show_duration(limits.drain)),
+    }
+}
+
+fn upstream(upstream: &Upstream) -> UpstreamTable {
+    UpstreamTable {
+        url: text(upstream.url.to_string()),
+        credentials: Some(credentials(&upstream.credentials)),
+        tags: text(show_tags(upstream.tags)),
+        library: Some(Scalar::Bool(upstream.library)),
+        ca: upstream.ca.as_deref().and_then(path),
+        token_hosts: Some(upstream.token_hosts.clone()),
+        connect: Some(upstream.connect.clone()),
+        rule: (!upstream.rules.is_empty()).then(|| upstream.rules.iter().map(rule).collect()),
+    }
+}
+
+fn credentials(credentials: &Credentials) -> CredentialsTable {
+    let from = |from: &str| CredentialsTable { from: text(from), ..CredentialsTable::default() };
+    match credentials {
+        Credentials::Auto => from("auto"),
+        Credentials::Anonymous => from("anonymous"),
+        Credentials::Static { username, password_file } => {
+            CredentialsTable { username: text(username), password_file: path(password_file), ..from("static") }
+        }
+        Credentials::DockerConfig { path: file } => {
+            CredentialsTable { path: file.as_deref().and_then(path), ..from("docker-config") }
+        }
+        Credentials::Helper { name } => CredentialsTable { name: text(name), ..from("helper") },
+    }
+}
+
+fn rule(rule: &Rule) -> RuleTable {
+    RuleTable {
+        repository: rule.repository.as_ref().and_then(text),
+        tag: rule.tag.as_ref().and_then(text),
+        tags: text(show_tags(rule.tags)),
+    }
+}
+
+// === impl LogFormat ===
+
+impl LogFormat {
+    /// As it is written in the file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Human => "human",
+            Self::Json => "json",
+        }
+    }
+}

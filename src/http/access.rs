@@ -1,0 +1,177 @@
+//! Who may read what ocistern pulled by its own account.
+//!
+//! What upstream gave to that account is private: it is for callers of this machine, or for clients with a certificate
+//! of the listener's CA. A browser or another proxy on this machine must not lend its loopback address to a stranger.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use http::HeaderMap;
+use http::header::{FORWARDED, ORIGIN};
+
+use crate::config::{Credentials, Listener, Upstream};
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// An address and port.
+    Tcp(SocketAddr),
+    /// A Unix socket; the user at the other end, where the kernel told.
+    Unix(Option<u32>),
+}
+
+/// Why a request does not count as local.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotLocal {
+    /// The connection comes from another machine.
+    #[error("the connection does not come from this machine")]
+    Peer,
+    /// The `Host` is neither a loopback name nor a configured one: a page in a browser may have rebound its name.
+    #[error("the Host is neither a loopback name nor one that the listener is configured for")]
+    Host,
+    /// `Origin`, `Forwarded` or `X-Forwarded-For`: somebody else is behind the connection.
+    #[error("Origin, Forwarded or X-Forwarded-For shows that somebody else is behind the connection")]
+    Relayed,
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// Whether the other end is on this machine.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(Some(uid)) => write!(f, "unix:uid={uid}"),
+            Self::Unix(None) => f.write_str("unix"),
+        }
+    }
+}
+
+/// Whether `upstream` is pulled by an account of ocistern's own.
+pub const fn is_own_account(upstream: &Upstream) -> bool {
+    match upstream.credentials {
+        Credentials::Auto | Credentials::Anonymous => false,
+        Credentials::Static { .. } | Credentials::DockerConfig { .. } | Credentials::Helper { .. } => true,
+    }
+}
+
+/// Whether a request counts as one of this machine's own: see the module. `host` is the `Host` field or authority.
+pub fn loopback_trust(
+    peer: &Peer,
+    listener: &Listener,
+    host: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(), NotLocal> {
+    if !peer.is_local() {
+        return Err(NotLocal::Peer);
+    }
+    if !host.is_some_and(|host| is_loopback_host(host) || is_configured(listener, host)) {
+        return Err(NotLocal::Host);
+    }
+    if headers.contains_key(ORIGIN) || headers.contains_key(FORWARDED) || headers.contains_key("x-forwarded-for") {
+        return Err(NotLocal::Relayed);
+    }
+    Ok(())
+}
+
+/// `localhost` or a loopback address, with or without a port.
+pub fn is_loopback_host(host: &str) -> bool {
+    let name = without_port(host);
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost")
+        || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+fn is_configured(listener: &Listener, host: &str) -> bool {
+    let host = host.to_ascii_lowercase();
+    let public = listener.public_url.as_deref().and_then(|url| url.split_once("://")).map(|(_, rest)| rest);
+    let public = public.map(|rest| rest.split_once('/').map_or(rest, |(authority, _)| authority));
+    listener.hostnames.contains_key(&host)
+        || listener.hostnames.contains_key(without_port(&host))
+        || public.is_some_and(|public| public.eq_ignore_ascii_case(&host))
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::config::Address;
+
+    fn listener() -> Listener {
+        Listener {
+            address: Address::Tcp("127.0.0.1:0".parse().unwrap()),
+            default_upstream: None,
+            public_url: Some("https://cache.example".to_owned()),
+            hostnames: BTreeMap::from([("my.azurecr.io".to_owned(), "my.azurecr.io".parse().unwrap())]),
+            tls: None,
+            optional: false,
+        }
+    }
+
+    fn tcp(address: &str) -> Peer {
+        Peer::Tcp(address.parse().unwrap())
+    }
+
+    #[test]
+    fn loopback_trust_table() {
+        let local = "127.0.0.1:40000";
+        let cases: &[(&str, Peer, Option<&str>, Option<&str>, Result<(), NotLocal>)] = &[
+            ("by address", tcp(local), Some("127.0.0.1:5000"), None, Ok(())),
+            ("by name", tcp(local), Some("localhost:5000"), None, Ok(())),
+            ("by name, no port, other case", tcp(local), Some("LocalHost"), None, Ok(())),
+            ("IPv6", tcp("[::1]:4000"), Some("[::1]:5000"), None, Ok(())),
+            ("IPv4 in IPv6", tcp("[::ffff:127.0.0.1]:4000"), Some("localhost"), None, Ok(())),
+            ("another loopback address", tcp("127.9.9.9:1"), Some("127.1.2.3"), None, Ok(())),
+            ("a mapped host name", tcp(local), Some("my.azurecr.io"), None, Ok(())),
+            ("a mapped host name with a port", tcp(local), Some("My.azurecr.io:5000"), None, Ok(())),
+            ("the public name", tcp(local), Some("cache.example"), None, Ok(())),
+            ("a Unix socket", Peer::Unix(Some(1000)), Some("localhost"), None, Ok(())),
+            ("another machine", tcp("10.0.0.9:1"), Some("localhost"), None, Err(NotLocal::Peer)),
+            ("a rebound name", tcp(local), Some("evil.example:5000"), None, Err(NotLocal::Host)),
+            ("a name that only begins well", tcp(local), Some("localhost.evil.example"), None, Err(NotLocal::Host)),
+            ("an address that only begins well", tcp(local), Some("127.0.0.1.evil.example"), None, Err(NotLocal::Host)),
+            ("no host", tcp(local), None, None, Err(NotLocal::Host)),
+            ("an empty host", tcp(local), Some(""), None, Err(NotLocal::Host)),
+            ("a page in a browser", tcp(local), Some("localhost"), Some("origin"), Err(NotLocal::Relayed)),
+            ("behind a proxy", tcp(local), Some("localhost"), Some("x-forwarded-for"), Err(NotLocal::Relayed)),
+            ("behind a modern proxy", tcp(local), Some("localhost"), Some("forwarded"), Err(NotLocal::Relayed)),
+            (
+                "a Unix socket behind a proxy",
+                Peer::Unix(None),
+                Some("localhost"),
+                Some("forwarded"),
+                Err(NotLocal::Relayed),
+            ),
+        ];
+        for (what, peer, host, header, expected) in cases {
+            let mut headers = HeaderMap::new();
+            if let Some(name) = header {
+                headers.insert(*name, HeaderValue::from_static("x"));
+            }
+            assert_eq!(loopback_trust(peer, &listener(), *host, &headers), *expected, "{what}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! The admin interface: metrics, health, status. It changes nothing.
+//!
+//! Over TCP it is open to callers on this machine that use a loopback name; all else shows the token of
+//! `admin.token_file`. Over the admin socket it is open to root and to the user that ocistern runs as.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use super::access::{Peer, is_loopback_host};
+use super::respond::{Body, Failure, full, json};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::oci::ErrorCode;
+
+/// Longest token file that is read.
+const MAX_TOKEN: usize = 4096;
+
+/// Whether requests are served: the latch behind `/readyz`. Upstreams do not count: what is stored is served without.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness(Arc<AtomicU8>);
+
+/// The stages of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The store is opened, listeners are not all there.
+    Starting,
+    /// Requests are served.
+    Ready,
+    /// The stop has begun.
+    Stopping,
+}
+
+/// What the admin interface shows.
+#[derive(Debug)]
+pub struct Admin {
+    config: Arc<Config>,
+    metrics: Metrics,
+    readiness: Readiness,
+    started: Instant,
+    listeners: OnceLock<Vec<String>>,
+    /// The user that this process runs as.
+    user: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct Status<'a> {
+    version: &'static str,
+    stage: &'static str,
+    uptime_seconds: u64,
+    listeners: &'a [String],
+    store: StoreStatus<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct StoreStatus<'a> {
+    root: &'a Path,
+    bytes: i64,
+    capacity_bytes: i64,
+    blobs: i64,
+    evicted_bytes: u64,
+    corrupt_blobs: u64,
+    fills_in_progress: i64,
+}
+
+// === impl Readiness ===
+
+impl Readiness {
+    /// Enters a stage.
+    pub fn set(&self, stage: Stage) {
+        self.0.store(stage as u8, Ordering::Release);
+    }
+
+    /// The current stage.
+    pub fn get(&self) -> Stage {
+        match self.0.load(Ordering::Acquire) {
+            0 => Stage::Starting,
+            1 => Stage::Ready,
+            _ => Stage::Stopping,
+        }
+    }
+}
+
+impl Stage {
+    /// The word in answers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+// === impl Admin ===
+
+impl Admin {
+    /// The admin interface of a program that starts now, as this user.
+    pub fn new(config: Arc<Config>, metrics: Metrics, readiness: Readiness, user: u32) -> Self {
+        Self { config, metrics, readiness, started: Instant::now(), listeners: OnceLock::new(), user }
+    }
+
+    /// Tells where clients are served; once.
+    pub fn set_listeners(&self, listeners: Vec<String>) {
+        // A second call would be a mistake without consequences.
+        let _ = self.listeners.set(listeners);
+    }
+
+    /// Answers one request.
+    pub async fn handle<B>(&self, peer: Peer, request: Request<B>) -> Response<Body> {
+        let answer = async {
+            self.check(peer, &request).await?;
+            self.answer(&request)
+        };
+        answer.await.unwrap_or_else(Failure::into_response)
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Result<Response<Body>, Failure> {
+        let path = request.uri().path();
+        if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/api/v1/status") {
+            let message = "there is /metrics, /healthz, /readyz and /api/v1/status";
+            return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Failure::method("the admin interface can be read only").closing());
+        }
+        Ok(match path {
+            "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics.expose()),
+            "/healthz" => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            "/readyz" => {
+                let stage = self.readiness.get();
+                let ready = stage == Stage::Ready;
+                let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                text(status, "text/plain", format!("{}\n", stage.as_str()))
+            }
+            _ => json(StatusCode::OK, serde_json::to_vec(&self.status()).map_err(Failure::internal)?),
+        })
+    }
+
+    fn status(&self) -> Status<'_> {
+        let metrics = &self.metrics;
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            stage: self.readiness.get().as_str(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            listeners: self.listeners.get().map_or(&[], Vec::as_slice),
+            store: StoreStatus {
+                root: &self.config.root,
+                bytes: metrics.store_bytes.get(),
+                capacity_bytes: metrics.store_capacity_bytes.get(),
+                blobs: metrics.store_blobs.get(),
+                evicted_bytes: metrics.evicted_bytes.get(),
+                corrupt_blobs: metrics.corrupt_blobs.get(),
+                fills_in_progress: metrics.fills_in_progress.get(),
+            },
+        }
+    }
+
+    /// Who may ask: see the module.
+    async fn check<B>(&self, peer: Peer, request: &Request<B>) -> Result<(), Failure> {
+        if self.is_trusted(peer, request) {
+            return Ok(());
+        }
+        if let Peer::Unix(_) = peer {
+            let message = "the admin socket is for root and for the user that ocistern runs as";
+            return Err(Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message));
+        }
+        let Some(file) = &self.config.admin.token_file else {
+            let message = "the admin interface is open to this machine by a loopback name; for all else the \
+                           configuration needs admin.token_file";
+            return Err(Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message));
+        };
+        // Read each time, so that it can be changed.
+        let content = tokio::fs::read(file).await.map_err(|error| {
+            let message = "ocistern cannot read admin.token_file; its log says why";
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            Failure::new(status, ErrorCode::Unknown, message).with_source(error)
+        })?;
+        let wanted = content.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii();
+        let shown = request.headers().get(AUTHORIZATION).and_then(bearer);
+        if wanted.is_empty() || wanted.len() > MAX_TOKEN || !shown.is_some_and(|shown| same(shown, wanted)) {
+            let message = "show the token of admin.token_file: Authorization: Bearer TOKEN";
+            let failure = Failure::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
+            return Err(failure.with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ocistern\"")));
+        }
+        Ok(())
+    }
+
+    fn is_trusted<B>(&self, peer: Peer, request: &Request<B>) -> bool {
+        match peer {
+            Peer::Unix(user) => user.is_some_and(|user| user == 0 || user == self.user),
+            Peer::Tcp(_) => {
+                let field = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+                let host = request.uri().authority().map(http::uri::Authority::as_str).or_else(field);
+                let read = matches!(*request.method(), Method::GET | Method::HEAD);
+                read && peer.is_local() && host.is_some_and(is_loopback_host)
+            }
+        }
+    }
+}
+
+fn bearer(value: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// Compares without telling by its time how much is the same: the hashes are compared whole, and an attacker cannot
+/// choose what they begin with.
+fn same(one: &[u8], other: &[u8]) -> bool {
+    let (one, other) = (Sha256::digest(one), Sha256::digest(other));
+    one.iter().zip(other.iter()).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const LOCAL: &str = "127.0.0.1:40000";
+    const REMOTE: &str = "192.0.2.7:40000";
+
+    fn admin(token_file: Option<&Path>) -> Admin {
+        let mut config = Config::from_toml("root = \"/var/cache/x\"").unwrap();
+        config.admin.token_file = token_file.map(ToOwned::to_owned);
+        let readiness = Readiness::default();
+        Admin::new(Arc::new(config), Metrics::new().unwrap(), readiness, 1000)
+    }
+
+    fn request(method: &Method, path: &str, host: &str, authorization: Option<&str>) -> Request<()> {
+        let mut builder = Request::builder().method(method).uri(path).header(HOST, host);
+        if let Some(value) = authorization {
+            builder = builder.header(AUTHORIZATION, value);
+        }
+        builder.body(()).unwrap()
+    }
+
+    async fn body(response: Response<Body>) -> String {
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_may_ask() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "s3cret\nsecond line\n").unwrap();
+        let tcp = |address: &str| Peer::Tcp(address.parse().unwrap());
+        let (none, with) = (admin(None), admin(Some(&file)));
+        let good = Some("Bearer s3cret");
+        let (get, post) = (&Method::GET, &Method::POST);
+        for (what, admin, peer, method, host, authorization, status) in [
+            ("loopback by address", &none, tcp(LOCAL), get, "127.0.0.1:5080", None, 200),
+            ("loopback by name", &none, tcp(LOCAL), get, "localhost:5080", None, 200),
+            ("loopback by HEAD", &none, tcp(LOCAL), &Method::HEAD, "localhost", None, 200),
+            ("loopback by a rebound name", &none, tcp(LOCAL), get, "evil.example:5080", None, 403),
+            ("loopback by a rebound name", &with, tcp(LOCAL), get, "evil.example:5080", None, 401),
+            ("loopback, a write without token", &with, tcp(LOCAL), post, "localhost", None, 401),
+            ("loopback, a write", &with, tcp(LOCAL), post, "localhost", good, 405),
+            ("elsewhere, no token configured", &none, tcp(REMOTE), get, "localhost", good, 403),
+            ("elsewhere, without token", &with, tcp(REMOTE), get, "localhost", None, 401),
+            ("elsewhere, wrong token", &with, tcp(REMOTE), get, "cache", Some("Bearer s3creT"), 401),
+            ("elsewhere, part of the token", &with, tcp(REMOTE), get, "cache", Some("Bearer s3cre"), 401),
+            ("elsewhere, empty token", &with, tcp(REMOTE), get, "cache", Some("Bearer "), 401),
+            ("elsewhere, the second line", &with, tcp(REMOTE), get, "cache", Some("Bearer second line"), 401),
+            ("elsewhere, Basic", &with, tcp(REMOTE), get, "cache", Some("Basic s3cret"), 401),
+            ("elsewhere, with token", &with, tcp(REMOTE), get, "cache", good, 200),
+            ("elsewhere, other case", &with, tcp(REMOTE), get, "cache", Some("bearer s3cret"), 200),
+            ("socket, own user", &none, Peer::Unix(Some(1000)), get, "x", None, 200),
+            ("socket, root", &none, Peer::Unix(Some(0)), get, "x", None, 200),
+            ("socket, another user", &with, Peer::Unix(Some(1001)), get, "x", good, 403),
+            ("socket, unknown user", &with, Peer::Unix(None), get, "x", good, 403),
+        ] {
+            let response = admin.handle(peer, request(method, "/healthz", host, authorization)).await;
+            assert_eq!(response.status().as_u16(), status, "{what}");
+        }
+        std::fs::write(&file, "\n").unwrap();
+        let response = with.handle(tcp(REMOTE), request(get, "/healthz", "cache", Some("Bearer "))).await;
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "an empty file opens nothing");
+    }
+
+    #[tokio::test]
+    async fn what_there_is() {
+        let admin = admin(None);
+        let ask = async |path: &str| {
+            let peer = Peer::Tcp(LOCAL.parse().unwrap());
+            let response = admin.handle(peer, request(&Method::GET, path, "localhost", None)).await;
+            (response.status().as_u16(), body(response).await)
+        };
+        assert_eq!(ask("/healthz").await, (200, "ok\n".to_owned()));
+        assert_eq!(ask("/readyz").await, (503, "starting\n".to_owned()));
+        admin.readiness.set(Stage::Ready);
+        assert_eq!(ask("/readyz").await, (200, "ready\n".to_owned()));
+        admin.readiness.set(Stage::Stopping);
+        assert_eq!(ask("/readyz").await, (503, "stopping\n".to_owned()));
+        assert!(ask("/metrics").await.1.contains("ocistern_store_bytes 0"));
+        admin.set_listeners(vec!["127.0.0.1:5000".to_owned()]);
+        admin.metrics.store_blobs.set(3);
+        let (status, text) = ask("/api/v1/status").await;
+        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(status, 200);
+        assert_eq!(parsed["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(parsed["listeners"][0], "127.0.0.1:5000");
+        assert_eq!(parsed["store"]["blobs"], 3);
+        assert_eq!((ask("/").await.0, ask("/metrics/").await.0, ask("/api/v1/blobs").await.0), (404, 404, 404));
+    }
+}

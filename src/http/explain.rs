@@ -1,0 +1,166 @@
+//! What a failure of the cache means to a client: the status it gets, and the sentence that says what to do.
+//!
+//! Statuses are chosen for what clients do with them: containerd goes on to the next host at a 404 or any 5xx, hammers
+//! at a 429, and docker falls back to its own registry at any error.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::respond::Failure;
+use crate::cache::CacheError;
+use crate::metrics::Kind;
+use crate::oci::{ErrorCode, UpstreamName};
+use crate::upstream::{Class, Fault, UpstreamError};
+
+/// The failure of a request for a resource of this kind.
+pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
+    let failure = match &error {
+        CacheError::Upstream(error) => return upstream(error, kind),
+        CacheError::RecentlyMissing { upstream } => {
+            let message = format!("upstream {upstream} said a moment ago that it does not have this");
+            return Failure::new(StatusCode::NOT_FOUND, unknown(kind), message);
+        }
+        CacheError::Sealed { upstream } => return sealed(upstream, kind),
+        CacheError::NoUpstream(upstream) => {
+            let message = format!("ocistern has no upstream named {upstream}; add a table [upstream.\"{upstream}\"]");
+            return Failure::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
+        }
+        CacheError::Timeout { upstream } => Failure::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::Unavailable,
+            format!("upstream {upstream} did not answer in time; try again, and check the way to it"),
+        ),
+        CacheError::WrongContent(wrong) => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::DigestInvalid,
+            format!(
+                "upstream {} sent content that is not {}; nothing of it was kept. If it stays so, the upstream, or a \
+                 proxy on the way to it, is damaged",
+                wrong.upstream, wrong.expected
+            ),
+        ),
+        CacheError::ManifestTooLarge { upstream, limit } => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::ManifestInvalid,
+            format!("upstream {upstream} sent a manifest larger than {limit} bytes; store.max_manifest sets the limit"),
+        ),
+        CacheError::ManifestRefused { upstream, fault } => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::ManifestInvalid,
+            format!("upstream {upstream} sent something that is not accepted as a manifest: {fault}"),
+        ),
+        CacheError::BadAnswer { upstream, reason } => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::Unknown,
+            format!("upstream {upstream} answered in a way that cannot be used: {reason}"),
+        ),
+        CacheError::Damaged(digest) => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::BlobUnknown,
+            format!(
+                "the stored copy of {digest} was damaged and has been quarantined; ask again to have it fetched anew"
+            ),
+        ),
+        CacheError::NoSpace | CacheError::Store(_) => Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorCode::Unknown,
+            "ocistern's store failed; its log says why, by the request id in x-request-id",
+        ),
+        CacheError::Stopped => Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "ocistern is stopping; try again when it has started",
+        )
+        .with_retry_after(Some(Duration::from_secs(1))),
+    };
+    failure.with_source(error)
+}
+
+fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
+    let name = &error.upstream;
+    let unavailable = |message: String| Failure::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message);
+    let failure = match &error.fault {
+        Fault::Sealed => return sealed(name, kind),
+        Fault::Unreachable(_) | Fault::OwnListener | Fault::Tls(_) => {
+            unavailable(format!("ocistern cannot connect to upstream {error}; content that it has is still served"))
+        }
+        Fault::Timeout(_) => Failure::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            ErrorCode::Unavailable,
+            format!("upstream {error}; try again, and check the way to it"),
+        ),
+        Fault::BreakerOpen { retry_after } => Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            format!("upstream {error}; content that ocistern has is still served"),
+        )
+        .with_retry_after(Some(*retry_after)),
+        Fault::RateLimited { retry_after, message } => {
+            let limited = format!("upstream {name} limits the rate of requests: {message}");
+            Failure::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyRequests, limited)
+                .with_retry_after(*retry_after)
+        }
+        Fault::NotFound { message, .. } => {
+            return Failure::new(
+                StatusCode::NOT_FOUND,
+                unknown(kind),
+                format!("upstream {name} does not have it: {message}"),
+            );
+        }
+        Fault::Unauthorized { .. } | Fault::Forbidden { .. } => Failure::new(
+            StatusCode::FORBIDDEN,
+            ErrorCode::Denied,
+            format!(
+                "upstream {error}. It does not exist or is private: set `credentials` in [upstream.\"{name}\"] of \
+                 ocistern's configuration to an account that may read it"
+            ),
+        ),
+        _ if error.class() == Class::Unavailable => unavailable(format!("upstream {error}; try again")),
+        _ => Failure::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, format!("upstream {error}")),
+    };
+    failure.with_source(error.clone())
+}
+
+fn sealed(upstream: &UpstreamName, kind: Kind) -> Failure {
+    let message = format!("upstream {upstream} is sealed by ocistern's configuration and this is not in the store");
+    Failure::new(StatusCode::NOT_FOUND, unknown(kind), message)
+}
+
+const fn unknown(kind: Kind) -> ErrorCode {
+    match kind {
+        Kind::Manifest => ErrorCode::ManifestUnknown,
+        Kind::Blob | Kind::Upload => ErrorCode::BlobUnknown,
+        Kind::Tags | Kind::Referrers | Kind::Other => ErrorCode::NameUnknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn of(fault: Fault) -> Failure {
+        let error = UpstreamError { upstream: "docker.io".parse().unwrap(), fault };
+        explain(CacheError::Upstream(Arc::new(error)), Kind::Manifest)
+    }
+
+    #[test]
+    fn statuses_that_clients_act_on() {
+        let not_found = of(Fault::NotFound { code: None, message: "no such tag".into() });
+        assert_eq!((not_found.status, not_found.code), (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown));
+        let limited = of(Fault::RateLimited { retry_after: Some(Duration::from_secs(9)), message: String::new() });
+        assert_eq!(
+            (limited.status, limited.retry_after),
+            (StatusCode::TOO_MANY_REQUESTS, Some(Duration::from_secs(9)))
+        );
+        let open = of(Fault::BreakerOpen { retry_after: Duration::from_secs(3) });
+        assert_eq!((open.status, open.retry_after), (StatusCode::SERVICE_UNAVAILABLE, Some(Duration::from_secs(3))));
+        let refused = of(Fault::Unauthorized { message: String::new() });
+        assert_eq!((refused.status, refused.code), (StatusCode::FORBIDDEN, ErrorCode::Denied));
+        assert!(refused.message.contains("[upstream.\"docker.io\"]"), "it says which table: {}", refused.message);
+        let gone = of(Fault::Unreachable(Arc::new(std::io::Error::other("refused"))));
+        assert_eq!(gone.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(of(Fault::Sealed).status, StatusCode::NOT_FOUND);
+    }
+}

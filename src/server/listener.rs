@@ -1,0 +1,365 @@
+//! Sockets that accept: TCP, Unix, and those that systemd opened.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net as unix;
+use std::path::{Path, PathBuf};
+
+use listenfd::ListenFd;
+use rustix::net::{AddressFamily, SocketType};
+use tokio::net::{TcpListener, UnixListener};
+
+use super::stream::Plain;
+use crate::config::{Address, Listener};
+use crate::http::access::Peer;
+
+/// Bytes that the kernel holds for a client before it says that a socket takes no more. Without a limit it would take
+/// megabytes at once and then, from a slow client, nothing for minutes, which looks like a client that does not read.
+const UNSENT: u32 = 256 * 1024;
+/// Who may connect to a Unix listener: its owner and group.
+const UNIX_MODE: u32 = 0o660;
+
+/// A socket that accepts connections.
+#[derive(Debug)]
+pub(super) enum Socket {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix; the file is removed at the end, if this process made it.
+    Unix { listener: UnixListener, _file: Option<SocketFile> },
+}
+
+/// The file of a Unix socket; dropping it removes it, if it is still the same.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+/// Sockets that systemd opened before the start (`LISTEN_FDS`), in the order of its `.socket` units.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<InheritedSocket>);
+
+#[derive(Debug)]
+enum InheritedSocket {
+    Tcp(std::net::TcpListener),
+    Unix(unix::UnixListener),
+}
+
+/// A socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {what}: {source}{}", advice(.source))]
+pub struct ListenError {
+    what: String,
+    source: io::Error,
+}
+
+/// What to do about an error, where that is known.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another process has it: stop it (`ss -ltnp` or `ss -lxp` names it), or choose another address"
+        }
+        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+        io::ErrorKind::PermissionDenied => {
+            "; a port below 1024 needs CAP_NET_BIND_SERVICE or a systemd socket, and a Unix socket a directory that \
+             this user can write to"
+        }
+        io::ErrorKind::NotFound => "; make its directory first",
+        _ => "",
+    }
+}
+
+// === impl Socket ===
+
+impl Socket {
+    /// Opens a TCP socket.
+    pub(super) async fn tcp(address: SocketAddr) -> Result<Self, ListenError> {
+        TcpListener::bind(address).await.map(Self::Tcp).map_err(|source| ListenError::new(address, source))
+    }
+
+    /// Opens a Unix socket with these permissions; a file left over by a process that is gone is replaced.
+    pub(super) fn unix(path: &Path, mode: u32) -> Result<Self, ListenError> {
+        let error = |source| ListenError::unix(path, source);
+        remove_stale(path).map_err(error)?;
+        let listener = UnixListener::bind(path).map_err(error)?;
+        let file = SocketFile::new(path).map_err(error)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(error)?;
+        Ok(Self::Unix { listener, _file: Some(file) })
+    }
+
+    async fn open(address: &Address) -> Result<Self, ListenError> {
+        match address {
+            Address::Tcp(address) => Self::tcp(*address).await,
+            Address::Unix(path) => Self::unix(path, UNIX_MODE),
+        }
+    }
+
+    /// The TCP address, with the port that was chosen.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix { .. } => None,
+        }
+    }
+
+    /// The next connection.
+    pub(super) async fn accept(&self) -> io::Result<(Plain, Peer)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // Neither is worth losing the connection for.
+                let _ = stream.set_nodelay(true);
+                let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+                Ok((Plain::Tcp(stream), Peer::Tcp(address)))
+            }
+            Self::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
+                Ok((Plain::Unix(stream), Peer::Unix(user)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Socket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => address.fmt(f),
+                Err(_) => f.write_str("a TCP socket"),
+            },
+            Self::Unix { listener, .. } => match listener.local_addr() {
+                Ok(address) => write!(f, "unix:{}", address.as_pathname().unwrap_or(Path::new("(unnamed)")).display()),
+                Err(_) => f.write_str("a Unix socket"),
+            },
+        }
+    }
+}
+
+struct Display<'a>(&'a Path);
+
+impl fmt::Display for Display<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unix:{}", self.0.display())
+    }
+}
+
+/// Removes the file of a Unix socket that nobody answers at. Other files, and sockets with a process behind them,
+/// stay: binding fails on them.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+    }
+    match unix::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        _ => Err(io::Error::from(io::ErrorKind::AddrInUse)),
+    }
+}
+
+/// The sockets of the configured listeners. Sockets of systemd take the place of configured addresses: a Unix socket
+/// that of the listener with its path, any other that of the next TCP listener, whose settings it has; those beyond
+/// have the settings of the first listener.
+pub(super) async fn open(listeners: &[Listener], inherited: Inherited) -> Result<Vec<(Socket, Listener)>, ListenError> {
+    let replaced = !inherited.0.is_empty();
+    let (mut tcp, mut unix): (Vec<&Listener>, Vec<&Listener>) =
+        listeners.iter().partition(|listener| matches!(listener.address, Address::Tcp(_)));
+    tcp.reverse();
+    let mut opened = Vec::new();
+    for socket in inherited.0 {
+        let socket = socket.into_socket()?;
+        let same_path = unix.iter().position(|listener| socket.is_at(&listener.address));
+        let settings = match same_path {
+            Some(index) => Some(unix.remove(index)),
+            None => tcp.pop().or(listeners.first()),
+        };
+        opened.extend(settings.map(|settings| (socket, settings.clone())));
+    }
+    if replaced {
+        tcp.clear();
+    }
+    tcp.reverse();
+    for listener in tcp.into_iter().chain(unix) {
+        match Socket::open(&listener.address).await {
+            Ok(socket) => opened.push((socket, listener.clone())),
+            Err(error) if listener.optional && error.is_missing_address() => {
+                tracing::debug!("{error}");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(opened)
+}
+
+impl Socket {
+    fn is_at(&self, address: &Address) -> bool {
+        match (self, address) {
+            (Self::Unix { listener, .. }, Address::Unix(path)) => {
+                listener.local_addr().is_ok_and(|own| own.as_pathname() == Some(path))
+            }
+            _ => false,
+        }
+    }
+}
+
+// === impl SocketFile ===
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Another process may have put its own there meanwhile.
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+// === impl Inherited ===
+
+impl Inherited {
+    /// Takes the sockets that systemd passed, if any. Call it before any thread is started: it clears the variables.
+    pub fn from_env() -> Result<Self, ListenError> {
+        let mut passed = ListenFd::from_env();
+        let mut sockets = Vec::with_capacity(passed.len());
+        for index in 0..passed.len() {
+            sockets.push(InheritedSocket::take(&mut passed, index)?);
+        }
+        Ok(Self(sockets))
+    }
+}
+
+impl InheritedSocket {
+    fn take(passed: &mut ListenFd, index: usize) -> Result<Self, ListenError> {
+        let error = |source| ListenError::new(format_args!("socket {index} of systemd"), source);
+        if let Ok(Some(listener)) = passed.take_unix_listener(index) {
+            return Ok(Self::Unix(listener));
+        }
+        // `ListenStream=5000` is an IPv6 socket for both families, which the crate's own method does not know.
+        let (v6, stream) = (i32::from(AddressFamily::INET6.as_raw()), SocketType::STREAM.as_raw());
+        if let Ok(Some(listener)) = passed.take_custom(index, v6, stream.cast_signed(), "IPv6 socket") {
+            return Ok(Self::Tcp(listener));
+        }
+        let listener = passed.take_tcp_listener(index).map_err(error)?;
+        let missing = || error(io::Error::new(io::ErrorKind::InvalidInput, "it was taken before"));
+        listener.map(Self::Tcp).ok_or_else(missing)
+    }
+
+    fn into_socket(self) -> Result<Socket, ListenError> {
+        let error = |source| ListenError::new("a socket of systemd", source);
+        match self {
+            Self::Tcp(listener) => {
+                listener.set_nonblocking(true).map_err(error)?;
+                TcpListener::from_std(listener).map(Socket::Tcp).map_err(error)
+            }
+            Self::Unix(listener) => {
+                listener.set_nonblocking(true).map_err(error)?;
+                UnixListener::from_std(listener).map(|listener| Socket::Unix { listener, _file: None }).map_err(error)
+            }
+        }
+    }
+}
+
+// === impl ListenError ===
+
+impl ListenError {
+    /// Whether the machine has no such address, or not the whole family.
+    fn is_missing_address(&self) -> bool {
+        let no_family = Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+        self.source.kind() == io::ErrorKind::AddrNotAvailable || self.source.raw_os_error() == no_family
+    }
+
+    pub(super) fn unix(path: &Path, source: io::Error) -> Self {
+        Self::new(Display(path), source)
+    }
+
+    fn new(what: impl fmt::Display, source: io::Error) -> Self {
+        Self { what: what.to_string(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener(address: Address) -> Listener {
+        Listener {
+            address,
+            default_upstream: None,
+            public_url: None,
+            hostnames: Default::default(),
+            tls: None,
+            optional: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_address_is_named_with_what_to_do() {
+        let first = Socket::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = first.address().unwrap();
+        let message = Socket::tcp(address).await.unwrap_err().to_string();
+        assert!(message.contains(&address.to_string()) && message.contains("choose another address"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_file_is_replaced_a_live_one_and_a_file_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        drop(unix::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "the standard library leaves the file");
+        let live = Socket::unix(&path, 0o600).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = Socket::unix(&path, 0o600).unwrap_err().to_string();
+        assert!(error.contains("another process has it"), "{error}");
+        drop(live);
+        assert!(!path.exists(), "a socket takes its file along");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(Socket::unix(&path, 0o600).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_another_process_put_there_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let ours = Socket::unix(&path, 0o600).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _theirs = unix::UnixListener::bind(&path).unwrap();
+        drop(ours);
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn sockets_of_systemd_take_the_place_of_configured_ones() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (directory.path().join("ours"), directory.path().join("theirs"));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let unix = unix::UnixListener::bind(&theirs).unwrap();
+        let mut first = listener(Address::Tcp("192.0.2.1:1".parse().unwrap()));
+        first.public_url = Some("https://first".to_owned());
+        let mut second = listener(Address::Unix(theirs));
+        second.public_url = Some("https://second".to_owned());
+        let third = listener(Address::Unix(ours.clone()));
+        let inherited = Inherited(vec![InheritedSocket::Tcp(tcp), InheritedSocket::Unix(unix)]);
+        let opened = open(&[first, second, third], inherited).await.unwrap();
+        let urls: Vec<_> = opened.iter().map(|(_, settings)| settings.public_url.as_deref()).collect();
+        assert_eq!(urls, [Some("https://first"), Some("https://second"), None]);
+        assert_eq!(opened.first().unwrap().0.address(), Some(address));
+        assert!(ours.exists(), "a configured Unix listener is opened besides");
+    }
+}

@@ -1,0 +1,139 @@
+//! The byte stream of a connection: plain or TLS, and the wrapper that watches it.
+//!
+//! [`Plain`] is the one place that writes to a plain socket: what sends files without copying belongs there.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
+
+use super::activity::Activity;
+
+/// An accepted socket.
+#[derive(Debug)]
+pub(super) enum Plain {
+    /// Of a TCP listener.
+    Tcp(TcpStream),
+    /// Of a Unix listener.
+    Unix(UnixStream),
+}
+
+/// A socket, with TLS where the listener has it.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Plain(Plain),
+    Tls(Box<TlsStream<Plain>>),
+}
+
+/// A stream that tells [`Activity`] what happens on it.
+#[derive(Debug)]
+pub(super) struct Watched {
+    inner: Stream,
+    activity: Arc<Activity>,
+}
+
+// === impl Plain, Stream ===
+
+/// Hands every call to the stream inside.
+macro_rules! delegate {
+    ($outer:ident { $($variant:ident),* }) => {
+        impl AsyncRead for $outer {
+            fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() { $(Self::$variant(inner) => Pin::new(inner).poll_read(cx, buf),)* }
+            }
+        }
+
+        impl AsyncWrite for $outer {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+                match self.get_mut() { $(Self::$variant(inner) => Pin::new(inner).poll_write(cx, buf),)* }
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() { $(Self::$variant(inner) => Pin::new(inner).poll_write_vectored(cx, bufs),)* }
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                match self { $(Self::$variant(inner) => inner.is_write_vectored(),)* }
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() { $(Self::$variant(inner) => Pin::new(inner).poll_flush(cx),)* }
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() { $(Self::$variant(inner) => Pin::new(inner).poll_shutdown(cx),)* }
+            }
+        }
+    };
+}
+delegate!(Plain { Tcp, Unix });
+delegate!(Stream { Plain, Tls });
+
+// === impl Watched ===
+
+impl Watched {
+    pub(super) const fn new(inner: Stream, activity: Arc<Activity>) -> Self {
+        Self { inner, activity }
+    }
+
+    fn written(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &polled {
+            Poll::Ready(Ok(count)) => self.activity.wrote(*count),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.activity.blocked(true),
+        }
+        polled
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.activity.read();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.written(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.written(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.inner).poll_flush(cx);
+        // A TLS stream takes bytes into its own buffer; they wait there.
+        if polled.is_pending() {
+            self.activity.blocked(true);
+        }
+        polled
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,167 @@
+//! Reading blobs: the file is always opened by its computed path, and says by its stamp whether it must be verified.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::capacity::Hold;
+use super::layout::{self, QUARANTINE};
+use super::order::Short;
+use super::stamp::Stamp;
+use super::{Inner, Store, StoreError};
+use crate::oci::Digest;
+
+/// How many files `quarantine/` keeps for somebody to look at.
+const QUARANTINED: usize = 16;
+/// Which part of the capacity they may take together.
+const QUARANTINE_SHARE: u64 = 20;
+
+/// Whether a file's content is known to match its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Nothing about the file has changed since it was verified.
+    Verified,
+    /// It must be hashed while it is read, with the tail held back until the digest matches.
+    Unverified,
+}
+
+/// An open blob. While it is held the bytes stay in the store's account, also when the file is removed.
+#[derive(Debug, Clone)]
+pub struct StoredBlob {
+    /// The open file; read it with `read_at`.
+    pub file: Arc<File>,
+    /// Its length.
+    pub len: u64,
+    /// Whether it must be verified.
+    pub trust: Trust,
+    /// What the file looked like when it was opened.
+    seen: Stamp,
+    _hold: Arc<Hold>,
+}
+
+// === impl Trust ===
+
+impl Trust {
+    /// The word in logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Unverified => "unverified",
+        }
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// The blob, if its file is there; it counts as used now.
+    ///
+    /// # Errors
+    /// What the file system said, except that there is no such file.
+    pub async fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
+        let digest = *digest;
+        self.blocking(move |inner| inner.open_blob(&digest)).await
+    }
+
+    /// The whole content was read through `blob` and matched: it need not be verified again. Does nothing if the file
+    /// has changed in between.
+    pub async fn mark_verified(&self, digest: &Digest, blob: &StoredBlob) -> Result<(), StoreError> {
+        let (digest, blob) = (*digest, blob.clone());
+        let work = move |inner: &Arc<Inner>| {
+            let path = layout::blob(&digest);
+            let now = blob.file.metadata().map_err(|e| StoreError::io("look at", &path, e))?;
+            if Stamp::of(&now) == blob.seen {
+                inner.hints.set_blob(&digest, blob.len, Some((blob.seen, inner.epoch)));
+            }
+            Ok(())
+        };
+        self.blocking(work).await
+    }
+
+    /// The content read through `blob` is not what the digest names: the file goes to `quarantine/`. Does nothing if
+    /// another file has taken its place.
+    pub async fn quarantine(&self, digest: &Digest, blob: &StoredBlob) -> Result<(), StoreError> {
+        let (digest, inode) = (*digest, blob.seen.inode);
+        self.blocking(move |inner| inner.quarantine_blob(&digest, inode)).await
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn open_blob(self: &Arc<Self>, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
+        let path = layout::blob(digest);
+        let file = match self.disk.read(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.books.forget(&Short::from(digest));
+                return Ok(None);
+            }
+            Err(error) => return Err(StoreError::io("open", &path, error)),
+        };
+        let metadata = file.metadata().map_err(|e| StoreError::io("look at", &path, e))?;
+        let seen = Stamp::of(&metadata);
+        let known = self.hints.blob(digest, self.epoch).and_then(|hint| hint.stamp);
+        let trust = if known == Some(seen) { Trust::Verified } else { Trust::Unverified };
+        let blob = self.stored_blob(digest, Arc::new(file), seen, trust);
+        if metadata.nlink() == 0 {
+            // Removed between the two calls: it can be read, but is not in the store.
+            self.books.unlinked(digest, seen.inode, seen.len);
+        } else {
+            self.books.used(digest, seen.len);
+        }
+        Ok(Some(blob))
+    }
+
+    /// A blob of this store around an open file.
+    pub(super) fn stored_blob(&self, digest: &Digest, file: Arc<File>, seen: Stamp, trust: Trust) -> StoredBlob {
+        let hold = Arc::new(self.books.hold(digest, seen.inode));
+        StoredBlob { file, len: seen.len, trust, seen, _hold: hold }
+    }
+
+    fn quarantine_blob(&self, digest: &Digest, inode: u64) -> Result<(), StoreError> {
+        let path = layout::blob(digest);
+        let names = self.names.lock();
+        let len = match self.disk.metadata(&path) {
+            Ok(found) if found.ino() == inode => found.len(),
+            _ => return Ok(()),
+        };
+        let name = format!("{}-{}-{inode}", digest.algorithm().as_str(), digest.hex());
+        let to = Path::new(QUARANTINE).join(name);
+        self.hints.remove_blob(digest);
+        self.disk.rename(&path, &to).map_err(|e| StoreError::io("quarantine", &path, e))?;
+        self.books.unlinked(digest, inode, len);
+        self.books.forget(&Short::from(digest));
+        drop(names);
+        self.metrics.corrupt_blobs.inc();
+        tracing::warn!(%digest, path = %to.display(), "a stored blob does not match its digest and is quarantined");
+        self.group.directories([layout::blob_dir(digest.algorithm()), QUARANTINE.into()]);
+        self.bound_quarantine();
+        Ok(())
+    }
+
+    /// Evidence is kept, but rot on a whole disk must not fill it: the newest files stay.
+    fn bound_quarantine(&self) {
+        let Ok(listing) = self.disk.list(Path::new(QUARANTINE)) else { return };
+        let mut files: Vec<(i64, u64, PathBuf)> = listing
+            .flatten()
+            .filter_map(|entry| {
+                let path = Path::new(QUARANTINE).join(entry.name);
+                let metadata = self.disk.metadata(&path).ok()?;
+                Some((metadata.ctime(), metadata.len(), path))
+            })
+            .collect();
+        files.sort_by_key(|(changed, ..)| std::cmp::Reverse(*changed));
+        let mut bytes = 0_u64;
+        for (n, (_, len, path)) in files.iter().enumerate() {
+            bytes = bytes.saturating_add(*len);
+            if (n >= QUARANTINED || bytes > self.books.capacity() / QUARANTINE_SHARE)
+                && let Err(error) = self.disk.unlink(path)
+            {
+                tracing::warn!(path = %path.display(), %error, "a quarantined file could not be removed");
+            }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The books: how many bytes the store holds, has promised and may hold. Everything that is added or removed passes
+//! here, and the gauges follow.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use super::disk::Space;
+use super::order::{Order, Short};
+use crate::config::Capacity;
+use crate::metrics::Metrics;
+use crate::oci::Digest;
+
+const GIB: u64 = 1 << 30;
+/// Of the oldest blobs, how many that are in use are passed over in the search for ones to evict.
+const PASSED_OVER: usize = 4096;
+
+/// The books of one store.
+#[derive(Debug)]
+pub(super) struct Books {
+    capacity: u64,
+    /// What must stay free on the file system.
+    floor: u64,
+    metrics: Metrics,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    order: Order,
+    /// Bytes of the blobs in `order`.
+    stored: u64,
+    /// Bytes promised to running fills.
+    reserved: u64,
+    /// Of those, what the file system does not count as used yet.
+    unallocated: u64,
+    /// Bytes of removed files that a reader still holds.
+    lingering: u64,
+    /// Open files, by digest and inode. As many as there are readers.
+    held: HashMap<(Digest, u64), Held>,
+    /// Digests that are being written. As many as there are fills.
+    filling: HashMap<Digest, usize>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    readers: usize,
+    /// Removed, with this length.
+    removed: Option<u64>,
+}
+
+/// Bytes promised to a fill; dropping it gives them back.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    books: Arc<Books>,
+    digest: Digest,
+    bytes: u64,
+    /// How much of `bytes` the file system still counts as free.
+    unallocated: u64,
+}
+
+/// A reader of a file. While it lives the file's bytes are in the books, also when its name is gone.
+#[derive(Debug)]
+pub(super) struct Hold {
+    books: Arc<Books>,
+    digest: Digest,
+    inode: u64,
+}
+
+/// There is not enough room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shortage {
+    /// How many bytes are missing.
+    pub(super) missing: u64,
+}
+
+// === impl Books ===
+
+impl Books {
+    /// Empty books for a file system of this size.
+    pub(super) fn new(capacity: Capacity, space: Space, metrics: Metrics) -> Self {
+        let capacity = match capacity {
+            Capacity::Bytes(bytes) => bytes,
+            Capacity::Percent(percent) => space.total / 100 * u64::from(percent.min(100)),
+            Capacity::Default => (100 * GIB).min(space.total / 2),
+        };
+        metrics.store_capacity_bytes.set(signed(capacity));
+        let state = State {
+            order: Order::new(),
+            stored: 0,
+            reserved: 0,
+            unallocated: 0,
+            lingering: 0,
+            held: HashMap::new(),
+            filling: HashMap::new(),
+        };
+        Self { capacity, floor: floor(space.total), metrics, state: Mutex::new(state) }
+    }
+
+    /// What the store may hold.
+    pub(super) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Promises `bytes` to a fill of `digest`, if they fit now.
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        digest: &Digest,
+        bytes: u64,
+        space: Space,
+    ) -> Result<Reservation, Shortage> {
+        let mut state = self.state.lock();
+        self.fits(&state, bytes, space)?;
+        state.reserved += bytes;
+        state.unallocated += bytes;
+        *state.filling.entry(*digest).or_default() += 1;
+        self.show(&state);
+        Ok(Reservation { books: self.clone(), digest: *digest, bytes, unallocated: bytes })
+    }
+
+    fn fits(&self, state: &State, bytes: u64, space: Space) -> Result<(), Shortage> {
+        let over = (state.used() + bytes).saturating_sub(self.capacity);
+        let short = (bytes + state.unallocated + self.floor).saturating_sub(space.free);
+        match over.max(short) {
+            0 => Ok(()),
+            missing => Err(Shortage { missing }),
+        }
+    }
+
+    /// The blobs to remove so that `missing` bytes become free, oldest first; none if there are not enough. Blobs that
+    /// are being written again or read are passed over: removing the one is a waste, and the other frees nothing.
+    pub(super) fn victims(&self, missing: u64) -> Vec<Short> {
+        let state = self.state.lock();
+        let busy: HashSet<Short> =
+            state.filling.keys().chain(state.held.keys().map(|(digest, _)| digest)).map(Short::from).collect();
+        let (mut found, mut freed, mut passed) = (Vec::new(), 0, 0);
+        for (short, len) in state.order.oldest_first() {
+            if freed >= missing || passed >= PASSED_OVER {
+                break;
+            }
+            if busy.contains(&short) {
+                passed += 1;
+            } else {
+                found.push(short);
+                freed += len;
+            }
+        }
+        if freed >= missing { found } else { Vec::new() }
+    }
+
+    /// A blob is found on disk by a scan or in the index; it keeps its place in the order of use if it has one.
+    pub(super) fn found(&self, short: Short, len: u64, used: u32) {
+        let mut state = self.state.lock();
+        state.put(short, len, used, false);
+        self.show(&state);
+    }
+
+    /// A blob was opened and is used now.
+    pub(super) fn used(&self, digest: &Digest, len: u64) {
+        let mut state = self.state.lock();
+        state.put(Short::from(digest), len, now(), true);
+        self.show(&state);
+    }
+
+    /// A file of a blob lost its name (removed, replaced or put into quarantine).
+    pub(super) fn unlinked(&self, digest: &Digest, inode: u64, len: u64) {
+        let mut state = self.state.lock();
+        if let Some(held) = state.held.get_mut(&(*digest, inode))
+            && held.removed.is_none()
+        {
+            held.removed = Some(len);
+            state.lingering += len;
+        }
+        self.show(&state);
+    }
+
+    /// There is no file for this blob any more.
+    pub(super) fn forget(&self, short: &Short) {
+        let mut state = self.state.lock();
+        if let Some(len) = state.order.remove(short) {
+            state.stored = state.stored.saturating_sub(len);
+        }
+        self.show(&state);
+    }
+
+    /// A tag names this blob, or no longer does.
+    pub(super) fn set_tagged(&self, digest: &Digest, tagged: bool) {
+        self.state.lock().order.set_tagged(&Short::from(digest), tagged);
+    }
+
+    /// Counts a reader of an open file.
+    pub(super) fn hold(self: &Arc<Self>, digest: &Digest, inode: u64) -> Hold {
+        self.state.lock().held.entry((*digest, inode)).or_default().readers += 1;
+        Hold { books: self.clone(), digest: *digest, inode }
+    }
+
+    /// Runs with the order of use, for the scan and for writing it out.
+    pub(super) fn with_order<T>(&self, f: impl FnOnce(&mut Order) -> T) -> T {
+        f(&mut self.state.lock().order)
+    }
+
+    /// All bytes that the store answers for: blobs, promises, and removed files that are still read.
+    #[cfg(test)]
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.state.lock().used()
+    }
+
+    fn show(&self, state: &State) {
+        self.metrics.store_bytes.set(signed(state.used()));
+        self.metrics.store_blobs.set(signed(state.order.len() as u64));
+    }
+}
+
+/// The share of the file system that stays free: 5 %, at least 1 GiB, but never more than a tenth of a small one.
+fn floor(total: u64) -> u64 {
+    (total / 20).max(GIB).min(total / 10)
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Seconds since 1970, for the order of use.
+pub(super) fn now() -> u32 {
+    seconds(SystemTime::now())
+}
+
+/// Seconds since 1970; times out of range go to its ends.
+pub(super) fn seconds(time: SystemTime) -> u32 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| u32::try_from(d.as_secs()).unwrap_or(u32::MAX))
+}
+
+// === impl State ===
+
+impl State {
+    fn used(&self) -> u64 {
+        self.stored + self.reserved + self.lingering
+    }
+
+    fn put(&mut self, short: Short, len: u64, used: u32, touch: bool) {
+        let before = self.order.put(short, len, used, touch).unwrap_or(0);
+        self.stored = self.stored.saturating_sub(before) + len;
+    }
+}
+
+// === impl Reservation ===
+
+impl Reservation {
+    /// How much is promised.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Promises more to the same fill, if it fits.
+    pub(super) fn grow(&mut self, more: u64, space: Space) -> Result<(), Shortage> {
+        let mut state = self.books.state.lock();
+        self.books.fits(&state, more, space)?;
+        state.reserved += more;
+        state.unallocated += more;
+        self.bytes += more;
+        self.unallocated += more;
+        self.books.show(&state);
+        Ok(())
+    }
+
+    /// The file system has taken so many more bytes off its free ones.
+    pub(super) fn allocated(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.unallocated);
+        self.unallocated -= bytes;
+        self.books.state.lock().unallocated -= bytes;
+    }
+
+    /// The fill is published with this length: from promised to stored, in one step.
+    pub(super) fn stored(mut self, len: u64) {
+        let mut state = self.books.state.lock();
+        state.put(Short::from(&self.digest), len, now(), true);
+        state.reserved -= std::mem::take(&mut self.bytes);
+        state.unallocated -= std::mem::take(&mut self.unallocated);
+        // Ends this borrow: dropping `self` takes the lock again, to end the fill and to show the sum.
+        drop(state);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let mut state = self.books.state.lock();
+        state.reserved -= self.bytes;
+        state.unallocated -= self.unallocated;
+        if let Some(count) = state.filling.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                state.filling.remove(&self.digest);
+            }
+        }
+        self.books.show(&state);
+    }
+}
+
+// === impl Hold ===
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.books.state.lock();
+        let key = (self.digest, self.inode);
+        let Some(held) = state.held.get_mut(&key) else { return };
+        held.readers -= 1;
+        if held.readers == 0 {
+            let removed = held.removed;
+            state.held.remove(&key);
+            state.lingering -= removed.unwrap_or(0);
+            self.books.show(&state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    const SPACE: Space = Space { total: 100 * GIB, free: 90 * GIB };
+
+    fn books(capacity: u64) -> Arc<Books> {
+        Arc::new(Books::new(Capacity::Bytes(capacity), SPACE, Metrics::new().unwrap()))
+    }
+
+    fn digest(n: u8) -> Digest {
+        Digest::of(Algorithm::Sha256, &[n])
+    }
+
+    #[test]
+    fn capacity_follows_the_configuration() {
+        let capacity = |c, total| Books::new(c, Space { total, free: 0 }, Metrics::new().unwrap()).capacity();
+        assert_eq!(capacity(Capacity::Percent(30), 1000 * GIB), 300 * GIB);
+        assert_eq!(capacity(Capacity::Default, 1000 * GIB), 100 * GIB);
+        assert_eq!(capacity(Capacity::Default, 100 * GIB), 50 * GIB);
+        assert_eq!(capacity(Capacity::Bytes(7), 1), 7);
+    }
+
+    #[test]
+    fn the_floor_suits_the_file_system() {
+        assert_eq!(floor(1000 * GIB), 50 * GIB);
+        assert_eq!(floor(16 * GIB), GIB);
+        assert_eq!(floor(GIB), GIB / 10);
+    }
+
+    #[test]
+    fn a_promise_counts_until_it_is_dropped_or_stored() {
+        let books = books(100);
+        let first = books.reserve(&digest(1), 60, SPACE).unwrap();
+        assert_eq!(books.reserve(&digest(2), 60, SPACE).unwrap_err(), Shortage { missing: 20 });
+        drop(first);
+        assert_eq!(books.used_bytes(), 0);
+        books.reserve(&digest(2), 60, SPACE).unwrap().stored(50);
+        assert_eq!(books.used_bytes(), 50);
+        assert_eq!((books.metrics.store_bytes.get(), books.metrics.store_blobs.get()), (50, 1));
+        books.forget(&Short::from(&digest(2)));
+        assert_eq!((books.metrics.store_bytes.get(), books.metrics.store_blobs.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_full_file_system_leaves_its_floor_free() {
+        let books = books(1000 * GIB);
+        let space = Space { total: 100 * GIB, free: 5 * GIB + 100 };
+        assert!(books.reserve(&digest(1), 101, space).is_err());
+        let mut reservation = books.reserve(&digest(1), 60, space).unwrap();
+        assert!(books.reserve(&digest(2), 60, space).is_err(), "what is promised is as good as gone");
+        reservation.allocated(60);
+        assert!(books.reserve(&digest(2), 60, space).is_ok(), "what is allocated is off the free bytes already");
+    }
+
+    #[test]
+    fn a_removed_file_counts_until_its_last_reader_closes_it() {
+        let books = books(100);
+        books.used(&digest(1), 40);
+        let holds = [books.hold(&digest(1), 7), books.hold(&digest(1), 7)];
+        books.unlinked(&digest(1), 7, 40);
+        books.forget(&Short::from(&digest(1)));
+        assert_eq!(books.used_bytes(), 40);
+        let [first, second] = holds;
+        drop(first);
+        assert_eq!(books.used_bytes(), 40);
+        drop(second);
+        assert_eq!(books.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_read_or_written_is_no_victim() {
+        let books = books(100);
+        for n in 0..4 {
+            books.used(&digest(n), 10);
+        }
+        let _reader = books.hold(&digest(0), 1);
+        let _fill = books.reserve(&digest(1), 10, SPACE).unwrap();
+        assert_eq!(books.victims(11), [2, 3].map(|n| Short::from(&digest(n))));
+        assert_eq!(books.victims(10), [2].map(|n| Short::from(&digest(n))), "no more than needed");
+        assert!(books.victims(21).is_empty(), "nothing goes if it would not be enough");
+    }
+}

@@ -1,0 +1,184 @@
+//! Making room: bytes are promised before a fill starts, and the least recently used blobs go until they fit.
+//!
+//! A blob goes in the order index, refs and links, file: whatever happens in between, nothing names what is not there.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::capacity::Reservation;
+use super::error::is_full;
+use super::layout::{self, REFS};
+use super::order::Short;
+use super::refs::TagRecord;
+use super::{Inner, StoreError};
+use crate::oci::{Algorithm, Digest};
+
+/// How often room is made for one fill before it is given up: others may take it in between.
+const ATTEMPTS: u32 = 3;
+/// Refs that are removed at a time.
+const BATCH: usize = 256;
+
+impl Inner {
+    /// Promises `bytes` to a fill of `digest`, evicting what must go for it. Blocks.
+    pub(super) fn reserve(&self, digest: &Digest, bytes: u64) -> Result<Reservation, StoreError> {
+        let capacity = self.books.capacity();
+        if bytes > capacity {
+            return Err(StoreError::TooLarge { length: bytes, capacity });
+        }
+        for _ in 0..ATTEMPTS {
+            match self.books.reserve(digest, bytes, self.space()?) {
+                Ok(reservation) => return Ok(reservation),
+                Err(shortage) if self.evict(shortage.missing) => {}
+                Err(_) => break,
+            }
+        }
+        Err(StoreError::NoSpace)
+    }
+
+    /// Promises `more` bytes to a running fill. Blocks.
+    pub(super) fn reserve_more(&self, reservation: &mut Reservation, more: u64) -> Result<(), StoreError> {
+        for _ in 0..ATTEMPTS {
+            match reservation.grow(more, self.space()?) {
+                Ok(()) => return Ok(()),
+                Err(shortage) if self.evict(shortage.missing) => {}
+                Err(_) => break,
+            }
+        }
+        Err(StoreError::NoSpace)
+    }
+
+    fn space(&self) -> Result<super::disk::Space, StoreError> {
+        self.disk.space().map_err(|e| StoreError::io("measure the file system of", self.disk.path(), e))
+    }
+
+    /// Runs a call that takes up to `bytes` of disk space; while there is none, older blobs make room. Blocks.
+    pub(super) fn with_room<T>(&self, bytes: u64, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        for _ in 0..ATTEMPTS {
+            match call() {
+                // The books saw room, so the file system needs more than the content: blocks, inodes, its own records.
+                Err(error) if is_full(&error) && self.evict(bytes) => {}
+                other => return other,
+            }
+        }
+        call()
+    }
+
+    /// Removes least recently used blobs until `missing` bytes are freed. If all that may go would not be enough (the
+    /// disk is full of other things), nothing is removed. Returns whether anything changed. Blocks.
+    pub(super) fn evict(&self, missing: u64) -> bool {
+        let victims = self.books.victims(missing);
+        let mut whole: Vec<Option<Digest>> = victims.iter().map(|short| self.hints.whole(short)).collect();
+        if whole.iter().any(Option::is_none) {
+            self.find_in_directories(&victims, &mut whole);
+        }
+        let (mut freed, mut changed) = (0, false);
+        for (short, digest) in victims.iter().zip(whole) {
+            let Some(digest) = digest else {
+                // Neither index nor directory has it: it went by other ways.
+                self.books.forget(short);
+                changed = true;
+                continue;
+            };
+            match self.remove(&digest) {
+                Ok(bytes) => {
+                    freed += bytes;
+                    changed = true;
+                }
+                Err(error) => {
+                    tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a blob could not be evicted");
+                }
+            }
+        }
+        if freed > 0 {
+            self.metrics.evicted_bytes.inc_by(freed);
+            tracing::info!(bytes = freed, blobs = victims.len(), "evicted the least recently used blobs");
+        }
+        changed
+    }
+
+    /// Without an index the whole digests are only in the names of the files.
+    fn find_in_directories(&self, victims: &[Short], whole: &mut [Option<Digest>]) {
+        let mut wanted: HashMap<Short, &mut Option<Digest>> =
+            victims.iter().copied().zip(whole.iter_mut()).filter(|(_, found)| found.is_none()).collect();
+        for algorithm in Algorithm::ALL {
+            let Ok(listing) = self.disk.list(&layout::blob_dir(algorithm)) else { continue };
+            for entry in listing.flatten() {
+                let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { continue };
+                if let Some(found) = wanted.remove(&Short::from(&digest)) {
+                    *found = Some(digest);
+                }
+                if wanted.is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Removes a blob with its refs and links; returns its length. Blocks.
+    pub(super) fn remove(&self, digest: &Digest) -> Result<u64, StoreError> {
+        let path = layout::blob(digest);
+        self.hints.remove_blob(digest);
+        self.remove_refs(digest);
+        let names = self.names.lock();
+        let file = self.disk.look(&path).ok();
+        let found = file.as_ref().and_then(|file| file.metadata().ok());
+        self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+        let len = found.as_ref().map_or(0, std::fs::Metadata::len);
+        if let Some(found) = found {
+            self.books.unlinked(digest, found.ino(), len);
+        }
+        self.books.forget(&Short::from(digest));
+        drop(names);
+        drop(file);
+        self.group.directories([layout::blob_dir(digest.algorithm())]);
+        Ok(len)
+    }
+
+    fn remove_refs(&self, digest: &Digest) {
+        let mut after = None::<Vec<u8>>;
+        loop {
+            let part = self.hints.refs(digest, after.as_deref(), BATCH);
+            for path in part.found {
+                if path.starts_with(REFS) {
+                    self.remove_ref(digest, &path);
+                }
+                self.hints.set_ref(digest, &path, false);
+            }
+            match part.next {
+                Some(next) => after = Some(next),
+                None => return,
+            }
+        }
+    }
+
+    /// Removes a link of `digest`, or a tag that still names it.
+    pub(super) fn remove_ref(&self, digest: &Digest, path: &Path) {
+        let _tags = self.tags.lock();
+        if layout::is_tag(path) {
+            match self.records.read::<TagRecord>(&self.disk, path) {
+                Some(record) if record.digest != *digest => return,
+                _ => {}
+            }
+            if let Some((up, repo, tag)) = layout::parse_tag(path) {
+                self.hints.set_checked_at(&up, &repo, &tag, None);
+            }
+        }
+        if let Err(error) = self.disk.unlink(path) {
+            tracing::warn!(path = %path.display(), %error, "a ref of an evicted blob could not be removed");
+            return;
+        }
+        let mut above: Option<PathBuf> = path.parent().map(Path::to_owned);
+        // Empty directories above it go too, up to the upstream's own. A writer that needs one at the same moment
+        // makes it again.
+        while let Some(directory) = above.filter(|d| d.components().count() > 2) {
+            let parent = directory.parent().map(Path::to_owned);
+            if !self.disk.remove_dir(&directory) {
+                self.group.directories([directory]);
+                return;
+            }
+            above = parent;
+        }
+    }
+}

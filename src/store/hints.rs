@@ -1,0 +1,489 @@
+//! What the index remembers, as types: stamps, ages, freshness, and which refs lead to a blob.
+//!
+//! Writes are collected and applied by a thread of its own; until then they are read from the collection, so whoever
+//! wrote a hint sees it. Everything here may be lost: an index that fails is dropped and opened again (sled does not
+//! recover from a full disk otherwise), and one that fails again is set aside for an empty one.
+//!
+//! ```text
+//! b ALG DIGEST          length, stamp        a ALG 16-BYTES   last use
+//! f UP \0 REPO \0 TAG   when it was checked  r ALG DIGEST PATH  a file of refs/ that names this blob
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::index::{Changes, Index, IndexError, Pairs};
+use super::order::Short;
+use super::sled_index::SledIndex;
+use super::stamp::{Epoch, Stamp};
+use crate::metrics::Metrics;
+use crate::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName};
+
+/// How long opening may take before the index counts as bad.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// Hints that wait to be written; beyond it new ones are dropped.
+const WAITING: usize = 1 << 16;
+/// How long hints are collected before they are written.
+const COLLECT: Duration = Duration::from_millis(100);
+/// When an index that could not even be made anew is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+/// An index smaller than this is never too large.
+const LARGE: u64 = 256 << 20;
+/// How many times its live content an index may take on disk.
+const BLOAT: u64 = 8;
+/// Writes between two looks at the size on disk.
+const MEASURE_EVERY: usize = 50_000;
+/// What an entry costs besides its key and value.
+const OVERHEAD: u64 = 16;
+
+/// Where an index comes from.
+pub(super) trait Source: Send + Sync {
+    /// Opens it, or makes a new one.
+    fn open(&self) -> Result<Box<dyn Index>, IndexError>;
+    /// Moves a bad one out of the way.
+    fn set_aside(&self) -> io::Result<()>;
+}
+
+/// sled under a root.
+pub(super) struct SledSource(pub(super) PathBuf);
+
+/// The typed index.
+pub(super) struct Hints {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    /// None while it is being opened, and when the disk does not take one. Locked for reading during each call, so
+    /// that taking it out for writing means that nobody uses it.
+    index: RwLock<Option<Box<dyn Index>>>,
+    /// Taken before `index` or without it, never after.
+    queue: Mutex<Queue>,
+    /// Tells the thread of work, and others that the queue is empty or the index open.
+    changed: Condvar,
+    source: Box<dyn Source>,
+    metrics: Metrics,
+    /// Signalled when an index was begun anew and should be filled from the files.
+    renewed: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Changes,
+    applying: Changes,
+    /// A reader got an error.
+    failed: bool,
+    /// The first opening has ended, well or not.
+    opened: bool,
+    stop: bool,
+}
+
+/// What is known of a blob's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlobHint {
+    /// Its length.
+    pub(super) len: u64,
+    /// Its stamp, if it is one of this epoch.
+    pub(super) stamp: Option<Stamp>,
+}
+
+/// A part of a scan, and where the next one goes on; none: that was all.
+pub(super) struct Part<T> {
+    /// What was found.
+    pub(super) found: Vec<T>,
+    /// The key to go on after.
+    pub(super) next: Option<Vec<u8>>,
+}
+
+// === impl SledSource ===
+
+impl Source for SledSource {
+    fn open(&self) -> Result<Box<dyn Index>, IndexError> {
+        Ok(Box::new(SledIndex::open(&self.0, OPEN_LIMIT)?))
+    }
+
+    fn set_aside(&self) -> io::Result<()> {
+        SledIndex::set_aside(&self.0)
+    }
+}
+
+// === impl Hints ===
+
+impl Hints {
+    /// Starts the thread, and waits at most `patience` for the index to be open: a large one must not delay the start.
+    pub(super) fn start(source: Box<dyn Source>, metrics: Metrics, patience: Duration) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            index: RwLock::new(None),
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            source,
+            metrics,
+            renewed: Notify::new(),
+        });
+        let worker = shared.clone();
+        let thread = std::thread::Builder::new().name("index".into()).spawn(move || worker.run())?;
+        let mut queue = shared.queue.lock();
+        if !queue.opened {
+            shared.changed.wait_for(&mut queue, patience);
+        }
+        drop(queue);
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Waits until opening the index has ended, well or not. Blocks.
+    pub(super) fn wait_open(&self) {
+        let mut queue = self.shared.queue.lock();
+        while !queue.opened {
+            self.shared.changed.wait(&mut queue);
+        }
+    }
+
+    /// Writes what waits and closes the index. Blocks.
+    pub(super) fn close(&self) {
+        self.shared.queue.lock().stop = true;
+        self.shared.changed.notify_all();
+        let thread = self.thread.lock().take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the index' thread ended in a panic");
+        }
+    }
+
+    /// Waits until the index was begun anew.
+    pub(super) async fn renewed(&self) {
+        self.shared.renewed.notified().await;
+    }
+
+    /// What is known of a blob.
+    pub(super) fn blob(&self, digest: &Digest, epoch: Epoch) -> Option<BlobHint> {
+        BlobHint::decode(&self.shared.get(&key(b'b', digest))?, epoch)
+    }
+
+    /// Remembers a blob, with its stamp if its content is known to be right.
+    pub(super) fn set_blob(&self, digest: &Digest, len: u64, stamp: Option<(Stamp, Epoch)>) {
+        let mut value = len.to_le_bytes().to_vec();
+        if let Some((stamp, epoch)) = stamp {
+            value.extend(stamp.encode(epoch));
+        }
+        self.shared.put([(key(b'b', digest), Some(value))]);
+    }
+
+    /// Forgets a blob.
+    pub(super) fn remove_blob(&self, digest: &Digest) {
+        self.shared.put([(key(b'b', digest), None), (short_key(b'a', &Short::from(digest)), None)]);
+    }
+
+    /// Remembers when blobs were used.
+    pub(super) fn set_used(&self, used: impl IntoIterator<Item = (Short, u32)>) {
+        self.shared.put(used.into_iter().map(|(s, at)| (short_key(b'a', &s), Some(at.to_le_bytes().to_vec()))));
+    }
+
+    /// The next blobs of the index, with their last use.
+    pub(super) fn blobs(&self, after: Option<&[u8]>, epoch: Epoch, limit: usize) -> Part<(Digest, BlobHint, u32)> {
+        let (pairs, next) = self.shared.scan(b"b", after, limit);
+        let found = pairs.into_iter().filter_map(|(key, value)| {
+            let (digest, []) = split_key(&key)? else { return None };
+            let used = self.shared.get(&short_key(b'a', &Short::from(&digest)));
+            let used = used.and_then(|v| v.try_into().ok()).map_or(0, u32::from_le_bytes);
+            Some((digest, BlobHint::decode(&value, epoch)?, used))
+        });
+        Part { found: found.collect(), next }
+    }
+
+    /// The whole digest of a blob, if the index knows it.
+    pub(super) fn whole(&self, short: &Short) -> Option<Digest> {
+        let (pairs, _) = self.shared.scan(&short_key(b'b', short), None, 4);
+        pairs.iter().find_map(|(key, _)| split_key(key).map(|(digest, _)| digest))
+    }
+
+    /// When a tag was last found to be up to date.
+    pub(super) fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
+        let millis = u64::from_le_bytes(self.shared.get(&tag_key(up, repo, tag))?.try_into().ok()?);
+        let time = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
+        // A clock that was wrong then must not make the tag fresh for years.
+        (time <= SystemTime::now()).then_some(time)
+    }
+
+    /// Remembers when a tag was found to be up to date; `None` forgets it.
+    pub(super) fn set_checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, at: Option<SystemTime>) {
+        let millis = at.and_then(|at| u64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok());
+        self.shared.put([(tag_key(up, repo, tag), millis.map(|m| m.to_le_bytes().to_vec()))]);
+    }
+
+    /// Remembers that a file of `refs/` names this blob, or forgets it.
+    pub(super) fn set_ref(&self, digest: &Digest, path: &Path, there: bool) {
+        let Some(path) = path.to_str() else { return };
+        let mut key = key(b'r', digest);
+        key.extend(path.bytes());
+        self.shared.put([(key, there.then(Vec::new))]);
+    }
+
+    /// Whether this file of `refs/` is known to name this blob.
+    pub(super) fn has_ref(&self, digest: &Digest, path: &Path) -> bool {
+        let mut key = key(b'r', digest);
+        key.extend(path.to_str().unwrap_or_default().bytes());
+        self.shared.get(&key).is_some()
+    }
+
+    /// The next files of `refs/` that name this blob.
+    pub(super) fn refs(&self, digest: &Digest, after: Option<&[u8]>, limit: usize) -> Part<PathBuf> {
+        let (pairs, next) = self.shared.scan(&key(b'r', digest), after, limit);
+        let path = |key: &[u8]| Some(PathBuf::from(std::str::from_utf8(split_key(key)?.1).ok()?));
+        Part { found: pairs.iter().filter_map(|(key, _)| path(key)).collect(), next }
+    }
+
+    /// Waits until everything that was put down is written.
+    #[cfg(test)]
+    pub(super) fn settle(&self) {
+        let mut queue = self.shared.queue.lock();
+        while !(queue.waiting.is_empty() && queue.applying.is_empty() && queue.opened && !queue.failed) {
+            self.shared.changed.notify_all();
+            self.shared.changed.wait_for(&mut queue, Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Hints {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+// === impl BlobHint ===
+
+impl BlobHint {
+    fn decode(value: &[u8], epoch: Epoch) -> Option<Self> {
+        let (len, stamp) = value.split_first_chunk()?;
+        Some(Self { len: u64::from_le_bytes(*len), stamp: Stamp::decode(stamp, epoch) })
+    }
+}
+
+// === keys ===
+
+fn algorithm_byte(algorithm: Algorithm) -> u8 {
+    match algorithm {
+        Algorithm::Sha256 => 1,
+        Algorithm::Sha512 => 2,
+    }
+}
+
+fn key(kind: u8, digest: &Digest) -> Vec<u8> {
+    [&[kind, algorithm_byte(digest.algorithm())], digest.as_bytes()].concat()
+}
+
+fn short_key(kind: u8, short: &Short) -> Vec<u8> {
+    [&[kind, algorithm_byte(short.algorithm())][..], short.prefix()].concat()
+}
+
+fn tag_key(up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Vec<u8> {
+    format!("f{up}\0{repo}\0{tag}").into_bytes()
+}
+
+/// The digest in a key, and what follows it.
+fn split_key(key: &[u8]) -> Option<(Digest, &[u8])> {
+    let [_, algorithm, rest @ ..] = key else { return None };
+    let algorithm = Algorithm::ALL.into_iter().find(|a| algorithm_byte(*a) == *algorithm)?;
+    let (bytes, rest) = rest.split_at_checked(algorithm.size())?;
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    Some((Digest::from_parts(algorithm, &hex).ok()?, rest))
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn put(&self, changes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>) {
+        let mut queue = self.queue.lock();
+        let idle = queue.waiting.is_empty();
+        for (key, value) in changes {
+            // Dropped hints cost a verification or an age; memory that grows with a stuck disk costs the program.
+            if queue.waiting.len() < WAITING || queue.waiting.contains_key(&key) {
+                queue.waiting.insert(key, value);
+            }
+        }
+        if idle {
+            self.changed.notify_all();
+        }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        {
+            let queue = self.queue.lock();
+            if let Some(change) = queue.waiting.get(key).or_else(|| queue.applying.get(key)) {
+                return change.clone();
+            }
+        }
+        self.read(|index| index.get(key)).flatten()
+    }
+
+    /// Up to about `limit` pairs, and after which key to go on.
+    fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> (Pairs, Option<Vec<u8>>) {
+        let pairs = self.read(|index| index.scan(prefix, after, limit)).unwrap_or_default();
+        let next = if pairs.len() == limit { pairs.last().map(|(key, _)| key.clone()) } else { None };
+        let mut merged: std::collections::BTreeMap<_, _> = pairs.into_iter().collect();
+        let queue = self.queue.lock();
+        for changes in [&queue.applying, &queue.waiting] {
+            let from = after.unwrap_or(prefix).to_vec();
+            let here = |key: &[u8]| {
+                key.starts_with(prefix)
+                    && next.as_deref().is_none_or(|next| key <= next)
+                    && after.is_none_or(|a| key > a)
+            };
+            for (key, value) in changes.range(from..).take_while(|(key, _)| key.starts_with(prefix)) {
+                match value {
+                    Some(value) if here(key) => drop(merged.insert(key.clone(), value.clone())),
+                    Some(_) => {}
+                    None => drop(merged.remove(key)),
+                }
+            }
+        }
+        (merged.into_iter().collect(), next)
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&dyn Index) -> Result<T, IndexError>) -> Option<T> {
+        let result = f(self.index.read().as_deref()?);
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let mut queue = self.queue.lock();
+                if !queue.failed {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the index cannot be read");
+                }
+                queue.failed = true;
+                self.changed.notify_all();
+                None
+            }
+        }
+    }
+
+    fn run(&self) {
+        if let Err(error) = self.open() {
+            self.renew(&error);
+        }
+        self.queue.lock().opened = true;
+        self.changed.notify_all();
+        let mut written = MEASURE_EVERY;
+        let mut reopened = false;
+        let mut retry = Instant::now();
+        loop {
+            let mut queue = self.queue.lock();
+            if !queue.stop && queue.waiting.is_empty() && !queue.failed {
+                self.changed.wait_for(&mut queue, RETRY);
+            }
+            if !queue.stop && !queue.waiting.is_empty() && queue.waiting.len() < WAITING / 2 {
+                // Not woken by more of the same: `put` signals only when the queue was empty.
+                self.changed.wait_for(&mut queue, COLLECT);
+            }
+            let stop = queue.stop;
+            let failed = std::mem::take(&mut queue.failed);
+            queue.applying = std::mem::take(&mut queue.waiting);
+            // Only this thread changes `applying`, so the copy is what readers see.
+            let batch = queue.applying.clone();
+            drop(queue);
+            written += batch.len();
+            if failed {
+                // Opening again helps against a passing error. If reading fails once more, the content is damaged.
+                let source = "reading failed again".into();
+                let outcome = if reopened { Err(IndexError { action: "be read", source }) } else { self.open() };
+                if let Err(error) = outcome {
+                    self.renew(&error);
+                }
+                reopened = !reopened;
+            }
+            if self.index.read().is_some() {
+                self.write(&batch);
+            } else if Instant::now() >= retry && !stop {
+                // What is put down in the meantime is lost; the scan that follows brings back what matters.
+                retry = Instant::now() + RETRY;
+                match self.open() {
+                    Ok(()) => self.renewed.notify_one(),
+                    Err(error) => self.renew(&error),
+                }
+            }
+            self.queue.lock().applying = Changes::new();
+            self.changed.notify_all();
+            if written >= MEASURE_EVERY && !stop {
+                written = 0;
+                self.measure();
+            }
+            if stop {
+                return self.finish();
+            }
+        }
+    }
+
+    /// Applies a batch. What fails is opened again, and if it still fails set aside.
+    fn write(&self, batch: &Changes) {
+        let apply = || match self.index.read().as_deref() {
+            Some(index) if !batch.is_empty() => index.apply(batch),
+            _ => Ok(()),
+        };
+        let Err(error) = apply() else { return };
+        tracing::warn!(error = &error as &dyn std::error::Error, "the index is opened again");
+        if let Err(error) = self.open().and_then(|()| apply()) {
+            self.renew(&error);
+            // What this batch said is lost if that fails as well; the scan of the files brings back what matters.
+            if let Err(error) = apply() {
+                tracing::warn!(error = &error as &dyn std::error::Error, "nor can the new index be written");
+                *self.index.write() = None;
+            }
+        }
+    }
+
+    /// Drops the index that is open, if any, and opens it.
+    fn open(&self) -> Result<(), IndexError> {
+        let mut index = self.index.write();
+        // First: two handles on one directory exclude each other.
+        *index = None;
+        *index = Some(self.source.open()?);
+        Ok(())
+    }
+
+    /// Sets the index aside and begins an empty one.
+    fn renew(&self, why: &IndexError) {
+        tracing::warn!(
+            error = why as &dyn std::error::Error,
+            "the index is set aside and begun anew; only the order of eviction and verification stamps are lost"
+        );
+        self.metrics.index_rebuilds.inc();
+        let mut index = self.index.write();
+        *index = None;
+        let outcome = self.source.set_aside().map_err(|e| IndexError { action: "set aside", source: e.into() });
+        match outcome.and_then(|()| self.source.open()) {
+            Ok(new) => *index = Some(new),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "there is no index for now");
+            }
+        }
+        drop(index);
+        self.renewed.notify_one();
+    }
+
+    /// sled never gives back what overwritten values took; an index that grew out of all proportion is begun anew.
+    fn measure(&self) {
+        let Some(size) = self.read(|index| index.size_on_disk()).filter(|size| *size > LARGE) else { return };
+        let (mut live, mut after) = (0_u64, None::<Vec<u8>>);
+        loop {
+            let Some(pairs) = self.read(|index| index.scan(b"", after.as_deref(), 1024)) else { return };
+            let Some((last, _)) = pairs.last() else { break };
+            after = Some(last.clone());
+            live += pairs.iter().map(|(k, v)| (k.len() + v.len()) as u64 + OVERHEAD).sum::<u64>();
+        }
+        if size > live.saturating_mul(BLOAT) {
+            let why = format!("{size} bytes on disk for {live} bytes of content");
+            self.renew(&IndexError { action: "stay small", source: why.into() });
+        }
+    }
+
+    fn finish(&self) {
+        let index = self.index.write().take();
+        if let Some(Err(error)) = index.as_ref().map(|index| index.flush()) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the index could not be written out");
+        }
+    }
+}

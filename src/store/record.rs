@@ -1,0 +1,197 @@
+//! Small files: one JSON object with a version, a checksum and the data that the checksum is over.
+//!
+//! A record that cannot be read is absent: everything in one can be asked again. It is warned about once, not at each
+//! request.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::StoreError;
+use super::disk::Disk;
+use super::sync::GroupSync;
+use super::temporary::Temporary;
+use crate::oci::{Algorithm, Digest};
+
+/// Version of the records that this program writes.
+const VERSION: u32 = 1;
+/// Longest record that is read: a list of 4 MiB in base64, with room.
+const LIMIT: u64 = 8 << 20;
+/// How many damaged files are remembered as warned about.
+const WARNED: usize = 1024;
+
+#[derive(Serialize, Deserialize)]
+struct Envelope<'a> {
+    version: u32,
+    checksum: String,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+/// Why bytes are not a record.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Damage {
+    /// Not the JSON that a record is.
+    #[error("not a record")]
+    Syntax(#[from] serde_json::Error),
+    /// The data is not what was written.
+    #[error("the checksum does not match")]
+    Checksum,
+    /// A later version of this program wrote it.
+    #[error("record version {0} is not known")]
+    Version(u32),
+}
+
+/// Reads records and remembers which damaged ones were warned about.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    warned: Mutex<HashSet<PathBuf>>,
+}
+
+// === impl Records ===
+
+impl Records {
+    /// The record at `path`; none if there is none that can be used.
+    pub(super) fn read<T: DeserializeOwned>(&self, disk: &Disk, path: &Path) -> Option<T> {
+        match disk.read_all(path, LIMIT) {
+            Ok(bytes) => match decode(&bytes) {
+                Ok(value) => return Some(value),
+                Err(damage) => self.warn(path, &damage),
+            },
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => self.warn(path, &error),
+        }
+        None
+    }
+
+    /// Publishes `value` at `path`. A new record is on the disk with the next group sync; one that replaces another is
+    /// synced before it takes the name, so that a power cut leaves either the old or the new one. Blocks.
+    pub(super) fn write<T: Serialize>(
+        &self,
+        disk: &Disk,
+        group: &GroupSync,
+        path: &Path,
+        value: &T,
+    ) -> Result<(), StoreError> {
+        let fail = |e: io::Error| StoreError::io("write", path, e);
+        let bytes = encode(value).map_err(|e| fail(e.into()))?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        // Twice: an emptied directory may be removed between its making and the rename.
+        for last in [false, true] {
+            let temporary = Temporary::create(disk, "record").map_err(fail)?;
+            temporary.write(&bytes).map_err(fail)?;
+            if disk.metadata(path).is_ok() {
+                temporary.sync().map_err(fail)?;
+            }
+            group.directories(disk.make_dirs(directory).map_err(fail)?);
+            match temporary.publish(path) {
+                Ok(()) => break,
+                Err((_, error)) if error.kind() == io::ErrorKind::NotFound && !last => {}
+                Err((_, error)) => return Err(fail(error)),
+            }
+        }
+        self.warned.lock().remove(path);
+        group.file(path.to_owned());
+        Ok(())
+    }
+
+    fn warn(&self, path: &Path, why: &(dyn std::error::Error + 'static)) {
+        let mut warned = self.warned.lock();
+        if warned.len() >= WARNED {
+            warned.clear();
+        }
+        if warned.insert(path.to_owned()) {
+            tracing::warn!(path = %path.display(), error = why, "a record cannot be read and counts as absent");
+        }
+    }
+}
+
+/// The bytes of a record that holds `value`.
+pub(super) fn encode<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
+    let data = serde_json::value::to_raw_value(value)?;
+    serde_json::to_vec(&Envelope { version: VERSION, checksum: checksum(&data), data: &data })
+}
+
+/// The value in the bytes of a record.
+pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damage> {
+    let envelope: Envelope<'_> = serde_json::from_slice(bytes)?;
+    if envelope.version != VERSION {
+        return Err(Damage::Version(envelope.version));
+    }
+    if envelope.checksum != checksum(envelope.data) {
+        return Err(Damage::Checksum);
+    }
+    Ok(serde_json::from_str(envelope.data.get())?)
+}
+
+/// Half of a SHA-256 over the data as it stands in the file, after its version (a bit flip in the version must not
+/// make another record of it).
+fn checksum(data: &RawValue) -> String {
+    let hex = Digest::of(Algorithm::Sha256, format!("{VERSION}:{}", data.get()).as_bytes()).hex();
+    hex.chars().take(32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Sample {
+        name: String,
+        size: u64,
+    }
+
+    #[test]
+    fn damaged_records_are_absent_and_warned_about_once() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path()).unwrap();
+        let records = Records::default();
+        let path = Path::new("r");
+        assert_eq!(records.read::<Sample>(&disk, path), None, "no file is no record and no damage");
+        assert!(records.warned.lock().is_empty());
+        for damaged in ["", "{}", "null", "{\"version\":1,\"checksum\":\"00\",\"data\":{\"name\":\"x\",\"size\":1}}"] {
+            std::fs::write(root.path().join("r"), damaged).unwrap();
+            assert_eq!(records.read::<Sample>(&disk, path), None, "{damaged:?}");
+        }
+        assert_eq!(records.warned.lock().len(), 1, "one path is remembered once");
+    }
+
+    #[test]
+    fn a_written_record_is_read_and_leaves_nothing_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path()).unwrap();
+        super::super::layout::prepare(&disk).unwrap();
+        let (records, group) = (Records::default(), GroupSync::default());
+        let path = Path::new("refs/u/a/b/_access");
+        for size in 1..4 {
+            let sample = Sample { name: "n".into(), size };
+            records.write(&disk, &group, path, &sample).unwrap();
+            assert_eq!(records.read::<Sample>(&disk, path), Some(sample));
+        }
+        group.run(&disk);
+        assert_eq!(std::fs::read_dir(root.path().join("fills")).unwrap().count(), 0);
+        let mode = std::os::unix::fs::PermissionsExt::mode(&root.path().join(path).metadata().unwrap().permissions());
+        assert_eq!(mode & 0o137, 0, "nobody else may read or write it");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn a_flipped_bit_is_never_another_record(name in "\\PC{0,20}", size: u64, at: prop::sample::Index, bit in 0..8u8) {
+            let sample = Sample { name, size };
+            let mut bytes = encode(&sample).unwrap();
+            prop_assert_eq!(&decode::<Sample>(&bytes).unwrap(), &sample);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            if let Ok(read) = decode::<Sample>(&bytes) {
+                prop_assert_eq!(read, sample);
+            }
+        }
+    }
+}

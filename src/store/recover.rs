@@ -1,0 +1,239 @@
+//! After a start: what dead processes left behind is removed, and the files are compared with the index while the
+//! store already works.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::capacity::seconds;
+use super::disk::{Disk, Entry, Listing};
+use super::layout::{self, FILLS, REFS, TEMPORARY};
+use super::order::{Order, Short};
+use super::refs::TagRecord;
+use super::{Inner, Store, StoreError};
+use crate::oci::{Algorithm, Digest};
+
+/// Entries of the index that are read at a time.
+const INDEX_STEP: usize = 2_000;
+/// Files that are looked at in one go.
+const FILE_STEP: usize = 500;
+/// Pause after each go: about 5,000 files a second, so that clients do not notice.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A ref younger than this may be ahead of its blob.
+const YOUNG: Duration = Duration::from_secs(3600);
+
+/// Files below a directory, in a walk that holds one open directory a level.
+struct Walk {
+    levels: Vec<(PathBuf, Listing)>,
+}
+
+/// Removes temporary files. The root's lock is held, so whoever wrote them is dead.
+pub(super) fn remove_temporary(disk: &Disk) {
+    let directory = Path::new(FILLS);
+    let Ok(listing) = disk.list(directory) else { return };
+    // Collected first: removing entries while reading a directory may skip some.
+    let left: Vec<Entry> = listing.flatten().filter(|e| !e.is_dir && e.name.ends_with(TEMPORARY)).collect();
+    for entry in &left {
+        if let Err(error) = disk.unlink(&directory.join(&entry.name)) {
+            tracing::warn!(name = entry.name, %error, "a left-over temporary file could not be removed");
+        }
+    }
+    if !left.is_empty() {
+        tracing::info!(files = left.len(), "removed what an unclean stop left half written");
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Brings the books up to date with the index and the files, now and whenever the index was begun anew.
+    pub(super) async fn recover(&self, stop: &CancellationToken) {
+        loop {
+            match stop.run_until_cancelled(self.recover_once()).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the scan of the store has ended early");
+                }
+                None => return,
+            }
+            if stop.run_until_cancelled(self.0.hints.renewed()).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// One whole scan. Cancelling it leaves the books as far as they are.
+    pub(super) async fn recover_once(&self) -> Result<(), StoreError> {
+        self.load_index().await?;
+        self.scan_blobs().await?;
+        self.scan_refs().await
+    }
+
+    async fn load_index(&self) -> Result<(), StoreError> {
+        self.blocking(|inner| Ok(inner.hints.wait_open())).await?;
+        let mut after = None::<Vec<u8>>;
+        loop {
+            let from = after.take();
+            let step = move |inner: &Arc<Inner>| {
+                let part = inner.hints.blobs(from.as_deref(), inner.epoch, INDEX_STEP);
+                for (digest, hint, used) in part.found {
+                    inner.books.found(Short::from(&digest), hint.len, used);
+                }
+                if part.next.is_none() {
+                    inner.books.with_order(Order::sort);
+                }
+                Ok(part.next)
+            };
+            after = self.blocking(step).await?;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn scan_blobs(&self) -> Result<(), StoreError> {
+        self.0.books.with_order(Order::clear_seen);
+        for algorithm in Algorithm::ALL {
+            let directory = layout::blob_dir(algorithm);
+            let open = move |inner: &Arc<Inner>| {
+                inner.disk.list(&directory).map_err(|e| StoreError::io("list", &directory, e))
+            };
+            let mut listing = self.blocking(open).await?;
+            loop {
+                let step = move |inner: &Arc<Inner>| {
+                    let mut seen = 0;
+                    for entry in listing.by_ref().take(FILE_STEP).flatten() {
+                        inner.scan_blob(algorithm, &entry);
+                        seen += 1;
+                    }
+                    Ok((listing, seen))
+                };
+                let seen;
+                (listing, seen) = self.blocking(step).await?;
+                if seen < FILE_STEP {
+                    break;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        let finish = |inner: &Arc<Inner>| {
+            for short in inner.books.with_order(|order| order.unseen()) {
+                inner.forget_if_gone(&short);
+            }
+            inner.books.with_order(Order::sort);
+            Ok(())
+        };
+        self.blocking(finish).await
+    }
+
+    async fn scan_refs(&self) -> Result<(), StoreError> {
+        let open = |inner: &Arc<Inner>| {
+            Walk::new(&inner.disk, REFS.into()).map_err(|e| StoreError::io("list", Path::new(REFS), e))
+        };
+        let mut walk = self.blocking(open).await?;
+        loop {
+            let step = move |inner: &Arc<Inner>| {
+                for _ in 0..FILE_STEP {
+                    match walk.next(&inner.disk) {
+                        Some(path) => inner.scan_ref(&path),
+                        None => return Ok(None),
+                    }
+                }
+                Ok(Some(walk))
+            };
+            match self.blocking(step).await? {
+                Some(next) => walk = next,
+                None => return Ok(()),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) {
+        let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { return };
+        let Ok(metadata) = self.disk.metadata(&layout::blob(&digest)) else { return };
+        if !metadata.is_file() {
+            return;
+        }
+        let used = metadata.modified().map_or(0, seconds);
+        self.books.found(Short::from(&digest), metadata.len(), used);
+        if self.hints.blob(&digest, self.epoch).is_none_or(|hint| hint.len != metadata.len()) {
+            self.hints.set_blob(&digest, metadata.len(), None);
+        }
+    }
+
+    /// A blob that the scan did not see is gone, unless it was published behind the scan's back.
+    fn forget_if_gone(&self, short: &Short) {
+        match self.hints.whole(short) {
+            None => self.books.forget(short),
+            Some(digest) => {
+                let there = self.disk.metadata(&layout::blob(&digest));
+                if there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                    self.hints.remove_blob(&digest);
+                    self.books.forget(short);
+                }
+            }
+        }
+    }
+
+    /// Lets the index know of a tag or link, and removes it if its blob went while there was no index.
+    fn scan_ref(&self, path: &Path) {
+        let tagged = layout::parse_tag(path).is_some();
+        let digest = if tagged {
+            self.records.read::<TagRecord>(&self.disk, path).map(|record| record.digest)
+        } else {
+            layout::parse_link(path)
+        };
+        let Some(digest) = digest else { return };
+        if self.disk.metadata(&layout::blob(&digest)).is_err() && self.is_old(path) {
+            self.remove_ref(&digest, path);
+            self.hints.set_ref(&digest, path, false);
+            return;
+        }
+        self.know_ref(&digest, path);
+        if tagged {
+            self.books.set_tagged(&digest, true);
+        }
+    }
+
+    fn is_old(&self, path: &Path) -> bool {
+        let modified = self.disk.metadata(path).and_then(|metadata| metadata.modified());
+        modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > YOUNG))
+    }
+}
+
+// === impl Walk ===
+
+impl Walk {
+    fn new(disk: &Disk, path: PathBuf) -> io::Result<Self> {
+        let listing = disk.list(&path)?;
+        Ok(Self { levels: vec![(path, listing)] })
+    }
+
+    /// The next file.
+    fn next(&mut self, disk: &Disk) -> Option<PathBuf> {
+        loop {
+            let (path, listing) = self.levels.last_mut()?;
+            match listing.next() {
+                Some(Ok(entry)) if entry.is_dir => {
+                    let below = path.join(&entry.name);
+                    // Trees that were set aside belong to nobody.
+                    if !entry.name.contains("~aside-")
+                        && let Ok(listing) = disk.list(&below)
+                    {
+                        self.levels.push((below, listing));
+                    }
+                }
+                Some(Ok(entry)) => return Some(path.join(entry.name)),
+                Some(Err(_)) | None => drop(self.levels.pop()),
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A file that is being written: it has a name in `fills/` until it is published, and none if it is not.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::disk::{self, Disk};
+use super::layout::{FILLS, TEMPORARY};
+
+/// Makes names distinct within the process.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A temporary file; dropping it removes it, and only it.
+#[derive(Debug)]
+pub(super) struct Temporary<D: AsRef<Disk>> {
+    disk: D,
+    path: PathBuf,
+    file: Arc<File>,
+    published: bool,
+}
+
+// === impl Temporary ===
+
+impl<D: AsRef<Disk>> Temporary<D> {
+    /// Makes an empty one; `hint` makes the name readable.
+    pub(super) fn create(disk: D, hint: &str) -> io::Result<Self> {
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = Path::new(FILLS).join(format!("{hint}-{}-{number}{TEMPORARY}", std::process::id()));
+            match disk.as_ref().create_new(&path) {
+                Ok(file) => return Ok(Self { disk, path, file: Arc::new(file), published: false }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Writes the whole content of a small file.
+    pub(super) fn write(&self, content: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(content, 0)
+    }
+
+    /// Waits until the content is on the disk. After an error the file must not be published.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        disk::sync(&self.file)
+    }
+
+    /// Gives it its final name, replacing what was there. On an error it comes back, to be tried again or dropped.
+    pub(super) fn publish(mut self, to: &Path) -> Result<(), (Self, io::Error)> {
+        match self.disk.as_ref().rename(&self.path, to) {
+            Ok(()) => {
+                self.published = true;
+                Ok(())
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+}
+
+impl<D: AsRef<Disk>> Drop for Temporary<D> {
+    fn drop(&mut self) {
+        if !self.published
+            && let Err(error) = self.disk.as_ref().unlink(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "a temporary file could not be removed");
+        }
+    }
+}

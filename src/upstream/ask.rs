@@ -1,0 +1,167 @@
+//! What is asked of an upstream, and what it answers.
+
+use std::fmt;
+
+use http::header::{ACCEPT, IF_RANGE, RANGE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::time::Instant;
+
+use super::body::UpstreamBody;
+use crate::metrics::Kind;
+use crate::oci::{Digest, Reference, RepoName, Via, media};
+
+/// A request to an upstream, idempotent and without a body.
+#[derive(Clone)]
+pub struct Ask {
+    /// For metrics, and for rules that differ between blobs and the rest.
+    pub kind: Kind,
+    /// GET or HEAD.
+    pub method: Method,
+    /// The repository, from which the token's scope follows.
+    pub repo: Option<RepoName>,
+    /// From `/v2/`, percent-encoded, with the query.
+    pub path: String,
+    /// Sent along; what concerns the connection, the host or credentials is dropped.
+    pub headers: HeaderMap,
+    /// Until when the head of the answer must be there, all tries included.
+    pub deadline: Instant,
+}
+
+/// A successful answer: 200, 206 or 304; everything else is an error.
+pub struct Answer {
+    /// 200, 206 or 304.
+    pub status: StatusCode,
+    /// As upstream, or the host to which it redirected, sent them.
+    pub headers: HeaderMap,
+    /// Empty for HEAD and 304.
+    pub body: UpstreamBody,
+    /// With whose credential.
+    pub via: Via,
+}
+
+// === impl Ask ===
+
+impl Ask {
+    /// A manifest, with the Accept list of every kind.
+    pub fn manifest(method: Method, repo: &RepoName, reference: &Reference, deadline: Instant) -> Self {
+        Self::repository(Kind::Manifest, method, repo, &format!("manifests/{reference}"), deadline)
+            .with_header(ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS))
+    }
+
+    /// A blob.
+    pub fn blob(method: Method, repo: &RepoName, digest: &Digest, deadline: Instant) -> Self {
+        Self::repository(Kind::Blob, method, repo, &format!("blobs/{digest}"), deadline)
+    }
+
+    /// The list of tags; `query` without the question mark, empty for none.
+    pub fn tags(repo: &RepoName, query: &str, deadline: Instant) -> Self {
+        Self::repository(Kind::Tags, Method::GET, repo, &with_query("tags/list", query), deadline)
+    }
+
+    /// What refers to `subject`; `query` without the question mark, empty for none.
+    pub fn referrers(repo: &RepoName, subject: &Digest, query: &str, deadline: Instant) -> Self {
+        Self::repository(
+            Kind::Referrers,
+            Method::GET,
+            repo,
+            &with_query(&format!("referrers/{subject}"), query),
+            deadline,
+        )
+        .with_header(ACCEPT, HeaderValue::from_static(media::OCI_INDEX))
+    }
+
+    /// The list of repositories; `query` without the question mark, empty for none.
+    pub fn catalog(query: &str, deadline: Instant) -> Self {
+        Self {
+            kind: Kind::Other,
+            method: Method::GET,
+            repo: None,
+            path: format!("/v2/{}", with_query("_catalog", query)),
+            headers: HeaderMap::new(),
+            deadline,
+        }
+    }
+
+    /// Only from byte `from` on; with `if_range` (a strong entity tag) the whole if it changed.
+    #[must_use]
+    pub fn with_range(self, from: u64, if_range: Option<&str>) -> Self {
+        let ask = self.with_text(RANGE, &format!("bytes={from}-"));
+        match if_range {
+            Some(tag) => ask.with_text(IF_RANGE, tag),
+            None => ask,
+        }
+    }
+
+    /// With one more header.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// A value that cannot stand in a header came from an upstream's earlier answer and is left out.
+    fn with_text(self, name: HeaderName, value: &str) -> Self {
+        match HeaderValue::from_str(value) {
+            Ok(value) => self.with_header(name, value),
+            Err(_) => self,
+        }
+    }
+
+    fn repository(kind: Kind, method: Method, repo: &RepoName, rest: &str, deadline: Instant) -> Self {
+        Self {
+            kind,
+            method,
+            repo: Some(repo.clone()),
+            path: format!("/v2/{repo}/{rest}"),
+            headers: HeaderMap::new(),
+            deadline,
+        }
+    }
+
+    /// The first byte that a `bytes=N-` or `bytes=N-M` range asks for.
+    pub(crate) fn range_start(&self) -> Option<u64> {
+        let range = self.headers.get(RANGE)?.to_str().ok()?;
+        range.strip_prefix("bytes=")?.split_once('-')?.0.parse().ok()
+    }
+}
+
+/// Without the query, which a client may have filled with anything.
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path.split('?').next().unwrap_or_default())
+    }
+}
+
+fn with_query(path: &str, query: &str) -> String {
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+// === impl Answer ===
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).field("via", &self.via).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[tokio::test]
+    async fn paths_are_those_of_the_specification() {
+        let deadline = Instant::now();
+        let repo: RepoName = "library/alpine".parse().unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        let tag = "3.20".parse().unwrap();
+        assert_eq!(Ask::manifest(Method::GET, &repo, &tag, deadline).path, "/v2/library/alpine/manifests/3.20");
+        assert_eq!(Ask::tags(&repo, "n=2&last=a", deadline).path, "/v2/library/alpine/tags/list?n=2&last=a");
+        assert_eq!(Ask::catalog("", deadline).path, "/v2/_catalog");
+        let part = Ask::blob(Method::GET, &repo, &digest, deadline).with_range(7, Some("\"tag\""));
+        assert_eq!(part.headers[RANGE], "bytes=7-");
+        assert_eq!(part.headers[IF_RANGE], "\"tag\"");
+        assert_eq!(part.range_start(), Some(7));
+        assert!(!part.with_range(7, Some("a\r\nb")).headers.contains_key("b"), "a header is not injected");
+    }
+}

@@ -1,0 +1,203 @@
+//! The body of an upstream's answer: watched for stalls, counted, and checked against its Content-Length.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use prometheus::IntCounter;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::error::{Fault, Phase, ProtocolFault, UpstreamError};
+use crate::oci::UpstreamName;
+
+/// Longest silence within a body. There is no limit on the whole: blobs may take hours.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body on its way from upstream. It ends cleanly only after all announced bytes; otherwise it ends in an error.
+pub struct UpstreamBody {
+    upstream: UpstreamName,
+    /// None after the end or an error: the connection is given back or closed at once.
+    inner: Option<UnsyncBoxBody<Bytes, BoxError>>,
+    /// Content-Length.
+    expected: Option<u64>,
+    received: u64,
+    /// Runs from when upstream had nothing to give; a consumer that takes its time does not count.
+    silence: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    counter: IntCounter,
+}
+
+// === impl UpstreamBody ===
+
+impl UpstreamBody {
+    pub(crate) fn new<B>(upstream: UpstreamName, inner: B, expected: Option<u64>, counter: IntCounter) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let inner = Some(inner.map_err(Into::into).boxed_unsync());
+        Self { upstream, inner, expected, received: 0, silence: None, waiting: false, counter }
+    }
+
+    /// Nothing: of HEAD and 304.
+    pub(crate) fn empty(upstream: UpstreamName, counter: IntCounter) -> Self {
+        Self { upstream, inner: None, expected: None, received: 0, silence: None, waiting: false, counter }
+    }
+
+    /// Bytes that have come so far.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    fn fail(&mut self, fault: Fault) -> UpstreamError {
+        self.inner = None;
+        fault.of(&self.upstream)
+    }
+
+    /// The length as announced and as it came, if they can no longer become equal.
+    fn length_fault(&self, ended: bool) -> Option<Fault> {
+        let expected = self.expected?;
+        let wrong = self.received > expected || (ended && self.received < expected);
+        wrong.then_some(Fault::Protocol(ProtocolFault::Length { expected, actual: self.received }))
+    }
+
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(IDLE_TIMEOUT)));
+        if !self.waiting {
+            self.waiting = true;
+            silence.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+        }
+        silence.as_mut().poll(context)
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = UpstreamError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let frame = match Pin::new(inner).poll_frame(context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                ready!(this.poll_silence(context));
+                return Poll::Ready(Some(Err(this.fail(Fault::Timeout(Phase::Body)))));
+            }
+        };
+        this.waiting = false;
+        match frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Buf::remaining) as u64;
+                this.received += length;
+                this.counter.inc_by(length);
+                match this.length_fault(false) {
+                    Some(fault) => Poll::Ready(Some(Err(this.fail(fault)))),
+                    None => Poll::Ready(Some(Ok(frame))),
+                }
+            }
+            Some(Err(error)) => {
+                // The client reports an early end as its own error; the numbers say more.
+                let fault = this.length_fault(true).unwrap_or_else(|| Fault::Broken(Arc::from(error)));
+                Poll::Ready(Some(Err(this.fail(fault))))
+            }
+            None => match this.length_fault(true) {
+                Some(fault) => Poll::Ready(Some(Err(this.fail(fault)))),
+                None => {
+                    this.inner = None;
+                    Poll::Ready(None)
+                }
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.inner, self.expected) {
+            (None, _) => SizeHint::with_exact(0),
+            (Some(_), Some(expected)) => SizeHint::with_exact(expected.saturating_sub(self.received)),
+            (Some(inner), None) => inner.size_hint(),
+        }
+    }
+}
+
+impl fmt::Debug for UpstreamBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamBody")
+            .field("expected", &self.expected)
+            .field("received", &self.received)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    type Item = Result<Frame<Bytes>, BoxError>;
+
+    fn body(parts: Vec<Item>, then_stall: bool, expected: Option<u64>) -> (UpstreamBody, IntCounter) {
+        use futures_util::StreamExt;
+        let counter = IntCounter::new("x", "x").unwrap();
+        let tail = if then_stall { stream::pending().left_stream() } else { stream::empty().right_stream() };
+        let inner = StreamBody::new(stream::iter(parts).chain(tail));
+        (UpstreamBody::new("reg".parse().unwrap(), inner, expected, counter.clone()), counter)
+    }
+
+    fn data(text: &'static str) -> Item {
+        Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+    }
+
+    async fn outcome(body: UpstreamBody) -> Result<Bytes, Fault> {
+        body.collect().await.map(http_body_util::Collected::to_bytes).map_err(|error| error.fault)
+    }
+
+    #[tokio::test]
+    async fn complete_bodies_end_cleanly_and_are_counted() {
+        let (exact, counter) = body(vec![data("ab"), data("c")], false, Some(3));
+        assert_eq!(outcome(exact).await.unwrap(), "abc");
+        assert_eq!(counter.get(), 3);
+        assert_eq!(outcome(body(vec![data("ab")], false, None).0).await.unwrap(), "ab");
+        assert!(outcome(body(vec![], false, Some(0)).0).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn short_and_long_bodies_are_errors() {
+        let length = |expected, actual| format!("{:?}", Fault::Protocol(ProtocolFault::Length { expected, actual }));
+        let short = outcome(body(vec![data("ab")], false, Some(3)).0).await.unwrap_err();
+        assert_eq!(format!("{short:?}"), length(3, 2));
+        let long = outcome(body(vec![data("ab"), data("cd")], false, Some(3)).0).await.unwrap_err();
+        assert_eq!(format!("{long:?}"), length(3, 4));
+        let broken = outcome(body(vec![data("ab"), Err("reset".into())], false, None).0).await.unwrap_err();
+        assert!(matches!(broken, Fault::Broken(_)), "{broken}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_the_body_but_a_slow_consumer_does_not() {
+        let (mut stalled, _) = body(vec![data("ab")], true, Some(3));
+        assert!(stalled.frame().await.unwrap().is_ok());
+        tokio::time::advance(IDLE_TIMEOUT * 10).await;
+        let begun = Instant::now();
+        let error = stalled.frame().await.unwrap().unwrap_err();
+        assert!(matches!(error.fault, Fault::Timeout(Phase::Body)), "{error}");
+        assert_eq!(begun.elapsed().as_secs(), IDLE_TIMEOUT.as_secs(), "the consumer's own pause is not counted");
+        assert!(stalled.frame().await.is_none(), "after an error the body is over");
+    }
+}

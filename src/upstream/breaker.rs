@@ -1,0 +1,157 @@
+//! A circuit breaker: an upstream that cannot be reached is left alone for a while, so that it costs nothing.
+//!
+//! Closed → (enough failures in a row) → open → (time is up) → half-open, one probe → closed or open for longer.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Failed connections in a row after which an upstream is left alone.
+const THRESHOLD: u32 = 5;
+/// How long at first.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// How long at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// One upstream's breaker.
+#[derive(Debug)]
+pub(crate) struct Breaker(Mutex<State>);
+
+/// Leave to ask. Dropped without a verdict it proves nothing, but gives a probe's place free.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Permit<'a> {
+    breaker: &'a Breaker,
+    probe: bool,
+    open: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Asked as usual.
+    Closed { failures: u32 },
+    /// Not asked before `until`.
+    Open { until: Instant, pause: Duration },
+    /// One request finds out.
+    HalfOpen { pause: Duration },
+}
+
+// === impl Breaker ===
+
+impl Breaker {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(State::Closed { failures: 0 }))
+    }
+
+    /// Leave to ask, or how long to wait for it.
+    pub(crate) fn permit(&self) -> Result<Permit<'_>, Duration> {
+        let mut state = self.0.lock();
+        let probe = match *state {
+            State::Closed { .. } => false,
+            State::Open { until, pause } => {
+                let left = until.saturating_duration_since(Instant::now());
+                if !left.is_zero() {
+                    return Err(left);
+                }
+                *state = State::HalfOpen { pause };
+                true
+            }
+            State::HalfOpen { .. } => return Err(Duration::from_secs(1)),
+        };
+        Ok(Permit { breaker: self, probe, open: true })
+    }
+}
+
+// === impl Permit ===
+
+impl Permit<'_> {
+    /// Upstream answered, whatever it said.
+    pub(crate) fn reached(mut self) {
+        self.open = false;
+        *self.breaker.0.lock() = State::Closed { failures: 0 };
+    }
+
+    /// It could not be reached, or did not answer.
+    pub(crate) fn failed(mut self) {
+        self.open = false;
+        let mut state = self.breaker.0.lock();
+        let pause = match *state {
+            State::Closed { failures } if failures + 1 < THRESHOLD => {
+                *state = State::Closed { failures: failures + 1 };
+                return;
+            }
+            State::Closed { .. } => FIRST_PAUSE,
+            State::HalfOpen { pause } if self.probe => (pause * 2).min(LONGEST_PAUSE),
+            // A request from before it opened: nothing new.
+            State::Open { .. } | State::HalfOpen { .. } => return,
+        };
+        *state = State::Open { until: Instant::now() + pause, pause };
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if !self.open || !self.probe {
+            return;
+        }
+        let mut state = self.breaker.0.lock();
+        if let State::HalfOpen { pause } = *state {
+            *state = State::Open { until: Instant::now(), pause };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn fail(breaker: &Breaker, times: u32) {
+        for _ in 0..times {
+            breaker.permit().expect("closed").failed();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn opens_after_failures_in_a_row_and_probes_once() {
+        let breaker = Breaker::new();
+        fail(&breaker, THRESHOLD - 1);
+        breaker.permit().unwrap().reached();
+        fail(&breaker, THRESHOLD);
+        assert_eq!(breaker.permit().unwrap_err(), FIRST_PAUSE);
+        advance(FIRST_PAUSE).await;
+        let probe = breaker.permit().expect("time is up");
+        assert!(breaker.permit().is_err(), "one probe at a time");
+        probe.failed();
+        assert_eq!(breaker.permit().unwrap_err(), FIRST_PAUSE * 2, "the pause grows");
+        advance(FIRST_PAUSE * 2).await;
+        breaker.permit().unwrap().reached();
+        fail(&breaker, THRESHOLD - 1);
+        assert!(breaker.permit().is_ok(), "counting starts anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_given_up_makes_room_for_the_next() {
+        let breaker = Breaker::new();
+        let early = breaker.permit().unwrap();
+        fail(&breaker, THRESHOLD);
+        early.failed();
+        assert_eq!(breaker.permit().unwrap_err(), FIRST_PAUSE, "an old request does not prolong the pause");
+        advance(FIRST_PAUSE).await;
+        drop(breaker.permit().unwrap());
+        assert!(breaker.permit().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pause_has_a_limit() {
+        let breaker = Breaker::new();
+        fail(&breaker, THRESHOLD);
+        for _ in 0..10 {
+            advance(breaker.permit().unwrap_err()).await;
+            breaker.permit().unwrap().failed();
+        }
+        assert_eq!(breaker.permit().unwrap_err(), LONGEST_PAUSE);
+    }
+}

@@ -1,0 +1,135 @@
+//! Reading the small bodies of upstreams: tokens and error messages, never more than fits.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, Response};
+use http_body::Body;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::error::sanitise;
+use crate::oci::{ErrorBody, media};
+
+/// Largest token answer or error message that is read.
+pub(crate) const MAX_TEXT: usize = 64 * 1024;
+/// Time for an error message: the status alone is enough.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Body of a redirect or challenge that is read so that the connection can be used again.
+const MAX_DRAIN: u64 = 16 * 1024;
+/// Time for that.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Why a body was not read to its end.
+pub(crate) enum Unread {
+    /// Longer than allowed.
+    TooLarge,
+    /// It broke off.
+    Broken(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What an upstream says with an error status.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The specification's code, if the body is the specification's JSON.
+    pub(crate) code: Option<String>,
+    /// Fit for logs and clients; never empty.
+    pub(crate) message: String,
+}
+
+/// The whole body, if it has at most `limit` bytes.
+pub(crate) async fn whole<B>(body: B, limit: usize) -> Result<Bytes, Unread>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Unread::TooLarge),
+        Err(error) => Err(Unread::Broken(error)),
+    }
+}
+
+/// What the body of an error answer says. Of a stranger (`trusted` false: storage, a CDN) only the specification's
+/// JSON is passed on: others repeat signatures.
+pub(crate) async fn refusal(response: Response<Incoming>, deadline: Instant, trusted: bool) -> Refusal {
+    let (head, body) = response.into_parts();
+    let deadline = deadline.min(Instant::now() + REFUSAL_TIMEOUT);
+    let body = timeout_at(deadline, whole(body, MAX_TEXT)).await;
+    let body = body.ok().and_then(Result::ok).unwrap_or_default();
+    let mut refusal = words(&head.headers, &body, trusted);
+    if refusal.message.is_empty() {
+        refusal.message = head.status.canonical_reason().unwrap_or("no explanation").to_owned();
+    }
+    refusal
+}
+
+fn words(headers: &HeaderMap, body: &[u8], trusted: bool) -> Refusal {
+    if let Ok(errors) = serde_json::from_slice::<ErrorBody>(body)
+        && let Some(error) = errors.errors.first()
+    {
+        let code = sanitise(&error.code);
+        let message = if error.message.is_empty() { code.clone() } else { sanitise(&error.message) };
+        return Refusal { code: Some(code), message };
+    }
+    if !trusted {
+        return Refusal::default();
+    }
+    if let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(body) {
+        let text = |key: &str| object.get(key).and_then(serde_json::Value::as_str);
+        let message = ["error_description", "details", "message", "error"].into_iter().find_map(text);
+        return Refusal { code: None, message: sanitise(message.unwrap_or_default()) };
+    }
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).map(media::essence);
+    let text = std::str::from_utf8(body).ok().filter(|_| matches!(kind, None | Some("text/plain")));
+    Refusal { code: None, message: sanitise(text.unwrap_or_default()) }
+}
+
+/// Reads a body that nobody wants, if it is small: a connection with an unread body cannot be used again.
+pub(crate) async fn drain(response: Response<Incoming>) {
+    let length = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length <= MAX_DRAIN) {
+        let _ = timeout(DRAIN_TIMEOUT, response.into_body().collect()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use http_body_util::Full;
+
+    use super::*;
+
+    fn said(kind: &'static str, body: &str, trusted: bool) -> (Option<String>, String) {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        let refusal = words(&headers, body.as_bytes(), trusted);
+        (refusal.code, refusal.message)
+    }
+
+    #[test]
+    fn bodies_of_every_kind() {
+        let hub = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have\nreached"}]}"#;
+        assert_eq!(said("application/json", hub, true), (Some("TOOMANYREQUESTS".into()), "You have reached".into()));
+        assert_eq!(said("text/html", hub, false).1, "You have reached", "whatever its type says");
+        let bare = r#"{"errors":[{"code":"DENIED"}]}"#;
+        assert_eq!(said("", bare, true), (Some("DENIED".into()), "DENIED".into()));
+        assert_eq!(
+            said("text/plain; charset=utf-8", "Too Many Requests (HAP429).\n", true).1,
+            "Too Many Requests (HAP429)."
+        );
+        assert_eq!(said("application/json", r#"{"details":"incorrect username"}"#, true).1, "incorrect username");
+        assert_eq!(said("text/html", "<html>login</html>", true).1, "");
+        assert_eq!(said("text/plain", "StringToSign canary", false).1, "");
+        for odd in ["", "[]", "null", r#"{"errors":[]}"#, r#"{"errors":"x"}"#] {
+            assert_eq!(said("application/json", odd, true), (None, String::new()), "{odd}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_larger_than_the_limit_is_kept() {
+        assert!(matches!(whole(Full::new(Bytes::from(vec![0; 11])), 10).await, Err(Unread::TooLarge)));
+        assert!(whole(Full::new(Bytes::from(vec![0; 10])), 10).await.is_ok());
+    }
+}

@@ -1,0 +1,139 @@
+//! One upstream registry: asks it, patiently but not forever.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::client::proxy::matcher::Matcher;
+use prometheus::IntCounter;
+use tokio::time::{Duration, Instant, sleep};
+
+use super::ask::{Answer, Ask};
+use super::auth::Auth;
+use super::breaker::Breaker;
+use super::client::{Client, Trust, TrustError};
+use super::connect::{Dial, OwnAddresses};
+use super::credentials::Source;
+use super::error::{Fault, ProtocolFault, UpstreamError};
+use super::origin::{Origin, Url};
+use super::retry::{Retries, ratelimit_remaining};
+use super::wire::Wire;
+use crate::config;
+use crate::metrics::{Kind, Metrics};
+use crate::oci::{UpstreamName, Via};
+
+/// A time-out counts against an upstream only if it had at least this long to answer.
+const EVIDENCE: Duration = Duration::from_secs(1);
+
+/// One upstream registry.
+pub struct Registry {
+    config: Arc<config::Upstream>,
+    pub(super) origin: Origin,
+    pub(super) auth: Auth,
+    pub(super) wire: Wire,
+    breaker: Breaker,
+    metrics: Metrics,
+    pub(super) received: IntCounter,
+}
+
+impl Registry {
+    pub(super) fn new(
+        config: Arc<config::Upstream>,
+        metrics: &Metrics,
+        trust: &Trust,
+        proxies: &Arc<Matcher>,
+        own: &OwnAddresses,
+    ) -> Result<Self, TrustError> {
+        let origin = Origin::of_upstream(&config.url);
+        let dial = Dial::new(origin.clone(), config.connect.clone(), Arc::clone(own));
+        let client = Client::new(dial, Arc::clone(own), trust, config.ca.as_deref(), Arc::clone(proxies))?;
+        let wire = Wire::new(client, config.name.clone(), metrics.clone());
+        let credentials = Source::new(&config.credentials, &origin);
+        let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);
+        let received = metrics.upstream_received_bytes.with_label_values(&[config.name.as_str()]);
+        Ok(Self { config, origin, auth, wire, breaker: Breaker::new(), metrics: metrics.clone(), received })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &UpstreamName {
+        &self.config.name
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &config::Upstream {
+        &self.config
+    }
+
+    /// With whose credential it is asked by configuration; an answer's own `via` says what was really needed.
+    pub fn via(&self) -> Via {
+        match self.config.credentials {
+            config::Credentials::Auto | config::Credentials::Anonymous => Via::Anonymous,
+            config::Credentials::Static { .. }
+            | config::Credentials::DockerConfig { .. }
+            | config::Credentials::Helper { .. } => Via::Shared,
+        }
+    }
+
+    /// Asks, with tokens, redirects and retries, until the head of a successful answer is there, or the deadline.
+    pub async fn fetch(&self, ask: Ask) -> Result<Answer, UpstreamError> {
+        if self.config.sealed {
+            return Err(Fault::Sealed.of(self.name()));
+        }
+        let mut retries = Retries::until(ask.deadline);
+        let mut first = None;
+        loop {
+            let fault = match Box::pin(self.attempt(&ask)).await {
+                Ok(answer) => return Ok(answer),
+                // What opened the breaker tells more than that it is open.
+                Err(fault @ Fault::BreakerOpen { .. }) => first.unwrap_or(fault),
+                Err(fault) => fault,
+            };
+            let Some(pause) = retries.after(&fault) else { return Err(fault.of(self.name())) };
+            tracing::debug!(upstream = %self.name(), ?ask, %fault, ?pause, "asking again");
+            first = Some(fault);
+            sleep(pause).await;
+        }
+    }
+
+    /// The URL of a request, below the upstream's own prefix.
+    pub(super) fn url(&self, ask: &Ask) -> Result<Url, Fault> {
+        let path = format!("{}{}", self.config.url.prefix, ask.path);
+        Url::new(self.origin.clone(), &path).map_err(|_| Fault::Protocol(ProtocolFault::Target))
+    }
+
+    /// One exchange with the upstream itself, which the breaker guards.
+    pub(super) async fn send_own(
+        &self,
+        kind: Kind,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, Fault> {
+        let permit = self.breaker.permit().map_err(|retry_after| Fault::BreakerOpen { retry_after })?;
+        let begun = Instant::now();
+        let result = self.wire.send(kind, method, url, headers, Full::new(Bytes::new()), deadline).await;
+        match &result {
+            Ok(response) => {
+                permit.reached();
+                if let Some(left) = ratelimit_remaining(response.headers()) {
+                    let gauge = &self.metrics.upstream_ratelimit_remaining;
+                    gauge.with_label_values(&[self.name().as_str()]).set(left);
+                }
+            }
+            Err(Fault::Unreachable(_) | Fault::Tls(_) | Fault::Broken(_)) => permit.failed(),
+            Err(Fault::Timeout(_)) if begun.elapsed() >= EVIDENCE => permit.failed(),
+            Err(_) => drop(permit),
+        }
+        result
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("name", self.name()).field("origin", &self.origin).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,124 @@
+//! When a failed request is sent again, and what upstream's headers say about its patience.
+
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
+use tokio::time::Instant;
+
+use super::error::Fault;
+
+/// How often one request is sent in all.
+const TRIES: u32 = 4;
+/// First pause between two tries.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause that upstream may ask for and still be waited for; with a longer one the caller decides.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest Retry-After that is believed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+/// Counts the tries of one request.
+#[derive(Debug)]
+pub(crate) struct Retries {
+    tried: u32,
+    deadline: Instant,
+}
+
+impl Retries {
+    pub(crate) fn until(deadline: Instant) -> Self {
+        Self { tried: 0, deadline }
+    }
+
+    /// The pause before the next try; none: give up.
+    pub(crate) fn after(&mut self, fault: &Fault) -> Option<Duration> {
+        self.tried += 1;
+        if self.tried >= TRIES || !fault.is_retryable() {
+            return None;
+        }
+        let asked = match (fault, fault.retry_after()) {
+            // Without a word on when, a rate limit is not tested again: that only prolongs it.
+            (Fault::RateLimited { .. }, None) => return None,
+            (_, asked) => asked.unwrap_or_default(),
+        };
+        // Half to all of the exponential pause, so that a herd does not come back as one.
+        let pause = FIRST_PAUSE * 2_u32.saturating_pow(self.tried - 1);
+        let pause = pause.mul_f64(0.5 + fastrand::f64() / 2.0).max(asked);
+        let in_time = pause <= PATIENCE && Instant::now() + pause < self.deadline;
+        in_time.then_some(pause)
+    }
+}
+
+/// `Retry-After` in seconds or as a date; what makes no sense is nothing, what is very long is an hour.
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
+    };
+    Some(wait.min(LONGEST_RETRY_AFTER))
+}
+
+/// What is left of upstream's rate limit: `ratelimit-remaining: 76;w=21600`, as Docker Hub sends it.
+pub(crate) fn ratelimit_remaining(headers: &HeaderMap) -> Option<i64> {
+    let text = headers.get("ratelimit-remaining")?.to_str().ok()?;
+    let number = text.split(';').next().unwrap_or_default().trim();
+    number.parse().ok().filter(|left| *left >= 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::{HeaderValue, StatusCode};
+
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn every_form_of_retry_after() {
+        let now = httpdate::parse_http_date("Mon, 23 Nov 2026 12:00:00 GMT").unwrap();
+        let wait = |text: &str| retry_after(&headers("retry-after", text), now).map(|wait| wait.as_secs());
+        assert_eq!(wait("7"), Some(7));
+        assert_eq!(wait(" 0 "), Some(0));
+        assert_eq!(wait("Mon, 23 Nov 2026 12:00:30 GMT"), Some(30));
+        assert_eq!(wait("Monday, 23-Nov-26 12:01:00 GMT"), Some(60), "the obsolete form");
+        assert_eq!(wait("Mon, 23 Nov 2020 12:00:00 GMT"), Some(0), "a date that is past");
+        assert_eq!(wait("Sat, 23 Nov 2036 12:00:00 GMT"), Some(3600), "ten years");
+        assert_eq!(wait("315360000"), Some(3600));
+        assert_eq!(wait("99999999999999999999999"), Some(3600));
+        for junk in ["", "soon", "-5", "1.5", "+3", "12 s", "1e3"] {
+            assert_eq!(wait(junk), None, "{junk:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn rate_limit_header() {
+        let left = |text: &str| ratelimit_remaining(&headers("ratelimit-remaining", text));
+        assert_eq!(left("76;w=21600"), Some(76));
+        assert_eq!(left("0"), Some(0));
+        assert_eq!(left("-1"), None);
+        assert_eq!(left("many;w=1"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tries_are_bounded_in_number_and_time() {
+        let broken = || Fault::Broken(Arc::new(std::io::Error::other("x")));
+        let mut retries = Retries::until(Instant::now() + Duration::from_secs(20));
+        let pauses: Vec<_> = std::iter::from_fn(|| retries.after(&broken())).collect();
+        assert_eq!(pauses.len(), 3, "four tries in all");
+        assert!(pauses[0] >= FIRST_PAUSE / 2 && pauses[2] <= FIRST_PAUSE * 4);
+        assert!(Retries::until(Instant::now()).after(&broken()).is_none(), "no time left");
+        let limited = |wait| Fault::RateLimited { retry_after: wait, message: String::new() };
+        let mut retries = Retries::until(Instant::now() + Duration::from_secs(20));
+        assert!(retries.after(&limited(None)).is_none());
+        assert!(retries.after(&limited(Some(Duration::from_secs(60)))).is_none(), "too long to wait for");
+        assert_eq!(retries.after(&limited(Some(Duration::from_secs(3)))), Some(Duration::from_secs(3)));
+        let gone = Fault::Status { status: StatusCode::GONE, retry_after: None, message: String::new() };
+        assert!(Retries::until(Instant::now() + Duration::from_secs(20)).after(&gone).is_none());
+    }
+}

@@ -1,0 +1,1 @@
+//! Behaviour of an upstream client against a scripted server on loopback.

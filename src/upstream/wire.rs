@@ -1,0 +1,85 @@
+//! One HTTP exchange with an upstream, its token hosts or its redirect targets: fixed headers, deadline, metrics.
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::{Instant, timeout_at};
+
+use super::client::Client;
+use super::error::{Fault, Phase, ProtocolFault};
+use super::origin::Url;
+use crate::metrics::{Kind, Metrics};
+use crate::oci::UpstreamName;
+
+/// How ocistern calls itself.
+const AGENT: &str = concat!("ocistern/", env!("CARGO_PKG_VERSION"));
+/// What a caller's headers cannot decide.
+const OURS: [HeaderName; 13] = [
+    ACCEPT_ENCODING,
+    AUTHORIZATION,
+    CONNECTION,
+    CONTENT_LENGTH,
+    COOKIE,
+    EXPECT,
+    HOST,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    USER_AGENT,
+];
+
+/// Sends requests for one upstream.
+#[derive(Debug, Clone)]
+pub(crate) struct Wire {
+    client: Client,
+    upstream: UpstreamName,
+    metrics: Metrics,
+}
+
+impl Wire {
+    pub(crate) fn new(client: Client, upstream: UpstreamName, metrics: Metrics) -> Self {
+        Self { client, upstream, metrics }
+    }
+
+    /// One request and the head of its answer, whatever it says, until `deadline`.
+    pub(crate) async fn send(
+        &self,
+        kind: Kind,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+        body: Full<Bytes>,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, Fault> {
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = url.to_uri().map_err(|_| Fault::Protocol(ProtocolFault::Target))?;
+        *request.headers_mut() = headers;
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        // Compressed bytes would match no digest.
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let sent = timeout_at(deadline, self.client.send(request)).await;
+        let result = sent.unwrap_or(Err(Fault::Timeout(Phase::Header)));
+        let status = result.as_ref().map(Response::status);
+        let label = status.as_ref().map_or("error", http::StatusCode::as_str);
+        self.metrics.upstream_requests.with_label_values(&[self.upstream.as_str(), kind.as_str(), label]).inc();
+        tracing::debug!(upstream = %self.upstream, ?url, status = label, "asked upstream");
+        result
+    }
+}
+
+/// A caller's headers without those that concern the connection, the host or credentials.
+pub(crate) fn pass_on(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    for name in &OURS {
+        headers.remove(name);
+    }
+    headers
+}
