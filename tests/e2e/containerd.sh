@@ -13,8 +13,9 @@ client_forms() { echo ns path override prefix; }
 
 client_items() {
     case $1 in
-        ns) echo image index digest schema2 basic bearer oci dist ;;
-        *) echo index basic bearer ;;
+        ns) echo index digest schema2 basic bearer oci dist ;;
+        prefix) echo image bearer ;;
+        *) echo index basic ;;
     esac
 }
 

@@ -5,7 +5,12 @@
 REGISTRIES_CONF=/etc/containers/registries.conf.d/e2e.conf
 
 client_forms() { echo prefix mirror; }
-client_items() { echo image index digest schema2 basic bearer oci dist; }
+client_items() {
+    case $1 in
+        prefix) echo image index digest schema2 basic bearer oci dist ;;
+        mirror) echo index digest basic bearer ;;
+    esac
+}
 
 # write_registries_conf: ocistern as mirror of every upstream. The original is a closed port, so that a failing mirror
 # is a failing pull.

@@ -48,7 +48,7 @@ build_content() {
 # Layers from a Debian root: the base, /usr/lib, /usr/share, /var, and one that changes and removes files.
 make_layers() {
     local pack=(tar --sort=name --numeric-owner --mtime=@1700000000 --format=pax
-        --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime)
+        '--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime')
     debootstrap --variant=minbase bookworm root
     rm -rf root/var/cache/apt root/var/lib/apt/lists root/debootstrap
     "${pack[@]}" -C root -cf layers/1.tar --exclude=./usr/lib --exclude=./usr/share --exclude=./var .

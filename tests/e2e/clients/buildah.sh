@@ -5,7 +5,7 @@ source "$E2E/containers.sh"
 
 client_needs() { echo buildah; }
 client_version() { buildah --version; }
-client_items() { echo image index basic bearer; }
+client_items() { echo index bearer; }
 
 buildah_() { bounded buildah --root "$STORAGE/root" --runroot /run/buildah --storage-driver overlay "$@"; }
 

@@ -8,8 +8,8 @@ client_forms() { echo mirror prefix; }
 
 client_items() {
     case $1 in
-        mirror) echo image index digest schema2 ;;
-        *) echo image index basic bearer oci dist ;;
+        mirror) echo index digest schema2 ;;
+        *) echo image basic bearer oci dist ;;
     esac
 }
 
