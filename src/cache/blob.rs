@@ -9,8 +9,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::body::Content;
 use super::fill::{Fill, content_length};
 use super::flight::Role;
-use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target};
-use crate::oci::{Digest, Via};
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
+use crate::oci::{Digest, Reference, Via};
 use crate::store::{Link, LinkKind, StoredBlob, Trust};
 use crate::upstream::Ask;
 
@@ -57,7 +57,7 @@ impl Cache {
     pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let in_time = self.blob_until(target, digest, deadline);
-        timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(self.timeout(target)))
+        timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target)))
     }
 
     async fn blob_until(
@@ -123,7 +123,7 @@ impl Cache {
             let described = BlobSource::Described { length: content_length(&proof.headers) };
             Ok(Blob { source: described, status: Found::Passed.into() })
         };
-        timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(self.timeout(target)))
+        timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(out_of_time(target)))
     }
 
     /// The stored file of `digest`. A store that cannot be read is a miss: upstream may still answer.
@@ -199,7 +199,9 @@ impl Cache {
                 let deadline = Instant::now() + ANSWER_WITHIN;
                 let ask = match kind {
                     LinkKind::Blob => Ask::blob(Method::HEAD, &target.repo, &digest, deadline),
-                    LinkKind::Manifest => Ask::manifest(Method::HEAD, &target.repo, &digest.into(), deadline),
+                    LinkKind::Manifest => {
+                        Ask::manifest(Method::HEAD, &target.repo, &Reference::Digest(digest), deadline)
+                    }
                 };
                 let answer = registry.fetch(ask).await?;
                 if answer.status == StatusCode::OK {

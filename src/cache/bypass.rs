@@ -95,8 +95,7 @@ impl Passing {
             let Some(frame) = self.body.frame().await else {
                 let actual = hasher.finish();
                 if actual != self.digest {
-                    let (upstream, expected) = (self.upstream.clone(), self.digest);
-                    return Err(CacheError::DigestMismatch { upstream, expected, actual }.into());
+                    return Err(CacheError::wrong_content(&self.upstream, self.digest, actual).into());
                 }
                 let last = std::mem::take(&mut self.held);
                 return Ok(Some(last).filter(|last| !last.is_empty()));

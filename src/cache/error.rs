@@ -33,15 +33,8 @@ pub enum CacheError {
         upstream: UpstreamName,
     },
     /// Upstream's bytes do not hash to the digest that was asked for or that it announced.
-    #[error("{upstream} sent content that hashes to {actual}, not to {expected}")]
-    DigestMismatch {
-        /// Who sent it.
-        upstream: UpstreamName,
-        /// What was asked for.
-        expected: Digest,
-        /// What came.
-        actual: Digest,
-    },
+    #[error(transparent)]
+    WrongContent(Box<WrongContent>),
     /// The manifest is larger than allowed.
     #[error("{upstream} sent a manifest larger than {limit} bytes")]
     ManifestTooLarge {
@@ -69,7 +62,7 @@ pub enum CacheError {
     },
     /// A stored blob no longer matches its digest; it was quarantined.
     #[error("the stored copy of {0} was damaged and has been quarantined")]
-    Damaged(Digest),
+    Damaged(Box<Digest>),
     /// There is no room to keep it: the caller streams it without keeping.
     #[error("there is no room in the store")]
     NoSpace,
@@ -84,6 +77,18 @@ pub enum CacheError {
     Stopped,
 }
 
+/// Content that is not what its digest says.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{upstream} sent content that hashes to {actual}, not to {expected}")]
+pub struct WrongContent {
+    /// Who sent it.
+    pub upstream: UpstreamName,
+    /// What was asked for.
+    pub expected: Digest,
+    /// What came.
+    pub actual: Digest,
+}
+
 // === impl CacheError ===
 
 impl CacheError {
@@ -95,6 +100,11 @@ impl CacheError {
             Self::Timeout { .. } | Self::Stopped => true,
             _ => false,
         }
+    }
+
+    /// `upstream` sent content that hashes to `actual`.
+    pub(super) fn wrong_content(upstream: &UpstreamName, expected: Digest, actual: Digest) -> Self {
+        Self::WrongContent(Box::new(WrongContent { upstream: upstream.clone(), expected, actual }))
     }
 
     /// Whether upstream said that it does not have it.
@@ -116,7 +126,7 @@ impl From<UpstreamError> for CacheError {
 impl From<StoreError> for CacheError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::NoSpace { .. } | StoreError::TooLarge { .. } => Self::NoSpace,
+            StoreError::NoSpace | StoreError::TooLarge { .. } => Self::NoSpace,
             error => Self::Store(Arc::new(error)),
         }
     }

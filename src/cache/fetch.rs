@@ -14,7 +14,7 @@ use super::flight::{Flight, Role};
 use super::{ANSWER_WITHIN, Cache, CacheError, Target};
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, Via, media};
 use crate::store::{Link, LinkKind, TagRecord};
-use crate::upstream::{Answer, Ask, Fault, Registry};
+use crate::upstream::{Answer, Ask, Fault};
 
 /// A manifest as it came from upstream.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl Cache {
         let now = SystemTime::now();
         if let Some(described) = self.head(target, &reference).await? {
             if described.digest == known.digest {
-                self.confirm(target, tag, now).await;
+                self.confirm(target, tag, now);
                 return Ok(Checked::Current);
             }
             self.seen_tags.insert((target.clone(), tag.clone()), described.clone());
@@ -119,7 +119,7 @@ impl Cache {
         }
         match self.fetch(target, &reference, known.etag.as_deref()).await? {
             None => {
-                self.confirm(target, tag, now).await;
+                self.confirm(target, tag, now);
                 Ok(Checked::Current)
             }
             Some(fetched) if fetched.digest == known.digest => Ok(Checked::Current),
@@ -210,13 +210,21 @@ impl Cache {
         }
         let (headers, via) = (answer.headers.clone(), answer.via);
         let bytes = self.receive_manifest(target, answer).await?;
-        let digest = self.digest_of(target, reference, &headers, &bytes)?;
+        let digest = digest_of(target, reference, &headers, &bytes)?;
         let content_type = text(&headers, &header::CONTENT_TYPE);
         let info = ManifestInfo::check(content_type.as_deref(), &bytes)
             .map_err(|fault| CacheError::ManifestRefused { upstream: target.upstream.clone(), fault })?;
         let media_type =
             content_type.or_else(|| info.media_type.clone()).unwrap_or_else(|| media::OCI_MANIFEST.to_owned());
-        let kept = self.keep_manifest(target, &digest, &media_type, via, &info, bytes.clone()).await;
+        let link = Link {
+            kind: LinkKind::Manifest,
+            via,
+            media_type: Some(media_type.clone()),
+            size: bytes.len() as u64,
+            subject: info.subject,
+            artifact_type: info.artifact_type,
+        };
+        let kept = self.keep_manifest(target, &digest, link, bytes.clone()).await;
         if kept && let Reference::Tag(tag) = reference {
             let etag = text(&headers, &header::ETAG);
             let record = TagRecord { digest, media_type: media_type.clone(), size: bytes.len() as u64, etag };
@@ -264,44 +272,12 @@ impl Cache {
         Ok(bytes)
     }
 
-    /// The digest of what came: the one asked for, else the one announced, else SHA-256. All that were named must
-    /// match.
-    fn digest_of(
-        &self,
-        target: &Target,
-        reference: &Reference,
-        headers: &HeaderMap,
-        bytes: &[u8],
-    ) -> Result<Digest, CacheError> {
-        let asked = match reference {
-            Reference::Digest(digest) => Some(*digest),
-            Reference::Tag(_) => None,
-        };
-        let announced = announced_digest(headers);
-        for expected in asked.into_iter().chain(announced) {
-            let actual = Digest::of(expected.algorithm(), bytes);
-            if actual != expected {
-                return Err(CacheError::DigestMismatch { upstream: target.upstream.clone(), expected, actual });
-            }
-        }
-        Ok(asked.or(announced).unwrap_or_else(|| Digest::of(Algorithm::Sha256, bytes)))
-    }
-
     /// Publishes a manifest and its link. False if the store has no room or failed: the answer is served all the same.
-    async fn keep_manifest(
-        &self,
-        target: &Target,
-        digest: &Digest,
-        media_type: &str,
-        via: Via,
-        info: &ManifestInfo,
-        bytes: Bytes,
-    ) -> bool {
-        let size = bytes.len() as u64;
+    async fn keep_manifest(&self, target: &Target, digest: &Digest, link: Link, bytes: Bytes) -> bool {
         let publish = async {
-            let mut writer = self.store.create(digest, Some(size)).await?;
+            let mut writer = self.store.create(digest, Some(link.size)).await?;
             writer.write(bytes).await?;
-            writer.seal().await?.publish().await
+            writer.finish().await
         };
         if let Err(error) = publish.await {
             tracing::warn!(
@@ -310,14 +286,6 @@ impl Cache {
             );
             return false;
         }
-        let link = Link {
-            kind: LinkKind::Manifest,
-            via,
-            media_type: Some(media_type.to_owned()),
-            size,
-            subject: info.subject,
-            artifact_type: info.artifact_type.clone(),
-        };
         self.keep_link(target, digest, link).await;
         true
     }
@@ -337,7 +305,7 @@ impl Cache {
 
     async fn keep_tag(&self, target: &Target, tag: &Tag, record: &TagRecord, now: SystemTime) {
         match self.store.set_tag(&target.upstream, &target.repo, tag, record).await {
-            Ok(()) => self.confirm(target, tag, now).await,
+            Ok(()) => self.confirm(target, tag, now),
             Err(error) => tracing::warn!(
                 upstream = %target.upstream, repository = %target.repo, %tag,
                 error = &error as &dyn std::error::Error, "a tag could not be kept"
@@ -345,8 +313,8 @@ impl Cache {
         }
     }
 
-    async fn confirm(&self, target: &Target, tag: &Tag, now: SystemTime) {
-        self.store.set_checked_at(&target.upstream, &target.repo, tag, now).await;
+    fn confirm(&self, target: &Target, tag: &Tag, now: SystemTime) {
+        self.store.set_checked_at(&target.upstream, &target.repo, tag, now);
     }
 
     async fn forget_tag(&self, target: &Target, tag: &Tag) {
@@ -357,6 +325,23 @@ impl Cache {
             );
         }
     }
+}
+
+/// The digest of what came: the one asked for, else the one announced, else SHA-256. All that were named must
+/// match.
+fn digest_of(target: &Target, reference: &Reference, headers: &HeaderMap, bytes: &[u8]) -> Result<Digest, CacheError> {
+    let asked = match reference {
+        Reference::Digest(digest) => Some(*digest),
+        Reference::Tag(_) => None,
+    };
+    let announced = announced_digest(headers);
+    for expected in asked.into_iter().chain(announced) {
+        let actual = Digest::of(expected.algorithm(), bytes);
+        if actual != expected {
+            return Err(CacheError::wrong_content(&target.upstream, expected, actual));
+        }
+    }
+    Ok(asked.or(announced).unwrap_or_else(|| Digest::of(Algorithm::Sha256, bytes)))
 }
 
 fn bad(target: &Target, reason: &'static str) -> CacheError {

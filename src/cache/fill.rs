@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::FutureExt as _;
+use bytes::Buf as _;
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
@@ -16,13 +15,11 @@ use tokio::time::Instant;
 
 use super::flight::Role;
 use super::progress::{self, Head, Reporter, Watcher};
-use super::{ANSWER_WITHIN, Cache, CacheError, Target};
+use super::{ANSWER_WITHIN, Cache, CacheError, Target, blame};
 use crate::oci::{Digest, Via};
-use crate::store::{BlobWriter, Link, LinkKind};
-use crate::upstream::{Answer, Ask, Registry, UpstreamBody, UpstreamError};
+use crate::store::{BlobWriter, Link};
+use crate::upstream::{Answer, Ask, Registry, UpstreamError};
 
-/// Bytes gathered from upstream before they are written and hashed in one go on the blocking pool.
-const BATCH: usize = 512 * 1024;
 /// Tries to continue a broken body without a single byte of progress between them.
 const RESUMES_WITHOUT_PROGRESS: u32 = 5;
 
@@ -33,6 +30,9 @@ pub(super) struct Fills {
     running: Mutex<HashMap<Digest, Fill>>,
 }
 
+/// Names under which upstream has said that it has the blob too; none once they were turned into links.
+type Proven = Mutex<Option<Vec<(Target, Via)>>>;
+
 /// A running fill, as a reader holds it.
 #[derive(Clone)]
 pub(super) struct Fill {
@@ -40,23 +40,13 @@ pub(super) struct Fill {
     pub(super) target: Target,
     /// How far it is.
     pub(super) watcher: Watcher,
-    /// Names under which upstream has said that it has the blob too; none once they were turned into links.
-    proven: Arc<Mutex<Option<Vec<(Target, Via)>>>>,
+    proven: Arc<Proven>,
 }
 
 /// Takes the fill out of the table and off the gauge, however its task ends.
 struct Landing {
     cache: Arc<Cache>,
     digest: Digest,
-}
-
-// === impl Fills ===
-
-impl Fills {
-    /// The fill of `digest` that runs now.
-    pub(super) fn running(&self, digest: &Digest) -> Option<Fill> {
-        self.running.lock().get(digest).cloned()
-    }
 }
 
 // === impl Fill ===
@@ -123,7 +113,7 @@ struct FillTask {
     target: Target,
     digest: Digest,
     reporter: Reporter,
-    proven: Arc<Mutex<Option<Vec<(Target, Via)>>>>,
+    proven: Arc<Proven>,
 }
 
 // === impl FillTask ===
@@ -150,15 +140,14 @@ impl FillTask {
         let etag = strong_etag(&answer.headers);
         let via = answer.via;
         let mut writer = self.cache.store.create(&self.digest, length).await?;
-        self.reporter.head(Head { file: writer.file(), length, via });
+        self.reporter.head(Head { file: writer.file(), length });
 
         self.receive(&mut writer, answer, length, etag.as_deref()).await?;
-
-        let sealed = writer.seal().await.map_err(|error| self.cache.describe(error, &self.target.upstream))?;
-        let bytes = sealed.len();
+        writer.verify().await.map_err(|error| blame(error, &self.target.upstream))?;
         // The digest matches: the readers get the tail before the disk has confirmed anything.
+        let bytes = writer.written();
         self.reporter.verified(bytes);
-        if let Err(error) = sealed.publish().await {
+        if let Err(error) = writer.finish().await {
             tracing::warn!(
                 digest = %self.digest, error = &error as &dyn std::error::Error,
                 "a blob was served but could not be kept"
@@ -180,15 +169,12 @@ impl FillTask {
         length: Option<u64>,
         etag: Option<&str>,
     ) -> Result<(), CacheError> {
-        let mut answer = first;
-        let (mut skip, mut fruitless) = (0, 0);
+        let (mut answer, mut skip) = (first, 0);
+        let (mut received, mut fruitless) = (0, 0);
         loop {
-            let before = writer.written();
-            let error = match self.copy(writer, answer, skip).await {
-                Ok(()) if length.is_none_or(|length| writer.written() == length) => return Ok(()),
-                Ok(()) if length.is_some_and(|length| writer.written() > length) => {
-                    return Err(self.bad("a body longer than it announced"));
-                }
+            let before = received;
+            let error = match self.copy(writer, answer, skip, &mut received).await {
+                Ok(()) if length.is_none_or(|length| received >= length) => return Ok(()),
                 Ok(()) => self.bad("a body shorter than it announced"),
                 Err(CopyError::Here(error)) => return Err(error),
                 Err(CopyError::Upstream(error)) => CacheError::from(error),
@@ -197,8 +183,8 @@ impl FillTask {
                 // Without a length nobody can tell a continued body from a repeated one.
                 return Err(error);
             }
-            fruitless = if writer.written() > before { 0 } else { fruitless + 1 };
-            (answer, skip) = self.resume(writer.written(), length, etag, fruitless, error).await?;
+            fruitless = if received > before { 0 } else { fruitless + 1 };
+            (answer, skip) = self.resume(received, length, etag, fruitless, error).await?;
         }
     }
 
@@ -244,37 +230,38 @@ impl FillTask {
         }
     }
 
-    /// Copies a body into the file, less its first `skip` bytes. The next bytes are received while the last ones are
-    /// written and hashed.
-    async fn copy(&self, writer: &mut BlobWriter, answer: Answer, mut skip: u64) -> Result<(), CopyError> {
+    /// Copies a body to the writer, less its first `skip` bytes, and tells the readers as the bytes reach the file.
+    /// The writer gathers what comes while it writes and hashes, so receiving goes on meanwhile.
+    async fn copy(
+        &self,
+        writer: &mut BlobWriter,
+        answer: Answer,
+        mut skip: u64,
+        received: &mut u64,
+    ) -> Result<(), CopyError> {
         let mut body = answer.body;
-        let mut gathered = gather(&mut body).await;
+        let mut progress = writer.progress();
         loop {
-            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(gathered.bytes.len());
-            gathered.bytes.advance(skipped);
+            let frame = tokio::select! {
+                frame = body.frame() => frame,
+                Ok(()) = progress.changed() => {
+                    self.reporter.grown(*progress.borrow_and_update());
+                    continue;
+                }
+            };
+            let Some(frame) = frame else { return Ok(()) };
+            let Ok(mut data) = frame.map_err(CopyError::Upstream)?.into_data() else { continue };
+            let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(data.len());
+            data.advance(skipped);
             skip -= skipped as u64;
-            match gathered.end {
-                None => {
-                    let (written, next) = tokio::join!(self.write(writer, gathered.bytes), gather(&mut body));
-                    written.map_err(CopyError::Here)?;
-                    gathered = next;
-                }
-                // What came before a break is good: it need not be fetched again.
-                Some(end) => {
-                    self.write(writer, gathered.bytes).await.map_err(CopyError::Here)?;
-                    return end.map_err(CopyError::Upstream);
-                }
+            if data.is_empty() {
+                continue;
             }
+            let bytes = data.len() as u64;
+            let accepted = writer.write(data).await;
+            accepted.map_err(|error| CopyError::Here(blame(error, &self.target.upstream)))?;
+            *received += bytes;
         }
-    }
-
-    async fn write(&self, writer: &mut BlobWriter, bytes: Bytes) -> Result<(), CacheError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        writer.write(bytes).await.map_err(|error| self.cache.describe(error, &self.target.upstream))?;
-        self.reporter.grown(writer.written());
-        Ok(())
     }
 
     /// A `Docker-Content-Digest` that names other content than was asked for is believed before a byte is served.
@@ -282,11 +269,7 @@ impl FillTask {
         let announced = headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
         match announced {
             Some(actual) if actual != self.digest && Digest::algorithm(&actual) == self.digest.algorithm() => {
-                Err(CacheError::DigestMismatch {
-                    upstream: self.target.upstream.clone(),
-                    expected: self.digest,
-                    actual,
-                })
+                Err(CacheError::wrong_content(&self.target.upstream, self.digest, actual))
             }
             _ => Ok(()),
         }
@@ -305,49 +288,6 @@ enum CopyError {
     Here(CacheError),
 }
 
-/// Bytes of a body that were there together.
-struct Gathered {
-    bytes: Bytes,
-    /// None: more may come.
-    end: Option<Result<(), UpstreamError>>,
-}
-
-/// Waits for one frame, then takes what is there already up to [`BATCH`], so that small frames share a write. A single
-/// frame is passed on without a copy.
-async fn gather(body: &mut UpstreamBody) -> Gathered {
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
-    let mut next = body.frame().await;
-    let end = loop {
-        match next {
-            None => break Some(Ok(())),
-            Some(Err(error)) => break Some(Err(error)),
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    if first.is_empty() {
-                        first = data;
-                    } else {
-                        if rest.is_empty() {
-                            rest.reserve(BATCH);
-                            rest.extend_from_slice(&first);
-                        }
-                        rest.extend_from_slice(&data);
-                    }
-                }
-            }
-        }
-        if first.len().max(rest.len()) >= BATCH {
-            break None;
-        }
-        match body.frame().now_or_never() {
-            Some(frame) => next = frame,
-            None if first.is_empty() => next = body.frame().await,
-            None => break None,
-        }
-    };
-    Gathered { bytes: if rest.is_empty() { first } else { rest.freeze() }, end }
-}
-
 /// Jittered, doubling from a quarter of a second; none before the first try.
 fn backoff(fruitless: u32) -> Duration {
     if fruitless == 0 {
@@ -362,7 +302,7 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// The ETag, if it is a strong one: only such a one may stand in If-Range (RFC 9110, 13.1.5).
+/// The `ETag`, if it is a strong one: only such a one may stand in If-Range (RFC 9110, 13.1.5).
 fn strong_etag(headers: &HeaderMap) -> Option<String> {
     let etag = headers.get(header::ETAG)?.to_str().ok()?;
     etag.starts_with('"').then(|| etag.to_owned())

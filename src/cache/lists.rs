@@ -112,7 +112,7 @@ impl Cache {
         asked: Result<(List, Via), CacheError>,
     ) -> Result<List, CacheError> {
         let Target { upstream, repo } = target;
-        let warn = |error: &dyn std::error::Error, what: &'static str| {
+        let warn = |error: &(dyn std::error::Error + 'static), what: &'static str| {
             tracing::warn!(%upstream, repository = %repo, error, "{what}");
         };
         match asked {

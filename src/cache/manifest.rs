@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::Method;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::freshness::{Freshness, REVALIDATION_PATIENCE, judge};
-use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target};
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
 use crate::cache::fetch::{Checked, Described, Fetched};
 use crate::cache::flight::Role;
 use crate::config::TagPolicy;
-use crate::oci::{Digest, ManifestInfo, Reference, Tag};
+use crate::oci::{Digest, Reference, Tag};
 use crate::store::{LinkKind, TagRecord, Trust};
 
 /// A manifest to answer with.
@@ -55,7 +54,7 @@ impl Cache {
                 Reference::Tag(tag) => self.manifest_by_tag(target, tag, want).await,
             }
         };
-        timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(self.timeout(target)))
+        timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(out_of_time(target)))
     }
 
     async fn manifest_by_digest(
@@ -114,8 +113,7 @@ impl Cache {
         }
         let (flight, role) = self.start_check(target, tag, record)?;
         let moved_to = match timeout(REVALIDATION_PATIENCE, flight.result()).await {
-            Err(_) => return Ok(stale(known)),
-            Ok(None) => return Ok(stale(known)),
+            Err(_) | Ok(None) => return Ok(stale(known)),
             Ok(Some(Ok(Checked::Current))) => return Ok(known),
             Ok(Some(Ok(Checked::Moved(described)))) => described,
             Ok(Some(Ok(Checked::Fetched(fetched)))) => return Ok(fetched.into_manifest(role, want)),
@@ -155,11 +153,8 @@ impl Cache {
     ) -> Result<Option<Manifest>, CacheError> {
         let Some(link) = self.linked(target, digest, LinkKind::Manifest).await? else { return Ok(None) };
         let Some(bytes) = self.manifest_bytes(digest).await else { return Ok(None) };
-        let media_type = match link.media_type {
-            Some(media_type) => media_type,
-            // A link that does not say was not written by a manifest answer.
-            None => return Ok(None),
-        };
+        // A link that does not say was not written by a manifest's answer.
+        let Some(media_type) = link.media_type else { return Ok(None) };
         let size = bytes.len() as u64;
         Ok(Some(Manifest { digest: *digest, media_type, size, bytes: Some(bytes), status: Found::Hit.into() }))
     }

@@ -35,7 +35,7 @@ use crate::upstream::{Registry, Upstreams};
 pub use blob::{Blob, BlobSource};
 pub use body::{BodyError, Content};
 pub use bypass::Bypass;
-pub use error::CacheError;
+pub use error::{CacheError, WrongContent};
 pub use lists::List;
 pub use manifest::{Manifest, Want};
 pub use status::{CacheStatus, Found};
@@ -45,7 +45,7 @@ pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// How long "upstream does not have it" is remembered.
 const MISSING_FOR: Duration = Duration::from_secs(1);
 /// How long a tag that a client saw by HEAD waits for its manifest to be fetched by digest.
-const SEEN_TAG_FOR: Duration = Duration::from_secs(600);
+const SEEN_TAG_FOR: Duration = Duration::from_mins(10);
 /// Entries of each of the memories above.
 const MEMORY: usize = 10_000;
 
@@ -86,6 +86,12 @@ pub struct Cache {
     seen_tags: recent::Recent<(Target, Tag), fetch::Described>,
     /// Upstreams that cannot be asked for manifests by HEAD.
     heads_unusable: Mutex<HashSet<UpstreamName>>,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("store", &self.store).finish_non_exhaustive()
+    }
 }
 
 /// The part of the configuration that the cache reads.
@@ -188,18 +194,20 @@ impl Cache {
             self.missing.insert((target.clone(), what.to_owned()), ());
         }
     }
+}
 
-    fn timeout(&self, target: &Target) -> CacheError {
-        CacheError::Timeout { upstream: target.upstream.clone() }
-    }
+/// The time for an answer's head ran out.
+fn out_of_time(target: &Target) -> CacheError {
+    CacheError::Timeout { upstream: target.upstream.clone() }
+}
 
-    /// A failure of the writer: wrong content is upstream's fault, everything else the store's.
-    fn describe(&self, error: StoreError, upstream: &UpstreamName) -> CacheError {
-        match error {
-            StoreError::DigestMismatch { expected, actual } => {
-                CacheError::DigestMismatch { upstream: upstream.clone(), expected, actual }
-            }
-            error => error.into(),
+/// A failure of the writer: wrong content is upstream's fault, everything else the store's.
+fn blame(error: StoreError, upstream: &UpstreamName) -> CacheError {
+    match error {
+        StoreError::DigestMismatch { expected, actual } => CacheError::wrong_content(upstream, expected, actual),
+        StoreError::LengthMismatch { .. } => {
+            CacheError::BadAnswer { upstream: upstream.clone(), reason: "a body of another length than it announced" }
         }
+        error => error.into(),
     }
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::CacheError;
-use crate::oci::Via;
 
 /// A blob that is on its way into the store, or that is being checked.
 #[derive(Debug, Clone)]
@@ -27,8 +26,6 @@ pub(super) struct Head {
     pub(super) file: Arc<File>,
     /// Bytes of the blob, if upstream said so.
     pub(super) length: Option<u64>,
-    /// By whose right upstream gave it.
-    pub(super) via: Via,
 }
 
 /// How far a blob is.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::progress::{self, Head, Watcher};
 use super::{Cache, CacheError};
-use crate::oci::{Digest, Hasher, Via};
+use crate::oci::{Digest, Hasher};
 use crate::store::StoredBlob;
 
 /// Bytes hashed at once on the blocking pool.
@@ -25,7 +25,7 @@ impl Cache {
         let (reporter, watcher) = progress::channel();
         running.insert(*digest, watcher.clone());
         drop(running);
-        reporter.head(Head { file: Arc::clone(&blob.file), length: Some(blob.len), via: Via::Anonymous });
+        reporter.head(Head { file: Arc::clone(&blob.file), length: Some(blob.len) });
         reporter.grown(blob.len);
         let (cache, digest) = (Arc::clone(self), *digest);
         let stop = self.stop.clone();
@@ -57,7 +57,7 @@ impl Cache {
                 Ok(Err(error)) => {
                     tracing::error!(%digest, %error, "a stored blob cannot be read; it is set aside");
                     self.store.quarantine(digest, blob).await?;
-                    return Err(CacheError::Damaged(*digest));
+                    return Err(CacheError::Damaged(Box::new(*digest)));
                 }
                 Err(_) => return Err(CacheError::Stopped),
             };
@@ -74,7 +74,7 @@ impl Cache {
             Ok(())
         } else {
             self.store.quarantine(digest, blob).await?;
-            Err(CacheError::Damaged(*digest))
+            Err(CacheError::Damaged(Box::new(*digest)))
         }
     }
 }

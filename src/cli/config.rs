@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError, Credentials, Flags};
 ///
 /// # Errors
 /// As [`Config::load`].
-pub fn check(path: Option<&Path>) -> Result<String, ConfigError> {
+pub(super) fn check(path: Option<&Path>) -> Result<String, ConfigError> {
     let config = load(path)?;
     let mut text = match &config.source {
         Some(file) => format!("{}: no problem found\n", file.display()),
@@ -28,7 +28,7 @@ pub fn check(path: Option<&Path>) -> Result<String, ConfigError> {
 ///
 /// # Errors
 /// As [`Config::load`].
-pub fn show(path: Option<&Path>) -> Result<String, ConfigError> {
+pub(super) fn show(path: Option<&Path>) -> Result<String, ConfigError> {
     let config = load(path)?;
     let source = config.source.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
     Ok(format!("# configuration file: {source}\n{}", config.show()))
@@ -62,4 +62,55 @@ fn files(config: &Config) -> Vec<(String, PathBuf)> {
         }
     }
     files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        (directory, file)
+    }
+
+    #[test]
+    fn check_says_what_was_read_and_warns_of_files_that_are_missing() {
+        let (directory, file) = written(
+            "[upstream.\"a.example\"]\nca = \"ca.pem\"\n\
+             credentials = { from = \"static\", username = \"u\", password_file = \"secret\" }",
+        );
+        std::fs::write(directory.path().join("secret"), "hunter2").unwrap();
+        let text = check(Some(&file)).unwrap();
+        let ca = directory.path().join("ca.pem");
+        assert_eq!(
+            text.lines().collect::<Vec<_>>(),
+            [
+                format!("{}: no problem found", file.display()),
+                format!("warning: upstream.\"a.example\".ca: {}: No such file or directory (os error 2)", ca.display()),
+            ]
+        );
+    }
+
+    #[test]
+    fn check_fails_with_every_problem() {
+        let (_directory, file) = written("rot = 1\nbuiltin_upstream = true");
+        let text = check(Some(&file)).unwrap_err().to_string();
+        assert_eq!(text.lines().count(), 2, "{text}");
+    }
+
+    #[test]
+    fn show_is_a_configuration_without_secrets() {
+        let (directory, file) = written(
+            "[upstream.\"a.example\"]\ncredentials = { from = \"static\", username = \"u\", password_file = \"secret\" }",
+        );
+        let secret = directory.path().join("secret");
+        std::fs::write(&secret, "hunter2").unwrap();
+        let text = show(Some(&file)).unwrap();
+        assert!(text.starts_with(&format!("# configuration file: {}\n", file.display())), "{text}");
+        assert!(text.contains(&format!("password_file = \"{}\"", secret.display())), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+        assert_eq!(Config::from_toml(&text).unwrap().upstreams.len(), 8);
+    }
 }

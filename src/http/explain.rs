@@ -31,12 +31,13 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
             ErrorCode::Unavailable,
             format!("upstream {upstream} did not answer in time; try again, and check the way to it"),
         ),
-        CacheError::DigestMismatch { upstream, expected, .. } => Failure::new(
+        CacheError::WrongContent(wrong) => Failure::new(
             StatusCode::BAD_GATEWAY,
             ErrorCode::DigestInvalid,
             format!(
-                "upstream {upstream} sent content that is not {expected}; nothing of it was kept. If it stays so, the \
-                 upstream, or a proxy on the way to it, is damaged"
+                "upstream {} sent content that is not {}; nothing of it was kept. If it stays so, the upstream, or a \
+                 proxy on the way to it, is damaged",
+                wrong.upstream, wrong.expected
             ),
         ),
         CacheError::ManifestTooLarge { upstream, limit } => Failure::new(

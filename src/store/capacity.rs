@@ -129,8 +129,8 @@ impl Books {
         }
     }
 
-    /// The blobs to remove so that `missing` bytes become free, oldest first; fewer if there are not enough. Blobs
-    /// that are being written again or read are passed over: removing the one is a waste, and the other frees nothing.
+    /// The blobs to remove so that `missing` bytes become free, oldest first; none if there are not enough. Blobs that
+    /// are being written again or read are passed over: removing the one is a waste, and the other frees nothing.
     pub(super) fn victims(&self, missing: u64) -> Vec<Short> {
         let state = self.state.lock();
         let busy: HashSet<Short> =
@@ -147,7 +147,7 @@ impl Books {
                 freed += len;
             }
         }
-        found
+        if freed >= missing { found } else { Vec::new() }
     }
 
     /// A blob is found on disk by a scan or in the index; it keeps its place in the order of use if it has one.
@@ -396,5 +396,6 @@ mod tests {
         let _fill = books.reserve(&digest(1), 10, SPACE).unwrap();
         assert_eq!(books.victims(11), [2, 3].map(|n| Short::from(&digest(n))));
         assert_eq!(books.victims(10), [2].map(|n| Short::from(&digest(n))), "no more than needed");
+        assert!(books.victims(21).is_empty(), "nothing goes if it would not be enough");
     }
 }

@@ -89,9 +89,15 @@ impl Disk {
 
     /// What stands at `path` itself, a symbolic link included.
     pub(super) fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        self.look(path)?.metadata()
+    }
+
+    /// What stands at `path` itself, not opened for reading. While the handle lives, the file's blocks are not freed:
+    /// freeing those of a large one takes a while, which nobody should have to wait for under a lock.
+    pub(super) fn look(&self, path: &Path) -> io::Result<File> {
         let (parent, name) = self.parent(path)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        File::from(rustix::fs::openat(parent, name, flags, Mode::empty())?).metadata()
+        Ok(File::from(rustix::fs::openat(parent, name, flags, Mode::empty())?))
     }
 
     /// Makes a new file and opens it for reading and writing; its directory must exist.

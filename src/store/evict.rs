@@ -3,10 +3,12 @@
 //! A blob goes in the order index, refs and links, file: whatever happens in between, nothing names what is not there.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::capacity::Reservation;
+use super::error::is_full;
 use super::layout::{self, REFS};
 use super::order::Short;
 use super::refs::TagRecord;
@@ -28,7 +30,7 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             match self.books.reserve(digest, bytes, self.space()?) {
                 Ok(reservation) => return Ok(reservation),
-                Err(shortage) if self.evict(shortage.missing) > 0 => {}
+                Err(shortage) if self.evict(shortage.missing) => {}
                 Err(_) => break,
             }
         }
@@ -40,7 +42,7 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             match reservation.grow(more, self.space()?) {
                 Ok(()) => return Ok(()),
-                Err(shortage) if self.evict(shortage.missing) > 0 => {}
+                Err(shortage) if self.evict(shortage.missing) => {}
                 Err(_) => break,
             }
         }
@@ -51,23 +53,39 @@ impl Inner {
         self.disk.space().map_err(|e| StoreError::io("measure the file system of", self.disk.path(), e))
     }
 
-    /// Removes least recently used blobs until `missing` bytes are freed or nothing is left that may go. Returns how
-    /// many bytes went. Blocks.
-    pub(super) fn evict(&self, missing: u64) -> u64 {
+    /// Runs a call that takes up to `bytes` of disk space; while there is none, older blobs make room. Blocks.
+    pub(super) fn with_room<T>(&self, bytes: u64, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        for _ in 0..ATTEMPTS {
+            match call() {
+                // The books saw room, so the file system needs more than the content: blocks, inodes, its own records.
+                Err(error) if is_full(&error) && self.evict(bytes) => {}
+                other => return other,
+            }
+        }
+        call()
+    }
+
+    /// Removes least recently used blobs until `missing` bytes are freed. If all that may go would not be enough (the
+    /// disk is full of other things), nothing is removed. Returns whether anything changed. Blocks.
+    pub(super) fn evict(&self, missing: u64) -> bool {
         let victims = self.books.victims(missing);
         let mut whole: Vec<Option<Digest>> = victims.iter().map(|short| self.hints.whole(short)).collect();
         if whole.iter().any(Option::is_none) {
             self.find_in_directories(&victims, &mut whole);
         }
-        let mut freed = 0;
+        let (mut freed, mut changed) = (0, false);
         for (short, digest) in victims.iter().zip(whole) {
             let Some(digest) = digest else {
                 // Neither index nor directory has it: it went by other ways.
                 self.books.forget(short);
+                changed = true;
                 continue;
             };
             match self.remove(&digest) {
-                Ok(bytes) => freed += bytes,
+                Ok(bytes) => {
+                    freed += bytes;
+                    changed = true;
+                }
                 Err(error) => {
                     tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a blob could not be evicted");
                 }
@@ -77,7 +95,7 @@ impl Inner {
             self.metrics.evicted_bytes.inc_by(freed);
             tracing::info!(bytes = freed, blobs = victims.len(), "evicted the least recently used blobs");
         }
-        freed
+        changed
     }
 
     /// Without an index the whole digests are only in the names of the files.
@@ -104,7 +122,8 @@ impl Inner {
         self.hints.remove_blob(digest);
         self.remove_refs(digest);
         let names = self.names.lock();
-        let found = self.disk.metadata(&path).ok();
+        let file = self.disk.look(&path).ok();
+        let found = file.as_ref().and_then(|file| file.metadata().ok());
         self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
         let len = found.as_ref().map_or(0, std::fs::Metadata::len);
         if let Some(found) = found {
@@ -112,6 +131,7 @@ impl Inner {
         }
         self.books.forget(&Short::from(digest));
         drop(names);
+        drop(file);
         self.group.directories([layout::blob_dir(digest.algorithm())]);
         Ok(len)
     }
@@ -135,10 +155,14 @@ impl Inner {
 
     /// Removes a link of `digest`, or a tag that still names it.
     pub(super) fn remove_ref(&self, digest: &Digest, path: &Path) {
-        if let Some((up, repo, tag)) = layout::parse_tag(path) {
+        let _tags = self.tags.lock();
+        if layout::is_tag(path) {
             match self.records.read::<TagRecord>(&self.disk, path) {
                 Some(record) if record.digest != *digest => return,
-                _ => self.hints.set_checked_at(&up, &repo, &tag, None),
+                _ => {}
+            }
+            if let Some((up, repo, tag)) = layout::parse_tag(path) {
+                self.hints.set_checked_at(&up, &repo, &tag, None);
             }
         }
         if let Err(error) = self.disk.unlink(path) {

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::index::{Changes, Index, IndexError, Pairs};
 use super::order::Short;
@@ -134,6 +135,14 @@ impl Hints {
         }
         drop(queue);
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Waits until opening the index has ended, well or not. Blocks.
+    pub(super) fn wait_open(&self) {
+        let mut queue = self.shared.queue.lock();
+        while !queue.opened {
+            self.shared.changed.wait(&mut queue);
+        }
     }
 
     /// Writes what waits and closes the index. Blocks.
@@ -360,6 +369,7 @@ impl Shared {
         self.changed.notify_all();
         let mut written = MEASURE_EVERY;
         let mut reopened = false;
+        let mut retry = Instant::now();
         loop {
             let mut queue = self.queue.lock();
             if !queue.stop && queue.waiting.is_empty() && !queue.failed {
@@ -385,7 +395,16 @@ impl Shared {
                 }
                 reopened = !reopened;
             }
-            self.write(&batch);
+            if self.index.read().is_some() {
+                self.write(&batch);
+            } else if Instant::now() >= retry && !stop {
+                // What is put down in the meantime is lost; the scan that follows brings back what matters.
+                retry = Instant::now() + RETRY;
+                match self.open() {
+                    Ok(()) => self.renewed.notify_one(),
+                    Err(error) => self.renew(&error),
+                }
+            }
             self.queue.lock().applying = Changes::new();
             self.changed.notify_all();
             if written >= MEASURE_EVERY && !stop {
@@ -404,13 +423,6 @@ impl Shared {
             Some(index) if !batch.is_empty() => index.apply(batch),
             _ => Ok(()),
         };
-        if self.index.read().is_none() {
-            // The disk took no index last time.
-            if let Err(error) = self.open() {
-                return self.renew(&error);
-            }
-            self.renewed.notify_one();
-        }
         let Err(error) = apply() else { return };
         tracing::warn!(error = &error as &dyn std::error::Error, "the index is opened again");
         if let Err(error) = self.open().and_then(|()| apply()) {

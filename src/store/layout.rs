@@ -192,6 +192,11 @@ pub(super) fn tag_of_file(name: &str) -> Option<Tag> {
     (tag_file(&tag) == name).then_some(tag)
 }
 
+/// Whether a path is one of [`tag`].
+pub(super) fn is_tag(path: &Path) -> bool {
+    path.parent().is_some_and(|parent| parent.ends_with("_tags"))
+}
+
 /// Upstream, repository and tag of a path of [`tag`].
 pub(super) fn parse_tag(path: &Path) -> Option<(UpstreamName, RepoName, Tag)> {
     let mut parts = path.strip_prefix(REFS).ok()?.iter().map(|part| part.to_str());

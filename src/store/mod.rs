@@ -87,8 +87,10 @@ struct Inner {
     epoch: Epoch,
     metrics: Metrics,
     /// Held while a name in `blobs/` is looked at and changed, so that quarantine and eviction never hit a file that
-    /// was published in between. Taken before every other lock; never over a sync.
+    /// was published in between. Never held over a sync, nor together with `tags`; other locks come after it.
     names: Mutex<()>,
+    /// Held while a tag's file is read and then changed, so that eviction never removes one that has just moved.
+    tags: Mutex<()>,
     /// Jobs on the blocking pool that nobody awaits.
     jobs: TaskTracker,
     closed: AtomicBool,
@@ -124,7 +126,7 @@ impl Store {
         }
         recover::remove_temporary(&disk);
         let records = Records::default();
-        let epoch = Epoch::begin(&disk, &records)?;
+        let epoch = Epoch::begin(&disk, &records);
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
@@ -137,6 +139,7 @@ impl Store {
             epoch,
             metrics,
             names: Mutex::new(()),
+            tags: Mutex::new(()),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),
             lock,

@@ -73,6 +73,7 @@ impl Store {
     }
 
     async fn load_index(&self) -> Result<(), StoreError> {
+        self.blocking(|inner| Ok(inner.hints.wait_open())).await?;
         let mut after = None::<Vec<u8>>;
         loop {
             let from = after.take();
@@ -81,15 +82,16 @@ impl Store {
                 for (digest, hint, used) in part.found {
                     inner.books.found(Short::from(&digest), hint.len, used);
                 }
+                if part.next.is_none() {
+                    inner.books.with_order(Order::sort);
+                }
                 Ok(part.next)
             };
             after = self.blocking(step).await?;
             if after.is_none() {
-                break;
+                return Ok(());
             }
         }
-        self.0.books.with_order(Order::sort);
-        Ok(())
     }
 
     async fn scan_blobs(&self) -> Result<(), StoreError> {

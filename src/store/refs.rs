@@ -13,6 +13,8 @@ use super::layout::{self, REFS};
 use super::{Inner, Store, StoreError};
 use crate::oci::{Digest, RepoName, Tag, UpstreamName, Via};
 
+/// Longest body of a list that is kept.
+const LIST: usize = 4 << 20;
 /// Lists that are kept of one repository; which queries are asked is up to clients.
 const LISTS: usize = 256;
 
@@ -30,7 +32,7 @@ pub struct TagRecord {
 }
 
 /// As what upstream served a digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkKind {
     /// As a manifest.
@@ -126,6 +128,15 @@ impl LinkKind {
     }
 }
 
+// === impl Link ===
+
+impl Link {
+    /// The link of a blob of `size` bytes.
+    pub const fn blob(via: Via, size: u64) -> Self {
+        Self { kind: LinkKind::Blob, via, media_type: None, size, subject: None, artifact_type: None }
+    }
+}
+
 // === impl Access ===
 
 impl Access {
@@ -164,6 +175,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let (path, record) = (layout::tag(up, repo, tag), record.clone());
         let write = move |inner: &Arc<Inner>| {
+            let _tags = inner.tags.lock();
             let before = inner.records.read::<TagRecord>(&inner.disk, &path);
             if before.as_ref() != Some(&record) {
                 inner.records.write(&inner.disk, &inner.group, &path, &record)?;
@@ -185,6 +197,7 @@ impl Store {
         let path = layout::tag(up, repo, tag);
         let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
         let remove = move |inner: &Arc<Inner>| {
+            let _tags = inner.tags.lock();
             if let Some(before) = inner.records.read::<TagRecord>(&inner.disk, &path) {
                 inner.hints.set_ref(&before.digest, &path, false);
                 inner.books.set_tagged(&before.digest, false);
@@ -283,7 +296,8 @@ impl Store {
         self.blocking(move |inner| Ok(inner.records.read(&inner.disk, &path))).await
     }
 
-    /// Remembers the answer to a list. Written only if it differs; a repository keeps a bounded number of them.
+    /// Remembers the answer to a list. Written only if it differs; a repository keeps a bounded number of them, and
+    /// none of more than 4 MiB.
     pub async fn set_list(
         &self,
         up: &UpstreamName,
@@ -292,6 +306,9 @@ impl Store {
         query: &str,
         list: &StoredList,
     ) -> Result<(), StoreError> {
+        if list.body.len() > LIST {
+            return Ok(());
+        }
         let (path, list) = (kind.path(up, repo, query), list.clone());
         let write = move |inner: &Arc<Inner>| {
             if inner.records.read::<StoredList>(&inner.disk, &path).as_ref() == Some(&list) {
@@ -366,7 +383,11 @@ impl Inner {
                 Some(found) => self.set_tree_aside(&tree, &found.url, url)?,
                 None => {}
             }
-            self.records.write(&self.disk, &self.group, &path, &origin)?;
+            if let Err(error) = self.records.write(&self.disk, &self.group, &path, &origin) {
+                // Tried again at the next start; a full disk does not keep the store from opening.
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(upstream = %name, error, "where the refs came from could not be put down");
+            }
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -80,6 +81,8 @@ impl SledIndex {
 fn open(path: &Path) -> Result<SledIndex, IndexError> {
     let fail = |source| IndexError { action: "open", source };
     remove_half_snapshots(path).map_err(|e| fail(e.into()))?;
+    // sled would make it readable to all. What else stands there is for sled to complain about.
+    let _ = std::fs::DirBuilder::new().mode(0o750).create(path);
     let config = sled::Config::new().path(path).cache_capacity(CACHE).mode(sled::Mode::LowSpace);
     let db = config.open().map_err(|e| fail(e.into()))?;
     Ok(SledIndex { db })

@@ -92,15 +92,24 @@ impl Stamp {
 impl Epoch {
     /// The epoch of a run that begins now: the last one if that ended cleanly, else a new one. Until [`Epoch::end`],
     /// the disk says that the store is in use, so a crash from here on is seen.
-    pub(super) fn begin(disk: &Disk, records: &Records) -> Result<Self, StoreError> {
+    pub(super) fn begin(disk: &Disk, records: &Records) -> Self {
         let last: Option<State> = records.read(disk, &path());
         let epoch = match last {
             Some(State { epoch, clean: true }) => epoch,
             // Random: a counter would repeat an old epoch when the file is lost.
             _ => Self(fastrand::u64(1..)),
         };
-        epoch.write(disk, false)?;
-        Ok(epoch)
+        if let Err(error) = epoch.write(disk, false) {
+            // A full disk is no reason not to start. Without the file the next start begins a new epoch, and removing
+            // it takes no space.
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the start of this run could not be put down");
+            if let Err(error) = disk.unlink(&path()) {
+                tracing::warn!(%error, "nor could the last one's end be taken back: its stamps are not used");
+                return Self(fastrand::u64(1..));
+            }
+        }
+        epoch
     }
 
     /// Puts down that the store was closed with all its data on the disk.
@@ -139,14 +148,14 @@ mod tests {
         let disk = Disk::open(root.path()).unwrap();
         super::super::layout::prepare(&disk).unwrap();
         let records = Records::default();
-        let first = Epoch::begin(&disk, &records).unwrap();
-        let second = Epoch::begin(&disk, &records).unwrap();
+        let first = Epoch::begin(&disk, &records);
+        let second = Epoch::begin(&disk, &records);
         assert_ne!(first, second, "the first run did not end cleanly");
         second.end(&disk).unwrap();
-        assert_eq!(Epoch::begin(&disk, &records).unwrap(), second, "a clean stop continues the epoch");
-        assert_ne!(Epoch::begin(&disk, &records).unwrap(), second, "but only once");
+        assert_eq!(Epoch::begin(&disk, &records), second, "a clean stop continues the epoch");
+        assert_ne!(Epoch::begin(&disk, &records), second, "but only once");
         std::fs::write(root.path().join("state/epoch"), "").unwrap();
-        assert_ne!(Epoch::begin(&disk, &records).unwrap(), second, "a lost file begins a new one");
+        assert_ne!(Epoch::begin(&disk, &records), second, "a lost file begins a new one");
         assert_eq!(std::fs::read_dir(root.path().join("fills")).unwrap().count(), 0, "no stray file");
     }
 

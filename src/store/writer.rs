@@ -20,7 +20,6 @@ use tokio::sync::{Notify, watch};
 use super::blob::Trust;
 use super::capacity::Reservation;
 use super::disk::{self, Disk};
-use super::error::is_full;
 use super::layout::{self, FILLS};
 use super::stamp::Stamp;
 use super::temporary::Temporary;
@@ -167,7 +166,9 @@ impl BlobWriter {
         let publish = move || {
             let state = std::mem::replace(&mut shared.queue.lock().state, State::Gone);
             match state {
-                State::Idle(work) => work.publish(&shared.inner, &shared.digest),
+                State::Idle(work) if !shared.inner.closed.load(Ordering::SeqCst) => {
+                    work.publish(&shared.inner, &shared.digest)
+                }
                 _ => Err(StoreError::Stopped),
             }
         };
@@ -333,9 +334,8 @@ impl Work {
             }
             other => other,
         };
-        let temporary = inner
-            .with_room(length.unwrap_or(STEP), create)
-            .map_err(|e| StoreError::io("make a file in", directory, e))?;
+        // Failing to make a file means that inodes are used up: one blob less is enough.
+        let temporary = inner.with_room(1, create).map_err(|e| StoreError::io("make a file in", directory, e))?;
         if let Some(length) = length.filter(|length| *length >= ALLOCATE) {
             let allocate = || disk::allocate(temporary.file(), length);
             if inner.with_room(length, allocate).map_err(|e| StoreError::io("allocate a file in", directory, e))? {
@@ -356,7 +356,7 @@ impl Work {
         }
         for chunk in chunks {
             let write = || self.temporary.file().write_all_at(chunk, self.written);
-            inner.with_room(STEP, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
+            inner.with_room(chunk.len() as u64, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
             self.hasher.update(chunk);
             self.written += chunk.len() as u64;
             self.reservation.allocated(chunk.len() as u64);
@@ -408,14 +408,6 @@ impl Work {
 // === impl Inner ===
 
 impl Inner {
-    /// Runs a call that takes disk space; if there is none, older blobs make room once.
-    fn with_room<T>(&self, bytes: u64, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        match call() {
-            Err(error) if is_full(&error) && self.evict(bytes.max(STEP)) > 0 => call(),
-            other => other,
-        }
-    }
-
     /// The file that is already there under this digest, if it is known to be right.
     fn verified_file(&self, digest: &Digest, len: u64) -> Option<(Arc<File>, Stamp)> {
         let known = self.hints.blob(digest, self.epoch)?.stamp?;

@@ -1,0 +1,139 @@
+//! What the fuzz targets check, one function a parser of foreign bytes; `tests/corpus.rs` replays the corpora through
+//! the same functions with a stable compiler.
+#![allow(dead_code, reason = "each target uses one function")]
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use http::HeaderValue;
+use ocistern::config::{Config, Listener};
+use ocistern::http::range::{self, Multipart, Ranges};
+use ocistern::http::route::{self, Directory, Endpoint, Routed};
+use ocistern::oci::{Digest, Reference, RepoName, Tag, UpstreamName};
+
+// Private to its module, so it is compiled in here; it uses nothing of the crate.
+#[path = "../src/upstream/challenge.rs"]
+mod challenge_parser;
+
+/// `HOST \n PATH \n QUERY`: whatever parses is within the grammar and within the configured upstreams.
+pub fn route(data: &[u8]) {
+    static WORLD: OnceLock<(Directory, Listener, BTreeMap<UpstreamName, ()>)> = OnceLock::new();
+    let (directory, listener, names) = WORLD.get_or_init(|| {
+        let config = Config::from_toml(
+            r#"
+            root = "/nonexistent"
+            builtin_upstreams = false
+            [[listener]]
+            address = "127.0.0.1:0"
+            default_upstream = "docker.io"
+            hostnames = { "reg.test" = "reg.example" }
+            [upstream."docker.io"]
+            url = "https://registry-1.docker.io"
+            library = true
+            [upstream."reg.example"]
+            url = "https://reg.example"
+            "#,
+        )
+        .expect("the fixed configuration is valid");
+        let names = config.upstreams.keys().map(|name| (name.clone(), ())).collect();
+        (Directory::new(&config), config.listeners[0].clone(), names)
+    });
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut lines = text.splitn(3, '\n');
+    let host = lines.next().filter(|host| !host.is_empty());
+    let path = lines.next().unwrap_or_default();
+    let query = lines.next();
+    let Ok(Routed::Resource(found)) = route::parse(directory, listener, host, path, query) else { return };
+    assert!(names.contains_key(&found.upstream), "an upstream that is not configured");
+    let repo = match &found.endpoint {
+        Endpoint::Catalog => None,
+        Endpoint::Manifest(repo, reference) => {
+            assert_eq!(reference.to_string().parse::<Reference>().as_ref(), Ok(reference));
+            Some(repo)
+        }
+        Endpoint::Blob(repo, digest) | Endpoint::Referrers(repo, digest) => {
+            assert_eq!(digest.to_string().parse::<Digest>(), Ok(*digest));
+            Some(repo)
+        }
+        Endpoint::Tags(repo) | Endpoint::Upload(repo) => Some(repo),
+    };
+    if let Some(repo) = repo {
+        assert_eq!(repo.as_str().parse::<RepoName>().as_ref(), Ok(repo));
+        assert!(repo.parts().all(|part| !matches!(part, "" | "." | "..") && !part.starts_with('_')));
+    }
+    let asked_ns =
+        |pair: &str| pair.split('=').next().is_some_and(|key| percent_encoding::percent_decode_str(key).eq(*b"ns"));
+    assert!(!found.query.split('&').any(asked_ns), "ns is taken out of the query");
+}
+
+/// Names, tags, references and names of upstreams: what parses prints as it was, and is one harmless file name a part.
+pub fn name(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(name) = text.parse::<RepoName>() {
+        assert_eq!(name.as_str(), text);
+        assert!(name.parts().all(|part| !matches!(part, "" | "." | "..") && !part.starts_with('_')));
+        assert!(name.with_library().as_str().parse::<RepoName>().is_ok());
+    }
+    if let Ok(tag) = text.parse::<Tag>() {
+        assert_eq!(tag.as_str(), text);
+        assert!(!text.contains('/') && !text.starts_with('.') && !text.is_empty() && text.len() <= 128);
+    }
+    if let Ok(reference) = text.parse::<Reference>() {
+        assert_eq!(reference.to_string(), text);
+    }
+    if let Ok(upstream) = text.parse::<UpstreamName>() {
+        assert_eq!(upstream.as_str(), text);
+        assert!(!text.contains(['/', '\\', '\0']) && !text.starts_with('.'));
+    }
+}
+
+/// A digest has one spelling, and is bytes.
+pub fn digest(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(digest) = text.parse::<Digest>() {
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(digest.as_bytes().len(), digest.algorithm().size());
+        assert_eq!(Digest::from_parts(digest.algorithm(), &digest.hex()), Ok(digest));
+    }
+}
+
+/// 8 bytes of length, then a `Range` field: parts lie within the content, are disjoint, and are few.
+pub fn range(data: &[u8]) {
+    let Some((length, field)) = data.split_first_chunk::<8>() else { return };
+    let length = u64::from_le_bytes(*length);
+    let Ok(field) = HeaderValue::from_bytes(field) else { return };
+    let within = |part: &std::ops::Range<u64>| part.start < part.end && part.end <= length;
+    match range::parse(Some(&field), length) {
+        Ranges::Whole => {}
+        Ranges::Unsatisfiable => assert!(range::unsatisfied(length).ends_with(&length.to_string())),
+        Ranges::One(part) => {
+            assert!(within(&part));
+            assert!(range::content_range(&part, length).starts_with("bytes "));
+        }
+        Ranges::Many(parts) => {
+            assert!(parts.len() >= 2 && parts.len() <= range::MAX_RANGES && parts.iter().all(within));
+            let mut sorted = parts.clone();
+            sorted.sort_by_key(|part| part.start);
+            assert!(sorted.windows(2).all(|two| two[0].end <= two[1].start), "parts overlap");
+            let framed = Multipart::new(parts, length, "application/octet-stream");
+            assert!(framed.content_length() > 0);
+        }
+    }
+    range::if_range(Some(&field), "\"sha256:x\"");
+}
+
+/// A `WWW-Authenticate` field: bounded, and nothing that is no challenge.
+pub fn challenge(data: &[u8]) {
+    for challenge in challenge_parser::parse_value(data) {
+        if let challenge_parser::Challenge::Bearer(bearer) = challenge {
+            assert!(!bearer.realm.is_empty());
+            assert!(bearer.realm.len() + bearer.service.len() + bearer.scope.len() <= data.len() * 3);
+        }
+    }
+    if let Ok(value) = HeaderValue::from_bytes(data) {
+        let mut headers = http::HeaderMap::new();
+        headers.append(http::header::WWW_AUTHENTICATE, value.clone());
+        headers.append(http::header::WWW_AUTHENTICATE, value);
+        assert!(challenge_parser::parse(&headers).len() <= 8);
+    }
+}

@@ -1,0 +1,27 @@
+//! What the behaviour tests share: a scripted upstream registry, a client that tells a clean end from a cut, content
+//! with known digests, an ocistern in this process, and the invariants that hold after every case.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::format_push_string,
+    clippy::needless_pass_by_value,
+    clippy::unused_async,
+    reason = "test code; each test program uses its own part of it"
+)]
+
+pub mod cistern;
+pub mod client;
+pub mod clock;
+pub mod content;
+pub mod invariants;
+pub mod upstream;
+
+pub use cistern::Cistern;
+pub use client::{Ask, Client, Got, Live};
+pub use clock::{eventually, patiently};
+pub use content::Image;
+pub use upstream::{Gate, Upstream, acts};

@@ -1,0 +1,110 @@
+//! The scripted upstream's sockets: listening, refusing, and the loop over the requests of a connection.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::wire::{Conn, Request};
+use super::{Entry, Shared};
+
+/// A port, which may be listening or not.
+pub struct Server {
+    /// Bound, never listening: holds the port while nobody listens, so that a refused connection is refused and
+    /// does not reach another test's server.
+    reserved: Socket,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Reserves a free port without listening on it.
+    pub fn reserve() -> Self {
+        Self { reserved: bind(0), tasks: JoinSet::new() }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.reserved.local_addr().unwrap().as_socket().unwrap().port()
+    }
+
+    /// Ends the listener and every connection.
+    pub fn down(&mut self) {
+        self.tasks = JoinSet::new();
+    }
+
+    /// Listens.
+    pub fn up(&mut self, shared: &Arc<Shared>) {
+        let socket = bind(self.port());
+        socket.listen(1024).unwrap();
+        let listener = TcpListener::from_std(socket.into()).unwrap();
+        self.tasks.spawn(accept(listener, Arc::clone(shared)));
+    }
+}
+
+fn bind(port: u16) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()).unwrap();
+    socket
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    // Owned here: aborting this task ends the connections too.
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        connections.spawn(converse(stream, Arc::clone(&shared)));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn converse(stream: TcpStream, shared: Arc<Shared>) {
+    // Without this, small pieces wait for the kernel's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let mut conn = match &shared.tls {
+        None => Conn::Plain(stream),
+        Some(acceptor) => match acceptor.accept(stream).await {
+            Ok(stream) => Conn::Tls(Box::new(stream)),
+            Err(_) => return,
+        },
+    };
+    let mut buffer = Vec::new();
+    while let Ok(Some(request)) = Request::read(&mut conn, &mut buffer).await {
+        let reply = shared.reply(&request);
+        let sent = Arc::new(AtomicU64::new(0));
+        let entry = Entry { request, at: tokio::time::Instant::now(), status: reply.status, sent: Arc::clone(&sent) };
+        shared.log.send_modify(|log| log.push(entry));
+        if !matches!(reply.write(&mut conn, &sent).await, Ok(true)) {
+            return;
+        }
+    }
+}
+
+/// A TLS server for 127.0.0.1 and localhost, and its CA's certificate as PEM.
+pub fn tls_acceptor() -> (TlsAcceptor, String) {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_certificate = ca.self_signed(&ca_key).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+        )
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), ca_certificate.pem())
+}
