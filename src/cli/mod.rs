@@ -2,7 +2,7 @@
 //!
 //! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
 
-mod config;
+pub mod config;
 mod log;
 mod serve;
 

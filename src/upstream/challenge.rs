@@ -236,7 +236,8 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_challenge() {
-        let many = format!("Bearer {}realm=\"x\"", (0..20).map(|n| format!("p{n}=1,")).collect::<String>());
+        let many =
+            format!("Bearer {}realm=\"x\"", (0..20).map(|n| format!("p{n}=1")).collect::<Vec<_>>().join(",") + ",");
         for text in [
             "",
             ",,,",

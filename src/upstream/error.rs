@@ -321,8 +321,11 @@ impl Fault {
     /// to see one has no time left.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Broken(_) | Self::RateLimited { .. } => true,
-            Self::Token(TokenFault::Away { .. }) | Self::Redirect(RedirectFault::Refused { .. }) => true,
+            Self::Unreachable(_)
+            | Self::Broken(_)
+            | Self::RateLimited { .. }
+            | Self::Token(TokenFault::Away { .. })
+            | Self::Redirect(RedirectFault::Refused { .. }) => true,
             Self::Protocol(ProtocolFault::Length { expected, actual }) => actual < expected,
             Self::Status { status, .. } | Self::Token(TokenFault::Status { status, .. }) => {
                 matches!(status.as_u16(), 502..=504)

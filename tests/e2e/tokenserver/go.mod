@@ -1,0 +1,3 @@
+module ocistern/tests/e2e/tokenserver
+
+go 1.25.0
