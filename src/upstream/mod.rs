@@ -41,6 +41,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 pub use address::AddressClass;
 pub use ask::{Answer, Ask};
 pub use body::UpstreamBody;
+pub use challenge::{Bearer, Challenge, parse_challenges};
 pub use client::TrustError;
 pub use credentials::{CredentialFault, HelperFault};
 pub use error::{Cause, Class, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError};

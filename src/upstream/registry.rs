@@ -81,17 +81,17 @@ impl Registry {
             return Err(Fault::Sealed.of(self.name()));
         }
         let mut retries = Retries::until(ask.deadline);
-        let mut first = None;
+        let mut last = None;
         loop {
             let fault = match Box::pin(self.attempt(&ask)).await {
                 Ok(answer) => return Ok(answer),
                 // What opened the breaker tells more than that it is open.
-                Err(fault @ Fault::BreakerOpen { .. }) => first.unwrap_or(fault),
+                Err(fault @ Fault::BreakerOpen { .. }) => return Err(last.unwrap_or(fault).of(self.name())),
                 Err(fault) => fault,
             };
             let Some(pause) = retries.after(&fault) else { return Err(fault.of(self.name())) };
             tracing::debug!(upstream = %self.name(), ?ask, %fault, ?pause, "asking again");
-            first = Some(fault);
+            last = Some(fault);
             sleep(pause).await;
         }
     }

@@ -168,7 +168,7 @@ impl Walk<'_> {
         if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return protocol(ProtocolFault::ContentEncoding);
         }
-        if head.status == StatusCode::PARTIAL_CONTENT && part_start(&headers) != self.ask.range_start() {
+        if head.status == StatusCode::PARTIAL_CONTENT && !self.ask.wants_part_from(part_start(&headers)) {
             return protocol(ProtocolFault::Range);
         }
         let length = match headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok()) {
