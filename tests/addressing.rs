@@ -113,7 +113,7 @@ async fn the_world_is_closed() {
 
 #[tokio::test]
 async fn an_unmapped_host_header_is_no_address() {
-    let (cistern, ..) = two().await;
+    let (cistern, _hub, _other, ..) = two().await;
     let trap = Upstream::start().await;
     let head = format!(
         "GET /v2/alpine/manifests/3.20 HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\n\r\n",
@@ -131,7 +131,7 @@ async fn an_unmapped_host_header_is_no_address() {
 
 #[tokio::test]
 async fn the_namespace_is_told_back() {
-    let (cistern, ..) = two().await;
+    let (cistern, _hub, _other, ..) = two().await;
     for method in [Method::GET, Method::HEAD] {
         let got = cistern.send(Ask::new(method, "/v2/org/app/manifests/1.0?ns=reg.example")).await;
         assert_eq!((got.status, got.header("oci-namespace")), (200, "reg.example"), "{}", got.summary());

@@ -381,8 +381,8 @@ async fn tokens_of_every_shape_are_understood_and_kept() {
         ("access_token", Some(300), None, 1),
         ("access_token", None, Some(300), 1),
         ("token", None, None, 1),
-        // Expired on arrival, or all but: usable once, and not kept.
-        ("token", None, Some(1), 3),
+        // Expired on arrival: usable once, and not kept.
+        ("token", None, Some(0), 3),
     ] {
         let upstream = Upstream::start().await;
         let images = [image(20), image(21), image(22)];

@@ -41,6 +41,8 @@ pub(super) struct Described {
 pub(super) enum Checked {
     /// The tag still means what is known.
     Current,
+    /// It means something else now, which is in the store too.
+    Back(Digest),
     /// It means something else now.
     Moved(Described),
     /// It means something else now, and since upstream's HEAD is unusable the check has brought it along.
@@ -114,10 +116,18 @@ impl Cache {
                 self.confirm(target, tag, now);
                 return Ok(Checked::Current);
             }
+            if self.stored_manifest(target, &described.digest).await?.is_some() {
+                let Described { digest, media_type, size, etag, .. } = described;
+                self.keep_tag(target, tag, &TagRecord { digest, media_type, size, etag }, now).await;
+                return Ok(Checked::Back(digest));
+            }
             self.seen_tags.insert((target.clone(), tag.clone()), described.clone());
             return Ok(Checked::Moved(described));
         }
-        match self.fetch(target, &reference, known.etag.as_deref()).await? {
+        let fetched = self.fetch(target, &reference, known.etag.as_deref()).await?;
+        // The GET is answered, so it was the HEAD that upstream refused, and not the content.
+        self.remember_unusable_head(target);
+        match fetched {
             None => {
                 self.confirm(target, tag, now);
                 Ok(Checked::Current)
@@ -146,6 +156,7 @@ impl Cache {
                 }
                 let (flight, _) = cache.start_fetch(&target, &reference)?;
                 let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
+                cache.remember_unusable_head(&target);
                 let via = cache.registry(&target.upstream)?.via();
                 Ok(Described {
                     digest: fetched.digest,
@@ -167,23 +178,33 @@ impl Cache {
         }
         let registry = self.registry(&target.upstream)?;
         let ask = Ask::manifest(Method::HEAD, &target.repo, reference, Instant::now() + ANSWER_WITHIN);
-        let unusable = match registry.fetch(ask).await {
-            Ok(answer) => match describe(&answer, reference) {
-                Some(described) => return Ok(Some(described)),
-                None => true,
-            },
-            // 403 may mean that the content is refused: the GET that follows tells, and nothing is remembered.
+        match registry.fetch(ask).await {
+            Ok(answer) => {
+                let described = describe(&answer, reference);
+                if described.is_none() {
+                    self.remember_unusable_head(target);
+                }
+                Ok(described)
+            }
             Err(error) => match &error.fault {
-                Fault::Forbidden { .. } => false,
-                Fault::Status { status, .. } if matches!(status.as_u16(), 400 | 405 | 501) => true,
-                _ => return Err(error.into()),
+                // It may be the content that is refused: the GET that follows tells.
+                Fault::Forbidden { .. } => Ok(None),
+                Fault::Status { status, .. } if matches!(status.as_u16(), 400 | 405 | 501) => {
+                    self.remember_unusable_head(target);
+                    Ok(None)
+                }
+                _ => Err(error.into()),
             },
-        };
-        if unusable {
-            tracing::info!(upstream = %target.upstream, "upstream's HEAD of manifests is unusable; asking by GET from now on");
-            self.heads_unusable.lock().insert(target.upstream.clone());
         }
-        Ok(None)
+    }
+
+    fn remember_unusable_head(&self, target: &Target) {
+        if self.heads_unusable.lock().insert(target.upstream.clone()) {
+            tracing::info!(
+                upstream = %target.upstream,
+                "upstream does not answer HEAD of manifests usefully; it is asked by GET from now on"
+            );
+        }
     }
 
     /// Upstream's GET, checked and kept; none: not modified since `etag`.

@@ -21,7 +21,7 @@ use crate::store::{BlobWriter, Link};
 use crate::upstream::{Answer, Ask, Registry, UpstreamError};
 
 /// Tries to continue a broken body without a single byte of progress between them.
-const RESUMES_WITHOUT_PROGRESS: u32 = 5;
+const RESUMES_WITHOUT_PROGRESS: u32 = 3;
 
 /// The running fills, one per digest across all names and clients.
 #[derive(Default)]

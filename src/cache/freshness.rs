@@ -44,7 +44,7 @@ mod tests {
     fn by_policy_and_age() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let ago = |seconds| Some(now - Duration::from_secs(seconds));
-        let five_minutes = TagPolicy::For(Duration::from_secs(300));
+        let five_minutes = TagPolicy::For(Duration::from_mins(5));
         assert_eq!(judge(five_minutes, ago(299), now), Freshness::Fresh);
         assert_eq!(judge(five_minutes, ago(300), now), Freshness::Expired);
         assert_eq!(judge(five_minutes, None, now), Freshness::Expired, "never confirmed");

@@ -158,6 +158,7 @@ fn has_no_referrers_api(error: &CacheError) -> bool {
             Fault::Redirect(_) | Fault::Protocol(_) => true,
             _ => error.class() == Class::Missing,
         },
+        CacheError::BadAnswer { .. } => true,
         _ => false,
     }
 }

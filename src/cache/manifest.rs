@@ -115,6 +115,13 @@ impl Cache {
         let moved_to = match timeout(REVALIDATION_PATIENCE, flight.result()).await {
             Err(_) | Ok(None) => return Ok(stale(known)),
             Ok(Some(Ok(Checked::Current))) => return Ok(known),
+            Ok(Some(Ok(Checked::Back(digest)))) => {
+                // Stored a moment ago; if it has been evicted since, this is a miss like any other.
+                return match self.stored_manifest(target, &digest).await? {
+                    Some(manifest) => Ok(manifest),
+                    None => self.ask(target, &Reference::Tag(tag.clone()), want).await,
+                };
+            }
             Ok(Some(Ok(Checked::Moved(described)))) => described,
             Ok(Some(Ok(Checked::Fetched(fetched)))) => return Ok(fetched.into_manifest(role, want)),
             Ok(Some(Err(error))) if error.is_unavailable() => return Ok(stale(known)),

@@ -204,7 +204,7 @@ fn out_of_time(target: &Target) -> CacheError {
 /// A failure of the writer: wrong content is upstream's fault, everything else the store's.
 fn blame(error: StoreError, upstream: &UpstreamName) -> CacheError {
     match error {
-        StoreError::DigestMismatch { expected, actual } => CacheError::wrong_content(upstream, expected, actual),
+        StoreError::DigestMismatch { expected, actual } => CacheError::wrong_content(upstream, *expected, *actual),
         StoreError::LengthMismatch { .. } => {
             CacheError::BadAnswer { upstream: upstream.clone(), reason: "a body of another length than it announced" }
         }

@@ -19,7 +19,7 @@ pub(super) fn start(log: &Log) -> Result<(), ParseError> {
         LogFormat::Json => true,
     };
     // Only a second call could fail; the first one's log stays.
-    let _ = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
+    let _ = if json { builder.json().flatten_event(true).with_span_list(false).try_init() } else { builder.try_init() };
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
 
-mod config;
+pub mod config;
 mod log;
 mod serve;
 
@@ -47,9 +47,13 @@ enum ConfigCommand {
 
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
-    /// Configuration file [default: the first of $OCISTERN_CONFIG, $XDG_CONFIG_HOME/ocistern/config.toml,
-    /// /etc/ocistern/config.toml]
-    #[arg(long, value_name = "FILE")]
+    /// Configuration file
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Configuration file [default: the first of $OCISTERN_CONFIG, $XDG_CONFIG_HOME/ocistern/config.toml, \
+                /etc/ocistern/config.toml]"
+    )]
     config: Option<PathBuf>,
 }
 

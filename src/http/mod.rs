@@ -147,10 +147,15 @@ pub async fn handle<B: http_body::Body>(
 ) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let mut record = Record::new(&app.metrics, peer, parts.method.clone());
-    let mut response = match answer(app, listener, peer, &parts, body.is_end_stream(), &mut record).await {
+    // No request of this version has a body that is read. What is left of one must not be taken for the next request.
+    let has_body = !body.is_end_stream() || parts.headers.contains_key(TRANSFER_ENCODING);
+    let mut response = match answer(app, listener, peer, &parts, has_body, &mut record).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     };
+    if has_body {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if parts.version >= Version::HTTP_2 {
         // A field of the connection has no place in HTTP/2 (RFC 9113, 8.2.2).
         response.headers_mut().remove(CONNECTION);
@@ -163,7 +168,7 @@ async fn answer(
     listener: &ListenerState,
     peer: Peer,
     parts: &Parts,
-    without_body: bool,
+    has_body: bool,
     record: &mut Record,
 ) -> Result<Response<Body>, Failure> {
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
@@ -172,9 +177,9 @@ async fn answer(
     if !reads && !matches!(parts.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE) {
         return Err(Failure::method("the registry API has no such method").closing());
     }
-    if reads && !(without_body && !parts.headers.contains_key(TRANSFER_ENCODING)) {
+    if reads && has_body {
         let message = "a GET or HEAD request has no body here; send it without one";
-        return Err(Failure::bad_request(ErrorCode::Unsupported, message).closing());
+        return Err(Failure::bad_request(ErrorCode::Unsupported, message));
     }
     let routed = route::parse(&app.directory, &listener.config, host, parts.uri.path(), parts.uri.query());
     let route = match routed? {
@@ -192,9 +197,7 @@ async fn answer(
             "this version of ocistern only pulls; push to and delete from upstream {} itself, not through ocistern",
             route.upstream
         );
-        // The body, if there is one, stays unread.
-        let failure = Failure::method(message);
-        return Err(if without_body { failure } else { failure.closing() });
+        return Err(Failure::method(message));
     }
     check_access(app, listener, peer, host, parts, &route)?;
     let namespace = route.namespace.clone();

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::access::Peer;
-use super::respond::{Body, BodyError};
+use super::respond::{Body, BodyError, Reason};
 use super::route::{Endpoint, Form, Ping, Route};
 use crate::metrics::{Kind, Metrics, Outcome, Source};
 use crate::oci::{RepoName, UpstreamName};
@@ -48,6 +48,7 @@ pub(super) struct Record {
     reference: Option<String>,
     status: Option<StatusCode>,
     served: Option<Served>,
+    reason: Option<Reason>,
     /// Bytes of the body handed to hyper.
     sent: u64,
     end: End,
@@ -90,6 +91,7 @@ impl Record {
             reference: None,
             status: None,
             served: None,
+            reason: None,
             sent: 0,
             end: End::Open,
             counted: false,
@@ -117,6 +119,7 @@ impl Record {
     pub(super) fn follow(mut self, mut response: Response<Body>) -> Response<Body> {
         self.status = Some(response.status());
         self.served = response.extensions_mut().remove();
+        self.reason = response.extensions_mut().remove();
         let head_only = self.method == Method::HEAD
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         response.map(|inner| {
@@ -178,6 +181,7 @@ impl Drop for Record {
             status,
             bytes = self.sent,
             end = self.end.as_str(),
+            error = self.reason.as_ref().map(|reason| &*reason.0),
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             peer = %self.peer,
             "request"

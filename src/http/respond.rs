@@ -4,6 +4,7 @@
 //! wrong, where (client, ocistern, upstream) and what to do; its cause goes to the log only.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +39,10 @@ pub struct Failure {
     /// The cause, for the log.
     pub source: Option<BodyError>,
 }
+
+/// Why an answer is an error: the extension from which the record of the request has it.
+#[derive(Debug, Clone)]
+pub(super) struct Reason(pub(super) Arc<str>);
 
 // === impl Failure ===
 
@@ -113,8 +118,10 @@ impl Failure {
     /// Logs it and makes it a response.
     pub fn into_response(self) -> Response<Body> {
         self.log();
+        let reason = Reason(self.message.as_str().into());
         let body = ErrorBody::new(self.code, self.message).to_json();
         let mut response = json(self.status, body);
+        response.extensions_mut().insert(reason);
         let headers = response.headers_mut();
         headers.extend(self.headers);
         if let Some(after) = self.retry_after {

@@ -477,7 +477,7 @@ impl RouteError {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::sync::Arc;
+    use std::sync::{Arc, LazyLock};
 
     use proptest::prelude::*;
 
@@ -597,8 +597,8 @@ mod tests {
         let digest: Digest = DIGEST.parse().unwrap();
         for (tail, expected) in [
             ("manifests/v1".to_owned(), Endpoint::Manifest(repo.clone(), "v1".parse().unwrap())),
-            (format!("manifests/{DIGEST}"), Endpoint::Manifest(repo.clone(), Reference::Digest(digest.clone()))),
-            (format!("blobs/{DIGEST}"), Endpoint::Blob(repo.clone(), digest.clone())),
+            (format!("manifests/{DIGEST}"), Endpoint::Manifest(repo.clone(), Reference::Digest(digest))),
+            (format!("blobs/{DIGEST}"), Endpoint::Blob(repo.clone(), digest)),
             (format!("referrers/{DIGEST}"), Endpoint::Referrers(repo.clone(), digest)),
             ("tags/list".to_owned(), Endpoint::Tags(repo.clone())),
             ("blobs/uploads".to_owned(), Endpoint::Upload(repo.clone())),
@@ -748,17 +748,19 @@ mod tests {
         assert_eq!(only_private.get("docker.io").unwrap().as_str(), "hub-private");
     }
 
+    static DIRECTORY: LazyLock<Directory> = LazyLock::new(directory);
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(20_000))]
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
         #[test]
         fn nothing_outside_the_grammar_gets_through(
             path in "(/(v2|ghcr\\.io|[a-zA-Z0-9._%:\\\\-]{0,8}|manifests|blobs|uploads|tags|list|%2[fF]|%2e%2e|%00)){0,7}/?",
             query in prop::option::of("(ns=(ghcr\\.io|[!-~]{0,8})&?|[a-z]=[a-z%]{0,3}&?){0,3}"),
             host in prop::option::of("[ -~]{0,12}"),
         ) {
-            let routed = parse(&directory(), &listener(Some("docker.io")), host.as_deref(), &path, query.as_deref());
+            let routed = parse(&DIRECTORY, &listener(Some("docker.io")), host.as_deref(), &path, query.as_deref());
             if let Ok(Routed::Resource(route)) = routed {
-                prop_assert!(directory().get(route.upstream.as_str()).is_some());
+                prop_assert!(DIRECTORY.get(route.upstream.as_str()).is_some());
                 if let Some(repo) = route.repo() {
                     prop_assert_eq!(&repo.as_str().parse::<RepoName>().unwrap(), repo);
                     prop_assert!(!repo.as_str().contains(".."), "{}", repo);
@@ -768,7 +770,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_it_panic(path in "\\PC{0,40}", query in "\\PC{0,40}", host in "\\PC{0,20}") {
-            let _ = parse(&directory(), &listener(None), Some(&host), &path, Some(&query));
+            let _ = parse(&DIRECTORY, &listener(None), Some(&host), &path, Some(&query));
         }
     }
 }

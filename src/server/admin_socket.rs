@@ -49,7 +49,7 @@ pub(super) fn prepare(path: &Path) -> io::Result<()> {
     }
     let metadata = std::fs::symlink_metadata(&directory)?;
     let ours = metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw();
-    if ours && metadata.mode() & 0o077 == 0 {
+    if ours && metadata.mode() & 0o777 == 0o700 {
         Ok(())
     } else {
         let message = format!("{} is not this user's alone; set admin.socket", directory.display());

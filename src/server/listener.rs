@@ -49,7 +49,7 @@ enum InheritedSocket {
 
 /// A socket could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {what}: {source}{}", advice(.source))]
+#[error("cannot listen on {what}{}", advice(.source))]
 pub struct ListenError {
     what: String,
     source: io::Error,
@@ -59,14 +59,14 @@ pub struct ListenError {
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "; another process has it: stop it (`ss -ltnp` or `ss -lxp` names it), or choose another address"
+            ": another process has it: stop it (`ss -ltnp` or `ss -lxp` names it), or choose another address"
         }
-        io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+        io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
         io::ErrorKind::PermissionDenied => {
-            "; a port below 1024 needs CAP_NET_BIND_SERVICE or a systemd socket, and a Unix socket a directory that \
+            ": a port below 1024 needs CAP_NET_BIND_SERVICE or a systemd socket, and a Unix socket a directory that \
              this user can write to"
         }
-        io::ErrorKind::NotFound => "; make its directory first",
+        io::ErrorKind::NotFound => ": its directory is missing, make it",
         _ => "",
     }
 }
@@ -301,7 +301,7 @@ mod tests {
             address,
             default_upstream: None,
             public_url: None,
-            hostnames: Default::default(),
+            hostnames: std::collections::BTreeMap::default(),
             tls: None,
             optional: false,
         }

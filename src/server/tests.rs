@@ -26,7 +26,7 @@ use crate::http::access::Peer;
 use crate::http::respond::{Body, BodyError, full};
 
 const SHORT: Duration = Duration::from_millis(100);
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// Answers by path; the gates are opened by the tests.
 #[derive(Clone, Default)]
@@ -86,7 +86,7 @@ impl http_body::Body for Endless {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 64 * 1024])))))
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 16 * 1024])))))
     }
 }
 

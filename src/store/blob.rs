@@ -71,8 +71,8 @@ impl Store {
         let (digest, blob) = (*digest, blob.clone());
         let work = move |inner: &Arc<Inner>| {
             let path = layout::blob(&digest);
-            let now = blob.file.metadata().map_err(|e| StoreError::io("look at", &path, e))?;
-            if Stamp::of(&now) == blob.seen {
+            let _names = inner.names.lock();
+            if inner.disk.metadata(&path).is_ok_and(|now| Stamp::of(&now) == blob.seen) {
                 inner.hints.set_blob(&digest, blob.len, Some((blob.seen, inner.epoch)));
             }
             Ok(())
@@ -131,7 +131,15 @@ impl Inner {
         let name = format!("{}-{}-{inode}", digest.algorithm().as_str(), digest.hex());
         let to = Path::new(QUARANTINE).join(name);
         self.hints.remove_blob(digest);
-        self.disk.rename(&path, &to).map_err(|e| StoreError::io("quarantine", &path, e))?;
+        let moved = self.disk.rename(&path, &to).or_else(|_| {
+            self.disk.make_dirs(Path::new(QUARANTINE))?;
+            self.disk.rename(&path, &to)
+        });
+        if let Err(error) = moved {
+            // It must not be found again, or it would never be fetched anew.
+            tracing::warn!(%digest, %error, "a bad blob could not be quarantined and is removed");
+            self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+        }
         self.books.unlinked(digest, inode, len);
         self.books.forget(&Short::from(digest));
         drop(names);

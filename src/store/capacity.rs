@@ -150,10 +150,11 @@ impl Books {
         if freed >= missing { found } else { Vec::new() }
     }
 
-    /// A blob is found on disk by a scan or in the index; it keeps its place in the order of use if it has one.
+    /// A blob is found on disk by a scan or in the index; it keeps its place in the order of use if it has one. A time in
+    /// the future, from a clock that was wrong, would keep it for ever: it counts as now.
     pub(super) fn found(&self, short: Short, len: u64, used: u32) {
         let mut state = self.state.lock();
-        state.put(short, len, used, false);
+        state.put(short, len, used.min(now()), false);
         self.show(&state);
     }
 
@@ -384,6 +385,15 @@ mod tests {
         assert_eq!(books.used_bytes(), 40);
         drop(second);
         assert_eq!(books.used_bytes(), 0);
+    }
+
+    #[test]
+    fn an_age_in_the_future_keeps_nothing_for_ever() {
+        let books = books(100);
+        books.found(Short::from(&digest(1)), 10, u32::MAX);
+        books.used(&digest(2), 10);
+        books.with_order(Order::sort);
+        assert_eq!(books.victims(10), [Short::from(&digest(1))]);
     }
 
     #[test]

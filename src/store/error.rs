@@ -24,10 +24,10 @@ pub enum StoreError {
     /// What was written is not what the digest names.
     #[error("the content's digest is {actual}, not {expected}")]
     DigestMismatch {
-        /// The digest that was asked for.
-        expected: Digest,
+        /// The digest that was asked for. (Boxed, like the other: digests are large, and errors should not be.)
+        expected: Box<Digest>,
         /// The digest of what came.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// What was written is shorter or longer than announced.
     #[error("{actual} bytes were written where {expected} were announced")]

@@ -17,6 +17,8 @@ use crate::oci::{Algorithm, Digest};
 
 /// How often room is made for one fill before it is given up: others may take it in between.
 const ATTEMPTS: u32 = 3;
+/// What is freed at least, where there is as much, when the file system is full although the books saw room.
+const STEP: u64 = 1 << 20;
 /// Refs that are removed at a time.
 const BATCH: usize = 256;
 
@@ -58,11 +60,19 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             match call() {
                 // The books saw room, so the file system needs more than the content: blocks, inodes, its own records.
-                Err(error) if is_full(&error) && self.evict(bytes) => {}
+                Err(error) if is_full(&error) && (self.evict(bytes.max(STEP)) || self.evict(bytes)) => {}
                 other => return other,
             }
         }
         call()
+    }
+
+    /// Writes small files; if the disk is full, a blob makes room once. The work must hold no lock of this store. Blocks.
+    pub(super) fn with_room_for_record<T>(&self, work: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match work() {
+            Err(StoreError::NoSpace) if self.evict(STEP) || self.evict(1) => work(),
+            other => other,
+        }
     }
 
     /// Removes least recently used blobs until `missing` bytes are freed. If all that may go would not be enough (the

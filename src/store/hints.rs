@@ -9,6 +9,7 @@
 //! f UP \0 REPO \0 TAG   when it was checked  r ALG DIGEST PATH  a file of refs/ that names this blob
 //! ```
 
+use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -290,7 +291,8 @@ fn split_key(key: &[u8]) -> Option<(Digest, &[u8])> {
     let [_, algorithm, rest @ ..] = key else { return None };
     let algorithm = Algorithm::ALL.into_iter().find(|a| algorithm_byte(*a) == *algorithm)?;
     let (bytes, rest) = rest.split_at_checked(algorithm.size())?;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    let mut hex = String::with_capacity(2 * bytes.len());
+    bytes.iter().try_for_each(|byte| write!(hex, "{byte:02x}")).ok()?;
     Some((Digest::from_parts(algorithm, &hex).ok()?, rest))
 }
 
@@ -444,8 +446,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Sets the index aside and begins an empty one.
+    /// Sets the index aside and begins an empty one; on a full disk it is left alone until there is room.
     fn renew(&self, why: &IndexError) {
+        if why.is_full() {
+            tracing::warn!(error = why as &dyn std::error::Error, "the disk is full: there is no index for now");
+            *self.index.write() = None;
+            return;
+        }
         tracing::warn!(
             error = why as &dyn std::error::Error,
             "the index is set aside and begun anew; only the order of eviction and verification stamps are lost"
@@ -485,5 +492,237 @@ impl Shared {
         if let Some(Err(error)) = index.as_ref().map(|index| index.flush()) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the index could not be written out");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::super::index::MemoryIndex;
+    use super::*;
+
+    const EPOCH: Epoch = Epoch::of_test(3);
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// What the next calls do.
+    #[derive(Default)]
+    struct Faults {
+        opens: AtomicU32,
+        set_aside: AtomicU32,
+        /// So many of the next calls fail.
+        open: AtomicU32,
+        read: AtomicU32,
+        write: AtomicU32,
+        /// Writing fails until the index is opened again, as sled does after ENOSPC.
+        sticky: AtomicU32,
+        size: AtomicU32,
+        /// Failing to open means that the disk is full.
+        full: bool,
+    }
+
+    /// An index in memory that fails when told to; its content survives opening it again.
+    struct Faulty(Arc<Faults>, Arc<Mutex<Arc<MemoryIndex>>>);
+
+    impl Faults {
+        fn fails(count: &AtomicU32) -> Result<(), IndexError> {
+            let fails = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+            if fails { Err(IndexError { action: "work", source: "told to fail".into() }) } else { Ok(()) }
+        }
+    }
+
+    impl Source for Faulty {
+        fn open(&self) -> Result<Box<dyn Index>, IndexError> {
+            self.0.opens.fetch_add(1, Ordering::SeqCst);
+            self.0.sticky.store(0, Ordering::SeqCst);
+            if let Err(error) = Faults::fails(&self.0.open) {
+                let full = io::Error::from(rustix::io::Errno::NOSPC);
+                return Err(if self.0.full { IndexError { action: "open", source: full.into() } } else { error });
+            }
+            let index = self.1.lock().clone();
+            Ok(Box::new(FaultyIndex(self.0.clone(), index)))
+        }
+
+        fn set_aside(&self) -> io::Result<()> {
+            self.0.set_aside.fetch_add(1, Ordering::SeqCst);
+            *self.1.lock() = Arc::default();
+            Ok(())
+        }
+    }
+
+    struct FaultyIndex(Arc<Faults>, Arc<MemoryIndex>);
+
+    impl Index for FaultyIndex {
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
+            Faults::fails(&self.0.read)?;
+            self.1.get(key)
+        }
+
+        fn apply(&self, changes: &Changes) -> Result<(), IndexError> {
+            Faults::fails(&self.0.write)?;
+            Faults::fails(&self.0.sticky)?;
+            self.1.apply(changes)
+        }
+
+        fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Pairs, IndexError> {
+            Faults::fails(&self.0.read)?;
+            self.1.scan(prefix, after, limit)
+        }
+
+        fn size_on_disk(&self) -> Result<u64, IndexError> {
+            Ok(u64::from(self.0.size.load(Ordering::SeqCst)))
+        }
+
+        fn flush(&self) -> Result<(), IndexError> {
+            Ok(())
+        }
+    }
+
+    fn hints(faults: &Arc<Faults>) -> (Hints, Metrics) {
+        let metrics = Metrics::new().unwrap();
+        let source = Faulty(faults.clone(), Arc::default());
+        (Hints::start(Box::new(source), metrics.clone(), PATIENCE).unwrap(), metrics)
+    }
+
+    fn digest(n: u8) -> Digest {
+        let algorithm = if n.is_multiple_of(2) { Algorithm::Sha256 } else { Algorithm::Sha512 };
+        Digest::of(algorithm, &[n])
+    }
+
+    #[test]
+    fn a_hint_is_read_before_and_after_it_is_written() {
+        let (hints, _) = hints(&Arc::default());
+        for n in 0..6 {
+            hints.set_blob(&digest(n), u64::from(n), None);
+            hints.set_used([(Short::from(&digest(n)), u32::from(n))]);
+        }
+        let (up, repo) = ("u".parse().unwrap(), "r".parse().unwrap());
+        let tags = ["a", "b"].map(|t| t.parse::<Tag>().unwrap());
+        let past = UNIX_EPOCH + Duration::from_millis(1_234);
+        hints.set_checked_at(&up, &repo, &tags[0], Some(past));
+        hints.set_checked_at(&up, &repo, &tags[1], Some(SystemTime::now() + Duration::from_hours(1)));
+        hints.set_ref(&digest(1), Path::new("refs/u/r/_tags/a"), true);
+        for settled in [false, true] {
+            if settled {
+                hints.settle();
+            }
+            assert_eq!(hints.blob(&digest(3), EPOCH), Some(BlobHint { len: 3, stamp: None }));
+            assert_eq!(hints.whole(&Short::from(&digest(4))), Some(digest(4)));
+            assert_eq!(hints.checked_at(&up, &repo, &tags[0]), Some(past));
+            assert_eq!(hints.checked_at(&up, &repo, &tags[1]), None, "a time in the future does not count");
+            assert_eq!(hints.refs(&digest(1), None, 9).found, [PathBuf::from("refs/u/r/_tags/a")]);
+            assert!(hints.refs(&digest(2), None, 9).found.is_empty());
+            let (mut found, mut after) = (Vec::new(), None::<Vec<u8>>);
+            loop {
+                let chunk = hints.blobs(after.as_deref(), EPOCH, 2);
+                found.extend(chunk.found.into_iter().map(|(digest, hint, used)| (hint.len, used, digest)));
+                after = chunk.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            found.sort_by_key(|f| f.0);
+            let expected: Vec<_> = (0..6).map(|n| (u64::from(n), u32::from(n), digest(n))).collect();
+            assert_eq!(found, expected);
+        }
+        hints.remove_blob(&digest(3));
+        assert_eq!(hints.blob(&digest(3), EPOCH), None);
+        assert_eq!(hints.whole(&Short::from(&digest(3))), None, "a removal is seen before it is written");
+    }
+
+    #[test]
+    fn an_index_that_does_not_open_is_set_aside_and_counted() {
+        let faults = Arc::new(Faults { open: 1.into(), ..Faults::default() });
+        let (hints, metrics) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        assert!(hints.blob(&digest(1), EPOCH).is_some());
+        assert_eq!((faults.set_aside.load(Ordering::SeqCst), metrics.index_rebuilds.get()), (1, 1));
+    }
+
+    #[test]
+    fn a_write_that_fails_is_repeated_after_opening_again() {
+        let faults = Arc::new(Faults::default());
+        let (hints, metrics) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        faults.sticky.store(u32::MAX, Ordering::SeqCst);
+        hints.set_blob(&digest(2), 2, None);
+        hints.settle();
+        assert!(hints.blob(&digest(1), EPOCH).is_some() && hints.blob(&digest(2), EPOCH).is_some());
+        assert_eq!((faults.opens.load(Ordering::SeqCst), metrics.index_rebuilds.get()), (2, 0), "nothing is lost");
+    }
+
+    #[test]
+    fn a_write_that_fails_again_begins_a_new_index() {
+        let faults = Arc::new(Faults::default());
+        let (hints, metrics) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        faults.write.store(2, Ordering::SeqCst);
+        hints.set_blob(&digest(2), 2, None);
+        hints.settle();
+        assert_eq!(hints.blob(&digest(1), EPOCH), None, "the old one is gone");
+        assert!(hints.blob(&digest(2), EPOCH).is_some(), "what was being written is in the new one");
+        assert_eq!(metrics.index_rebuilds.get(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_does_not_cost_the_index() {
+        let faults = Arc::new(Faults { open: 1.into(), full: true, ..Faults::default() });
+        let (hints, metrics) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        assert!(hints.shared.index.read().is_some(), "it is tried again");
+        assert_eq!((faults.set_aside.load(Ordering::SeqCst), metrics.index_rebuilds.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_failed_read_is_absent_and_a_second_one_begins_a_new_index() {
+        let faults = Arc::new(Faults::default());
+        let (hints, metrics) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        for rebuilds in [0, 1] {
+            faults.read.store(1, Ordering::SeqCst);
+            assert_eq!(hints.blob(&digest(1), EPOCH), None);
+            hints.settle();
+            assert_eq!(metrics.index_rebuilds.get(), rebuilds);
+            assert_eq!(hints.blob(&digest(1), EPOCH).is_some(), rebuilds == 0);
+        }
+    }
+
+    #[test]
+    fn without_any_index_hints_are_forgotten_and_nothing_waits() {
+        let faults = Arc::new(Faults { open: u32::MAX.into(), ..Faults::default() });
+        let (hints, _) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        assert_eq!(hints.blob(&digest(1), EPOCH), None);
+        let opens = faults.opens.load(Ordering::SeqCst);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        assert!(faults.opens.load(Ordering::SeqCst) <= opens + 2, "a hopeless index is not tried at each write");
+    }
+
+    #[test]
+    fn an_index_out_of_all_proportion_is_begun_anew() {
+        let faults = Arc::new(Faults { size: (300 << 20).into(), ..Faults::default() });
+        let (hints, metrics) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        hints.close();
+        assert_eq!(metrics.index_rebuilds.get(), 1);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let faults = Arc::new(Faults::default());
+        let (hints, _) = hints(&faults);
+        let index = hints.shared.index.write();
+        hints.set_used((0..200_000_u32).map(|n| (Short::from(&Digest::of(Algorithm::Sha256, &n.to_le_bytes())), n)));
+        let queue = hints.shared.queue.lock();
+        assert!(queue.waiting.len() <= WAITING);
+        drop((queue, index));
     }
 }

@@ -5,9 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::io;
 
 #[cfg(test)]
 use parking_lot::RwLock;
+
+use super::error::is_full;
 
 /// Keys with their new values; `None` removes.
 pub(super) type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -23,6 +26,13 @@ pub(super) struct IndexError {
     /// What it said.
     #[source]
     pub(super) source: Box<dyn Error + Send + Sync>,
+}
+
+impl IndexError {
+    /// Whether the disk is full: then the index itself may be as good as ever.
+    pub(super) fn is_full(&self) -> bool {
+        self.source.downcast_ref::<io::Error>().is_some_and(is_full)
+    }
 }
 
 /// An ordered map of bytes that may forget. Every call may block on the disk.

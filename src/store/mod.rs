@@ -33,6 +33,8 @@ mod sled_index;
 mod stamp;
 mod sync;
 mod temporary;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use blob::{StoredBlob, Trust};
@@ -109,15 +111,16 @@ impl Store {
     /// what the file system said. A damaged index is no error.
     pub fn open(options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
         let source = |root: &Path| -> Box<dyn Source> { Box::new(SledSource(root.to_owned())) };
-        Self::open_with(&options, metrics, source)
+        Self::open_with(options, metrics, source)
     }
 
     fn open_with(
-        options: &StoreOptions,
+        options: StoreOptions,
         metrics: Metrics,
         source: impl FnOnce(&Path) -> Box<dyn Source>,
     ) -> Result<Self, StoreError> {
-        let disk = Arc::new(Disk::open(&options.root)?);
+        let StoreOptions { root, capacity, durability, origins } = options;
+        let disk = Arc::new(Disk::open(&root)?);
         let lock = RootLock::take(&disk)?;
         layout::prepare(&disk)?;
         let socket = disk.path().join("ocistern.sock");
@@ -131,8 +134,8 @@ impl Store {
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
         let inner = Inner {
-            durability: options.durability,
-            books: Arc::new(Books::new(options.capacity, space, metrics.clone())),
+            durability,
+            books: Arc::new(Books::new(capacity, space, metrics.clone())),
             hints,
             records,
             group: GroupSync::default(),
@@ -145,7 +148,7 @@ impl Store {
             lock,
             disk,
         };
-        inner.check_origins(&options.origins)?;
+        inner.check_origins(&origins)?;
         inner.group.run(&inner.disk);
         Ok(Self(Arc::new(inner)))
     }

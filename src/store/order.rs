@@ -96,9 +96,8 @@ impl Node {
 
     /// Lengths end at 2^48: no file system has longer files on the disks of this age.
     fn set_len(&mut self, len: u64) {
-        let [a, b, c, d, e, f, g, h] = len.to_le_bytes();
-        self.len_low = u32::from_le_bytes([a, b, c, d]);
-        self.len_high = if (g, h) == (0, 0) { u16::from_le_bytes([e, f]) } else { u16::MAX };
+        self.len_low = u32::try_from(len & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        self.len_high = u16::try_from(len >> 32).unwrap_or(u16::MAX);
     }
 
     fn list(&self) -> usize {
@@ -313,7 +312,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn short(n: u32) -> Short {
-        Short::from(&Digest::of(if n % 5 == 0 { Algorithm::Sha512 } else { Algorithm::Sha256 }, &n.to_le_bytes()))
+        Short::from(&Digest::of(
+            if n.is_multiple_of(5) { Algorithm::Sha512 } else { Algorithm::Sha256 },
+            &n.to_le_bytes(),
+        ))
     }
 
     #[test]
@@ -442,7 +444,9 @@ mod tests {
                         let mut expected = Vec::new();
                         for list in &mut model {
                             expected.extend(list.iter().rev().filter(|e| e.2).map(|e| short(e.0)));
-                            list.iter_mut().for_each(|e| e.2 = false);
+                            for entry in list.iter_mut() {
+                                entry.2 = false;
+                            }
                         }
                         prop_assert_eq!(taken, expected);
                     }

@@ -23,7 +23,7 @@ const FILE_STEP: usize = 500;
 /// Pause after each go: about 5,000 files a second, so that clients do not notice.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A ref younger than this may be ahead of its blob.
-const YOUNG: Duration = Duration::from_secs(3600);
+const YOUNG: Duration = Duration::from_hours(1);
 
 /// Files below a directory, in a walk that holds one open directory a level.
 struct Walk {
@@ -73,7 +73,11 @@ impl Store {
     }
 
     async fn load_index(&self) -> Result<(), StoreError> {
-        self.blocking(|inner| Ok(inner.hints.wait_open())).await?;
+        let wait = |inner: &Arc<Inner>| {
+            inner.hints.wait_open();
+            Ok(())
+        };
+        self.blocking(wait).await?;
         let mut after = None::<Vec<u8>>;
         loop {
             let from = after.take();

@@ -189,7 +189,7 @@ impl Store {
             inner.books.set_tagged(&record.digest, true);
             Ok(())
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 
     /// Forgets a tag.
@@ -242,7 +242,7 @@ impl Store {
             inner.know_ref(&digest, &path);
             Ok(())
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 
     /// Forgets that upstream served `digest` in `repo`.
@@ -281,7 +281,7 @@ impl Store {
             let record = AccessRecord { access, since: SystemTime::now() };
             inner.records.write(&inner.disk, &inner.group, &path, &record)
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 
     /// The last answer to a list, by its normalised query (usually empty).
@@ -319,7 +319,7 @@ impl Store {
             }
             inner.records.write(&inner.disk, &inner.group, &path, &list)
         };
-        self.blocking(write).await
+        self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 }
 
@@ -398,7 +398,7 @@ impl Inner {
             name.push(format!("~aside-{n}"));
             PathBuf::from(name)
         };
-        let to = (1..).map(aside).find(|to| self.disk.metadata(to).is_err()).unwrap_or_else(|| aside(0));
+        let to = (1..u32::MAX).map(aside).find(|to| self.disk.metadata(to).is_err()).unwrap_or_else(|| aside(0));
         tracing::warn!(was, is, to = %to.display(), "the upstream of this name has another URL now: its refs are set aside");
         self.disk.rename(tree, &to).map_err(|e| StoreError::io("set aside", tree, e))?;
         self.group.directories([REFS.into()]);

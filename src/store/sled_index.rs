@@ -84,7 +84,7 @@ fn open(path: &Path) -> Result<SledIndex, IndexError> {
     // sled would make it readable to all. What else stands there is for sled to complain about.
     let _ = std::fs::DirBuilder::new().mode(0o750).create(path);
     let config = sled::Config::new().path(path).cache_capacity(CACHE).mode(sled::Mode::LowSpace);
-    let db = config.open().map_err(|e| fail(e.into()))?;
+    let db = config.open().map_err(|e| fail(source(e)))?;
     Ok(SledIndex { db })
 }
 
@@ -115,11 +115,19 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
+/// sled's error without its wrapping: what the system said can be told from damage.
+fn source(error: sled::Error) -> Box<dyn std::error::Error + Send + Sync> {
+    match error {
+        sled::Error::Io(error) => Box::new(error),
+        other => Box::new(other),
+    }
+}
+
 /// Runs one call; a panic inside sled is an error like another.
 fn call<T>(action: &'static str, f: impl FnOnce() -> sled::Result<T>) -> Result<T, IndexError> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(IndexError { action, source: error.into() }),
+        Ok(Err(error)) => Err(IndexError { action, source: source(error) }),
         Err(panic) => Err(IndexError { action, source: Box::new(Panicked(panic_text(&*panic))) }),
     }
 }

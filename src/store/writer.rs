@@ -244,7 +244,7 @@ impl Shared {
             return Some(Err(StoreError::LengthMismatch { expected, actual }));
         }
         let (expected, actual) = (self.digest, work.hasher.clone().finish());
-        Some(if expected == actual { Ok(()) } else { Err(StoreError::DigestMismatch { expected, actual }) })
+        Some(if expected == actual { Ok(()) } else { Err(mismatch(expected, actual)) })
     }
 
     /// The job: writes what waits until nothing does.
@@ -304,6 +304,10 @@ impl Drop for Job<'_> {
             self.fail(StoreError::Stopped);
         }
     }
+}
+
+fn mismatch(expected: Digest, actual: Digest) -> StoreError {
+    StoreError::DigestMismatch { expected: Box::new(expected), actual: Box::new(actual) }
 }
 
 // === impl State ===
@@ -367,16 +371,18 @@ impl Work {
     /// Gives the file its name. Its content was verified.
     fn publish(self, inner: &Arc<Inner>, digest: &Digest) -> Result<StoredBlob, StoreError> {
         let Self { temporary, reservation, written, .. } = self;
-        let strict = inner.durability == Durability::Strict;
         let (path, directory) = (layout::blob(digest), layout::blob_dir(digest.algorithm()));
-        if strict {
+        if inner.durability == Durability::Strict {
             temporary.sync().map_err(|e| StoreError::io("sync", &path, e))?;
         }
         let file = temporary.file().clone();
         let names = inner.names.lock();
         if let Some(existing) = inner.verified_file(digest, written) {
             let (file, stamp) = existing;
-            return Ok(inner.stored_blob(digest, file, stamp, Trust::Verified));
+            let blob = inner.stored_blob(digest, file, stamp, Trust::Verified);
+            drop(names);
+            inner.sync_names(digest);
+            return Ok(blob);
         }
         let replaced = inner.disk.metadata(&path).ok();
         match temporary.publish(&path) {
@@ -395,12 +401,10 @@ impl Work {
         let stamp = file.metadata().map(|m| Stamp::of(&m)).map_err(|e| StoreError::io("look at", &path, e))?;
         reservation.stored(written);
         let blob = inner.stored_blob(digest, file, stamp, Trust::Verified);
-        drop(names);
-        if strict && let Err(error) = inner.disk.sync_dir(&directory) {
-            // The name may or may not survive; the content is whole and right in either case.
-            tracing::warn!(%digest, %error, "a directory could not be synced");
-        }
+        // Under the lock: the last stamp must be that of the last file.
         inner.hints.set_blob(digest, written, Some((stamp, inner.epoch)));
+        drop(names);
+        inner.sync_names(digest);
         Ok(blob)
     }
 }
@@ -408,6 +412,16 @@ impl Work {
 // === impl Inner ===
 
 impl Inner {
+    /// With strict durability, waits until what has a name beside `digest` keeps it.
+    fn sync_names(&self, digest: &Digest) {
+        if self.durability == Durability::Strict
+            && let Err(error) = self.disk.sync_dir(&layout::blob_dir(digest.algorithm()))
+        {
+            // The name may or may not survive; the content is whole and right in either case.
+            tracing::warn!(%digest, %error, "a directory could not be synced");
+        }
+    }
+
     /// The file that is already there under this digest, if it is known to be right.
     fn verified_file(&self, digest: &Digest, len: u64) -> Option<(Arc<File>, Stamp)> {
         let known = self.hints.blob(digest, self.epoch)?.stamp?;

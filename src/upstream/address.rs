@@ -97,16 +97,16 @@ impl AddressClass {
 /// The IPv4 address inside an IPv6 one: mapped, compatible, NAT64 (RFC 6052) or 6to4 (RFC 3056).
 fn unwrapped(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
-    let [a, b, c, d, e, f, g, h] = v6.segments();
     let v4 = |high: u16, low: u16| {
         let [o1, o2] = high.to_be_bytes();
         let [o3, o4] = low.to_be_bytes();
         IpAddr::V4(Ipv4Addr::new(o1, o2, o3, o4))
     };
-    match (a, b, c, d, e, f) {
-        (0, 0, 0, 0, 0, 0xffff) | (0x64, 0xff9b, 0, 0, 0, 0) => v4(g, h),
-        (0, 0, 0, 0, 0, 0) if g != 0 => v4(g, h),
-        (0x2002, ..) => v4(b, c),
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0, 0, 0, 0, 0, 0, high @ 1..=u16::MAX, low]
+        | [0x2002, high, low, ..] => v4(high, low),
         _ => address,
     }
 }

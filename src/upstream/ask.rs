@@ -118,10 +118,14 @@ impl Ask {
         }
     }
 
-    /// The first byte that a `bytes=N-` or `bytes=N-M` range asks for.
-    pub(crate) fn range_start(&self) -> Option<u64> {
-        let range = self.headers.get(RANGE)?.to_str().ok()?;
-        range.strip_prefix("bytes=")?.split_once('-')?.0.parse().ok()
+    /// Whether a part that begins at `start` is what was asked for; of a suffix (`bytes=-N`) the start is not known.
+    pub(crate) fn wants_part_from(&self, start: Option<u64>) -> bool {
+        let range = self.headers.get(RANGE).and_then(|range| range.to_str().ok()?.strip_prefix("bytes="));
+        match (range.and_then(|range| range.split_once('-')), start) {
+            (Some(("", _)), Some(_)) => true,
+            (Some((first, _)), Some(start)) => first.parse() == Ok(start),
+            (None, _) | (_, None) => false,
+        }
     }
 }
 
@@ -161,7 +165,10 @@ mod tests {
         let part = Ask::blob(Method::GET, &repo, &digest, deadline).with_range(7, Some("\"tag\""));
         assert_eq!(part.headers[RANGE], "bytes=7-");
         assert_eq!(part.headers[IF_RANGE], "\"tag\"");
-        assert_eq!(part.range_start(), Some(7));
+        assert!(part.wants_part_from(Some(7)) && !part.wants_part_from(Some(0)) && !part.wants_part_from(None));
+        let suffix = part.clone().with_header(RANGE, HeaderValue::from_static("bytes=-5"));
+        assert!(suffix.wants_part_from(Some(3)) && !suffix.wants_part_from(None));
+        assert!(!Ask::catalog("", deadline).wants_part_from(Some(0)), "nobody asked for a part");
         assert!(!part.with_range(7, Some("a\r\nb")).headers.contains_key("b"), "a header is not injected");
     }
 }

@@ -102,23 +102,18 @@ impl Body for UpstreamBody {
                 let length = frame.data_ref().map_or(0, Buf::remaining) as u64;
                 this.received += length;
                 this.counter.inc_by(length);
-                match this.length_fault(false) {
-                    Some(fault) => Poll::Ready(Some(Err(this.fail(fault)))),
-                    None => Poll::Ready(Some(Ok(frame))),
-                }
+                let fault = this.length_fault(false);
+                Poll::Ready(Some(fault.map_or(Ok(frame), |fault| Err(this.fail(fault)))))
             }
             Some(Err(error)) => {
                 // The client reports an early end as its own error; the numbers say more.
                 let fault = this.length_fault(true).unwrap_or_else(|| Fault::Broken(Arc::from(error)));
                 Poll::Ready(Some(Err(this.fail(fault))))
             }
-            None => match this.length_fault(true) {
-                Some(fault) => Poll::Ready(Some(Err(this.fail(fault)))),
-                None => {
-                    this.inner = None;
-                    Poll::Ready(None)
-                }
-            },
+            None => {
+                this.inner = None;
+                Poll::Ready(this.length_fault(true).map(|fault| Err(this.fail(fault))))
+            }
         }
     }
 
@@ -161,8 +156,8 @@ mod tests {
         (UpstreamBody::new("reg".parse().unwrap(), inner, expected, counter.clone()), counter)
     }
 
-    fn data(text: &'static str) -> Item {
-        Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+    fn data(text: &'static str) -> Frame<Bytes> {
+        Frame::data(Bytes::from_static(text.as_bytes()))
     }
 
     async fn outcome(body: UpstreamBody) -> Result<Bytes, Fault> {
@@ -171,27 +166,27 @@ mod tests {
 
     #[tokio::test]
     async fn complete_bodies_end_cleanly_and_are_counted() {
-        let (exact, counter) = body(vec![data("ab"), data("c")], false, Some(3));
+        let (exact, counter) = body(vec![Ok(data("ab")), Ok(data("c"))], false, Some(3));
         assert_eq!(outcome(exact).await.unwrap(), "abc");
         assert_eq!(counter.get(), 3);
-        assert_eq!(outcome(body(vec![data("ab")], false, None).0).await.unwrap(), "ab");
+        assert_eq!(outcome(body(vec![Ok(data("ab"))], false, None).0).await.unwrap(), "ab");
         assert!(outcome(body(vec![], false, Some(0)).0).await.unwrap().is_empty());
     }
 
     #[tokio::test]
     async fn short_and_long_bodies_are_errors() {
         let length = |expected, actual| format!("{:?}", Fault::Protocol(ProtocolFault::Length { expected, actual }));
-        let short = outcome(body(vec![data("ab")], false, Some(3)).0).await.unwrap_err();
+        let short = outcome(body(vec![Ok(data("ab"))], false, Some(3)).0).await.unwrap_err();
         assert_eq!(format!("{short:?}"), length(3, 2));
-        let long = outcome(body(vec![data("ab"), data("cd")], false, Some(3)).0).await.unwrap_err();
+        let long = outcome(body(vec![Ok(data("ab")), Ok(data("cd"))], false, Some(3)).0).await.unwrap_err();
         assert_eq!(format!("{long:?}"), length(3, 4));
-        let broken = outcome(body(vec![data("ab"), Err("reset".into())], false, None).0).await.unwrap_err();
+        let broken = outcome(body(vec![Ok(data("ab")), Err("reset".into())], false, None).0).await.unwrap_err();
         assert!(matches!(broken, Fault::Broken(_)), "{broken}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn silence_ends_the_body_but_a_slow_consumer_does_not() {
-        let (mut stalled, _) = body(vec![data("ab")], true, Some(3));
+        let (mut stalled, _) = body(vec![Ok(data("ab"))], true, Some(3));
         assert!(stalled.frame().await.unwrap().is_ok());
         tokio::time::advance(IDLE_TIMEOUT * 10).await;
         let begun = Instant::now();

@@ -12,7 +12,7 @@ const THRESHOLD: u32 = 5;
 /// How long at first.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// How long at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// One upstream's breaker.
 #[derive(Debug)]

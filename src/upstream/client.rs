@@ -34,7 +34,7 @@ use super::origin::{Origin, bare_host};
 /// Time for a usable connection: TCP, what a proxy on the way needs, and TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection is kept for the next request.
-const POOL_IDLE: Duration = Duration::from_secs(60);
+const POOL_IDLE: Duration = Duration::from_mins(1);
 /// Connections that are kept per host.
 const POOL_PER_HOST: usize = 32;
 /// HTTP/2 window of one answer: 4 MiB fill a link of 300 Mbit/s at 100 ms.
@@ -118,6 +118,12 @@ impl Trust {
         let (added, ignored) = platform.add_parsable_certificates(found.certs);
         tracing::debug!(added, ignored, "certificate authorities of the platform");
         Self { platform }
+    }
+
+    /// Nothing but what an upstream's `ca` adds.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { platform: RootCertStore::empty() }
     }
 
     fn config(&self, ca: Option<&Path>) -> Result<ClientConfig, TrustError> {
@@ -354,7 +360,7 @@ fn fault(error: legacy::Error) -> Fault {
     })
 }
 
-/// Prints the causes too: the client's own text is only "client error (SendRequest)".
+/// Prints the causes too: the client's own text is only "client error (`SendRequest`)".
 #[derive(Debug)]
 struct Chain(legacy::Error);
 

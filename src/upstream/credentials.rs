@@ -44,7 +44,7 @@ pub(crate) enum Credential {
     None,
     /// An account's name and password.
     Password { username: String, password: Secret },
-    /// An OAuth2 refresh token.
+    /// An `OAuth2` refresh token.
     Identity(Secret),
     /// A token for the registry itself; no token endpoint is asked.
     Registry(Secret),
@@ -222,12 +222,12 @@ impl Source {
             }
             config::Credentials::DockerConfig { path: Some(path) } => {
                 let text = read_file(path, MAX_CONFIG).await?;
-                self.from_docker_config(path, &text).await
+                self.read_docker_config(path, &text).await
             }
             config::Credentials::DockerConfig { path: None } => {
                 let path = default_docker_config(|name| std::env::var_os(name).map(PathBuf::from))?;
                 match read_file(&path, MAX_CONFIG).await {
-                    Ok(text) => self.from_docker_config(&path, &text).await,
+                    Ok(text) => self.read_docker_config(&path, &text).await,
                     // Nobody has logged in yet.
                     Err(CredentialFault::Unreadable { source, .. }) if is_not_found(&source) => Ok(Credential::None),
                     Err(fault) => Err(fault),
@@ -240,7 +240,7 @@ impl Source {
     }
 
     /// As docker does: the helper of this host, else the store of all, else what stands in the file.
-    async fn from_docker_config(&self, path: &Path, text: &str) -> Result<Credential, CredentialFault> {
+    async fn read_docker_config(&self, path: &Path, text: &str) -> Result<Credential, CredentialFault> {
         let malformed = |reason| CredentialFault::Malformed { path: path.to_owned(), reason };
         let config: DockerConfig = serde_json::from_str(text).map_err(|_| malformed("not docker's config.json"))?;
         let helper = self.find(&config.cred_helpers).or(config.creds_store.as_ref());
@@ -371,8 +371,8 @@ mod tests {
 
     use super::*;
 
-    fn source(from: config::Credentials, host: &str, port: u16) -> Source {
-        Source::new(&from, &Origin { https: true, host: host.into(), port })
+    fn source(from: &config::Credentials, host: &str, port: u16) -> Source {
+        Source::new(from, &Origin { https: true, host: host.into(), port })
     }
 
     fn password(username: &str, password: &str) -> Credential {
@@ -383,14 +383,14 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         tokio::fs::write(file.path(), text).await.unwrap();
         let path = Some(file.path().to_owned());
-        source(config::Credentials::DockerConfig { path }, host, port).read().await.unwrap()
+        source(&config::Credentials::DockerConfig { path }, host, port).read().await.unwrap()
     }
 
     #[tokio::test]
     async fn the_password_is_read_each_time() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let from = config::Credentials::Static { username: "me".into(), password_file: file.path().to_owned() };
-        let source = source(from, "reg.example", 443);
+        let source = source(&from, "reg.example", 443);
         assert!(matches!(source.read().await, Err(CredentialFault::Empty { .. })));
         tokio::fs::write(file.path(), "one\r\nnot this").await.unwrap();
         assert_eq!(source.read().await.unwrap(), password("me", "one"));
@@ -425,10 +425,10 @@ mod tests {
     #[tokio::test]
     async fn a_config_that_is_not_one_is_an_error_without_its_content() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for text in ["canary", "[]", r#"{"auths":{"reg.example":{"auth":"canary!"}}}"#] {
+        for text in ["canary", "[7]", r#"{"auths":{"reg.example":{"auth":"canary!"}}}"#] {
             tokio::fs::write(file.path(), text).await.unwrap();
             let path = Some(file.path().to_owned());
-            let result = source(config::Credentials::DockerConfig { path }, "reg.example", 443).read().await;
+            let result = source(&config::Credentials::DockerConfig { path }, "reg.example", 443).read().await;
             let message = result.unwrap_err().to_string();
             assert!(!message.contains("canary"), "{message}");
         }
@@ -476,11 +476,11 @@ mod tests {
     #[tokio::test]
     async fn helpers_have_plain_names_and_must_exist() {
         let run = |name: &str| {
-            let source = source(config::Credentials::Helper { name: name.into() }, "registry-1.docker.io", 443);
+            let source = source(&config::Credentials::Helper { name: name.into() }, "registry-1.docker.io", 443);
             async move { source.read().await.unwrap_err().to_string() }
         };
         assert!(run("../../bin/sh").await.contains("not a valid name"));
         assert!(run("surely-not-installed").await.contains("does not start"));
-        assert_eq!(source(config::Credentials::Auto, "docker.io", 443).server(), HUB_KEY);
+        assert_eq!(source(&config::Credentials::Auto, "docker.io", 443).server(), HUB_KEY);
     }
 }

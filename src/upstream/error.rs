@@ -317,12 +317,16 @@ impl Fault {
         }
     }
 
-    /// Whether the same request may succeed if it is repeated soon. Time-outs are not: whoever waited long enough
-    /// to see one has no time left.
+    /// Whether the same request may succeed if it is repeated soon, or continued from where its body broke off.
+    /// A head that did not come in time is not waited for again: whoever waited so long has no time left.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable(_) | Self::Broken(_) | Self::RateLimited { .. } => true,
-            Self::Token(TokenFault::Away { .. }) | Self::Redirect(RedirectFault::Refused { .. }) => true,
+            Self::Unreachable(_)
+            | Self::Timeout(Phase::Body)
+            | Self::Broken(_)
+            | Self::RateLimited { .. }
+            | Self::Token(TokenFault::Away { .. })
+            | Self::Redirect(RedirectFault::Refused { .. }) => true,
             Self::Protocol(ProtocolFault::Length { expected, actual }) => actual < expected,
             Self::Status { status, .. } | Self::Token(TokenFault::Status { status, .. }) => {
                 matches!(status.as_u16(), 502..=504)
@@ -411,7 +415,7 @@ mod tests {
         assert!(status(502).is_retryable() && !status(500).is_retryable());
         assert_eq!(Fault::Forbidden { message: String::new() }.class(), Class::Refused);
         assert_eq!(Fault::Sealed.class(), Class::Unavailable);
-        assert!(!Fault::Timeout(Phase::Connect).is_retryable());
+        assert!(!Fault::Timeout(Phase::Connect).is_retryable() && Fault::Timeout(Phase::Body).is_retryable());
         let short = Fault::Protocol(ProtocolFault::Length { expected: 2, actual: 1 });
         assert!(short.is_retryable(), "a body that broke off can be continued");
     }

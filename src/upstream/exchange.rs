@@ -1,6 +1,6 @@
-//! Talking to a token endpoint: GET with Basic as docker does, POST with the OAuth2 grants where that is needed.
+//! Talking to a token endpoint: GET with Basic as docker does, POST with the `OAuth2` grants where that is needed.
 //!
-//! distribution's specifications "Token Authentication" (GET) and "OAuth2 Token Authentication" (POST). Answers may
+//! distribution's specifications "Token Authentication" (GET) and "`OAuth2` Token Authentication" (POST). Answers may
 //! name the token `token` or `access_token`, and may or may not say how long it lives.
 
 use std::sync::Arc;
@@ -11,7 +11,6 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -24,7 +23,7 @@ use super::read::{self, MAX_TEXT};
 use super::redirect::is_redirect;
 use super::retry::retry_after;
 use super::token::{DEFAULT_LIFE, Grant, life};
-use super::wire::Wire;
+use super::wire::{Outgoing, Wire};
 use crate::metrics::Kind;
 use crate::oci::Via;
 
@@ -65,17 +64,13 @@ enum Reply {
 impl Endpoint {
     /// A token for `credential`.
     pub(crate) async fn fetch(&self, wire: &Wire, credential: &Credential) -> Result<Grant, Fault> {
-        match credential {
-            Credential::Registry(token) => return bearer(token.expose(), Via::Shared, DEFAULT_LIFE),
-            Credential::None | Credential::Password { .. } | Credential::Identity(_) => {}
+        if let Credential::Registry(token) = credential {
+            return bearer(token.expose(), Via::Shared, DEFAULT_LIFE);
         }
-        match timeout(TOKEN_TIMEOUT, self.exchange(wire, credential)).await {
-            Ok(result) => result,
-            Err(_) => {
-                let cause = Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut));
-                Err(Fault::Token(TokenFault::Away { host: self.host(), cause }))
-            }
-        }
+        timeout(TOKEN_TIMEOUT, self.exchange(wire, credential)).await.unwrap_or_else(|_| {
+            let cause = Arc::new(std::io::Error::from(std::io::ErrorKind::TimedOut));
+            Err(Fault::Token(TokenFault::Away { host: self.host(), cause }))
+        })
     }
 
     async fn exchange(&self, wire: &Wire, credential: &Credential) -> Result<Grant, Fault> {
@@ -110,7 +105,8 @@ impl Endpoint {
         let path = format!("{path}{separator}{}", form(&pairs));
         let url = Url::new(self.url.origin.clone(), &path)
             .map_err(|fault| Fault::Token(TokenFault::Realm(RealmFault::Url(fault))))?;
-        self.ask(wire, Method::GET, &url, headers, Bytes::new(), credential).await
+        let request = Outgoing { kind: Kind::Other, method: Method::GET, url: &url, headers, body: Bytes::new() };
+        self.ask(wire, request, credential).await
     }
 
     async fn post(&self, wire: &Wire, credential: &Credential) -> Result<Reply, Fault> {
@@ -132,22 +128,15 @@ impl Endpoint {
         pairs.extend([("client_id", CLIENT_ID), ("service", &self.service), ("scope", &self.scope)]);
         let form_type = HeaderValue::from_static("application/x-www-form-urlencoded");
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, form_type)]);
-        self.ask(wire, Method::POST, &self.url, headers, form(&pairs).into(), credential).await
+        let body = form(&pairs).into();
+        let request = Outgoing { kind: Kind::Other, method: Method::POST, url: &self.url, headers, body };
+        self.ask(wire, request, credential).await
     }
 
-    async fn ask(
-        &self,
-        wire: &Wire,
-        method: Method,
-        url: &Url,
-        mut headers: HeaderMap,
-        body: Bytes,
-        credential: &Credential,
-    ) -> Result<Reply, Fault> {
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    async fn ask(&self, wire: &Wire, mut request: Outgoing<'_>, credential: &Credential) -> Result<Reply, Fault> {
+        request.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let deadline = Instant::now() + TOKEN_TIMEOUT;
-        let sent = wire.send(Kind::Other, method, url, headers, Full::new(body), deadline);
-        let response = sent.await.map_err(|fault| self.away(fault))?;
+        let response = wire.send(request, deadline).await.map_err(|fault| self.away(fault))?;
         let status = response.status();
         if is_redirect(status) {
             return Err(Fault::Token(TokenFault::Realm(RealmFault::Redirected { host: self.host() })));

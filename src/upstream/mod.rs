@@ -41,6 +41,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 pub use address::AddressClass;
 pub use ask::{Answer, Ask};
 pub use body::UpstreamBody;
+pub use challenge::{Bearer, Challenge, parse_challenges};
 pub use client::TrustError;
 pub use credentials::{CredentialFault, HelperFault};
 pub use error::{Cause, Class, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError};
@@ -74,17 +75,14 @@ pub struct SetupError {
 impl Upstreams {
     /// Sets up every upstream of `config`; nothing is connected or resolved yet. Proxies are those of the environment
     /// (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
+    #[expect(clippy::needless_pass_by_value, reason = "a handle to share, as every constructor here takes it")]
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self, SetupError> {
-        Self::with_proxies(config, &metrics, Matcher::from_env())
-    }
-
-    fn with_proxies(config: &Config, metrics: &Metrics, proxies: Matcher) -> Result<Self, SetupError> {
+        let proxies = Arc::new(Matcher::from_env());
         let own = OwnAddresses::default();
         let trust = Trust::platform();
-        let proxies = Arc::new(proxies);
         let mut registries = BTreeMap::new();
         for (name, upstream) in &config.upstreams {
-            let registry = Registry::new(Arc::clone(upstream), metrics, &trust, &proxies, &own)
+            let registry = Registry::new(Arc::clone(upstream), &metrics, &trust, &proxies, &own)
                 .map_err(|source| SetupError { upstream: name.clone(), source })?;
             registries.insert(name.clone(), Arc::new(registry));
         }

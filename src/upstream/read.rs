@@ -61,7 +61,7 @@ pub(crate) async fn refusal(response: Response<Incoming>, deadline: Instant, tru
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let mut refusal = words(&head.headers, &body, trusted);
     if refusal.message.is_empty() {
-        refusal.message = head.status.canonical_reason().unwrap_or("no explanation").to_owned();
+        head.status.canonical_reason().unwrap_or("no explanation").clone_into(&mut refusal.message);
     }
     refusal
 }

@@ -3,9 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Response};
-use http_body_util::Full;
+use http::Response;
 use hyper::body::Incoming;
 use hyper_util::client::proxy::matcher::Matcher;
 use prometheus::IntCounter;
@@ -20,9 +18,9 @@ use super::credentials::Source;
 use super::error::{Fault, ProtocolFault, UpstreamError};
 use super::origin::{Origin, Url};
 use super::retry::{Retries, ratelimit_remaining};
-use super::wire::Wire;
+use super::wire::{Outgoing, Wire};
 use crate::config;
-use crate::metrics::{Kind, Metrics};
+use crate::metrics::Metrics;
 use crate::oci::{UpstreamName, Via};
 
 /// A time-out counts against an upstream only if it had at least this long to answer.
@@ -83,17 +81,17 @@ impl Registry {
             return Err(Fault::Sealed.of(self.name()));
         }
         let mut retries = Retries::until(ask.deadline);
-        let mut first = None;
+        let mut last = None;
         loop {
             let fault = match Box::pin(self.attempt(&ask)).await {
                 Ok(answer) => return Ok(answer),
                 // What opened the breaker tells more than that it is open.
-                Err(fault @ Fault::BreakerOpen { .. }) => first.unwrap_or(fault),
+                Err(fault @ Fault::BreakerOpen { .. }) => return Err(last.unwrap_or(fault).of(self.name())),
                 Err(fault) => fault,
             };
             let Some(pause) = retries.after(&fault) else { return Err(fault.of(self.name())) };
             tracing::debug!(upstream = %self.name(), ?ask, %fault, ?pause, "asking again");
-            first = Some(fault);
+            last = Some(fault);
             sleep(pause).await;
         }
     }
@@ -107,15 +105,12 @@ impl Registry {
     /// One exchange with the upstream itself, which the breaker guards.
     pub(super) async fn send_own(
         &self,
-        kind: Kind,
-        method: Method,
-        url: &Url,
-        headers: HeaderMap,
+        outgoing: Outgoing<'_>,
         deadline: Instant,
     ) -> Result<Response<Incoming>, Fault> {
         let permit = self.breaker.permit().map_err(|retry_after| Fault::BreakerOpen { retry_after })?;
         let begun = Instant::now();
-        let result = self.wire.send(kind, method, url, headers, Full::new(Bytes::new()), deadline).await;
+        let result = self.wire.send(outgoing, deadline).await;
         match &result {
             Ok(response) => {
                 permit.reached();

@@ -21,11 +21,11 @@ use super::origin::Origin;
 use crate::oci::Via;
 
 /// Life of a token that does not say (distribution's token specification), and of a Basic credential that was read.
-pub(crate) const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+pub(crate) const DEFAULT_LIFE: Duration = Duration::from_mins(1);
 /// Longest life that is believed.
-const LONGEST_LIFE: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_LIFE: Duration = Duration::from_hours(24);
 /// Clocks that differ by more are not compared: then the token's own span counts.
-const CLOCK_SKEW: Duration = Duration::from_secs(300);
+const CLOCK_SKEW: Duration = Duration::from_mins(5);
 /// Tokens kept for one upstream: one per repository in use.
 const MAX_TOKENS: usize = 4096;
 

@@ -1,11 +1,11 @@
 //! One try at a request: shows what is known to be wanted, answers challenges, follows redirects, judges the answer.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
-use http_body_util::Full;
 use hyper::body::Incoming;
-use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::ask::{Answer, Ask};
@@ -17,7 +17,7 @@ use super::read;
 use super::redirect::{self, is_redirect};
 use super::registry::Registry;
 use super::retry::retry_after;
-use super::wire::pass_on;
+use super::wire::{Outgoing, pass_on};
 use crate::metrics::Kind;
 use crate::oci::Via;
 
@@ -104,11 +104,12 @@ impl Walk<'_> {
         if let Some(shown) = &self.shown {
             headers.insert(AUTHORIZATION, shown.grant.header.clone());
         }
-        let (kind, method, deadline) = (self.ask.kind, self.ask.method.clone(), self.ask.deadline);
+        let (kind, method) = (self.ask.kind, self.ask.method.clone());
+        let outgoing = Outgoing { kind, method, url: &self.url, headers, body: Bytes::new() };
         if self.abroad {
-            self.registry.wire.send(kind, method, &self.url, headers, Full::new(Bytes::new()), deadline).await
+            self.registry.wire.send(outgoing, self.ask.deadline).await
         } else {
-            self.registry.send_own(kind, method, &self.url, headers, deadline).await
+            self.registry.send_own(outgoing, self.ask.deadline).await
         }
     }
 
@@ -167,7 +168,7 @@ impl Walk<'_> {
         if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return protocol(ProtocolFault::ContentEncoding);
         }
-        if head.status == StatusCode::PARTIAL_CONTENT && part_start(&headers) != self.ask.range_start() {
+        if head.status == StatusCode::PARTIAL_CONTENT && !self.ask.wants_part_from(part_start(&headers)) {
             return protocol(ProtocolFault::Range);
         }
         let length = match headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok()) {

@@ -43,22 +43,27 @@ pub(crate) struct Wire {
     metrics: Metrics,
 }
 
+/// A request to send.
+pub(crate) struct Outgoing<'a> {
+    /// For metrics.
+    pub(crate) kind: Kind,
+    pub(crate) method: Method,
+    pub(crate) url: &'a Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+// === impl Wire ===
+
 impl Wire {
     pub(crate) fn new(client: Client, upstream: UpstreamName, metrics: Metrics) -> Self {
         Self { client, upstream, metrics }
     }
 
     /// One request and the head of its answer, whatever it says, until `deadline`.
-    pub(crate) async fn send(
-        &self,
-        kind: Kind,
-        method: Method,
-        url: &Url,
-        headers: HeaderMap,
-        body: Full<Bytes>,
-        deadline: Instant,
-    ) -> Result<Response<Incoming>, Fault> {
-        let mut request = Request::new(body);
+    pub(crate) async fn send(&self, outgoing: Outgoing<'_>, deadline: Instant) -> Result<Response<Incoming>, Fault> {
+        let Outgoing { kind, method, url, headers, body } = outgoing;
+        let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = url.to_uri().map_err(|_| Fault::Protocol(ProtocolFault::Target))?;
         *request.headers_mut() = headers;

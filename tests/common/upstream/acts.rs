@@ -37,7 +37,11 @@ pub fn cut_at(at: u64, cut: Cut) -> Act {
 /// Nothing is sent until the gate opens.
 pub fn hold_head(gate: &Gate) -> Act {
     let gate = gate.clone();
-    change(move |reply| Reply { head_gate: Some(gate.clone()), ..reply })
+    change(move |mut reply| {
+        // In front: what was scripted before may hold it for good.
+        reply.head_gates.insert(0, gate.clone());
+        reply
+    })
 }
 
 /// The body stops at that byte until the gate opens.

@@ -63,8 +63,8 @@ pub struct Reply {
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
     pub framing: Framing,
-    /// Waits here before anything is sent.
-    pub head_gate: Option<Gate>,
+    /// Waits at each of these before anything is sent.
+    pub head_gates: Vec<Gate>,
     /// Sent before the head, as it is.
     pub preface: Bytes,
     /// Ends the connection instead of sending a head.
@@ -179,7 +179,7 @@ impl Reply {
             headers: vec![("Content-Type".to_owned(), content_type.to_owned())],
             body: body.into(),
             framing: Framing::Length(None),
-            head_gate: None,
+            head_gates: Vec::new(),
             preface: Bytes::new(),
             no_head: None,
             holds: Vec::new(),
@@ -223,7 +223,7 @@ impl Reply {
 
     /// Sends the reply, counting the body's bytes in `sent`. Returns whether the connection may be used again.
     pub async fn write(self, conn: &mut Conn, sent: &AtomicU64) -> io::Result<bool> {
-        if let Some(gate) = &self.head_gate {
+        for gate in &self.head_gates {
             gate.pass().await;
         }
         conn.write_all(&self.preface).await?;

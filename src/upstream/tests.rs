@@ -1,1 +1,0 @@
-//! Behaviour of an upstream client against a scripted server on loopback.

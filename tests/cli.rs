@@ -1,0 +1,141 @@
+//! The program as a process: exit codes, signals, and what it says where.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+fn ocistern(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ocistern"));
+    // The configuration of whoever runs the tests stays out of them.
+    command.args(arguments).env_clear().env("HOME", "/nonexistent");
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    ocistern(arguments).output().unwrap()
+}
+
+/// A daemon; it is killed when the test ends without having stopped it.
+struct Daemon {
+    child: Child,
+    log: BufReader<ChildStderr>,
+    address: SocketAddr,
+}
+
+impl Daemon {
+    fn start(root: &Path) -> Self {
+        let root = root.join("store");
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--sealed", "--root"];
+        let mut child = ocistern(&arguments).arg(root).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let address = loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).unwrap() > 0, "ended before it served clients");
+            let event: serde_json::Value = serde_json::from_str(&line).expect("without a terminal the log is JSON");
+            if event["message"] == "serving clients" {
+                break event["listener"].as_str().unwrap().parse().unwrap();
+            }
+        };
+        Self { child, log, address }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The exit code, and the rest of the log.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn exit_codes() {
+    let directory = tempfile::tempdir().unwrap();
+    let bad = directory.path().join("bad.toml");
+    std::fs::write(&bad, "rooot = \"/x\"\n").unwrap();
+    let bad = bad.to_str().unwrap();
+    for (arguments, code) in [
+        (&["--version"][..], 0),
+        (&["serve", "--help"], 0),
+        (&["config", "check"], 0),
+        (&["config", "show"], 0),
+        (&[], 64),
+        (&["bake"], 64),
+        (&["serve", "--nonsense"], 64),
+        (&["serve", "--listen", "nonsense"], 64),
+        (&["serve", "--config", "/nonexistent.toml"], 64),
+        (&["serve", "--config", bad], 64),
+        (&["config", "check", "--config", bad], 64),
+        (&["serve", "--root", "/dev/null/x", "--listen", "127.0.0.1:0", "--admin-listen", "off"], 1),
+    ] {
+        let output = run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert_eq!(code == 0, said.is_empty(), "{arguments:?} says what is wrong: {said}");
+    }
+    assert!(String::from_utf8_lossy(&run(&["config", "check", "--config", bad]).stderr).contains("rooot"));
+    assert!(String::from_utf8_lossy(&run(&["config", "show"]).stdout).contains("docker.io"));
+}
+
+#[test]
+fn a_signal_is_a_proper_stop() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(directory.path());
+        let mut stream = TcpStream::connect(daemon.address).unwrap();
+        stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        daemon.signal(signal);
+        let (code, log) = daemon.end();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("\"message\":\"request\"") && log.contains("\"status\":200"), "{log}");
+        assert!(log.contains("\"message\":\"stopped\""), "{log}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(directory.path());
+    // A request that is not complete holds the stop up for a while.
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v2/").unwrap();
+    stream.read_exact(&mut [0; 12]).unwrap();
+    daemon.signal(Signal::TERM);
+    let mut line = String::new();
+    while !line.contains("stopping") {
+        line.clear();
+        assert!(daemon.log.read_line(&mut line).unwrap() > 0, "ended before it was stopping");
+    }
+    daemon.signal(Signal::TERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(!log.contains("\"message\":\"stopped\""), "{log}");
+}
+
+#[test]
+fn the_second_daemon_on_a_root_says_who_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path());
+    let root = directory.path().join("store");
+    let output = run(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--root", root.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&format!("process {}", daemon.child.id())), "{said}");
+}
