@@ -96,6 +96,7 @@ fn content_and_tags_survive_a_kill() {
 
 #[tokio::test]
 async fn the_index_may_vanish_or_rot() {
+    let _warp = common::clock::warp();
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 7] = [
         ("removed", |index| fs::remove_dir_all(index).unwrap()),
