@@ -71,7 +71,7 @@ fn content_and_tags_survive_a_kill() {
     let mut cistern = victim.block_on(Cistern::start(&upstream, ""));
     world.block_on(async {
         pull(&cistern, &image).await;
-        // A client has the last byte before the file has its name: what was published is what survives.
+        // A client has its bytes before the disk has: what was published survives.
         cistern.settle().await;
         // One download is under way when the end comes.
         let mut live = cistern.open(&target).await;
@@ -96,7 +96,6 @@ fn content_and_tags_survive_a_kill() {
 
 #[tokio::test]
 async fn the_index_may_vanish_or_rot() {
-    let _warp = common::clock::warp();
     type Damage = fn(&Path);
     let damages: [(&str, Damage); 7] = [
         ("removed", |index| fs::remove_dir_all(index).unwrap()),

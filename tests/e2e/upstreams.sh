@@ -96,6 +96,7 @@ push_content() {
     done
     "${copy[@]}" "oci:$CONTENT/layout:app" "docker://${UPSTREAM_ADDRESS[oci.test]}/samples/app:v1"
     "${copy[@]}" "oci:$CONTENT/layout:app" "docker://${UPSTREAM_ADDRESS[dist.test]}/library/app:v1"
+    "${copy[@]}" "oci:$CONTENT/layout:app" "docker://${UPSTREAM_ADDRESS[dist.test]}/library/app:v2"
     # Artifacts; a signature refers to samples/app on the upstream with the referrers API, and to library/debian on the
     # one without (there the client writes the fallback tag).
     (

@@ -110,10 +110,10 @@ fn body_of(
                 };
             }
             let stop = reply.holds.get(passed).map_or(end, |(hold, _)| (*hold).min(end));
-            let step = reply.drip.map_or(16 * 1024, |(bytes, _)| bytes as u64).min(stop - at);
-            let data = reply.body.slice(usize::try_from(at).unwrap()..usize::try_from(at + step).unwrap());
-            at += step;
-            sent.fetch_add(step, Ordering::Relaxed);
+            let piece = reply.drip.map_or(16 * 1024, |(bytes, _)| bytes as u64).min(stop - at);
+            let data = reply.body.slice(usize::try_from(at).unwrap()..usize::try_from(at + piece).unwrap());
+            at += piece;
+            sent.fetch_add(piece, Ordering::Relaxed);
             if let Some((_, pause)) = reply.drip {
                 tokio::time::sleep(pause).await;
             }

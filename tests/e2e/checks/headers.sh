@@ -190,13 +190,18 @@ lists() {
     local tags
     tags=$(curl -fsS "http://$OCISTERN/v2/library/debian/tags/list" | jq -c '.tags | sort')
     same tags "$(curl -fsS "http://${UPSTREAM_ADDRESS[docker.io]}/v2/library/debian/tags/list" | jq -c '.tags | sort')" "$tags"
-    # Pages: the Link leads back here, in the form of address that was used.
+    # Pages (docker-registry 2.8 has none, distribution v3 has): the Link leads back here, in the form that was used.
     local head link
-    head=$(headers "http://$OCISTERN/v2/docker.io/library/debian/tags/list?n=1")
+    head=$(headers "http://$OCISTERN/v2/dist.test/library/app/tags/list?n=1")
     link=$(header link <<<"$head" | sed 's/^<\([^>]*\)>.*/\1/')
     [[ -n $link ]]
     [[ $link == http* ]] || link=http://$OCISTERN$link
-    same "second page" "$(jq -c '.[1:2]' <<<"$tags")" "$(curl -fsS "$link" | jq -c .tags)"
+    same "second page" '["v2"]' "$(curl -fsS "$link" | jq -c .tags)"
+    head=$(headers "http://$OCISTERN/v2/library/app/tags/list?n=1&ns=dist.test")
+    link=$(header link <<<"$head" | sed 's/^<\([^>]*\)>.*/\1/')
+    [[ $link == http* ]] || link=http://$OCISTERN$link
+    [[ $link == *ns=dist.test* ]] || link="$link&ns=dist.test"
+    same "second page by ns" '["v2"]' "$(curl -fsS "$link" | jq -c .tags)"
     same "stale lists" "$tags" "$(
         stop_upstreams
         curl -fsS "http://$OCISTERN/v2/library/debian/tags/list" | jq -c '.tags | sort'

@@ -4,7 +4,7 @@
 client_needs() { go_tool oras; }
 client_version() { "$(go_tool oras)" version | head -n 1; }
 client_forms() { echo prefix; }
-client_items() { echo artifact chart oci basic; }
+client_items() { echo artifact chart oci basic image; }
 
 oras_() { bounded "$(go_tool oras)" "$@"; }
 client_start() { :; }

@@ -12,12 +12,11 @@ client_fresh() {
 }
 
 client_pull() {
-    local source file tags=()
+    local source file
     source=docker://$(source_of "$1" "$2")
-    # By default it lists the tags too, for which it does not ask a mirror.
-    [[ $1 != mirror ]] || tags=(--no-tags)
+    # Without the list of tags, for which it does not ask a mirror, and which ocistern always asks its upstream for.
     # What `inspect` says, and what a copy of everything wrote down, is the same.
-    echo "manifest $(bounded skopeo inspect --tls-verify=false "${tags[@]}" --format '{{.Digest}}' "$source")"
+    echo "manifest $(bounded skopeo inspect --tls-verify=false --no-tags --format '{{.Digest}}' "$source")"
     bounded skopeo copy --quiet --all --preserve-digests --src-tls-verify=false --digestfile "$STORAGE/digest" \
         "$source" "dir:$STORAGE/image"
     echo "manifest $(<"$STORAGE/digest")"

@@ -1,0 +1,3 @@
+module ocistern/bench/load
+
+go 1.25.0
