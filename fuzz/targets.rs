@@ -1,8 +1,8 @@
 //! What the fuzz targets check, one function a parser of foreign bytes; `tests/corpus.rs` replays the corpora through
 //! the same functions with a stable compiler.
-#![allow(dead_code, reason = "each target uses one function")]
+#![allow(dead_code, unreachable_pub, reason = "each target uses one function, and tests/corpus.rs compiles them in")]
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use http::HeaderValue;
@@ -14,7 +14,7 @@ use ocistern::upstream::{Challenge, parse_challenges};
 
 /// `HOST \n PATH \n QUERY`: whatever parses is within the grammar and within the configured upstreams.
 pub fn route(data: &[u8]) {
-    static WORLD: OnceLock<(Directory, Listener, BTreeMap<UpstreamName, ()>)> = OnceLock::new();
+    static WORLD: OnceLock<(Directory, Listener, BTreeSet<UpstreamName>)> = OnceLock::new();
     let (directory, listener, names) = WORLD.get_or_init(|| {
         let config = Config::from_toml(
             r#"
@@ -32,7 +32,7 @@ pub fn route(data: &[u8]) {
             "#,
         )
         .expect("the fixed configuration is valid");
-        let names = config.upstreams.keys().map(|name| (name.clone(), ())).collect();
+        let names = config.upstreams.keys().cloned().collect();
         (Directory::new(&config), config.listeners[0].clone(), names)
     });
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -41,7 +41,7 @@ pub fn route(data: &[u8]) {
     let path = lines.next().unwrap_or_default();
     let query = lines.next();
     let Ok(Routed::Resource(found)) = route::parse(directory, listener, host, path, query) else { return };
-    assert!(names.contains_key(&found.upstream), "an upstream that is not configured");
+    assert!(names.contains(&found.upstream), "an upstream that is not configured");
     let repo = match &found.endpoint {
         Endpoint::Catalog => None,
         Endpoint::Manifest(repo, reference) => {

@@ -10,7 +10,7 @@ use std::path::Path;
 use bytes::Bytes;
 use common::content::{blob, image, sha256};
 use common::invariants::{blob_path, check, check_blobs, files};
-use common::{Ask, Cistern, Upstream};
+use common::{Ask, Cistern, Upstream, clock};
 use ocistern::oci::Digest;
 
 /// Small, of one buffer, and larger than what is read at once.
@@ -80,6 +80,7 @@ async fn never_wrong(what: &str, cistern: &Cistern, bytes: &Bytes, target: &str)
 
 #[tokio::test]
 async fn damage_while_stopped_is_found_and_mended() {
+    let _warp = clock::warp();
     for (what, damage) in DAMAGES {
         for size in SIZES {
             let (mut cistern, upstream, [(bytes, digest, target), (other, other_digest, other_target)]) =
@@ -103,6 +104,7 @@ async fn damage_while_stopped_is_found_and_mended() {
 
 #[tokio::test]
 async fn damage_while_running_is_found_and_mended() {
+    let _warp = clock::warp();
     for (what, damage) in DAMAGES {
         for size in SIZES {
             let (cistern, upstream, [(bytes, digest, target), (other, other_digest, other_target)]) =
@@ -121,6 +123,7 @@ async fn damage_while_running_is_found_and_mended() {
 
 #[tokio::test]
 async fn damage_is_counted_and_set_aside() {
+    let _warp = clock::warp();
     let (cistern, _upstream, [(bytes, digest, target), _]) = stored(50_000).await;
     assert_eq!(cistern.metric("ocistern_corrupt_blobs_total", &[]).await, 0);
     flip(&blob_path(&cistern, &digest), 100);
@@ -133,6 +136,7 @@ async fn damage_is_counted_and_set_aside() {
 
 #[tokio::test]
 async fn with_upstream_away_damage_is_an_error_or_a_broken_transfer() {
+    let _warp = clock::warp();
     for size in SIZES {
         let (cistern, upstream, [(bytes, digest, target), (other, _, other_target)]) = stored(size).await;
         upstream.down();
@@ -151,6 +155,7 @@ async fn with_upstream_away_damage_is_an_error_or_a_broken_transfer() {
 
 #[tokio::test]
 async fn a_damaged_manifest_is_never_served() {
+    let _warp = clock::warp();
     let upstream = Upstream::start().await;
     let image = image(1);
     upstream.image("app", "1.0", &image);
@@ -175,6 +180,7 @@ async fn a_damaged_manifest_is_never_served() {
 
 #[tokio::test]
 async fn a_file_cut_short_under_a_reader_breaks_the_transfer_and_nothing_else() {
+    let _warp = clock::warp();
     let (cistern, _upstream, [(bytes, digest, target), (other, _, other_target)]) = stored(12_000_000).await;
     for ask in [Ask::get(&target), Ask::get(&target).http2()] {
         let mut live = cistern.client().open(ask).await.unwrap();
@@ -192,6 +198,7 @@ async fn a_file_cut_short_under_a_reader_breaks_the_transfer_and_nothing_else() 
 
 #[tokio::test]
 async fn a_removed_file_is_fetched_again() {
+    let _warp = clock::warp();
     let (cistern, upstream, [(bytes, digest, target), _]) = stored(10_000).await;
     fs::remove_file(blob_path(&cistern, &digest)).unwrap();
     cistern.get(&target).await.assert_is(&bytes);
@@ -205,6 +212,7 @@ async fn a_removed_file_is_fetched_again() {
 
 #[tokio::test]
 async fn strangers_files_in_the_store_do_no_harm() {
+    let _warp = clock::warp();
     let (mut cistern, _upstream, [(bytes, _, target), _]) = stored(10_000).await;
     cistern.stop().await;
     let blobs = cistern.root().join("blobs/sha256");

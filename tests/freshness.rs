@@ -149,6 +149,7 @@ async fn what_is_sealed_is_served_and_never_asked() {
 
 #[tokio::test]
 async fn where_upstream_cannot_say_the_known_tag_is_served_as_stale() {
+    let _warp = clock::warp();
     let acts: Vec<(&str, Act)> = vec![
         ("500", acts::fail(500, "UNKNOWN")),
         ("502", acts::answer(502, "text/html", "<h1>Bad Gateway</h1>")),
@@ -180,6 +181,7 @@ async fn where_upstream_cannot_say_the_known_tag_is_served_as_stale() {
 
 #[tokio::test]
 async fn a_refused_connection_is_stale_and_soon_costs_nothing() {
+    let _warp = clock::warp();
     let (cistern, upstream, image) = known("tags = \"always\"").await;
     upstream.down();
     for _ in 0..20 {
@@ -194,6 +196,7 @@ async fn a_refused_connection_is_stale_and_soon_costs_nothing() {
 
 #[tokio::test]
 async fn where_upstream_says_no_nothing_stale_is_served() {
+    let _warp = clock::warp();
     let challenge = "Bearer realm=\"https://elsewhere.example/token\"";
     let acts: Vec<(&str, Act, [u16; 3])> = vec![
         ("404", acts::fail(404, "MANIFEST_UNKNOWN"), [404; 3]),

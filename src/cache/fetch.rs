@@ -34,6 +34,8 @@ pub(super) struct Described {
     pub(super) size: u64,
     pub(super) etag: Option<String>,
     pub(super) via: Via,
+    /// When upstream was asked.
+    pub(super) asked_at: SystemTime,
 }
 
 /// What the check of a known tag found.
@@ -150,10 +152,11 @@ impl Cache {
             async move {
                 if let Some(described) = cache.head(&target, &reference).await? {
                     if let Reference::Tag(tag) = reference {
-                        cache.seen_tags.insert((target, tag), described.clone());
+                        cache.see_tag(target, tag, described.clone()).await;
                     }
                     return Ok(described);
                 }
+                let asked_at = SystemTime::now();
                 let (flight, _) = cache.start_fetch(&target, &reference)?;
                 let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
                 cache.remember_unusable_head(&target);
@@ -164,6 +167,7 @@ impl Cache {
                     size: fetched.bytes.len() as u64,
                     etag: None,
                     via,
+                    asked_at,
                 })
             }
         });
@@ -178,9 +182,10 @@ impl Cache {
         }
         let registry = self.registry(&target.upstream)?;
         let ask = Ask::manifest(Method::HEAD, &target.repo, reference, Instant::now() + ANSWER_WITHIN);
+        let asked_at = SystemTime::now();
         match registry.fetch(ask).await {
             Ok(answer) => {
-                let described = describe(&answer, reference);
+                let described = describe(&answer, reference, asked_at);
                 if described.is_none() {
                     self.remember_unusable_head(target);
                 }
@@ -252,13 +257,7 @@ impl Cache {
             self.keep_tag(target, tag, &record, now).await;
         }
         if kept {
-            // A client that asked for the tag by HEAD and now has fetched what it named: the tag is known from here on.
-            let seen = self.seen_tags.take(|(seen, _), described| seen == target && described.digest == digest);
-            for ((_, tag), described) in seen {
-                let record =
-                    TagRecord { digest, media_type: media_type.clone(), size: described.size, etag: described.etag };
-                self.keep_tag(target, &tag, &record, now).await;
-            }
+            self.keep_seen_tags(target, &digest).await;
         }
         Ok(Some(Arc::new(Fetched { digest, media_type, bytes, kept })))
     }
@@ -309,6 +308,28 @@ impl Cache {
         }
         self.keep_link(target, digest, link).await;
         true
+    }
+
+    /// Upstream's HEAD has said what a tag means. If the manifest is in the store, the tag is known from here on; else
+    /// as soon as the client that asked has fetched what it named (containerd and dockerd do it in these two steps).
+    async fn see_tag(&self, target: Target, tag: Tag, described: Described) {
+        let digest = described.digest;
+        let stored = self.stored(&digest).await.is_some();
+        if stored && !matches!(self.linked(&target, &digest, LinkKind::Manifest).await, Ok(Some(_))) {
+            self.keep_manifest_link(&target, &described).await;
+        }
+        self.seen_tags.insert((target.clone(), tag), described);
+        if stored {
+            self.keep_seen_tags(&target, &digest).await;
+        }
+    }
+
+    /// Keeps the tags that were seen to mean a manifest which is in the store now.
+    pub(super) async fn keep_seen_tags(&self, target: &Target, digest: &Digest) {
+        for ((_, tag), seen) in self.seen_tags.take(|(of, _), seen| of == target && seen.digest == *digest) {
+            let Described { digest, media_type, size, etag, asked_at, .. } = seen;
+            self.keep_tag(target, &tag, &TagRecord { digest, media_type, size, etag }, asked_at).await;
+        }
     }
 
     /// Links a manifest that is stored already, from what upstream's HEAD said of it under this name.
@@ -378,7 +399,7 @@ fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
 }
 
 /// A HEAD's answer as a description; none if it lacks what clients need (ggcr demands all three).
-fn describe(answer: &Answer, reference: &Reference) -> Option<Described> {
+fn describe(answer: &Answer, reference: &Reference, asked_at: SystemTime) -> Option<Described> {
     let asked = match reference {
         Reference::Digest(digest) => Some(*digest),
         Reference::Tag(_) => None,
@@ -389,5 +410,6 @@ fn describe(answer: &Answer, reference: &Reference) -> Option<Described> {
         size: content_length(&answer.headers)?,
         etag: text(&answer.headers, &header::ETAG),
         via: answer.via,
+        asked_at,
     })
 }

@@ -71,6 +71,7 @@ impl Cache {
             self.check_missing(target, &digest.to_string())?;
             let proof = self.describe_upstream(target, &Reference::Digest(*digest)).await?;
             self.keep_manifest_link(target, &proof).await;
+            self.keep_seen_tags(target, digest).await;
             if let Some(manifest) = self.stored_manifest(target, digest).await? {
                 return Ok(manifest);
             }

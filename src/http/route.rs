@@ -247,7 +247,16 @@ fn address<'a>(
         return Ok(Address { entry: Some(directory.lookup(prefix)?), form: Form::Path, prefix, rest });
     };
     if let Some(namespace) = namespace {
-        return Ok(Address { entry: Some(directory.lookup(namespace)?), form: Form::Namespace, prefix: "", rest });
+        let entry = directory.lookup(namespace)?;
+        // containerd adds `ns` also where `override_path` has put the host into the path: then it stands there twice.
+        // No repository begins with the host name of its own registry.
+        if let Some((first, behind)) = rest.split_once('/')
+            && after_first_part_comes_a_name(behind)
+            && directory.entry(first).is_some_and(|named| named.name == entry.name)
+        {
+            return Ok(Address { entry: Some(entry), form: Form::Prefix, prefix: first, rest: behind });
+        }
+        return Ok(Address { entry: Some(entry), form: Form::Namespace, prefix: "", rest });
     }
     if let Some(name) = mapped(listener, host) {
         return Ok(Address { entry: Some(directory.lookup(name.as_str())?), form: Form::Hostname, prefix: "", rest });
@@ -560,7 +569,9 @@ mod tests {
             ("/v2/org/app/manifests/1?ns=index.docker.io", "docker.io org/app ns"),
             ("/v2/org/app/manifests/1?ns=registry.hub.docker.com", "docker.io org/app ns"),
             ("/v2/my.org/app/manifests/1?ns=ghcr.io", "ghcr.io my.org/app ns"),
-            ("/v2/ghcr.io/app/manifests/1?ns=ghcr.io", "ghcr.io ghcr.io/app ns"),
+            ("/v2/ghcr.io/app/manifests/1?ns=ghcr.io", "ghcr.io app prefix"),
+            ("/v2/docker.io/library/debian/manifests/1?ns=docker.io", "docker.io library/debian prefix"),
+            ("/v2/quay.io/app/manifests/1?ns=ghcr.io", "ghcr.io quay.io/app ns"),
             ("/ghcr.io/v2/org/app/manifests/1", "ghcr.io org/app path"),
             ("/hub-private/v2/org/app/manifests/1?ns=docker.io", "hub-private org/app path"),
             ("/localhost:5001/v2/org/app/manifests/1", "localhost-5001 org/app path"),

@@ -103,6 +103,11 @@ impl Cistern {
     /// Starts it (again) on the same store; upstreams keep their ports, its own listeners get others.
     pub async fn start_again(&mut self) {
         assert!(self.server.is_none(), "it is running");
+        // `RUST_LOG=debug cargo test … -- --nocapture` shows what it logs; a second subscriber is none.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let toml = self.setup.toml(self.root.path());
         let config = Config::from_toml(&toml).unwrap_or_else(|error| panic!("{error}\n{toml}"));
         let server = Server::start(config).await.unwrap_or_else(|error| panic!("{error:?}\n{toml}"));

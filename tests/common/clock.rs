@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{interval, timeout};
 
 /// How long a test waits for something that must come, on the (perhaps warped) clock of tokio.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// Waits for `condition`, asking every few milliseconds: the only polling in these tests, for what announces itself
 /// by no event (files, metrics).

@@ -4,6 +4,7 @@
 //! answers by the functions in `acts`; `wire` sends them, faults included. Every request is logged.
 
 pub mod acts;
+mod h2;
 pub mod registry;
 mod serve;
 mod wire;
@@ -72,7 +73,13 @@ impl Upstream {
 
     /// Starts one on TLS, with a certificate of a CA whose PEM text is returned.
     pub async fn start_tls() -> (Self, String) {
-        let (acceptor, ca) = serve::tls_acceptor();
+        let (acceptor, ca) = serve::tls_acceptor(&[]);
+        (Self::start_with(Some(acceptor), "https"), ca)
+    }
+
+    /// As [`Upstream::start_tls`], over HTTP/2.
+    pub async fn start_h2() -> (Self, String) {
+        let (acceptor, ca) = serve::tls_acceptor(&[b"h2"]);
         (Self::start_with(Some(acceptor), "https"), ca)
     }
 

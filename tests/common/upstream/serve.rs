@@ -70,6 +70,9 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     let mut conn = match &shared.tls {
         None => Conn::Plain(stream),
         Some(acceptor) => match acceptor.accept(stream).await {
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                return super::h2::converse(hyper_util::rt::TokioIo::new(stream), shared).await;
+            }
             Ok(stream) => Conn::Tls(Box::new(stream)),
             Err(_) => return,
         },
@@ -86,8 +89,8 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-/// A TLS server for 127.0.0.1 and localhost, and its CA's certificate as PEM.
-pub fn tls_acceptor() -> (TlsAcceptor, String) {
+/// A TLS server for 127.0.0.1 and localhost that offers these protocols by ALPN, and its CA's certificate as PEM.
+pub fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -97,7 +100,7 @@ pub fn tls_acceptor() -> (TlsAcceptor, String) {
     let issuer = rcgen::Issuer::new(ca, ca_key);
     let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
@@ -106,5 +109,6 @@ pub fn tls_acceptor() -> (TlsAcceptor, String) {
             PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         )
         .unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     (TlsAcceptor::from(Arc::new(config)), ca_certificate.pem())
 }

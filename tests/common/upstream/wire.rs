@@ -162,7 +162,7 @@ impl Gate {
         .await;
     }
 
-    async fn pass(&self) {
+    pub(super) async fn pass(&self) {
         self.0.send_modify(|door| door.waiting += 1);
         // The sender cannot have gone: it is in `self`.
         let _ = self.0.subscribe().wait_for(|door| door.open).await;
