@@ -107,6 +107,16 @@ impl CacheError {
         Self::WrongContent(Box::new(WrongContent { upstream: upstream.clone(), expected, actual }))
     }
 
+    /// Whether it is upstream's own word about the content: refused, or not there. Anything else, nonsense like the web
+    /// page of a captive portal included, says nothing about a tag that is known, which is then served as stale.
+    pub fn is_upstreams_word(&self) -> bool {
+        match self {
+            Self::Upstream(error) => matches!(error.class(), Class::Refused | Class::Missing),
+            Self::RecentlyMissing { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether upstream said that it does not have it.
     pub fn is_missing(&self) -> bool {
         match self {

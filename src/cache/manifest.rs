@@ -126,7 +126,7 @@ impl Cache {
             }
             Ok(Some(Ok(Checked::Moved(described)))) => described,
             Ok(Some(Ok(Checked::Fetched(fetched)))) => return Ok(fetched.into_manifest(role, want)),
-            Ok(Some(Err(error))) if error.is_unavailable() => return Ok(stale(known)),
+            Ok(Some(Err(error))) if !error.is_upstreams_word() => return Ok(stale(known)),
             Ok(Some(Err(error))) => return Err(error),
         };
         if want == Want::Description {
@@ -135,7 +135,7 @@ impl Cache {
         let (flight, role) = self.start_fetch(target, &Reference::Tag(tag.clone()))?;
         match flight.result().await.unwrap_or(Err(CacheError::Stopped)) {
             Ok(fetched) => Ok(fetched.into_manifest(role, want)),
-            Err(error) if error.is_unavailable() => Ok(stale(known)),
+            Err(error) if !error.is_upstreams_word() => Ok(stale(known)),
             Err(error) => Err(error),
         }
     }
