@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::oci::{Digest, ManifestFault, UpstreamName};
 use crate::store::StoreError;
-use crate::upstream::{Class, UpstreamError};
+use crate::upstream::{Class, Fault, TokenFault, UpstreamError};
 
 /// Why the cache has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -111,7 +111,11 @@ impl CacheError {
     /// page of a captive portal included, says nothing about a tag that is known, which is then served as stale.
     pub fn is_upstreams_word(&self) -> bool {
         match self {
-            Self::Upstream(error) => matches!(error.class(), Class::Refused | Class::Missing),
+            // A 401 whose challenge cannot be answered is a refusal all the same.
+            Self::Upstream(error) => {
+                matches!(error.class(), Class::Refused | Class::Missing)
+                    || matches!(error.fault, Fault::Token(TokenFault::Realm(_) | TokenFault::NoChallenge))
+            }
             Self::RecentlyMissing { .. } => true,
             _ => false,
         }
