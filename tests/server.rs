@@ -175,6 +175,28 @@ async fn content_of_an_own_account_is_for_this_machine() {
     server.stop().await;
 }
 
+/// Where a hosts entry leads the registry's own name to ocistern, a request would go round until something gives.
+#[tokio::test]
+async fn an_upstream_whose_name_leads_here_is_not_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // A name of the loopback address that only the resolver sees through.
+    let text = format!(
+        "root = \"{}/store\"\nbuiltin_upstreams = false\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[upstream.loop]\nurl = \"http://127.1:{port}\"",
+        directory.path().display()
+    );
+    let server = Server::start(Config::from_toml(&text).unwrap()).await.unwrap();
+    let address = *server.addresses().first().unwrap();
+    let answer = get(address, "/v2/loop/app/manifests/1").await;
+    assert_error(&answer, 502, "UNAVAILABLE");
+    assert!(answer.contains("set `connect`"), "it says what to do: {answer}");
+    let text = server.metrics().expose();
+    let requests: Vec<_> = text.lines().filter(|line| line.starts_with("ocistern_requests_total")).collect();
+    assert_eq!(requests, ["ocistern_requests_total{kind=\"manifest\",result=\"error\",upstream=\"loop\"} 1"]);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn the_second_daemon_on_a_root_is_refused() {
     let (server, _, directory) = start("").await;
