@@ -7,6 +7,7 @@
 mod activity;
 mod admin_socket;
 mod connection;
+mod files;
 mod listener;
 mod notify;
 mod permits;
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::admin_socket::admin_socket_path;
 use self::connection::{Handler, Run, Serving};
+pub use self::files::raise_limit;
 use self::listener::Socket;
 pub use self::listener::{Inherited, ListenError};
 use self::permits::Permits;
@@ -288,7 +290,9 @@ async fn open_listeners(
 ) -> Result<Vec<(Socket, Arc<Serving<RegistryHandler>>)>, StartError> {
     let limits = &app.config.limits;
     let sockets = listener::open(&app.config.listeners, inherited).await?;
-    let permits = Permits::new(limits.connections, limits.connections_per_address);
+    // Every listener holds one place for the connection that it waits for.
+    let connections = files::connections(limits.connections).max(sockets.len());
+    let permits = Permits::new(connections, limits.connections_per_address);
     let mut ready = Vec::with_capacity(sockets.len());
     for (socket, settings) in sockets {
         let tls = tls_of(&settings, &socket).await?;
