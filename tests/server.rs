@@ -90,7 +90,9 @@ async fn requests_that_no_client_sends() {
         (format!("GET /v2/a/%2e%2e/b/manifests/1 HTTP/1.1\r\n{fields}\r\n"), 400, "NAME_INVALID"),
         (format!("GET /v2/A/manifests/1 HTTP/1.1\r\n{fields}\r\n"), 400, "NAME_INVALID"),
         (format!("GET /v2/a/manifests/sha256:bad HTTP/1.1\r\n{fields}\r\n"), 400, "DIGEST_INVALID"),
-        (format!("GET /v2/a/manifests/-a HTTP/1.1\r\n{fields}\r\n"), 400, "MANIFEST_INVALID"),
+        (format!("GET /v2/a/manifests/-a HTTP/1.1\r\n{fields}\r\n"), 404, "MANIFEST_UNKNOWN"),
+        // The specification's own conformance suite, up to v1.1.1, asks for this one.
+        (format!("GET /v2/a/manifests/.INVALID_MANIFEST_NAME HTTP/1.1\r\n{fields}\r\n"), 404, "MANIFEST_UNKNOWN"),
         (format!("GET / HTTP/1.1\r\n{fields}\r\n"), 404, "UNSUPPORTED"),
         (format!("GET /v2/a/blobs/uploads/id HTTP/1.1\r\n{fields}\r\n"), 404, "BLOB_UPLOAD_UNKNOWN"),
         (format!("POST /v2/a/blobs/uploads/ HTTP/1.1\r\n{fields}Content-Length: 0\r\n\r\n"), 405, "UNSUPPORTED"),
