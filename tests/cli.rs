@@ -143,6 +143,24 @@ fn the_second_daemon_on_a_root_says_who_is_there() {
     assert!(said.contains(&format!("process {}", daemon.child.id())), "{said}");
 }
 
+#[test]
+fn the_log_says_what_was_asked_and_no_query() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path());
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    let request = "GET /v2/evil.example/app/manifests/1?sig=canary HTTP/1.1\r\nHost: here\r\n\
+                   Authorization: Bearer canary\r\nCookie: canary\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.read_to_string(&mut String::new()).unwrap();
+    daemon.signal(Signal::TERM);
+    let (_, log) = daemon.end();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("\"message\":\"request\"")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    let event: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+    assert_eq!(event["asked"], "here/v2/evil.example/app/manifests/1", "{log}");
+    assert!(!log.contains("canary"), "{log}");
+}
+
 /// A daemon behind a shell that sets limits.
 fn limited(limits: &str, root: &Path) -> Daemon {
     let mut command = Command::new("/bin/sh");
