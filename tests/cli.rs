@@ -28,9 +28,12 @@ struct Daemon {
 
 impl Daemon {
     fn start(root: &Path) -> Self {
-        let root = root.join("store");
         let arguments = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--sealed", "--root"];
-        let mut child = ocistern(&arguments).arg(root).stderr(Stdio::piped()).spawn().unwrap();
+        Self::of(ocistern(&arguments).arg(root.join("store")))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let address = loop {
             let mut line = String::new();
@@ -138,4 +141,58 @@ fn the_second_daemon_on_a_root_says_who_is_there() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains(&format!("process {}", daemon.child.id())), "{said}");
+}
+
+#[test]
+fn the_log_says_what_was_asked_and_no_query() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path());
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    let request = "GET /v2/evil.example/app/manifests/1?sig=canary HTTP/1.1\r\nHost: here\r\n\
+                   Authorization: Bearer canary\r\nCookie: canary\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    stream.read_to_string(&mut String::new()).unwrap();
+    daemon.signal(Signal::TERM);
+    let (_, log) = daemon.end();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("\"message\":\"request\"")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    let event: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
+    assert_eq!(event["asked"], "here/v2/evil.example/app/manifests/1", "{log}");
+    assert!(!log.contains("canary"), "{log}");
+}
+
+/// A daemon behind a shell that sets limits.
+fn limited(limits: &str, root: &Path) -> Daemon {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("{limits}; exec \"$0\" \"$@\"")]).arg(env!("CARGO_BIN_EXE_ocistern"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--sealed", "--root"]);
+    command.arg(root.join("store")).env_clear().env("HOME", "/nonexistent").env("OCISTERN_LIMITS__FIRST_BYTE", "300ms");
+    Daemon::of(&mut command)
+}
+
+#[test]
+fn the_soft_limit_of_files_is_raised_to_the_hard_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = limited("ulimit -Sn 200; ulimit -Hn 500", directory.path());
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.child.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["500", "500"]);
+}
+
+/// More silent connections than files: a client waits until they are cut, and nothing else suffers.
+#[test]
+fn connections_do_not_take_the_last_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = limited("ulimit -n 100", directory.path());
+    let silent: Vec<_> = (0..120).map(|_| TcpStream::connect(daemon.address).unwrap()).collect();
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(silent);
+    daemon.signal(Signal::TERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0));
+    assert!(!log.contains("WARN"), "{log}");
 }

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use common::content::{blob, image, image_of, index, sha256};
 use common::invariants::{self, check, is_stored};
 use common::upstream::Auth;
-use common::{Ask, Cistern, Upstream, acts};
+use common::{Ask, Cistern, Gate, Upstream, acts};
 use ocistern::oci::media;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn an_image_is_pulled_cold_then_warm_then_without_upstream() {
@@ -568,4 +570,29 @@ async fn an_upstream_over_http2_and_tls_serves_a_whole_image() {
     let cistern = Cistern::start(&stranger, "").await;
     cistern.get("/v2/app/manifests/1.0").await.assert_fails(502);
     assert_eq!(stranger.log().len(), 0);
+}
+/// HTTP/1.0 has no other sign of an end than that of the connection.
+#[tokio::test]
+async fn an_http_1_0_client_never_takes_a_part_for_the_whole() {
+    let upstream = Upstream::start().await;
+    let bytes = blob(90, 300_000);
+    let digest = upstream.blob("app", &bytes);
+    let gate = Gate::new();
+    upstream.script("GET", "*/blobs/*", .., acts::both(acts::chunked(), acts::hold_at(200_000, &gate)));
+    let cistern = Cistern::start(&upstream, "").await;
+    let ask = async || {
+        let mut stream = TcpStream::connect(cistern.client().0).await.unwrap();
+        let request = format!("GET /v2/app/blobs/{digest} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = String::from_utf8(ask().await).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 505 ") && answer.contains("UNSUPPORTED"), "{answer}");
+    gate.open();
+    cistern.settle().await;
+    let answer = ask().await;
+    assert!(answer.starts_with(b"HTTP/1.0 200 ") && answer.ends_with(&bytes), "its length is known now");
+    check(&cistern).await;
 }

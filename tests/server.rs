@@ -90,7 +90,9 @@ async fn requests_that_no_client_sends() {
         (format!("GET /v2/a/%2e%2e/b/manifests/1 HTTP/1.1\r\n{fields}\r\n"), 400, "NAME_INVALID"),
         (format!("GET /v2/A/manifests/1 HTTP/1.1\r\n{fields}\r\n"), 400, "NAME_INVALID"),
         (format!("GET /v2/a/manifests/sha256:bad HTTP/1.1\r\n{fields}\r\n"), 400, "DIGEST_INVALID"),
-        (format!("GET /v2/a/manifests/-a HTTP/1.1\r\n{fields}\r\n"), 400, "MANIFEST_INVALID"),
+        (format!("GET /v2/a/manifests/-a HTTP/1.1\r\n{fields}\r\n"), 404, "MANIFEST_UNKNOWN"),
+        // The specification's own conformance suite, up to v1.1.1, asks for this one.
+        (format!("GET /v2/a/manifests/.INVALID_MANIFEST_NAME HTTP/1.1\r\n{fields}\r\n"), 404, "MANIFEST_UNKNOWN"),
         (format!("GET / HTTP/1.1\r\n{fields}\r\n"), 404, "UNSUPPORTED"),
         (format!("GET /v2/a/blobs/uploads/id HTTP/1.1\r\n{fields}\r\n"), 404, "BLOB_UPLOAD_UNKNOWN"),
         (format!("POST /v2/a/blobs/uploads/ HTTP/1.1\r\n{fields}Content-Length: 0\r\n\r\n"), 405, "UNSUPPORTED"),
@@ -172,6 +174,28 @@ async fn content_of_an_own_account_is_for_this_machine() {
     assert_error(&ask("Host: localhost\r\nX-Forwarded-For: 192.0.2.1").await, 403, "DENIED");
     let answer = ask("Host: localhost:5000").await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "let through, and not in the store: {answer}");
+    server.stop().await;
+}
+
+/// Where a hosts entry leads the registry's own name to ocistern, a request would go round until something gives.
+#[tokio::test]
+async fn an_upstream_whose_name_leads_here_is_not_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // A name of the loopback address that only the resolver sees through.
+    let text = format!(
+        "root = \"{}/store\"\nbuiltin_upstreams = false\n[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[upstream.loop]\nurl = \"http://127.1:{port}\"",
+        directory.path().display()
+    );
+    let server = Server::start(Config::from_toml(&text).unwrap()).await.unwrap();
+    let address = *server.addresses().first().unwrap();
+    let answer = get(address, "/v2/loop/app/manifests/1").await;
+    assert_error(&answer, 502, "UNAVAILABLE");
+    assert!(answer.contains("set `connect`"), "it says what to do: {answer}");
+    let text = server.metrics().expose();
+    let requests: Vec<_> = text.lines().filter(|line| line.starts_with("ocistern_requests_total")).collect();
+    assert_eq!(requests, ["ocistern_requests_total{kind=\"manifest\",result=\"error\",upstream=\"loop\"} 1"]);
     server.stop().await;
 }
 

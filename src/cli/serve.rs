@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{FAILED, USAGE, complain, log};
 use crate::config::{Config, Flags};
 use crate::http::respond::causes;
-use crate::server::{Inherited, Server};
+use crate::server::{Inherited, Server, raise_limit};
 
 /// How long the runtime waits for what still blocks a thread after the stop.
 const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(2);
@@ -30,6 +30,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     if let Err(error) = log::start(&config.log) {
         return complain(USAGE, format_args!("log.filter: {error}"));
     }
+    raise_limit();
     // Before the threads of the runtime, because it changes the environment.
     let inherited = match Inherited::from_env() {
         Ok(inherited) => inherited,

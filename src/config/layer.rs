@@ -3,6 +3,7 @@
 //! Problems are collected, not returned one by one; a value that could not be used is replaced by its default until
 //! all are told, and no configuration with a problem leaves this module.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,7 +86,8 @@ fn find(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Document, ConfigEr
     for path in home.iter().map(PathBuf::as_path).chain([system]) {
         match read(path) {
             Ok(document) => return Ok(document),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            // `/dev/null` is the home of some system users.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             Err(error) => return Err(failed(path, error)),
         }
     }

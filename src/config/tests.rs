@@ -112,6 +112,8 @@ fn the_first_file_found_is_read() {
         config.root.to_str().unwrap().to_owned()
     };
     assert_eq!(lookup(vec![("HOME", home.path().into())], &flags()), "/system");
+    // The home of some system users is not even a directory.
+    assert_eq!(lookup(vec![("HOME", "/dev/null".into())], &flags()), "/system");
     write(".config/ocistern/config.toml");
     assert_eq!(lookup(vec![("HOME", home.path().into())], &flags()), "/.config-ocistern-config.toml");
     write("xdg/ocistern/config.toml");

@@ -100,7 +100,8 @@ fn is_configured(listener: &Listener, host: &str) -> bool {
         || public.is_some_and(|public| public.eq_ignore_ascii_case(&host))
 }
 
-fn without_port(host: &str) -> &str {
+/// The host without its port, if it has one.
+pub(super) fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port))
             if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>

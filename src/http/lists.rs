@@ -67,15 +67,97 @@ fn respond(route: &Route, request: &Parts, list: List) -> Response<Body> {
 }
 
 /// Upstream's `Link: <…>; rel="next"` for this client: relative, in the form of address that it used. Az keeps only
-/// the query, others the whole path. None if it leads elsewhere than to the registry API.
+/// the query, others the whole path. None if there is no next page, or if it leads elsewhere than to the registry API.
 fn local_link(route: &Route, link: &str) -> Option<String> {
-    let (target, parameters) = link.strip_prefix('<')?.split_once('>')?;
-    let path = match target.split_once("://") {
-        // Absolute: the authority is upstream's, and none of the client's business.
-        Some((_, rest)) => rest.get(rest.find('/')?..)?,
-        None => target,
+    let values = link_values(link);
+    let is_next = |parameters: &str| parameters.to_ascii_lowercase().contains("next");
+    // Of a single link without parameters it is clear what it means.
+    let alone = values.len() == 1;
+    let (target, parameters) = values.into_iter().find(|(_, parameters)| alone || is_next(parameters))?;
+    let path = api_path(route, target)?;
+    Some(format!("<{}>{parameters}", route.local_target(&path)?))
+}
+
+/// The path from `/v2/` on, with the query, that `target` leads to (RFC 3986, section 5).
+fn api_path(route: &Route, target: &str) -> Option<String> {
+    let own = route.upstream_path()?;
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    // Absolute: the authority is upstream's, and none of the client's business.
+    let absolute = path.split_once("://").map(|(_, rest)| rest).or_else(|| path.strip_prefix("//"));
+    let path = match absolute {
+        Some(rest) => rest.get(rest.find('/')?..)?.to_owned(),
+        None if path.is_empty() => own,
+        None if path.starts_with('/') => path.to_owned(),
+        None => format!("{}/{path}", own.rsplit_once('/').map_or("", |(directory, _)| directory)),
     };
-    // A registry behind a path, or a relative reference: what counts starts at /v2/.
+    // Of a registry behind a path, what counts starts at /v2/.
     let path = path.get(path.find("/v2/")?..)?;
-    Some(format!("<{}>{parameters}", route.local_target(path)?))
+    Some(query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")))
+}
+
+/// The links of a field, each with its parameters (RFC 8288, section 3); what does not fit the grammar ends the list.
+fn link_values(field: &str) -> Vec<(&str, &str)> {
+    let mut values = Vec::new();
+    let mut rest = field;
+    while let Some((target, behind)) =
+        rest.trim_start_matches([' ', '\t', ',']).strip_prefix('<').and_then(|rest| rest.split_once('>'))
+    {
+        let mut quoted = false;
+        let end = behind.find(|c| {
+            quoted ^= c == '"';
+            c == ',' && !quoted
+        });
+        let (parameters, after) = behind.split_at(end.unwrap_or(behind.len()));
+        values.push((target, parameters.trim_end()));
+        rest = after;
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::http::route::{Directory, Routed, parse};
+
+    fn local(target: &str, link: &str) -> Option<String> {
+        let config = Config::from_toml("").unwrap();
+        let listener = config.listeners.first().unwrap();
+        let routed = parse(&Directory::new(&config), listener, Some("localhost"), target, None).unwrap();
+        let Routed::Resource(route) = routed else { panic!("{target}") };
+        local_link(&route, link)
+    }
+
+    #[test]
+    fn every_form_of_link_leads_to_the_next_page_here() {
+        let next = Some("</v2/ghcr.io/org/app/tags/list?n=2&last=b>; rel=\"next\"".to_owned());
+        for link in [
+            "</v2/org/app/tags/list?n=2&last=b>; rel=\"next\"",
+            "<https://ghcr.io/v2/org/app/tags/list?n=2&last=b>; rel=\"next\"",
+            "<//ghcr.io/v2/org/app/tags/list?n=2&last=b>; rel=\"next\"",
+            "<https://ghcr.io/behind/a/path/v2/org/app/tags/list?n=2&last=b>; rel=\"next\"",
+            "<?n=2&last=b>; rel=\"next\"",
+            "<list?n=2&last=b>; rel=\"next\"",
+            "</v2/org/app/tags/list?n=2&last=a>; rel=\"prev,1\", </v2/org/app/tags/list?n=2&last=b>; rel=\"next\"",
+        ] {
+            assert_eq!(local("/v2/ghcr.io/org/app/tags/list", link), next, "{link}");
+        }
+        let odd = "</v2/org/app/tags/list?last=http://x/v2/y>";
+        assert_eq!(local("/v2/org/app/tags/list", odd).as_deref(), Some(odd), "a query is no path");
+    }
+
+    #[test]
+    fn links_elsewhere_are_left_out() {
+        for link in [
+            "",
+            "nonsense",
+            "</web/page?page=2>; rel=\"next\"",
+            "<https://ghcr.io>; rel=\"next\"",
+            "<https://ghcr.io?x=/v2/y>; rel=\"next\"",
+            "</v2/a/tags/list?last=a>; rel=\"prev\", </v2/a/tags/list>; rel=\"first\"",
+            "</v2/unfinished",
+        ] {
+            assert_eq!(local("/v2/org/app/tags/list", link), None, "{link}");
+        }
+    }
 }

@@ -149,7 +149,8 @@ pub async fn handle<B: http_body::Body>(
     let mut record = Record::new(&app.metrics, peer, parts.method.clone());
     // No request of this version has a body that is read. What is left of one must not be taken for the next request.
     let has_body = !body.is_end_stream() || parts.headers.contains_key(TRANSFER_ENCODING);
-    let mut response = match answer(app, listener, peer, &parts, has_body, &mut record).await {
+    let answered = answer(app, listener, peer, &parts, has_body, &mut record).await;
+    let mut response = match answered.and_then(|response| with_an_end(response, &parts)) {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     };
@@ -161,6 +162,17 @@ pub async fn handle<B: http_body::Body>(
         response.headers_mut().remove(CONNECTION);
     }
     record.follow(branded(response))
+}
+
+/// To HTTP/1.0 an answer without a length ends with its connection: one that was broken off would look whole.
+fn with_an_end(response: Response<Body>, parts: &Parts) -> Result<Response<Body>, Failure> {
+    let has_end = http_body::Body::size_hint(response.body()).exact().is_some();
+    if has_end || parts.version > Version::HTTP_10 || parts.method == Method::HEAD {
+        return Ok(response);
+    }
+    let message = "upstream does not say how long this is, and by HTTP/1.0 a client could not tell a part of it from \
+                   the whole; ask by HTTP/1.1 (nginx: proxy_http_version 1.1)";
+    Err(Failure::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorCode::Unsupported, message).closing())
 }
 
 async fn answer(
@@ -182,7 +194,7 @@ async fn answer(
         return Err(Failure::bad_request(ErrorCode::Unsupported, message));
     }
     let routed = route::parse(&app.directory, &listener.config, host, parts.uri.path(), parts.uri.query());
-    let route = match routed? {
+    let route = match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
         Routed::Resource(route) => route,
         Routed::Ping(ping) => {
             record.ping(&ping);

@@ -21,6 +21,8 @@ use crate::oci::{RepoName, UpstreamName};
 
 /// What nginx logs where the client left before the answer's head; it is never sent.
 const CLIENT_LEFT: u16 = 499;
+/// Longest path, and longest host, of a request that means nothing here, as it goes to the log.
+const MAX_TARGET: usize = 256;
 /// Label and field where a request means no upstream.
 const NONE: &str = "none";
 
@@ -46,6 +48,8 @@ pub(super) struct Record {
     upstream: Option<UpstreamName>,
     repo: Option<RepoName>,
     reference: Option<String>,
+    /// Host and path of a request that means nothing here: nobody could tell otherwise what was asked.
+    asked: Option<String>,
     status: Option<StatusCode>,
     served: Option<Served>,
     reason: Option<Reason>,
@@ -89,6 +93,7 @@ impl Record {
             upstream: None,
             repo: None,
             reference: None,
+            asked: None,
             status: None,
             served: None,
             reason: None,
@@ -113,6 +118,12 @@ impl Record {
             Endpoint::Blob(_, digest) | Endpoint::Referrers(_, digest) => Some(digest.to_string()),
             Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Upload(_) => None,
         };
+    }
+
+    /// A request that has no route. The query is left out: it may hold a signature.
+    pub(super) fn unrouted(&mut self, host: Option<&str>, path: &str) {
+        let short = |text: &str| text.chars().take(MAX_TARGET).collect::<String>();
+        self.asked = Some(short(host.unwrap_or_default()) + &short(path));
     }
 
     /// Follows the response to the end of its body.
@@ -176,6 +187,7 @@ impl Drop for Record {
             upstream = self.upstream.as_ref().map(UpstreamName::as_str),
             repository = self.repo.as_ref().map(RepoName::as_str),
             reference = self.reference.as_deref(),
+            asked = self.asked.as_deref(),
             kind = self.kind.as_str(),
             result = self.outcome().as_str(),
             status,

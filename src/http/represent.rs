@@ -14,7 +14,7 @@ use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 
@@ -50,6 +50,10 @@ pub(super) enum Payload {
     None,
 }
 
+/// Bytes of a file that are read at once for a client of HTTP/2: a stream that its client does not read holds what was
+/// read for it, and a connection has a hundred of them.
+const HTTP2_CHUNK: u64 = 32 * 1024;
+
 type Chunks = BoxStream<'static, Result<Bytes, BodyError>>;
 
 /// A stream of chunks as a body that knows its length.
@@ -66,6 +70,7 @@ impl Representation {
     pub(super) fn respond(mut self, request: &Parts) -> Result<Response<Body>, Failure> {
         let etag = format!("\"{}\"", self.digest);
         let head_only = request.method == Method::HEAD;
+        let in_frames = request.version >= Version::HTTP_2;
         let ranges = match self.length {
             Some(length) if !head_only && self.can_seek() && range::if_range(request.headers.get(IF_RANGE), &etag) => {
                 range::parse(request.headers.get(RANGE), length)
@@ -92,7 +97,7 @@ impl Representation {
             status(StatusCode::NOT_MODIFIED, empty())
         } else if part || head_only || !matches!(ranges, Ranges::Unsatisfiable) {
             headers.insert(CONTENT_TYPE, self.content_type.clone());
-            self.body(ranges, head_only, &mut headers)
+            self.body(ranges, head_only, in_frames, &mut headers)
         } else {
             return Err(Failure::range(&range::unsatisfied(self.length.unwrap_or_default())));
         };
@@ -103,20 +108,20 @@ impl Representation {
     }
 
     /// The response with its body, and the fields that depend on the ranges.
-    fn body(&mut self, ranges: Ranges, head_only: bool, headers: &mut HeaderMap) -> Response<Body> {
+    fn body(&mut self, ranges: Ranges, head_only: bool, in_frames: bool, headers: &mut HeaderMap) -> Response<Body> {
         let length = self.length.unwrap_or_default();
         let (code, sent, body) = match ranges {
             Ranges::One(range) => {
                 insert(headers, CONTENT_RANGE, &range::content_range(&range, length));
                 let sent = range.end - range.start;
-                (StatusCode::PARTIAL_CONTENT, Some(sent), self.chunks(Some(range)))
+                (StatusCode::PARTIAL_CONTENT, Some(sent), self.chunks(Some(range), in_frames))
             }
             Ranges::Many(ranges) => {
                 let plan = Multipart::new(ranges, length, self.content_type.to_str().unwrap_or_default());
                 insert(headers, CONTENT_TYPE, &plan.content_type());
-                (StatusCode::PARTIAL_CONTENT, Some(plan.content_length()), self.multipart(plan))
+                (StatusCode::PARTIAL_CONTENT, Some(plan.content_length()), self.multipart(plan, in_frames))
             }
-            Ranges::Whole | Ranges::Unsatisfiable => (StatusCode::OK, self.length, self.chunks(None)),
+            Ranges::Whole | Ranges::Unsatisfiable => (StatusCode::OK, self.length, self.chunks(None, in_frames)),
         };
         if let Some(sent) = sent {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(sent));
@@ -132,14 +137,17 @@ impl Representation {
     }
 
     /// The bytes of `range`, or all, as a stream. The bypass is used up by it.
-    fn chunks(&mut self, range: Option<Range<u64>>) -> Chunks {
+    fn chunks(&mut self, range: Option<Range<u64>>, in_frames: bool) -> Chunks {
         match &mut self.payload {
             Payload::Bytes(bytes) => {
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 let part = range.map_or_else(|| bytes.clone(), |range| bytes.slice(at(range.start)..at(range.end)));
                 stream::once(std::future::ready(Ok(part))).boxed()
             }
-            Payload::Content(content) => content.read(range).map(|chunk| chunk.map_err(Into::into)).boxed(),
+            Payload::Content(content) => match range.clone().or(self.length.map(|length| 0..length)) {
+                Some(range) if in_frames => frames(content.clone(), range),
+                _ => content.read(range).map(|chunk| chunk.map_err(Into::into)).boxed(),
+            },
             payload @ Payload::Bypass(_) => match std::mem::replace(payload, Payload::None) {
                 Payload::Bypass(bypass) => bypass.read().map(|chunk| chunk.map_err(Into::into)).boxed(),
                 _ => stream::empty().boxed(),
@@ -148,11 +156,11 @@ impl Representation {
         }
     }
 
-    fn multipart(&mut self, plan: Multipart) -> Chunks {
+    fn multipart(&mut self, plan: Multipart, in_frames: bool) -> Chunks {
         let one = |bytes: Bytes| stream::once(std::future::ready(Ok(bytes)));
         let mut parts = Vec::with_capacity(plan.parts.len() + 1);
         for part in plan.parts {
-            parts.push(one(part.head).chain(self.chunks(Some(part.range))).boxed());
+            parts.push(one(part.head).chain(self.chunks(Some(part.range), in_frames)).boxed());
         }
         parts.push(one(plan.trailer).boxed());
         stream::iter(parts).flatten().boxed()
@@ -175,6 +183,13 @@ impl Representation {
             Found::Miss | Found::Collapsed | Found::Passed | Found::Bypass => Source::Fill,
         }
     }
+}
+
+/// `range` of `content`, in small pieces. Nobody asks for more after an error.
+fn frames(content: Content, range: Range<u64>) -> Chunks {
+    let step = usize::try_from(HTTP2_CHUNK).unwrap_or(usize::MAX);
+    let piece = move |at: u64| content.read(Some(at..at.saturating_add(HTTP2_CHUNK).min(range.end)));
+    stream::iter((range.start..range.end).step_by(step)).flat_map(piece).map(|chunk| chunk.map_err(Into::into)).boxed()
 }
 
 /// `If-None-Match` holds an equal tag, weakly compared, or `*` (RFC 9110, 13.1.2).

@@ -171,7 +171,8 @@ impl From<RouteError> for Failure {
             RouteError::Malformed | RouteError::Name(_) | RouteError::AmbiguousNamespace => {
                 (StatusCode::BAD_REQUEST, ErrorCode::NameInvalid)
             }
-            RouteError::Tag(_) => (StatusCode::BAD_REQUEST, ErrorCode::ManifestInvalid),
+            // No manifest can have such a name, and what is not there is 404 (distribution-spec, "Pulling manifests").
+            RouteError::Tag(_) => (StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown),
             RouteError::Digest(_) => (StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid),
             RouteError::UnknownUpstream { .. } | RouteError::NoDefault => {
                 (StatusCode::NOT_FOUND, ErrorCode::NameUnknown)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
+use super::access::without_port;
 use crate::config::{Config, Listener, Upstream};
 use crate::metrics::Kind;
 use crate::oci::{Digest, InvalidDigest, InvalidName, Reference, RepoName, Tag, UpstreamName};
@@ -67,6 +68,8 @@ pub struct Route {
     pub namespace: Option<String>,
     /// The query without `ns`, still encoded; usually empty.
     pub query: String,
+    /// What stands before the path where clients see it: the path of the listener's `public_url`; usually empty.
+    pub base: String,
 }
 
 /// The resources of a registry.
@@ -221,6 +224,7 @@ pub fn parse(
         prefix: address.prefix.to_ascii_lowercase(),
         namespace,
         query,
+        base: public_path(listener).to_owned(),
     }))
 }
 
@@ -321,7 +325,9 @@ fn split_namespace(query: &str) -> Result<(Option<String>, String), RouteError> 
     Ok((namespace.map(Cow::into_owned), rest))
 }
 
-/// The upstream that the listener maps this `Host` to; the scheme's default port may be written or not.
+/// The upstream that the listener maps this `Host` to: as it is written, with or without the scheme's port, else by its
+/// name alone. Were a mapped name at an unexpected port (a container's published one) not that name, a private
+/// registry's repositories would be asked of the default upstream, where anybody may have made one of that name.
 fn mapped<'a>(listener: &'a Listener, host: Option<&str>) -> Option<&'a UpstreamName> {
     if listener.hostnames.is_empty() {
         return None;
@@ -329,7 +335,10 @@ fn mapped<'a>(listener: &'a Listener, host: Option<&str>) -> Option<&'a Upstream
     let host = host?.to_ascii_lowercase();
     let default_port = if listener.tls.is_some() { ":443" } else { ":80" };
     let bare = host.strip_suffix(default_port).unwrap_or(&host);
-    listener.hostnames.get(bare).or_else(|| listener.hostnames.get(&format!("{bare}{default_port}")))
+    let name = without_port(bare);
+    // The root's dot: the same name.
+    let name = name.strip_suffix('.').unwrap_or(name);
+    [bare, &format!("{bare}{default_port}"), name].into_iter().find_map(|key| listener.hostnames.get(key))
 }
 
 /// As docker tells `HOST/NAME` from `ORG/NAME`: a dot, a port, or `localhost`.
@@ -345,14 +354,26 @@ impl Route {
         self.endpoint.repo()
     }
 
+    /// The path of the resource at the upstream, from `/v2/`: what its relative links are relative to. None for those
+    /// that have no links.
+    pub fn upstream_path(&self) -> Option<String> {
+        match &self.endpoint {
+            Endpoint::Catalog => Some("/v2/_catalog".to_owned()),
+            Endpoint::Tags(repo) => Some(format!("/v2/{repo}/tags/list")),
+            Endpoint::Referrers(repo, digest) => Some(format!("/v2/{repo}/referrers/{digest}")),
+            Endpoint::Manifest(..) | Endpoint::Blob(..) | Endpoint::Upload(_) => None,
+        }
+    }
+
     /// What a client has to ask here for `target` of the upstream (a path from `/v2/`, with its query), in the form of
     /// address that it used: for a relative `Link` or `Location`. None where `target` is no such path.
     pub fn local_target(&self, target: &str) -> Option<String> {
         let rest = target.strip_prefix("/v2/")?;
+        let base = &self.base;
         let path = match self.form {
-            Form::Path => format!("/{}/v2/{rest}", self.prefix),
-            Form::Prefix => format!("/v2/{}/{rest}", self.prefix),
-            Form::Namespace | Form::Hostname | Form::Default => format!("/v2/{rest}"),
+            Form::Path => format!("{base}/{}/v2/{rest}", self.prefix),
+            Form::Prefix => format!("{base}/v2/{}/{rest}", self.prefix),
+            Form::Namespace | Form::Hostname | Form::Default => format!("{base}/v2/{rest}"),
         };
         Some(match &self.namespace {
             Some(namespace) => {
@@ -362,6 +383,12 @@ impl Route {
             None => path,
         })
     }
+}
+
+/// The path of the URL by which clients reach the listener; another proxy in front has taken it off.
+fn public_path(listener: &Listener) -> &str {
+    let rest = listener.public_url.as_deref().and_then(|url| url.split_once("://")).map_or("", |(_, rest)| rest);
+    rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or_default()
 }
 
 /// Everything but what a host with a port is made of.
@@ -594,12 +621,21 @@ mod tests {
 
     #[test]
     fn a_mapped_host_name_has_no_prefixes() {
-        for host in ["my.azurecr.io", "MY.azurecr.io", "my.azurecr.io:80"] {
+        for host in [
+            "my.azurecr.io",
+            "MY.azurecr.io",
+            "my.azurecr.io:80",
+            "my.azurecr.io:5000",
+            "my.azurecr.io.",
+            "my.azurecr.io.:80",
+        ] {
             let Ok(Routed::Resource(route)) = go(host, "/v2/ghcr.io/app/manifests/1") else { panic!("{host}") };
             assert_eq!(means(&route), "my.azurecr.io ghcr.io/app host", "{host}");
         }
-        let Ok(Routed::Resource(route)) = go("my.azurecr.io:5000", "/v2/a/manifests/1") else { panic!() };
-        assert_eq!(route.form, Form::Default, "another port is another name");
+        for host in ["other.azurecr.io", "my.azurecr.io.evil.example", "evil.my.azurecr.io", "my.azurecr.io:x"] {
+            let Ok(Routed::Resource(route)) = go(host, "/v2/a/manifests/1") else { panic!("{host}") };
+            assert_eq!(route.form, Form::Default, "{host}");
+        }
     }
 
     #[test]
@@ -739,6 +775,8 @@ mod tests {
             "/v2/org/app/tags/list?n=2&last=b&ns=localhost%3A5001"
         );
         assert_eq!(resource("/v2/a/tags/list").local_target("https://elsewhere/v2/a"), None);
+        let behind_a_proxy = Route { base: "/sub".to_owned(), ..resource("/v2/ghcr.io/org/app/tags/list") };
+        assert_eq!(behind_a_proxy.local_target("/v2/a/tags/list").unwrap(), "/sub/v2/ghcr.io/a/tags/list");
         // What the link says leads to the same place.
         for target in
             ["/v2/ghcr.io/org/app/tags/list", "/ghcr.io/v2/org/app/tags/list", "/v2/org/app/tags/list?ns=ghcr.io"]
@@ -746,6 +784,21 @@ mod tests {
             let route = resource(target);
             assert_eq!(resource(&link(target)).endpoint, route.endpoint);
             assert_eq!(resource(&link(target)).upstream, route.upstream);
+        }
+    }
+
+    #[test]
+    fn the_path_of_the_public_url_stands_before_links() {
+        for (url, base) in
+            [(None, ""), (Some("https://cache.example"), ""), (Some("https://cache.example:8443/sub/dir"), "/sub/dir")]
+        {
+            let listener = Listener { public_url: url.map(str::to_owned), ..listener(Some("docker.io")) };
+            let routed = parse(&directory(), &listener, Some("x"), "/v2/org/app/tags/list", None);
+            let Ok(Routed::Resource(route)) = routed else { panic!("{url:?}: {routed:?}") };
+            assert_eq!(
+                route.local_target("/v2/org/app/tags/list?n=1").unwrap(),
+                format!("{base}/v2/org/app/tags/list?n=1")
+            );
         }
     }
 

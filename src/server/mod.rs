@@ -7,6 +7,7 @@
 mod activity;
 mod admin_socket;
 mod connection;
+mod files;
 mod listener;
 mod notify;
 mod permits;
@@ -29,6 +30,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::admin_socket::admin_socket_path;
 use self::connection::{Handler, Run, Serving};
+pub use self::files::raise_limit;
 use self::listener::Socket;
 pub use self::listener::{Inherited, ListenError};
 use self::permits::Permits;
@@ -162,7 +164,7 @@ impl Server {
             async move { store.run(stop).await }
         });
         let (tasks, stop) = (background.tasks.clone(), background.stop.clone());
-        let cache = Cache::new(store.clone(), upstreams, &config, metrics.clone(), tasks, stop);
+        let cache = Cache::new(store.clone(), Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
 
         let readiness = Readiness::default();
         let user = rustix::process::geteuid().as_raw();
@@ -175,7 +177,11 @@ impl Server {
             cache,
             metrics: metrics.clone(),
         });
-        let sockets = start_listeners(&app, &registry, inherited).await?;
+        let sockets = open_listeners(&app, &registry, inherited).await?;
+        // Before the first request could lead back here.
+        let own = sockets.iter().filter_map(|(socket, _)| socket.address()).chain(admin_address);
+        upstreams.set_own_addresses(own.collect());
+        let sockets = serve_on(sockets, &registry);
         admin.set_listeners(sockets.iter().map(|(name, _)| name.clone()).collect());
         readiness.set(Stage::Ready);
         notify::ready();
@@ -276,28 +282,36 @@ async fn start_admin(
     Ok(address)
 }
 
-/// Opens every listener, then serves on all of them.
-async fn start_listeners(
+/// Opens every listener; nothing is accepted yet.
+async fn open_listeners(
     app: &Arc<App>,
     run: &Run,
     inherited: Inherited,
-) -> Result<Vec<(String, Option<SocketAddr>)>, StartError> {
+) -> Result<Vec<(Socket, Arc<Serving<RegistryHandler>>)>, StartError> {
     let limits = &app.config.limits;
-    let permits = Permits::new(limits.connections, limits.connections_per_address);
-    let mut ready = Vec::new();
-    for (socket, settings) in listener::open(&app.config.listeners, inherited).await? {
+    let sockets = listener::open(&app.config.listeners, inherited).await?;
+    // Every listener holds one place for the connection that it waits for.
+    let connections = files::connections(limits.connections).max(sockets.len());
+    let permits = Permits::new(connections, limits.connections_per_address);
+    let mut ready = Vec::with_capacity(sockets.len());
+    for (socket, settings) in sockets {
         let tls = tls_of(&settings, &socket).await?;
         let state = Arc::new(ListenerState { config: settings });
         let handler = RegistryHandler { app: app.clone(), listener: state };
         ready.push((socket, Serving::new(handler, tls, permits.clone(), limits, run.clone())));
     }
-    let mut sockets = Vec::with_capacity(ready.len());
-    for (socket, serving) in ready {
+    Ok(ready)
+}
+
+/// Serves on all of them; their names and TCP addresses.
+fn serve_on(sockets: Vec<(Socket, Arc<Serving<RegistryHandler>>)>, run: &Run) -> Vec<(String, Option<SocketAddr>)> {
+    let mut names = Vec::with_capacity(sockets.len());
+    for (socket, serving) in sockets {
         tracing::info!(listener = %socket, tls = serving.is_tls(), "serving clients");
-        sockets.push((socket.to_string(), socket.address()));
+        names.push((socket.to_string(), socket.address()));
         run.tasks.spawn(serving.accept(socket));
     }
-    Ok(sockets)
+    names
 }
 
 async fn tls_of(settings: &Listener, socket: &Socket) -> Result<Option<tokio_rustls::TlsAcceptor>, StartError> {

@@ -19,6 +19,12 @@ use crate::oci::UpstreamName;
 /// Longest silence within a body. There is no limit on the whole: blobs may take hours.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Least that a body brings while it is waited for; below it, the connection is taken for a broken one, and the blob goes
+/// on by another. Connections of which only drops come are more common than links that are so slow.
+const MIN_RATE: u64 = 1024;
+/// Waiting over which the rate is measured, in seconds.
+const RATE_WINDOW: u64 = 60;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body on its way from upstream. It ends cleanly only after all announced bytes; otherwise it ends in an error.
@@ -31,7 +37,11 @@ pub struct UpstreamBody {
     received: u64,
     /// Runs from when upstream had nothing to give; a consumer that takes its time does not count.
     silence: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    /// Since when upstream has had nothing to give.
+    waiting: Option<Instant>,
+    /// How long it was waited for, and what has come, in this window of the rate.
+    waited: Duration,
+    came: u64,
     counter: IntCounter,
 }
 
@@ -44,12 +54,32 @@ impl UpstreamBody {
         B::Error: Into<BoxError>,
     {
         let inner = Some(inner.map_err(Into::into).boxed_unsync());
-        Self { upstream, inner, expected, received: 0, silence: None, waiting: false, counter }
+        Self {
+            upstream,
+            inner,
+            expected,
+            received: 0,
+            silence: None,
+            waiting: None,
+            waited: Duration::ZERO,
+            came: 0,
+            counter,
+        }
     }
 
     /// Nothing: of HEAD and 304.
     pub(crate) fn empty(upstream: UpstreamName, counter: IntCounter) -> Self {
-        Self { upstream, inner: None, expected: None, received: 0, silence: None, waiting: false, counter }
+        Self {
+            upstream,
+            inner: None,
+            expected: None,
+            received: 0,
+            silence: None,
+            waiting: None,
+            waited: Duration::ZERO,
+            came: 0,
+            counter,
+        }
     }
 
     /// Bytes that have come so far.
@@ -69,11 +99,24 @@ impl UpstreamBody {
         wrong.then_some(Fault::Protocol(ProtocolFault::Length { expected, actual: self.received }))
     }
 
+    /// Whether upstream is too slow, now that `length` bytes came.
+    fn is_too_slow(&mut self, length: u64) -> bool {
+        self.waited += self.waiting.take().map(|since| since.elapsed()).unwrap_or_default();
+        self.came += length;
+        if self.waited.as_secs() < RATE_WINDOW {
+            return false;
+        }
+        let too_slow = self.came < MIN_RATE * RATE_WINDOW;
+        (self.waited, self.came) = (Duration::ZERO, 0);
+        too_slow
+    }
+
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(IDLE_TIMEOUT)));
-        if !self.waiting {
-            self.waiting = true;
-            silence.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
+        if self.waiting.is_none() {
+            let now = Instant::now();
+            self.waiting = Some(now);
+            silence.as_mut().reset(now + IDLE_TIMEOUT);
         }
         silence.as_mut().poll(context)
     }
@@ -96,13 +139,14 @@ impl Body for UpstreamBody {
                 return Poll::Ready(Some(Err(this.fail(Fault::Timeout(Phase::Body)))));
             }
         };
-        this.waiting = false;
         match frame {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Buf::remaining) as u64;
                 this.received += length;
                 this.counter.inc_by(length);
-                let fault = this.length_fault(false);
+                let is_whole = this.expected == Some(this.received);
+                let too_slow = this.is_too_slow(length) && !is_whole;
+                let fault = this.length_fault(false).or(too_slow.then_some(Fault::Timeout(Phase::Body)));
                 Poll::Ready(Some(fault.map_or(Ok(frame), |fault| Err(this.fail(fault)))))
             }
             Some(Err(error)) => {
@@ -194,5 +238,32 @@ mod tests {
         assert!(matches!(error.fault, Fault::Timeout(Phase::Body)), "{error}");
         assert_eq!(begun.elapsed().as_secs(), IDLE_TIMEOUT.as_secs(), "the consumer's own pause is not counted");
         assert!(stalled.frame().await.is_none(), "after an error the body is over");
+    }
+
+    /// `bytes` every `pause` until `total` have come.
+    async fn dripped(bytes: &'static str, pause: u64, total: u64) -> (Result<Bytes, Fault>, u64) {
+        let parts = stream::unfold(0, move |sent| async move {
+            if sent >= total {
+                return None;
+            }
+            sleep(Duration::from_secs(pause)).await;
+            Some((Ok::<_, BoxError>(data(bytes)), sent + bytes.len() as u64))
+        });
+        let counter = IntCounter::new("x", "x").unwrap();
+        let body = UpstreamBody::new("reg".parse().unwrap(), StreamBody::new(parts), Some(total), counter);
+        let begun = Instant::now();
+        (outcome(body).await, begun.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drops_are_no_body() {
+        let (result, seconds) = dripped("ab", 20, 2000).await;
+        let fault = result.unwrap_err();
+        assert!(matches!(fault, Fault::Timeout(Phase::Body)) && fault.is_retryable(), "{fault}");
+        assert_eq!(seconds, RATE_WINDOW);
+        let (slow, seconds) = dripped(Box::leak("x".repeat(30 << 10).into_boxed_str()), 29, 300 << 10).await;
+        assert_eq!(slow.unwrap().len(), 300 << 10, "above the least rate it may take {seconds} s");
+        let (last, _) = dripped("ab", 20, 6).await;
+        assert_eq!(last.unwrap(), "ababab", "what is whole is not too slow");
     }
 }

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 
-use super::connect::{Dial, DialError, OwnAddresses};
+use super::connect::{Dial, DialError};
 use super::error::{Cause, Fault, Phase};
 use super::origin::{Origin, bare_host};
 
@@ -65,7 +65,6 @@ struct Connector(HttpsConnector<Route>);
 #[derive(Clone)]
 struct Route {
     dial: Dial,
-    own: OwnAddresses,
     proxies: Arc<Matcher>,
     /// TLS to the proxy itself; it must not negotiate HTTP/2.
     proxy_tls: Arc<ClientConfig>,
@@ -150,15 +149,9 @@ impl Trust {
 // === impl Client ===
 
 impl Client {
-    pub(crate) fn new(
-        dial: Dial,
-        own: OwnAddresses,
-        trust: &Trust,
-        ca: Option<&Path>,
-        proxies: Arc<Matcher>,
-    ) -> Result<Self, TrustError> {
+    pub(crate) fn new(dial: Dial, trust: &Trust, ca: Option<&Path>, proxies: Arc<Matcher>) -> Result<Self, TrustError> {
         let tls = trust.config(ca)?;
-        let route = Route { dial, own, proxies: Arc::clone(&proxies), proxy_tls: Arc::new(tls.clone()) };
+        let route = Route { dial, proxies: Arc::clone(&proxies), proxy_tls: Arc::new(tls.clone()) };
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
@@ -230,7 +223,7 @@ impl Route {
             return self.socks(&proxy, origin, uri).await;
         }
         let to_proxy = HttpsConnector::new(
-            Dial::to_proxy(origin, self.own),
+            self.dial.to_proxy(origin),
             self.proxy_tls,
             false,
             Arc::new(hyper_rustls::DefaultServerNameResolver::default()),
@@ -252,7 +245,7 @@ impl Route {
         }
         origin.port = proxy.uri().port_u16().unwrap_or(1080);
         let address: Uri = format!("http://{}:{}/", origin.host, origin.port).parse()?;
-        let mut socks = SocksV5::new(address, Dial::to_proxy(origin, self.own));
+        let mut socks = SocksV5::new(address, self.dial.to_proxy(origin));
         if let Some((user, password)) = proxy.raw_auth() {
             socks = socks.with_auth(user.to_owned(), password.to_owned());
         }

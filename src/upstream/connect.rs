@@ -4,7 +4,7 @@
 //! second time (DNS rebinding) gains nothing.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +18,8 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use parking_lot::RwLock;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tower::Service;
 
@@ -36,6 +38,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// replaced within one request's deadline.
 const USER_TIMEOUT_MS: u32 = 10_000;
 
+/// Names of one upstream that are resolved at once. The C library blocks a thread for as long as the name servers are
+/// silent, whether anybody still waits or not, and the threads are those that read the store: without a limit, a herd
+/// for an upstream whose name does not resolve would hold up what is stored.
+const LOOKUPS: usize = 4;
+
 /// The addresses on which ocistern itself listens; known only after binding.
 pub(crate) type OwnAddresses = Arc<RwLock<Vec<SocketAddr>>>;
 
@@ -49,9 +56,14 @@ struct Rules {
     /// Dialled instead of what the system resolves for the upstream's host.
     connect: Vec<String>,
     own: OwnAddresses,
+    resolver: Resolver,
     /// Class of the address at which the upstream was last reached.
     class: AtomicU8,
 }
+
+/// Resolves names, a few at a time.
+#[derive(Clone)]
+struct Resolver(Arc<Semaphore>);
 
 /// Why there is no TCP connection.
 #[derive(Debug, thiserror::Error)]
@@ -90,13 +102,17 @@ type Dialling = Pin<Box<dyn Future<Output = Result<TokioIo<TcpStream>, DialError
 
 impl Dial {
     pub(crate) fn new(origin: Origin, connect: Vec<String>, own: OwnAddresses) -> Self {
-        let class = origin.address().map_or(AddressClass::Public, AddressClass::of);
-        Self(Arc::new(Rules { origin, connect, own, class: AtomicU8::new(class as u8) }))
+        Self::with(origin, connect, own, Resolver(Arc::new(Semaphore::new(LOOKUPS))))
     }
 
     /// Dials without any rule but the one on ocistern's own listeners: for the proxy that the environment names.
-    pub(crate) fn to_proxy(proxy: Origin, own: OwnAddresses) -> Self {
-        Self::new(proxy, Vec::new(), own)
+    pub(crate) fn to_proxy(&self, proxy: Origin) -> Self {
+        Self::with(proxy, Vec::new(), Arc::clone(&self.0.own), self.0.resolver.clone())
+    }
+
+    fn with(origin: Origin, connect: Vec<String>, own: OwnAddresses, resolver: Resolver) -> Self {
+        let class = origin.address().map_or(AddressClass::Public, AddressClass::of);
+        Self(Arc::new(Rules { origin, connect, own, resolver, class: AtomicU8::new(class as u8) }))
     }
 
     /// Whether `connect` decides where this is dialled; then no proxy is asked.
@@ -170,7 +186,7 @@ impl Rules {
 
     async fn resolve(&self, target: &Origin) -> Result<Vec<SocketAddr>, DialError> {
         if target.host != self.origin.host || self.connect.is_empty() {
-            return lookup(bare_host(&target.host), target.port).await;
+            return self.resolver.lookup(bare_host(&target.host), target.port).await;
         }
         let mut addresses = Vec::new();
         let mut failure = DialError::NoHost;
@@ -178,10 +194,13 @@ impl Rules {
             let found = match pinned.rsplit_once(':') {
                 Some((host, port)) => match port.parse() {
                     // The written port is for the registry itself; a token service beside it keeps its own.
-                    Ok(port) => lookup(bare_host(host), if *target == self.origin { port } else { target.port }).await,
+                    Ok(port) => {
+                        let port = if *target == self.origin { port } else { target.port };
+                        self.resolver.lookup(bare_host(host), port).await
+                    }
                     Err(_) => Err(DialError::NoHost),
                 },
-                None => lookup(bare_host(pinned), target.port).await,
+                None => self.resolver.lookup(bare_host(pinned), target.port).await,
             };
             match found {
                 Ok(found) => addresses.extend(found),
@@ -218,13 +237,29 @@ impl Rules {
     }
 }
 
-async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
-    let found = tokio::net::lookup_host((host, port)).await;
-    let addresses: Vec<_> = found.map_err(|source| DialError::Resolve { host: host.to_owned(), source })?.collect();
-    if addresses.is_empty() {
-        return Err(DialError::Resolve { host: host.to_owned(), source: io::ErrorKind::NotFound.into() });
+// === impl Resolver ===
+
+impl Resolver {
+    async fn lookup(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+        let failed = |source| DialError::Resolve { host: host.to_owned(), source };
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(address, port)]);
+        }
+        let name = host.to_owned();
+        let found = self.run(move || (name.as_str(), port).to_socket_addrs()).await.map_err(failed)?;
+        let addresses: Vec<_> = found.map_err(failed)?.collect();
+        if addresses.is_empty() { Err(failed(io::ErrorKind::NotFound.into())) } else { Ok(addresses) }
     }
-    Ok(addresses)
+
+    /// Runs `work` on a thread that may block; its place is taken until it ends, also if nobody waits for it any more.
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        let place = Arc::clone(&self.0).acquire_owned().await.map_err(io::Error::other)?;
+        let working = spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        working.await.map_err(io::Error::other)
+    }
 }
 
 /// The first address that accepts, each with a head start before the next.
@@ -323,6 +358,32 @@ mod tests {
         }
         let pinned: Uri = "http://169.254.169.254/".parse().unwrap();
         assert!(dial(("192.0.2.1", 80), &[], &[]).check_unresolved(&pinned).is_err(), "nor through a proxy");
+    }
+
+    #[tokio::test]
+    async fn lookups_that_nobody_waits_for_keep_their_places() {
+        let resolver = Resolver(Arc::new(Semaphore::new(LOOKUPS)));
+        let (entered, entries) = std::sync::mpsc::channel();
+        let mut releases = Vec::new();
+        for _ in 0..LOOKUPS {
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            releases.push(release);
+            let entered = entered.clone();
+            let mut lookup = Box::pin(resolver.run(move || {
+                entered.send(()).unwrap();
+                let _ = released.recv();
+            }));
+            assert!(futures_util::poll!(lookup.as_mut()).is_pending());
+            drop(lookup);
+        }
+        for _ in 0..LOOKUPS {
+            entries.recv().unwrap();
+        }
+        let mut next = Box::pin(resolver.run(|| 7));
+        assert!(futures_util::poll!(next.as_mut()).is_pending());
+        assert_eq!(resolver.0.available_permits(), 0, "the threads are still blocked");
+        drop(releases);
+        assert_eq!(next.await.unwrap(), 7);
     }
 
     #[tokio::test]

@@ -47,7 +47,7 @@ impl Registry {
     ) -> Result<Self, TrustError> {
         let origin = Origin::of_upstream(&config.url);
         let dial = Dial::new(origin.clone(), config.connect.clone(), Arc::clone(own));
-        let client = Client::new(dial, Arc::clone(own), trust, config.ca.as_deref(), Arc::clone(proxies))?;
+        let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
         let wire = Wire::new(client, config.name.clone(), metrics.clone());
         let credentials = Source::new(&config.credentials, &origin);
         let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);
