@@ -463,3 +463,16 @@ async fn an_image_with_a_shared_layer_downloads_it_once() {
     assert_eq!(upstream.count("GET", &format!("/v2/app/blobs/{}", sha256(&base))), 1);
     check(&cistern).await;
 }
+
+#[tokio::test]
+async fn that_a_digest_is_no_manifest_does_not_make_its_blob_missing() {
+    let upstream = Upstream::start().await;
+    let bytes = blob(70, 5000);
+    let digest = upstream.blob("app", &bytes);
+    let cistern = Cistern::start(&upstream, "").await;
+    let manifest = format!("/v2/app/manifests/{digest}");
+    assert_eq!(cistern.head(&manifest).await.status, 404);
+    cistern.get(&manifest).await.assert_fails(404);
+    cistern.get(format!("/v2/app/blobs/{digest}")).await.assert_is(&bytes);
+    check(&cistern).await;
+}

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
-use super::fill::content_length;
+use super::download::content_length;
 use super::flight::{Flight, Role};
 use super::{ANSWER_WITHIN, Cache, CacheError, Target};
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, Via, media};

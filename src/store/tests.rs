@@ -359,8 +359,16 @@ async fn a_fill_of_unknown_length_stops_at_the_capacity() {
     assert!(matches!(outcome, Err(StoreError::NoSpace)), "{outcome:?}");
     let again = writer.write(Bytes::from_static(b"more")).await;
     assert!(matches!(again, Err(StoreError::NoSpace)), "it is said again");
-    drop(writer);
+    let file = writer.file();
+    let remnant = writer.into_remnant().await.unwrap();
     assert_eq!(fixture.strays().await, 0);
+    let mut there = vec![0; usize::try_from(remnant.written).unwrap()];
+    file.read_exact_at(&mut there, 0).unwrap();
+    assert!(!there.is_empty() && content.starts_with(&there), "what was written can be read on");
+    assert_eq!(remnant.hasher.clone().finish(), sha256(&there), "and hashed on");
+    let counted = u64::try_from(fixture.metrics.store_bytes.get()).unwrap();
+    assert_eq!(counted, remnant.written, "it counts while it is read");
+    drop(remnant);
     assert_eq!(fixture.metrics.store_bytes.get(), 0, "the older blob made room, and the promise is given back");
 }
 
