@@ -234,3 +234,13 @@ async fn strangers_files_in_the_store_do_no_harm() {
     assert!(directory.status >= 400, "{}", directory.summary());
     fs::remove_dir(blobs.join(sha256(&absent).hex())).unwrap();
 }
+
+#[tokio::test]
+async fn head_of_a_damaged_file_tells_the_right_length() {
+    let (mut cistern, _upstream, [(bytes, digest, target), _]) = stored(65_536).await;
+    cistern.stop().await;
+    resize(&blob_path(&cistern, &digest), -1);
+    cistern.start_again().await;
+    let got = cistern.head(&target).await;
+    assert_eq!((got.status, got.header("content-length")), (200, bytes.len().to_string().as_str()));
+}

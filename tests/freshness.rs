@@ -338,3 +338,44 @@ async fn a_dead_token_endpoint_is_upstream_being_away() {
     got.assert_is(&image.manifest);
     assert_eq!(got.header("cache-status"), "ocistern; hit; detail=stale");
 }
+
+#[tokio::test]
+async fn what_was_seen_earlier_does_not_overwrite_what_was_found_later() {
+    let upstream = Upstream::start().await;
+    let (old, new) = (image(20), image(21));
+    upstream.image("app", "latest", &old);
+    let cistern = Cistern::start(&upstream, "tags = \"5m\"").await;
+    // Seen by HEAD, not fetched.
+    assert_eq!(cistern.head(TARGET).await.header("docker-content-digest"), old.digest.to_string());
+    upstream.image("app", "latest", &new);
+    cistern.get(TARGET).await.assert_is(&new.manifest);
+    // The manifest that was seen comes into the store now; the tag has moved on since.
+    cistern.get(format!("/v2/app/manifests/{}", old.digest)).await.assert_is(&old.manifest);
+    cistern.settle().await;
+    cistern.get(TARGET).await.assert_is(&new.manifest);
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn an_answer_begun_earlier_does_not_overwrite_a_newer_one() {
+    let upstream = Upstream::start().await;
+    let (old, new) = (image(22), image(23));
+    upstream.image("app", "latest", &new);
+    upstream.image("app", "latest", &old);
+    let cistern = Cistern::start(&upstream, "tags = \"5m\"").await;
+    cistern.get(format!("/v2/app/manifests/{}", new.digest)).await.assert_is(&new.manifest);
+    let gate = Gate::new();
+    upstream.script("GET", TARGET, 0..1, acts::hold_head(&gate));
+    let client = cistern.client();
+    let slow = tokio::spawn(async move { client.get(TARGET).await });
+    gate.reached(1).await;
+    upstream.tag("app", "latest", new.digest);
+    assert_eq!(cistern.head(TARGET).await.header("docker-content-digest"), new.digest.to_string());
+    gate.open();
+    slow.await.unwrap().assert_is(&old.manifest);
+    cistern.settle().await;
+    upstream.forget();
+    cistern.get(TARGET).await.assert_is(&new.manifest);
+    assert_eq!(upstream.log().len(), 0, "and the newer one is fresh");
+    check(&cistern).await;
+}

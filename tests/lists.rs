@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::content::{artifact, image, sha256};
 use common::invariants::check;
 use common::upstream::Cut;
-use common::{Ask, Cistern, Got, Upstream, acts};
+use common::{Ask, Cistern, Gate, Got, Upstream, acts, clock};
 use ocistern::oci::{Tag, media};
 use serde_json::Value;
 
@@ -256,4 +258,27 @@ async fn huge_numbers_and_lists_do_no_harm() {
     let got = cistern.get("/v2/app/tags/list").await;
     assert!(!got.complete() || got.length < 64 * 1024 * 1024, "a list of 64 MiB was taken: {}", got.summary());
     check(&cistern).await;
+}
+
+#[tokio::test]
+async fn a_list_or_an_error_is_there_within_twenty_seconds() {
+    let _warp = clock::warp();
+    let upstream = Upstream::start().await;
+    let image = image(80);
+    upstream.image("app", "v1", &image);
+    let cistern = Cistern::start(&upstream, "").await;
+    let referrers = format!("/v2/app/referrers/{}", image.digest);
+    for target in ["/v2/app/tags/list", "/v2/_catalog", referrers.as_str()] {
+        let (head, body) = (Gate::new(), Gate::new());
+        upstream.script("GET", target, .., acts::both(acts::hold_head(&head), acts::hold_at(1, &body)));
+        let started = tokio::time::Instant::now();
+        let late = async {
+            tokio::time::sleep(Duration::from_secs(12)).await;
+            head.open();
+        };
+        let (got, ()) = tokio::join!(cistern.get(target), late);
+        let took = started.elapsed();
+        assert!(took < Duration::from_secs(22), "{target}: {took:?}");
+        got.assert_fails(504);
+    }
 }

@@ -594,5 +594,17 @@ async fn an_http_1_0_client_never_takes_a_part_for_the_whole() {
     cistern.settle().await;
     let answer = ask().await;
     assert!(answer.starts_with(b"HTTP/1.0 200 ") && answer.ends_with(&bytes), "its length is known now");
+}
+
+#[tokio::test]
+async fn that_a_digest_is_no_manifest_does_not_make_its_blob_missing() {
+    let upstream = Upstream::start().await;
+    let bytes = blob(70, 5000);
+    let digest = upstream.blob("app", &bytes);
+    let cistern = Cistern::start(&upstream, "").await;
+    let manifest = format!("/v2/app/manifests/{digest}");
+    assert_eq!(cistern.head(&manifest).await.status, 404);
+    cistern.get(&manifest).await.assert_fails(404);
+    cistern.get(format!("/v2/app/blobs/{digest}")).await.assert_is(&bytes);
     check(&cistern).await;
 }

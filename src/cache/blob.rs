@@ -7,7 +7,8 @@ use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Content;
-use super::fill::{Fill, content_length};
+use super::download::content_length;
+use super::fill::Fill;
 use super::flight::Role;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
 use crate::oci::{Digest, Reference, Via};

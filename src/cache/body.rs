@@ -10,10 +10,11 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures_util::stream::{self, Stream};
 
 use super::CacheError;
+use super::bypass::{Passing, Rest};
 use super::progress::{State, Watcher};
 use crate::store::StoredBlob;
 
@@ -53,6 +54,16 @@ struct Cursor {
     source: Source,
     at: u64,
     end: Option<u64>,
+    /// What follows the file of a fill that was cut.
+    passing: Option<Box<Passing>>,
+}
+
+/// What may be read now.
+enum Readable {
+    /// The file, up to here. The position itself means the end.
+    To(u64),
+    /// What follows the file.
+    Rest(Arc<Rest>),
 }
 
 // === impl Content ===
@@ -90,7 +101,7 @@ impl Content {
     /// The bytes of `range`, which lies within the blob; none: all of them.
     pub fn read(&self, range: Option<Range<u64>>) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
         let (at, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
-        let cursor = Cursor { source: self.0.clone(), at, end };
+        let cursor = Cursor { source: self.0.clone(), at, end, passing: None };
         stream::try_unfold(cursor, |mut cursor| async move { Ok(cursor.next().await?.map(|bytes| (bytes, cursor))) })
     }
 }
@@ -100,7 +111,16 @@ impl Content {
 impl Cursor {
     /// The next bytes; none at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
-        let readable = self.readable().await?;
+        if let Some(passing) = &mut self.passing {
+            return pass(passing, &mut self.at, self.end).await;
+        }
+        let readable = match self.readable().await? {
+            Readable::To(readable) => readable,
+            Readable::Rest(rest) => {
+                let passing = self.passing.insert(Box::new(rest.open().await?));
+                return pass(passing, &mut self.at, self.end).await;
+            }
+        };
         let Some(wanted) = readable.checked_sub(self.at).filter(|&wanted| wanted > 0) else { return Ok(None) };
         let length = usize::try_from(wanted).unwrap_or(CHUNK).min(CHUNK);
         let (file, at) = (Arc::clone(self.source.file()), self.at);
@@ -115,32 +135,55 @@ impl Cursor {
         Ok(Some(bytes))
     }
 
-    /// Waits until there are bytes past the position; up to where they may be read. The position itself means the end.
-    async fn readable(&mut self) -> Result<u64, BodyError> {
+    /// Waits until there are bytes past the position.
+    async fn readable(&mut self) -> Result<Readable, BodyError> {
         let end = self.end;
-        let within = |limit: u64| end.map_or(limit, |end| end.min(limit));
+        let within = |limit: u64| Readable::To(end.map_or(limit, |end| end.min(limit)));
         let (length, watcher) = match &mut self.source {
             Source::Stored(blob) => return Ok(within(blob.len)),
             Source::Watched { length, watcher, .. } => (*length, watcher),
         };
         if end.is_some_and(|end| self.at >= end) {
-            return Ok(self.at);
+            return Ok(Readable::To(self.at));
         }
         loop {
-            let limit = match watcher.next_state() {
+            let safe = match watcher.next_state() {
                 State::Verified(bytes) => return Ok(within(bytes)),
                 State::Failed(error) => return Err(error.into()),
-                State::Growing(bytes) => length.map_or(bytes, |length| length.min(bytes)),
+                // More bytes follow, and the last of them wait for the verdict.
+                State::Cut(rest) if self.at >= rest.at() => return Ok(Readable::Rest(rest)),
+                State::Cut(rest) => rest.at(),
+                State::Growing(bytes) => match length {
+                    Some(length) => bytes.min(length.saturating_sub(HELD_BACK)),
+                    // Of a blob of unknown length any byte may be the last one.
+                    None => bytes.saturating_sub(HELD_BACK),
+                },
             };
-            // Of a blob of unknown length any byte may be the last one.
-            let safe =
-                length.map_or(limit.saturating_sub(HELD_BACK), |length| limit.min(length.saturating_sub(HELD_BACK)));
-            if within(safe) > self.at {
+            if safe > self.at {
                 return Ok(within(safe));
             }
             watcher.changed().await?;
         }
     }
+}
+
+/// The next bytes from `at` on, as they come from upstream; none at the end.
+async fn pass(passing: &mut Passing, at: &mut u64, end: Option<u64>) -> Result<Option<Bytes>, BodyError> {
+    while end.is_none_or(|end| *at < end) {
+        let Some((begin, mut bytes)) = passing.next().await? else {
+            return if end.is_none() { Ok(None) } else { Err(BodyError::Short) };
+        };
+        let before = usize::try_from(at.saturating_sub(begin)).unwrap_or(usize::MAX).min(bytes.len());
+        bytes.advance(before);
+        if let Some(end) = end {
+            bytes.truncate(usize::try_from(end - *at).unwrap_or(usize::MAX));
+        }
+        if !bytes.is_empty() {
+            *at += bytes.len() as u64;
+            return Ok(Some(bytes));
+        }
+    }
+    Ok(None)
 }
 
 // === impl Source ===

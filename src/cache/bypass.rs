@@ -1,39 +1,45 @@
-//! Bypass: a blob streamed from upstream without being kept, when the store has no room for it.
+//! Bypass: bytes of a blob streamed from upstream without being kept, for want of room. The whole blob where there was
+//! none from the start; what follows the mark where the store filled up in the middle of a fill.
 //!
-//! The promise about wrong bytes holds here too: what comes is hashed on the way, and the last frame is handed out only
-//! when the digest matches.
+//! The promise about wrong bytes holds here too: what comes is hashed on the way, after what the file has, and the last
+//! frame is handed out only when the digest matches.
 
 use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use http::{Method, StatusCode};
-use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::body::BodyError;
-use super::fill::content_length;
-use super::{Cache, CacheError, Target};
-use crate::oci::{Digest, Hasher, UpstreamName};
-use crate::upstream::{Ask, UpstreamBody};
+use super::download::{Download, Mark, Origin};
+use super::{ANSWER_WITHIN, Cache, CacheError, Target};
+use crate::oci::{Digest, Hasher};
+use crate::store::Remnant;
 
 /// A blob on its way through.
 pub struct Bypass {
     length: Option<u64>,
-    upstream: UpstreamName,
-    digest: Digest,
-    body: UpstreamBody,
+    passing: Passing,
+}
+
+/// What follows the bytes that a cut fill has in its file: each reader opens it for itself.
+#[derive(Debug)]
+pub(super) struct Rest {
+    origin: Origin,
+    mark: Mark,
+    remnant: Remnant,
 }
 
 /// The state of the stream.
-struct Passing {
-    upstream: UpstreamName,
-    digest: Digest,
-    body: UpstreamBody,
+pub(super) struct Passing {
+    origin: Origin,
+    download: Download,
     hasher: Option<Hasher>,
     /// Received but not handed out: it may be the last frame.
     held: Bytes,
+    /// Where in the blob the next frame begins.
+    at: u64,
 }
 
 // === impl Cache ===
@@ -46,17 +52,19 @@ impl Cache {
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Bypass, CacheError> {
-        let registry = Arc::clone(self.registry(&target.upstream)?);
-        let answer = registry.fetch(Ask::blob(Method::GET, &target.repo, digest, deadline)).await?;
-        if answer.status != StatusCode::OK {
-            let reason = "a status other than 200 to a whole blob";
-            return Err(CacheError::BadAnswer { upstream: target.upstream.clone(), reason });
-        }
-        Ok(Bypass {
-            length: content_length(&answer.headers),
-            upstream: target.upstream.clone(),
+        let origin = self.origin(target, digest)?;
+        let download = Download::whole(origin.clone(), deadline).await?;
+        let hasher = Hasher::new(digest.algorithm());
+        Ok(Bypass { length: download.length(), passing: Passing::new(origin, download, hasher, 0) })
+    }
+
+    /// Where a blob is downloaded from.
+    pub(super) fn origin(&self, target: &Target, digest: &Digest) -> Result<Origin, CacheError> {
+        Ok(Origin {
+            registry: Arc::clone(self.registry(&target.upstream)?),
+            target: target.clone(),
             digest: *digest,
-            body: answer.body,
+            metrics: self.metrics.clone(),
         })
     }
 }
@@ -71,50 +79,73 @@ impl Bypass {
 
     /// The bytes, one frame behind upstream.
     pub fn read(self) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
-        let hasher = Some(Hasher::new(self.digest.algorithm()));
-        let passing =
-            Passing { upstream: self.upstream, digest: self.digest, body: self.body, hasher, held: Bytes::new() };
-        stream::try_unfold(
-            passing,
-            |mut passing| async move { Ok(passing.next().await?.map(|bytes| (bytes, passing))) },
-        )
+        stream::try_unfold(self.passing, |mut passing| async move {
+            Ok(passing.next().await?.map(|(_, bytes)| (bytes, passing)))
+        })
     }
 }
 
 impl fmt::Debug for Bypass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bypass").field("digest", &self.digest).field("length", &self.length).finish_non_exhaustive()
+        let digest = &self.passing.origin.digest;
+        f.debug_struct("Bypass").field("digest", digest).field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+// === impl Rest ===
+
+impl Rest {
+    /// What follows `remnant` of a blob of which `mark` was the last that was known.
+    pub(super) fn new(origin: Origin, mark: Mark, remnant: Remnant) -> Self {
+        Self { origin, mark: Mark { at: remnant.written, ..mark }, remnant }
+    }
+
+    /// Where in the blob it begins: so many bytes are in the file. It is never empty.
+    pub(super) fn at(&self) -> u64 {
+        self.remnant.written
+    }
+
+    /// Asks upstream for it, on behalf of one reader.
+    pub(super) async fn open(&self) -> Result<Passing, CacheError> {
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let download = Download::rest(self.origin.clone(), self.mark.clone(), deadline).await?;
+        Ok(Passing::new(self.origin.clone(), download, self.remnant.hasher.clone(), self.at()))
     }
 }
 
 // === impl Passing ===
 
 impl Passing {
-    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+    fn new(origin: Origin, download: Download, hasher: Hasher, at: u64) -> Self {
+        Self { origin, download, hasher: Some(hasher), held: Bytes::new(), at }
+    }
+
+    /// The next bytes, and where in the blob they begin; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<(u64, Bytes)>, BodyError> {
         while let Some(mut hasher) = self.hasher.take() {
-            let Some(frame) = self.body.frame().await else {
+            let Some(data) = self.download.next().await? else {
                 let actual = hasher.finish();
-                if actual != self.digest {
-                    return Err(CacheError::wrong_content(&self.upstream, self.digest, actual).into());
+                if actual != self.origin.digest {
+                    let Origin { target, digest, .. } = &self.origin;
+                    return Err(CacheError::wrong_content(&target.upstream, *digest, actual).into());
                 }
                 let last = std::mem::take(&mut self.held);
-                return Ok(Some(last).filter(|last| !last.is_empty()));
-            };
-            let Ok(data) = frame.map_err(CacheError::from)?.into_data() else {
-                self.hasher = Some(hasher);
-                continue;
+                return Ok(self.hand_out(last));
             };
             // At most a frame of some 100 KiB: too little to be worth a trip to the blocking pool.
             hasher.update(&data);
             self.hasher = Some(hasher);
-            if data.is_empty() {
-                continue;
-            }
             let before = std::mem::replace(&mut self.held, data);
-            if !before.is_empty() {
-                return Ok(Some(before));
+            if let Some(frame) = self.hand_out(before) {
+                return Ok(Some(frame));
             }
         }
         Ok(None)
+    }
+
+    fn hand_out(&mut self, bytes: Bytes) -> Option<(u64, Bytes)> {
+        let at = self.at;
+        self.at += bytes.len() as u64;
+        (!bytes.is_empty()).then_some((at, bytes))
     }
 }

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
-use super::fill::content_length;
+use super::download::content_length;
 use super::flight::{Flight, Role};
 use super::hot::HotManifest;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target};
@@ -92,11 +92,12 @@ impl Cache {
             let (cache, key) = (Arc::clone(self), key.clone());
             async move {
                 let (target, tag) = &key;
-                let checked = cache.check_tag(target, tag, &known).await;
+                let asked_at = SystemTime::now();
+                let checked = cache.check_tag(target, tag, &known, asked_at).await;
                 match &checked {
                     Ok(_) => cache.failed_checks.remove(&key),
                     // The tag is gone. It must not come back as stale when upstream is away.
-                    Err(error) if error.is_missing() => cache.forget_tag(target, tag).await,
+                    Err(error) if error.is_missing() => cache.forget_tag(target, tag, asked_at).await,
                     Err(error) if error.is_upstreams_word() => {}
                     Err(error) => {
                         tracing::warn!(
@@ -112,17 +113,22 @@ impl Cache {
         }))
     }
 
-    async fn check_tag(self: &Arc<Self>, target: &Target, tag: &Tag, known: &TagRecord) -> Result<Checked, CacheError> {
+    async fn check_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+        known: &TagRecord,
+        asked_at: SystemTime,
+    ) -> Result<Checked, CacheError> {
         let reference = Reference::Tag(tag.clone());
-        let now = SystemTime::now();
         if let Some(described) = self.head(target, &reference).await? {
             if described.digest == known.digest {
-                self.confirm(target, tag, now);
+                self.keep_tag(target, tag, known, asked_at).await;
                 return Ok(Checked::Current);
             }
             if self.stored_manifest(target, &described.digest).await?.is_some() {
                 let Described { digest, media_type, size, etag, .. } = described;
-                self.keep_tag(target, tag, &TagRecord { digest, media_type, size, etag }, now).await;
+                self.keep_tag(target, tag, &TagRecord { digest, media_type, size, etag }, asked_at).await;
                 return Ok(Checked::Back(digest));
             }
             self.seen_tags.insert((target.clone(), tag.clone()), described.clone());
@@ -133,7 +139,7 @@ impl Cache {
         self.remember_unusable_head(target);
         match fetched {
             None => {
-                self.confirm(target, tag, now);
+                self.keep_tag(target, tag, known, asked_at).await;
                 Ok(Checked::Current)
             }
             Some(fetched) if fetched.digest == known.digest => Ok(Checked::Current),
@@ -222,7 +228,7 @@ impl Cache {
         etag: Option<&str>,
     ) -> Result<Option<Arc<Fetched>>, CacheError> {
         let registry = Arc::clone(self.registry(&target.upstream)?);
-        let now = SystemTime::now();
+        let asked_at = SystemTime::now();
         let mut ask = Ask::manifest(Method::GET, &target.repo, reference, Instant::now() + ANSWER_WITHIN);
         let condition = etag.and_then(|etag| HeaderValue::from_str(etag).ok());
         let conditional = condition.is_some();
@@ -256,7 +262,7 @@ impl Cache {
         if kept && let Reference::Tag(tag) = reference {
             let etag = text(&headers, &header::ETAG);
             let record = TagRecord { digest, media_type: media_type.clone(), size: bytes.len() as u64, etag };
-            self.keep_tag(target, tag, &record, now).await;
+            self.keep_tag(target, tag, &record, asked_at).await;
         }
         if kept {
             let hot = HotManifest { media_type: media_type.as_str().into(), bytes: bytes.clone(), via };
@@ -349,9 +355,15 @@ impl Cache {
         self.keep_link(target, &proof.digest, link).await;
     }
 
-    async fn keep_tag(&self, target: &Target, tag: &Tag, record: &TagRecord, now: SystemTime) {
-        match self.store.set_tag(&target.upstream, &target.repo, tag, record).await {
-            Ok(()) => self.confirm(target, tag, now),
+    /// Keeps what upstream said about a tag when it was asked at `asked_at`, unless a later question was answered
+    /// before.
+    async fn keep_tag(&self, target: &Target, tag: &Tag, record: &TagRecord, asked_at: SystemTime) {
+        match self.store.set_tag(&target.upstream, &target.repo, tag, record, asked_at).await {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!(
+                upstream = %target.upstream, repository = %target.repo, %tag, digest = %record.digest,
+                "an answer about a tag was overtaken by a later one"
+            ),
             Err(error) => tracing::warn!(
                 upstream = %target.upstream, repository = %target.repo, %tag,
                 error = &error as &dyn std::error::Error, "a tag could not be kept"
@@ -359,12 +371,8 @@ impl Cache {
         }
     }
 
-    fn confirm(&self, target: &Target, tag: &Tag, now: SystemTime) {
-        self.store.set_checked_at(&target.upstream, &target.repo, tag, now);
-    }
-
-    async fn forget_tag(&self, target: &Target, tag: &Tag) {
-        if let Err(error) = self.store.remove_tag(&target.upstream, &target.repo, tag).await {
+    async fn forget_tag(&self, target: &Target, tag: &Tag, asked_at: SystemTime) {
+        if let Err(error) = self.store.remove_tag(&target.upstream, &target.repo, tag, asked_at).await {
             tracing::warn!(
                 upstream = %target.upstream, repository = %target.repo, %tag,
                 error = &error as &dyn std::error::Error, "a tag that upstream no longer has could not be removed"

@@ -6,6 +6,7 @@
 mod blob;
 mod body;
 mod bypass;
+mod download;
 mod error;
 mod fetch;
 mod fill;

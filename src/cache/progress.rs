@@ -9,6 +9,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::CacheError;
+use super::bypass::Rest;
+use crate::store::StoredBlob;
 
 /// A blob that is on its way into the store, or that is being checked.
 #[derive(Debug, Clone)]
@@ -17,6 +19,10 @@ pub(super) struct Progress {
     pub(super) head: Option<Arc<Head>>,
     /// How far it is.
     pub(super) state: State,
+    /// The file's guard, so that the bytes of one that is published, and then removed while somebody reads it, stay in
+    /// the store's account.
+    #[expect(dead_code, reason = "held for what its drop does")]
+    guard: Option<StoredBlob>,
 }
 
 /// What is known from upstream's head.
@@ -35,6 +41,8 @@ pub(super) enum State {
     Growing(u64),
     /// All bytes, so many, are in the file and hash to the digest.
     Verified(u64),
+    /// The store could not take the rest. What the file has is served; every reader fetches what follows by itself.
+    Cut(Arc<Rest>),
     /// It will not become whole.
     Failed(CacheError),
 }
@@ -49,7 +57,7 @@ pub(super) struct Watcher(watch::Receiver<Progress>);
 
 /// A new pair, with nothing known.
 pub(super) fn channel() -> (Reporter, Watcher) {
-    let (sender, receiver) = watch::channel(Progress { head: None, state: State::Growing(0) });
+    let (sender, receiver) = watch::channel(Progress { head: None, state: State::Growing(0), guard: None });
     (Reporter(sender), Watcher(receiver))
 }
 
@@ -71,6 +79,19 @@ impl Reporter {
         self.0.send_modify(|progress| progress.state = State::Verified(bytes));
     }
 
+    /// The file is published. This changes nothing for readers, so it wakes none.
+    pub(super) fn guarded(&self, guard: StoredBlob) {
+        self.0.send_if_modified(|progress| {
+            progress.guard = Some(guard);
+            false
+        });
+    }
+
+    /// The store could not take the rest.
+    pub(super) fn cut(&self, rest: Rest) {
+        self.0.send_modify(|progress| progress.state = State::Cut(Arc::new(rest)));
+    }
+
     /// It failed.
     pub(super) fn failed(&self, error: CacheError) {
         self.0.send_modify(|progress| progress.state = State::Failed(error));
@@ -80,17 +101,17 @@ impl Reporter {
 // === impl Watcher ===
 
 impl Watcher {
-    /// Waits for upstream's head.
+    /// Waits for upstream's head. What has failed since is an error too: whoever comes then has sent no head yet.
     pub(super) async fn head(&mut self) -> Result<Arc<Head>, CacheError> {
         let progress = self
             .0
             .wait_for(|progress| progress.head.is_some() || matches!(progress.state, State::Failed(_)))
             .await
             .map_err(|_| CacheError::Stopped)?;
-        match (&progress.head, &progress.state) {
-            (Some(head), _) => Ok(Arc::clone(head)),
-            (None, State::Failed(error)) => Err(error.clone()),
-            (None, _) => Err(CacheError::Stopped),
+        match (&progress.state, &progress.head) {
+            (State::Failed(error), _) => Err(error.clone()),
+            (_, Some(head)) => Ok(Arc::clone(head)),
+            (_, None) => Err(CacheError::Stopped),
         }
     }
 
@@ -104,7 +125,7 @@ impl Watcher {
         match &progress.state {
             State::Verified(bytes) => Ok(*bytes),
             State::Failed(error) => Err(error.clone()),
-            State::Growing(_) => Err(CacheError::Stopped),
+            State::Cut(_) | State::Growing(_) => Err(CacheError::NoSpace),
         }
     }
 
@@ -121,5 +142,32 @@ impl Watcher {
     /// Waits for another state than the last one seen.
     pub(super) async fn changed(&mut self) -> Result<(), CacheError> {
         self.0.changed().await.map_err(|_| CacheError::Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head() -> Head {
+        Head { file: Arc::new(tempfile::tempfile().unwrap()), length: Some(3) }
+    }
+
+    #[tokio::test]
+    async fn who_comes_after_the_failure_is_told_before_a_head_is_sent() {
+        let (reporter, watcher) = channel();
+        reporter.head(head());
+        assert_eq!(watcher.clone().head().await.unwrap().length, Some(3));
+        reporter.failed(CacheError::NoSpace);
+        assert!(matches!(watcher.clone().head().await, Err(CacheError::NoSpace)));
+    }
+
+    #[tokio::test]
+    async fn a_vanished_writer_is_a_failure() {
+        let (reporter, mut watcher) = channel();
+        drop(reporter);
+        assert!(matches!(watcher.head().await, Err(CacheError::Stopped)));
+        assert!(matches!(watcher.verdict().await, Err(CacheError::Stopped)));
+        assert!(matches!(watcher.changed().await, Err(CacheError::Stopped)));
     }
 }

@@ -282,6 +282,16 @@ impl Reservation {
         self.books.state.lock().unallocated -= bytes;
     }
 
+    /// The fill ends without being published, and its file, of this length, is read on: the rest is given back.
+    pub(super) fn keep_only(&mut self, bytes: u64) {
+        let mut state = self.books.state.lock();
+        let back = self.bytes.saturating_sub(bytes);
+        state.reserved -= back;
+        self.bytes -= back;
+        state.unallocated -= std::mem::take(&mut self.unallocated);
+        self.books.show(&state);
+    }
+
     /// The fill is published with this length: from promised to stored, in one step.
     pub(super) fn stored(mut self, len: u64) {
         let mut state = self.books.state.lock();

@@ -41,7 +41,7 @@ pub use blob::{StoredBlob, Trust};
 pub use error::StoreError;
 pub use lock::Holder;
 pub use refs::{Access, AccessRecord, Link, LinkKind, ListKind, StoredList, TagRecord};
-pub use writer::BlobWriter;
+pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
 use disk::Disk;

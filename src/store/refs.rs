@@ -165,17 +165,29 @@ impl Store {
         self.blocking(read).await
     }
 
-    /// Remembers what the tag names. The file is written only if that differs from what it says.
+    /// Remembers what the tag names, as upstream said when it was asked at `asked_at`; that is when the tag was last
+    /// found to be up to date. False, and nothing is done, if a later question was answered already: answers overtake
+    /// each other. The file is written only if what it says differs.
     pub async fn set_tag(
         &self,
         up: &UpstreamName,
         repo: &RepoName,
         tag: &Tag,
         record: &TagRecord,
-    ) -> Result<(), StoreError> {
-        let (path, record) = (layout::tag(up, repo, tag), record.clone());
+        asked_at: SystemTime,
+    ) -> Result<bool, StoreError> {
+        let path = layout::tag(up, repo, tag);
+        let (up, repo, tag, record) = (up.clone(), repo.clone(), tag.clone(), record.clone());
         let write = move |inner: &Arc<Inner>| {
+            // The link of what a known tag names from now on may still be waiting for its sync. A power cut would leave
+            // a tag that leads nowhere, where one that leads to the older manifest was there before.
+            if inner.records.read(&inner.disk, &path).is_some_and(|old: TagRecord| old.digest != record.digest) {
+                inner.group.run(&inner.disk);
+            }
             let _tags = inner.tags.lock();
+            if inner.is_overtaken(&up, &repo, &tag, asked_at) {
+                return Ok(false);
+            }
             let before = inner.records.read::<TagRecord>(&inner.disk, &path);
             if before.as_ref() != Some(&record) {
                 inner.records.write(&inner.disk, &inner.group, &path, &record)?;
@@ -187,37 +199,45 @@ impl Store {
             }
             inner.know_ref(&record.digest, &path);
             inner.books.set_tagged(&record.digest, true);
-            Ok(())
+            inner.hints.set_checked_at(&up, &repo, &tag, Some(asked_at));
+            Ok(true)
         };
         self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
     }
 
-    /// Forgets a tag.
-    pub async fn remove_tag(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Result<(), StoreError> {
+    /// Forgets a tag that upstream no longer had when it was asked at `asked_at`. False, and nothing is done, if a later
+    /// question was answered already.
+    pub async fn remove_tag(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+        asked_at: SystemTime,
+    ) -> Result<bool, StoreError> {
         let path = layout::tag(up, repo, tag);
         let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
         let remove = move |inner: &Arc<Inner>| {
             let _tags = inner.tags.lock();
+            if inner.is_overtaken(&up, &repo, &tag, asked_at) {
+                return Ok(false);
+            }
             if let Some(before) = inner.records.read::<TagRecord>(&inner.disk, &path) {
                 inner.hints.set_ref(&before.digest, &path, false);
                 inner.books.set_tagged(&before.digest, false);
             }
-            inner.hints.set_checked_at(&up, &repo, &tag, None);
-            inner.remove_record(&path)
+            // Kept: an answer to an earlier question must not bring the tag back.
+            inner.hints.set_checked_at(&up, &repo, &tag, Some(asked_at));
+            inner.remove_record(&path)?;
+            Ok(true)
         };
         self.blocking(remove).await
     }
 
-    /// When the tag was last found to be up to date. Unknown after the index is lost; a time in the future does not
+    /// When upstream was last asked about the tag, with an answer. Unknown after the index is lost; a time in the future does not
     /// count.
     pub async fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
         let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
         self.blocking(move |inner| Ok(inner.hints.checked_at(&up, &repo, &tag))).await.ok().flatten()
-    }
-
-    /// Remembers when the tag was found to be up to date. Does not block.
-    pub fn set_checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, at: SystemTime) {
-        self.0.hints.set_checked_at(up, repo, tag, Some(at));
     }
 
     /// The proof that upstream served `digest` in `repo`.
@@ -345,6 +365,11 @@ impl Inner {
         if !self.hints.has_ref(digest, path) {
             self.hints.set_ref(digest, path, true);
         }
+    }
+
+    /// Whether a question about this tag that was put later than `asked_at` has been answered.
+    fn is_overtaken(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, asked_at: SystemTime) -> bool {
+        self.hints.checked_at(up, repo, tag).is_some_and(|checked_at| checked_at > asked_at)
     }
 
     fn remove_record(&self, path: &Path) -> Result<(), StoreError> {

@@ -1,7 +1,9 @@
-//! Group sync: what was published without waiting for the disk is synced together, once a second.
+//! Group sync: what was published without waiting for the disk is synced together, once a second, and before a known
+//! tag is moved to what may be among it.
 //!
 //! New small files are renamed into place at once and put down here. Losing one to a power cut is losing nothing that
-//! was there before; files that replace an older version are synced before the rename and do not come here.
+//! was there before; files that replace an older version are synced before the rename, and only their names are left
+//! for here.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,6 +20,8 @@ const MANY: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct GroupSync {
     dirty: Mutex<Dirty>,
+    /// Held by a run: whoever relies on what was put down must wait for another run that has taken it.
+    running: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +34,12 @@ struct Dirty {
 // === impl GroupSync ===
 
 impl GroupSync {
+    /// Whether a file waits for its sync.
+    #[cfg(test)]
+    pub(super) fn waits_for(&self, path: &Path) -> bool {
+        self.dirty.lock().files.contains(path)
+    }
+
     /// Puts down a file, and the directory it is in.
     pub(super) fn file(&self, path: PathBuf) {
         let mut dirty = self.dirty.lock();
@@ -49,6 +59,7 @@ impl GroupSync {
 
     /// Syncs all that was put down until now. Blocks.
     pub(super) fn run(&self, disk: &Disk) {
+        let _running = self.running.lock();
         let dirty = std::mem::take(&mut *self.dirty.lock());
         if dirty.everything
             && let Err(error) = disk.sync_everything()

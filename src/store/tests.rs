@@ -359,8 +359,16 @@ async fn a_fill_of_unknown_length_stops_at_the_capacity() {
     assert!(matches!(outcome, Err(StoreError::NoSpace)), "{outcome:?}");
     let again = writer.write(Bytes::from_static(b"more")).await;
     assert!(matches!(again, Err(StoreError::NoSpace)), "it is said again");
-    drop(writer);
+    let file = writer.file();
+    let remnant = writer.into_remnant().await.unwrap();
     assert_eq!(fixture.strays().await, 0);
+    let mut there = vec![0; usize::try_from(remnant.written).unwrap()];
+    file.read_exact_at(&mut there, 0).unwrap();
+    assert!(!there.is_empty() && content.starts_with(&there), "what was written can be read on");
+    assert_eq!(remnant.hasher.clone().finish(), sha256(&there), "and hashed on");
+    let counted = u64::try_from(fixture.metrics.store_bytes.get()).unwrap();
+    assert_eq!(counted, remnant.written, "it counts while it is read");
+    drop(remnant);
     assert_eq!(fixture.metrics.store_bytes.get(), 0, "the older blob made room, and the promise is given back");
 }
 
@@ -375,8 +383,7 @@ async fn eviction_takes_refs_and_links_along_and_keeps_live_tags_longest() {
     for digest in [manifest, layer] {
         fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous)).await.unwrap();
     }
-    fixture.store.set_tag(&up, &repo, &tag, &record).await.unwrap();
-    fixture.store.set_checked_at(&up, &repo, &tag, SystemTime::now());
+    fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
     put(&fixture.store, &[3; 500]).await;
     assert!(!fixture.path(&layer).exists() && fixture.path(&manifest).exists(), "the manifest is older, but tagged");
     assert_eq!(fixture.store.link(&up, &repo, &layer).await.unwrap(), None);
@@ -397,11 +404,25 @@ async fn a_moved_tag_survives_the_eviction_of_what_it_named() {
     let new = put(&fixture.store, &[2; 400]).await;
     for digest in [old, new] {
         let record = TagRecord { digest, media_type: "m".into(), size: 400, etag: Some("\"e\"".into()) };
-        fixture.store.set_tag(&up, &repo, &tag, &record).await.unwrap();
+        fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
     }
     put(&fixture.store, &[3; 300]).await;
     assert!(!fixture.path(&old).exists());
     assert_eq!(fixture.store.tag(&up, &repo, &tag).await.unwrap().map(|r| r.digest), Some(new));
+}
+
+#[tokio::test]
+async fn a_known_tag_moves_only_to_what_is_on_the_disk() {
+    let fixture = fixture(1 << 30);
+    let (up, repo, tag) = ("docker.io".parse().unwrap(), "a".parse().unwrap(), "t".parse().unwrap());
+    for (n, waits) in [(1, true), (2, false)] {
+        let digest = put(&fixture.store, &[n; 100]).await;
+        let path = layout::link(&up, &repo, &digest);
+        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous)).await.unwrap();
+        let record = TagRecord { digest, media_type: "m".into(), size: 100, etag: None };
+        fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
+        assert_eq!(fixture.store.0.group.waits_for(&path), waits, "a new tag may vanish, a known one must not");
+    }
 }
 
 #[tokio::test]
@@ -427,7 +448,7 @@ async fn a_scan_brings_back_what_the_index_lost() {
     let layers: Vec<Digest> =
         futures_util::future::join_all([[2; 200], [3; 200]].iter().map(|c| put(&fixture.store, c))).await;
     let record = TagRecord { digest: manifest, media_type: "m".into(), size: 100, etag: None };
-    fixture.store.set_tag(&up, &repo, &tag, &record).await.unwrap();
+    fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
     for digest in layers.iter().chain([&manifest]) {
         fixture.store.set_link(&up, &repo, digest, &link(Via::Shared)).await.unwrap();
     }
@@ -626,11 +647,10 @@ async fn lists_are_kept_byte_for_byte_and_bounded() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    SetTag(usize, usize, usize, u8),
-    RemoveTag(usize, usize, usize),
+    SetTag(usize, usize, usize, u8, u64),
+    RemoveTag(usize, usize, usize, u64),
     SetLink(usize, usize, u8, bool),
     RemoveLink(usize, usize, u8),
-    Check(usize, usize, usize, u64),
     Restart,
 }
 
@@ -639,13 +659,13 @@ const REPOS: [&str; 3] = ["a", "a/b", "library/a"];
 const TAGS: [&str; 4] = ["v1", "V1", "latest", "LATEST"];
 
 fn step() -> impl Strategy<Value = Step> {
-    let (u, r, t) = (0..UPSTREAMS.len(), 0..REPOS.len(), 0..TAGS.len());
+    let (u, r, t, at) = (0..UPSTREAMS.len(), 0..REPOS.len(), 0..TAGS.len(), 0..1_000_000u64);
     prop_oneof![
-        6 => (u.clone(), r.clone(), t.clone(), 0..4u8).prop_map(|(u, r, t, n)| Step::SetTag(u, r, t, n)),
-        2 => (u.clone(), r.clone(), t.clone()).prop_map(|(u, r, t)| Step::RemoveTag(u, r, t)),
+        6 => (u.clone(), r.clone(), t.clone(), 0..4u8, at.clone())
+            .prop_map(|(u, r, t, n, at)| Step::SetTag(u, r, t, n, at)),
+        3 => (u.clone(), r.clone(), t, at).prop_map(|(u, r, t, at)| Step::RemoveTag(u, r, t, at)),
         6 => (u.clone(), r.clone(), 0..4u8, any::<bool>()).prop_map(|(u, r, n, m)| Step::SetLink(u, r, n, m)),
-        2 => (u.clone(), r.clone(), 0..4u8).prop_map(|(u, r, n)| Step::RemoveLink(u, r, n)),
-        3 => (u, r, t, 0..1_000_000u64).prop_map(|(u, r, t, at)| Step::Check(u, r, t, at)),
+        2 => (u, r, 0..4u8).prop_map(|(u, r, n)| Step::RemoveLink(u, r, n)),
         1 => Just(Step::Restart),
     ]
 }
@@ -664,23 +684,42 @@ struct Model {
     checked: HashMap<(Names, Tag), SystemTime>,
 }
 
+impl Model {
+    /// Whether an answer to a question of that time counts; then it is the last one.
+    fn answer(&mut self, key: &(Names, Tag), at: SystemTime) -> bool {
+        let counts = self.checked.get(key).is_none_or(|checked| *checked <= at);
+        if counts {
+            self.checked.insert(key.clone(), at);
+        }
+        counts
+    }
+}
+
 async fn walk(steps: Vec<Step>) {
     let mut fixture = fixture(1 << 30);
     let mut model = Model::default();
     for step in steps {
         match step {
-            Step::SetTag(u, r, t, n) => {
+            Step::SetTag(u, r, t, n, at) => {
                 let ((up, repo), tag) = (names(u, r), TAGS[t].parse::<Tag>().unwrap());
+                let at = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
                 let record = TagRecord { digest: sha256(&[n]), media_type: format!("m{n}"), size: 1, etag: None };
-                fixture.store.set_tag(&up, &repo, &tag, &record).await.unwrap();
-                model.tags.insert(((up, repo), tag), record);
-            }
-            Step::RemoveTag(u, r, t) => {
-                let ((up, repo), tag) = (names(u, r), TAGS[t].parse::<Tag>().unwrap());
-                fixture.store.remove_tag(&up, &repo, &tag).await.unwrap();
+                let done = fixture.store.set_tag(&up, &repo, &tag, &record, at).await.unwrap();
                 let key = ((up, repo), tag);
-                model.tags.remove(&key);
-                model.checked.remove(&key);
+                assert_eq!(done, model.answer(&key, at));
+                if done {
+                    model.tags.insert(key, record);
+                }
+            }
+            Step::RemoveTag(u, r, t, at) => {
+                let ((up, repo), tag) = (names(u, r), TAGS[t].parse::<Tag>().unwrap());
+                let at = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
+                let done = fixture.store.remove_tag(&up, &repo, &tag, at).await.unwrap();
+                let key = ((up, repo), tag);
+                assert_eq!(done, model.answer(&key, at));
+                if done {
+                    model.tags.remove(&key);
+                }
             }
             Step::SetLink(u, r, n, manifest) => {
                 let (up, repo) = names(u, r);
@@ -693,12 +732,6 @@ async fn walk(steps: Vec<Step>) {
                 let (up, repo) = names(u, r);
                 fixture.store.remove_link(&up, &repo, &sha256(&[n])).await.unwrap();
                 model.links.remove(&((up, repo), n));
-            }
-            Step::Check(u, r, t, at) => {
-                let ((up, repo), tag) = (names(u, r), TAGS[t].parse::<Tag>().unwrap());
-                let at = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
-                fixture.store.set_checked_at(&up, &repo, &tag, at);
-                model.checked.insert(((up, repo), tag), at);
             }
             Step::Restart => {
                 fixture = fixture.restart(false, false).await;

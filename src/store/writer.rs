@@ -68,10 +68,20 @@ enum State {
     Running,
     /// A job has it, and is to drop it.
     Aborted,
-    /// Writing failed; the file is gone. The error is there until somebody has it.
-    Failed(Option<StoreError>),
+    /// Writing failed. The error is there until somebody has it; what was written is there unless the job panicked.
+    Failed(Option<StoreError>, Option<Box<Work>>),
     /// It was published or dropped.
     Gone,
+}
+
+/// What a writer that failed has written. The file has no name any more, but can be read by whoever has it open; while
+/// this is held its bytes stay in the store's account.
+pub struct Remnant {
+    /// Bytes in the file.
+    pub written: u64,
+    /// The hash of these bytes, to go on with.
+    pub hasher: Hasher,
+    _reservation: Reservation,
 }
 
 struct Work {
@@ -155,6 +165,20 @@ impl BlobWriter {
         }
     }
 
+    /// What was written before writing failed, for readers to go on from. None if it did not fail, or in a way that
+    /// leaves nothing to rely on.
+    pub async fn into_remnant(self) -> Option<Remnant> {
+        let shared = self.shared.clone();
+        let take = move || {
+            let state = std::mem::replace(&mut shared.queue.lock().state, State::Gone);
+            match state {
+                State::Failed(_, Some(work)) => Some(work.into_remnant()),
+                _ => None,
+            }
+        };
+        self.shared.inner.jobs.spawn_blocking(take).await.ok().flatten()
+    }
+
     /// Publishes the blob. When this returns, `strict` durability has it on the disk under its name.
     ///
     /// # Errors
@@ -183,12 +207,18 @@ impl Drop for BlobWriter {
         queue.chunks = Vec::new();
         match std::mem::replace(&mut queue.state, State::Gone) {
             State::Running => queue.state = State::Aborted,
-            State::Idle(work) => {
+            State::Idle(work) | State::Failed(_, Some(work)) => {
                 // Removing a file may block; this may be an async worker.
                 drop(self.shared.inner.jobs.spawn_blocking_on(move || drop(work), &self.runtime));
             }
             _ => {}
         }
+    }
+}
+
+impl std::fmt::Debug for Remnant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remnant").field("written", &self.written).finish_non_exhaustive()
     }
 }
 
@@ -272,7 +302,10 @@ impl Shared {
             let Some(work) = job.work.as_mut() else { return };
             match work.write(&self.inner, &chunks) {
                 Ok(()) => drop(self.progress.send_replace(work.written)),
-                Err(error) => return job.fail(error),
+                Err(error) => {
+                    let work = job.work.take();
+                    return job.fail(error, work);
+                }
             }
         }
     }
@@ -285,23 +318,26 @@ struct Job<'s> {
 }
 
 impl Job<'_> {
-    fn fail(&mut self, error: StoreError) {
-        self.work = None;
+    fn fail(&mut self, error: StoreError, work: Option<Box<Work>>) {
         let mut queue = self.shared.queue.lock();
         queue.chunks = Vec::new();
-        queue.state = match queue.state {
-            State::Aborted => State::Gone,
-            _ => State::Failed(Some(error)),
+        let left = if matches!(queue.state, State::Aborted) {
+            queue.state = State::Gone;
+            work
+        } else {
+            queue.state = State::Failed(Some(error), work);
+            None
         };
         drop(queue);
+        drop(left);
         self.shared.changed.notify_waiters();
     }
 }
 
 impl Drop for Job<'_> {
     fn drop(&mut self) {
-        if self.work.is_some() {
-            self.fail(StoreError::Stopped);
+        if self.work.take().is_some() {
+            self.fail(StoreError::Stopped, None);
         }
     }
 }
@@ -317,8 +353,8 @@ impl State {
     fn check(&mut self) -> Result<(), StoreError> {
         match self {
             Self::Idle(_) | Self::Running => Ok(()),
-            Self::Failed(Some(StoreError::NoSpace)) => Err(StoreError::NoSpace),
-            Self::Failed(error) => Err(error.take().unwrap_or(StoreError::Stopped)),
+            Self::Failed(Some(StoreError::NoSpace), _) => Err(StoreError::NoSpace),
+            Self::Failed(error, _) => Err(error.take().unwrap_or(StoreError::Stopped)),
             Self::Aborted | Self::Gone => Err(StoreError::Stopped),
         }
     }
@@ -366,6 +402,14 @@ impl Work {
             self.reservation.allocated(chunk.len() as u64);
         }
         Ok(())
+    }
+
+    /// Ends the writing where it failed: a chunk is counted and hashed only when all of it is in the file.
+    fn into_remnant(self) -> Remnant {
+        let Self { temporary, mut reservation, hasher, written } = self;
+        drop(temporary);
+        reservation.keep_only(written);
+        Remnant { written, hasher, _reservation: reservation }
     }
 
     /// Gives the file its name. Its content was verified.

@@ -1,0 +1,125 @@
+//! Room: what happens when the store has none, before a download and in the middle of one, and what counts as taken.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod common;
+
+use bytes::Bytes;
+use common::content::blob;
+use common::invariants::{check, is_stored};
+use common::upstream::Cut;
+use common::{Ask, Cistern, Gate, Live, Upstream, acts, eventually};
+use tokio::task::JoinSet;
+
+const MIB: usize = 1 << 20;
+
+/// An ocistern with room for so much, and its upstream.
+async fn small(capacity: &str) -> (Cistern, Upstream) {
+    let upstream = Upstream::start().await;
+    let store = format!("capacity = {capacity:?}");
+    let cistern = Cistern::setup().upstream("up", &upstream, "").store(&store).start().await;
+    (cistern, upstream)
+}
+
+/// Opens the same GET from so many clients, every other one over HTTP/2.
+async fn open_all(cistern: &Cistern, target: &str, count: usize) -> Vec<Live> {
+    let mut open = Vec::new();
+    for number in 0..count {
+        let ask = if number % 2 == 0 { Ask::get(target) } else { Ask::get(target).http2() };
+        open.push(cistern.client().open(ask).await.unwrap());
+    }
+    open
+}
+
+async fn all_are(open: Vec<Live>, bytes: &Bytes) {
+    let mut all = JoinSet::new();
+    for live in open {
+        all.spawn(live.finish());
+    }
+    for got in all.join_all().await {
+        got.assert_is(bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_larger_than_the_store_is_streamed_and_a_broken_stream_goes_on() {
+    let (cistern, upstream) = small("1MiB").await;
+    let bytes = blob(1, 3 * MIB);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+    let got = cistern.get(&target).await;
+    got.assert_is(&bytes);
+    assert_eq!(got.header("cache-status"), "ocistern; fwd=bypass");
+    // The first GET is the fill's, which finds no room; the second one streams.
+    upstream.forget();
+    upstream.script("GET", &target, 1..2, acts::cut_at(2 * MIB as u64, Cut::Reset));
+    cistern.get(&target).await.assert_is(&bytes);
+    upstream.unscript();
+    upstream.script("GET", &target, 1.., acts::corrupt());
+    let wrong = cistern.get(&target).await;
+    assert!(!wrong.complete() && wrong.length < bytes.len() as u64, "{}", wrong.summary());
+    check(&cistern).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fills_up_in_the_middle_of_a_download_breaks_no_transfer() {
+    for ranges in [true, false] {
+        let (cistern, upstream) = small("10MiB").await;
+        let bytes = blob(2, 14 * MIB);
+        let digest = upstream.blob("app", &bytes);
+        let target = format!("/v2/app/blobs/{digest}");
+        let gate = Gate::new();
+        // Without a length nothing can be promised in advance, so the store fills up under the download.
+        upstream.script("GET", &target, 0..1, acts::both(acts::chunked(), acts::hold_at(9 * MIB as u64, &gate)));
+        if !ranges {
+            upstream.script("GET", &target, .., acts::answer(200, "application/octet-stream", bytes.clone()));
+        }
+        let mut herd = open_all(&cistern, &target, 8).await;
+        for live in &mut herd {
+            assert!(live.read_to(4 * MIB as u64).await >= 4 * MIB as u64);
+        }
+        gate.open();
+        all_are(herd, &bytes).await;
+        check(&cistern).await;
+        assert!(!is_stored(&cistern, &digest), "there was no room for it");
+        eventually("what was taken is given back", || async { cistern.metric("ocistern_store_bytes", &[]).await == 0 })
+            .await;
+        cistern.get(&target).await.assert_is(&bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_streamed_on_in_the_middle_of_a_download_is_verified_too() {
+    let (cistern, upstream) = small("10MiB").await;
+    let bytes = blob(3, 14 * MIB);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+    let gate = Gate::new();
+    upstream.script("GET", &target, 0..1, acts::both(acts::chunked(), acts::hold_at(9 * MIB as u64, &gate)));
+    upstream.script("GET", &target, .., acts::corrupt());
+    let herd = open_all(&cistern, &target, 4).await;
+    gate.open();
+    for live in herd {
+        let got = live.finish().await;
+        assert!(!got.complete() && got.length < bytes.len() as u64, "a wrong end: {}", got.summary());
+        assert!(got.length > 9 * MIB as u64, "what was right came through: {}", got.length);
+    }
+    check(&cistern).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_a_reader_holds_is_not_counted_as_room() {
+    let (cistern, upstream) = small("40MiB").await;
+    let (held, other) = (blob(4, 32 * MIB), blob(5, 12 * MIB));
+    let held_target = format!("/v2/app/blobs/{}", upstream.blob("app", &held));
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &other));
+    // It reads no further than its socket's buffers do.
+    let reader = cistern.open(&held_target).await;
+    cistern.settle().await;
+    let got = cistern.get(&target).await;
+    got.assert_is(&other);
+    assert_eq!(got.header("cache-status"), "ocistern; fwd=bypass", "removing an open file frees nothing");
+    reader.finish().await.assert_is(&held);
+    eventually("the room can be had when the file is closed", || async {
+        cistern.get(&target).await.header("cache-status") == "ocistern; fwd=miss; stored"
+    })
+    .await;
+    check(&cistern).await;
+}
