@@ -161,13 +161,17 @@ async fn a_damaged_manifest_is_never_served() {
     let upstream = Upstream::start().await;
     let image = image(1);
     upstream.image("app", "1.0", &image);
-    let cistern = Cistern::start(&upstream, "").await;
+    let mut cistern = Cistern::start(&upstream, "").await;
     let targets = ["/v2/app/manifests/1.0".to_owned(), format!("/v2/app/manifests/{}", image.digest)];
     for target in &targets {
         cistern.get(target).await.assert_is(&image.manifest);
         cistern.settle().await;
         flip(&blob_path(&cistern, &image.digest), 10);
         upstream.down();
+        // What is in memory is still the right one.
+        cistern.get(target).await.assert_is(&image.manifest);
+        // And the memory does not survive a restart.
+        cistern.restart().await;
         for _ in 0..2 {
             let got = cistern.get(target).await;
             assert!(!got.complete(), "a damaged manifest was served: {}", got.summary());
