@@ -152,8 +152,9 @@ async fn credentials_are_asked_for_and_issued() {
     assert_eq!(refused.header("www-authenticate"), format!("{realm},scope=\"repository:app:pull\""));
     client.get("/token?scope=repository:app:pull").await.assert_fails(401);
     let issued = client.send(Ask::get("/token").with("authorization", "Basic dXNlcjpDQU5BUlk=")).await;
-    assert_eq!(&issued.body[..], br#"{"token":"CANARY-TOKEN-1","expires_in":300}"#);
-    let ask = Ask::get("/v2/app/manifests/1.0").with("authorization", "Bearer CANARY-TOKEN-1");
+    let token = format!("CANARY-TOKEN-{}-1", upstream.port());
+    assert_eq!(issued.body, format!(r#"{{"token":"{token}","expires_in":300}}"#));
+    let ask = Ask::get("/v2/app/manifests/1.0").with("authorization", &format!("Bearer {token}"));
     client.send(ask).await.assert_is(&image.manifest);
 }
 

@@ -13,6 +13,8 @@ use common::{Ask, Cistern, Client, Gate, Got, Live, Upstream, acts};
 use tokio::task::JoinSet;
 
 const HERD: usize = 64;
+/// Length of a blob whose last bytes matter.
+const LENGTH: u64 = 200_000;
 
 /// Sends the same GET from that many clients at once, every other one over HTTP/2; waits for all heads.
 async fn open_all(client: Client, target: &str, count: usize) -> Vec<Live> {
@@ -144,22 +146,41 @@ async fn an_abandoned_small_download_is_finished_and_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mismatch_breaks_every_transfer_and_keeps_nothing() {
     let upstream = Upstream::start().await;
-    let bytes = blob(6, 600_000);
-    let digest = upstream.blob("app", &bytes);
-    let target = format!("/v2/app/blobs/{digest}");
-    let gate = Gate::new();
-    upstream.script("GET", &target, .., acts::both(acts::corrupt(), acts::hold_at(400_000, &gate)));
     let cistern = Cistern::start(&upstream, "").await;
-    let herd = open_all(cistern.client(), &target, 16).await;
-    gate.open();
-    for got in finish_all(herd).await {
-        assert!(got.cut.is_some(), "a wrong body ended cleanly: {}", got.summary());
-        assert!(got.length < bytes.len() as u64, "the tail is held back");
+    let cases = [
+        // Every reader stands at the mark when the last byte comes.
+        (1, LENGTH - 1, acts::honest()),
+        // Every byte is there, and only the end of the body is missing: without a length, nobody knows that.
+        (2, LENGTH, acts::chunked()),
+    ];
+    for (seed, hold, framing) in cases {
+        let bytes = blob(600 + seed, 200_000);
+        let digest = upstream.blob("app", &bytes);
+        let target = format!("/v2/app/blobs/{digest}");
+        let gate = Gate::new();
+        upstream.script(
+            "GET",
+            &target,
+            ..,
+            acts::both(framing, acts::both(acts::corrupt(), acts::hold_at(hold, &gate))),
+        );
+        let mut herd = open_all(cistern.client(), &target, 16).await;
+        gate.reached(1).await;
+        for live in &mut herd {
+            live.read_to(150_000).await;
+        }
+        gate.open();
+        for got in finish_all(herd).await {
+            assert!(got.cut.is_some(), "a wrong body ended cleanly: {}", got.summary());
+            assert!(got.length < LENGTH - 1, "the tail was not held back: {}", got.summary());
+        }
+        cistern.settle().await;
+        assert!(!is_stored(&cistern, &digest));
+        upstream.unscript();
+        common::eventually("the next healthy request succeeds", || async { cistern.get(&target).await.complete() })
+            .await;
     }
     check(&cistern).await;
-    assert!(!is_stored(&cistern, &digest));
-    upstream.unscript();
-    common::eventually("the next healthy request succeeds", || async { cistern.get(&target).await.complete() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

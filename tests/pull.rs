@@ -5,8 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use common::content::{blob, image, image_of, index, sha256};
-use common::invariants::{self, check, is_stored};
-use common::upstream::Auth;
+use common::invariants::{check, is_stored};
 use common::{Ask, Cistern, Gate, Upstream, acts};
 use ocistern::oci::media;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -350,83 +349,6 @@ async fn foreign_urls_in_a_manifest_are_never_visited() {
 }
 
 #[tokio::test]
-async fn the_operators_account_pulls_and_its_secret_stays_with_its_upstream() {
-    let (upstream, storage) = (Upstream::start().await, Upstream::start().await);
-    let image = image(14);
-    upstream.image("app", "1.0", &image);
-    let layer = &image.layers[0];
-    let target = format!("/v2/app/blobs/{}", sha256(layer));
-    upstream.script("GET", &target, .., acts::redirect(307, storage.file(layer)));
-    let secrets = tempfile::tempdir().unwrap();
-    let password = secrets.path().join("password");
-    std::fs::write(&password, "CANARY-PASSWORD\n").unwrap();
-    let account = ("user".to_owned(), "CANARY-PASSWORD".to_owned());
-    let keys = format!("credentials = {{ from = \"static\", username = \"user\", password_file = {password:?} }}");
-    for auth in [Auth::Bearer(Some(account.clone())), Auth::Basic(account.0, account.1)] {
-        upstream.registry(|registry| registry.auth = auth.clone());
-        let cistern = Cistern::start(&upstream, &keys).await;
-        cistern.get("/v2/app/manifests/1.0").await.assert_is(&image.manifest);
-        cistern.get(&target).await.assert_is(layer);
-        cistern.get(format!("/v2/app/blobs/{}", sha256(&image.config))).await.assert_is(&image.config);
-        invariants::check_no_secret(&storage);
-        assert!(upstream.count("*", "/token") <= 2, "one token a scope: {}", upstream.count("*", "/token"));
-        upstream.forget();
-        check(&cistern).await;
-    }
-    assert_eq!(storage.count("GET", "/data//blobs/*"), 2, "the double slash is kept");
-}
-
-#[tokio::test]
-async fn tokens_of_every_shape_are_understood_and_kept() {
-    for (field, expires_in, jwt_lifetime, fetched) in [
-        ("token", Some(300), None, 1),
-        ("access_token", Some(300), None, 1),
-        ("access_token", None, Some(300), 1),
-        ("token", None, None, 1),
-        // Expired on arrival: usable once, and not kept.
-        ("token", None, Some(0), 3),
-    ] {
-        let upstream = Upstream::start().await;
-        let images = [image(20), image(21), image(22)];
-        for (image, tag) in images.iter().zip(["a", "b", "c"]) {
-            upstream.image("app", tag, image);
-        }
-        upstream.registry(|registry| {
-            registry.auth = Auth::Bearer(None);
-            registry.token.field = field;
-            registry.token.expires_in = expires_in;
-            registry.token.jwt_lifetime = jwt_lifetime;
-        });
-        let cistern = Cistern::start(&upstream, "").await;
-        for (image, tag) in images.iter().zip(["a", "b", "c"]) {
-            cistern.get(format!("/v2/app/manifests/{tag}")).await.assert_is(&image.manifest);
-        }
-        let seen = upstream.count("GET", "/token");
-        assert_eq!(seen, fetched, "{field}, expires_in {expires_in:?}, JWT {jwt_lifetime:?}");
-        let query = upstream.requests("GET", "/token")[0].request.query.clone();
-        assert!(query.contains("service=scripted"), "{query}");
-        assert!(
-            query.contains("scope=repository%3Aapp%3Apull") || query.contains("scope=repository:app:pull"),
-            "{query}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn a_revoked_token_is_replaced_once() {
-    let upstream = Upstream::start().await;
-    let (first, second) = (image(23), image(24));
-    upstream.image("app", "a", &first);
-    upstream.image("app", "b", &second);
-    upstream.registry(|registry| registry.auth = Auth::Bearer(None));
-    let cistern = Cistern::start(&upstream, "").await;
-    cistern.get("/v2/app/manifests/a").await.assert_is(&first.manifest);
-    upstream.registry(common::upstream::Registry::revoke_tokens);
-    cistern.get("/v2/app/manifests/b").await.assert_is(&second.manifest);
-    assert_eq!(upstream.count("GET", "/token"), 2);
-}
-
-#[tokio::test]
 async fn upstream_is_asked_for_every_kind_of_manifest_and_for_no_compression() {
     let upstream = Upstream::start().await;
     let image = image(25);
@@ -498,56 +420,6 @@ async fn a_tag_that_was_resolved_by_head_is_known_when_upstream_is_down() {
         cistern.get(format!("/v2/{repo}/manifests/{tag}")).await.assert_is(&image.manifest);
     }
     check(&cistern).await;
-}
-
-#[tokio::test]
-async fn token_endpoints_that_take_only_one_method_are_served() {
-    let secrets = tempfile::tempdir().unwrap();
-    let password = secrets.path().join("password");
-    std::fs::write(&password, "CANARY-PASSWORD").unwrap();
-    let keys =
-        format!("credentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}", password.display());
-    for refused in ["GET", "POST"] {
-        let upstream = Upstream::start().await;
-        let image = image(31);
-        upstream.image("app", "1.0", &image);
-        upstream.registry(|registry| {
-            registry.auth = Auth::Bearer(Some(("user".into(), "CANARY-PASSWORD".into())));
-            registry.token.get_only = false;
-            registry.token.field = "access_token";
-        });
-        for status in [404, 405] {
-            upstream.script(refused, "/token", .., acts::fail(status, "UNSUPPORTED"));
-            let cistern = Cistern::start(&upstream, &keys).await;
-            cistern.get("/v2/app/manifests/1.0").await.assert_is(&image.manifest);
-            upstream.unscript();
-            for entry in upstream.requests("*", "/token") {
-                assert!(!entry.request.query.contains("CANARY"), "a password in a URL: {}", entry.request.query);
-            }
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_password_that_was_changed_in_its_file_is_used() {
-    let upstream = Upstream::start().await;
-    let (first, second) = (image(32), image(33));
-    upstream.image("app", "a", &first);
-    upstream.image("app", "b", &second);
-    let secrets = tempfile::tempdir().unwrap();
-    let password = secrets.path().join("password");
-    std::fs::write(&password, "CANARY-OLD").unwrap();
-    upstream.registry(|registry| registry.auth = Auth::Bearer(Some(("user".into(), "CANARY-OLD".into()))));
-    let keys =
-        format!("credentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}", password.display());
-    let cistern = Cistern::start(&upstream, &keys).await;
-    cistern.get("/v2/app/manifests/a").await.assert_is(&first.manifest);
-    upstream.registry(|registry| {
-        registry.revoke_tokens();
-        registry.auth = Auth::Bearer(Some(("user".into(), "CANARY-NEW".into())));
-    });
-    std::fs::write(&password, "CANARY-NEW\n").unwrap();
-    cistern.get("/v2/app/manifests/b").await.assert_is(&second.manifest);
 }
 
 #[tokio::test]

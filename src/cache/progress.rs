@@ -21,7 +21,6 @@ pub(super) struct Progress {
     pub(super) state: State,
     /// The file's guard, so that the bytes of one that is published, and then removed while somebody reads it, stay in
     /// the store's account.
-    #[expect(dead_code, reason = "held for what its drop does")]
     guard: Option<StoredBlob>,
 }
 

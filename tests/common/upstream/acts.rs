@@ -19,6 +19,11 @@ pub fn both(first: Act, second: Act) -> Act {
     Arc::new(move |request, reply| second(request, first(request, reply)))
 }
 
+/// A change of those answers only that honestly have this status.
+pub fn where_status(status: u16, act: Act) -> Act {
+    Arc::new(move |request, honest| if honest.status == status { act(request, honest) } else { honest })
+}
+
 /// No change: the honest answer.
 pub fn honest() -> Act {
     change(|reply| reply)

@@ -223,7 +223,7 @@ impl Registry {
         self.serial += 1;
         let token = match self.token.jwt_lifetime {
             Some(lifetime) => jwt(lifetime, self.serial),
-            None => format!("CANARY-TOKEN-{}", self.serial),
+            None => format!("CANARY-TOKEN-{}-{}", self.url.rsplit(':').next().unwrap(), self.serial),
         };
         self.issued.insert(token.clone());
         let lifetime = self.token.expires_in.map_or_else(String::new, |seconds| format!(r#","expires_in":{seconds}"#));
