@@ -38,6 +38,8 @@ async fn every_form_reaches_its_upstream_over_one_store() {
         "/v2/docker.io/alpine/manifests/3.20",
         "/v2/library%2Falpine/manifests/3.20",
         "/v2/docker.io%2Flibrary%2Falpine/manifests/3.20",
+        // containerd with override_path: it adds `ns` to the prefix.
+        "/v2/docker.io/library/alpine/manifests/3.20?ns=docker.io",
     ] {
         cistern.get(target).await.assert_is(&official.manifest);
     }
@@ -47,6 +49,7 @@ async fn every_form_reaches_its_upstream_over_one_store() {
         "/v2/org/app/manifests/1.0?ns=reg.example".to_owned(),
         "/reg.example/v2/org/app/manifests/1.0".to_owned(),
         "/v2/reg.example/org/app/manifests/1.0".to_owned(),
+        "/v2/reg.example/org/app/manifests/1.0?ns=reg.example".to_owned(),
         format!("/v2/org%2Fapp/manifests/{encoded}?ns=reg.example"),
         format!("/reg.example/v2/org/app/manifests/{digest}"),
         format!("/v2/reg.example/org%2fapp/manifests/{encoded}"),

@@ -463,3 +463,109 @@ async fn an_image_with_a_shared_layer_downloads_it_once() {
     assert_eq!(upstream.count("GET", &format!("/v2/app/blobs/{}", sha256(&base))), 1);
     check(&cistern).await;
 }
+
+/// containerd and dockerd: HEAD of the tag, then GET of the digest that it named.
+async fn resolve_then_fetch(cistern: &Cistern, repo: &str, tag: &str) -> (u16, Bytes) {
+    let head = cistern.head(format!("/v2/{repo}/manifests/{tag}")).await;
+    if head.status != 200 {
+        return (head.status, Bytes::new());
+    }
+    let digest = head.header("docker-content-digest").to_owned();
+    let got = cistern.get(format!("/v2/{repo}/manifests/{digest}")).await;
+    assert!(!got.complete() || got.digest.to_string() == digest, "{}", got.summary());
+    (got.status, got.body)
+}
+
+#[tokio::test]
+async fn a_tag_that_was_resolved_by_head_is_known_when_upstream_is_down() {
+    let upstream = Upstream::start().await;
+    let image = image(30);
+    for (repo, tag) in [("app", "1.2"), ("app", "latest"), ("copy", "1.2")] {
+        upstream.image(repo, tag, &image);
+    }
+    let cistern = Cistern::start(&upstream, "").await;
+    // The first brings the manifest; the others find it in the store, under another tag and under another name.
+    for (repo, tag) in [("app", "1.2"), ("app", "latest"), ("copy", "1.2")] {
+        assert_eq!(resolve_then_fetch(&cistern, repo, tag).await, (200, image.manifest.clone()), "{repo}:{tag}");
+    }
+    assert_eq!(upstream.count("GET", "*/manifests/*"), 1, "one download for all names");
+    cistern.settle().await;
+    upstream.down();
+    for (repo, tag) in [("app", "1.2"), ("app", "latest"), ("copy", "1.2")] {
+        assert_eq!(resolve_then_fetch(&cistern, repo, tag).await, (200, image.manifest.clone()), "{repo}:{tag}");
+        cistern.get(format!("/v2/{repo}/manifests/{tag}")).await.assert_is(&image.manifest);
+    }
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn token_endpoints_that_take_only_one_method_are_served() {
+    let secrets = tempfile::tempdir().unwrap();
+    let password = secrets.path().join("password");
+    std::fs::write(&password, "CANARY-PASSWORD").unwrap();
+    let keys =
+        format!("credentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}", password.display());
+    for refused in ["GET", "POST"] {
+        let upstream = Upstream::start().await;
+        let image = image(31);
+        upstream.image("app", "1.0", &image);
+        upstream.registry(|registry| {
+            registry.auth = Auth::Bearer(Some(("user".into(), "CANARY-PASSWORD".into())));
+            registry.token.get_only = false;
+            registry.token.field = "access_token";
+        });
+        for status in [404, 405] {
+            upstream.script(refused, "/token", .., acts::fail(status, "UNSUPPORTED"));
+            let cistern = Cistern::start(&upstream, &keys).await;
+            cistern.get("/v2/app/manifests/1.0").await.assert_is(&image.manifest);
+            upstream.unscript();
+            for entry in upstream.requests("*", "/token") {
+                assert!(!entry.request.query.contains("CANARY"), "a password in a URL: {}", entry.request.query);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_was_changed_in_its_file_is_used() {
+    let upstream = Upstream::start().await;
+    let (first, second) = (image(32), image(33));
+    upstream.image("app", "a", &first);
+    upstream.image("app", "b", &second);
+    let secrets = tempfile::tempdir().unwrap();
+    let password = secrets.path().join("password");
+    std::fs::write(&password, "CANARY-OLD").unwrap();
+    upstream.registry(|registry| registry.auth = Auth::Bearer(Some(("user".into(), "CANARY-OLD".into()))));
+    let keys =
+        format!("credentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}", password.display());
+    let cistern = Cistern::start(&upstream, &keys).await;
+    cistern.get("/v2/app/manifests/a").await.assert_is(&first.manifest);
+    upstream.registry(|registry| {
+        registry.revoke_tokens();
+        registry.auth = Auth::Bearer(Some(("user".into(), "CANARY-NEW".into())));
+    });
+    std::fs::write(&password, "CANARY-NEW\n").unwrap();
+    cistern.get("/v2/app/manifests/b").await.assert_is(&second.manifest);
+}
+
+#[tokio::test]
+async fn an_upstream_over_http2_and_tls_serves_a_whole_image() {
+    let (upstream, ca) = Upstream::start_h2().await;
+    let image = image(34);
+    upstream.image("app", "1.0", &image);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ca.pem");
+    std::fs::write(&path, ca).unwrap();
+    let cistern = Cistern::start(&upstream, &format!("ca = '{}'", path.display())).await;
+    cistern.get("/v2/app/manifests/1.0").await.assert_is(&image.manifest);
+    for part in image.layers.iter().chain([&image.config]) {
+        cistern.get(format!("/v2/app/blobs/{}", sha256(part))).await.assert_is(part);
+    }
+    assert_eq!(upstream.connections(), 1, "one connection carries everything");
+    // A certificate that nobody vouches for is refused, and no request is sent.
+    let (stranger, _) = Upstream::start_tls().await;
+    stranger.image("app", "1.0", &image);
+    let cistern = Cistern::start(&stranger, "").await;
+    cistern.get("/v2/app/manifests/1.0").await.assert_fails(502);
+    assert_eq!(stranger.log().len(), 0);
+}

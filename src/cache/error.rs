@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::oci::{Digest, ManifestFault, UpstreamName};
 use crate::store::StoreError;
-use crate::upstream::{Class, UpstreamError};
+use crate::upstream::{Class, Fault, TokenFault, UpstreamError};
 
 /// Why the cache has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -105,6 +105,20 @@ impl CacheError {
     /// `upstream` sent content that hashes to `actual`.
     pub(super) fn wrong_content(upstream: &UpstreamName, expected: Digest, actual: Digest) -> Self {
         Self::WrongContent(Box::new(WrongContent { upstream: upstream.clone(), expected, actual }))
+    }
+
+    /// Whether it is upstream's own word about the content: refused, or not there. Anything else, nonsense like the web
+    /// page of a captive portal included, says nothing about a tag that is known, which is then served as stale.
+    pub fn is_upstreams_word(&self) -> bool {
+        match self {
+            // A 401 whose challenge cannot be answered is a refusal all the same.
+            Self::Upstream(error) => {
+                matches!(error.class(), Class::Refused | Class::Missing)
+                    || matches!(error.fault, Fault::Token(TokenFault::Realm(_) | TokenFault::NoChallenge))
+            }
+            Self::RecentlyMissing { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether upstream said that it does not have it.

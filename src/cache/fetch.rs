@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::fill::content_length;
 use super::flight::{Flight, Role};
+use super::hot::HotManifest;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target};
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, Via, media};
 use crate::store::{Link, LinkKind, TagRecord};
@@ -94,16 +95,17 @@ impl Cache {
                 let checked = cache.check_tag(target, tag, &known).await;
                 match &checked {
                     Ok(_) => cache.failed_checks.remove(&key),
-                    Err(error) if error.is_unavailable() => {
+                    // The tag is gone. It must not come back as stale when upstream is away.
+                    Err(error) if error.is_missing() => cache.forget_tag(target, tag).await,
+                    Err(error) if error.is_upstreams_word() => {}
+                    Err(error) => {
                         tracing::warn!(
-                            upstream = %target.upstream, repository = %target.repo, %tag, error = error as &dyn std::error::Error,
+                            upstream = %target.upstream, repository = %target.repo, %tag,
+                            error = error as &dyn std::error::Error,
                             "a tag could not be revalidated; the known one is served as stale"
                         );
                         cache.failed_checks.insert(key.clone(), ());
                     }
-                    // Upstream's own word: the tag is gone. It must not come back as stale when upstream is away.
-                    Err(error) if error.is_missing() => cache.forget_tag(target, tag).await,
-                    Err(_) => {}
                 }
                 checked
             }
@@ -257,6 +259,8 @@ impl Cache {
             self.keep_tag(target, tag, &record, now).await;
         }
         if kept {
+            let hot = HotManifest { media_type: media_type.as_str().into(), bytes: bytes.clone(), via };
+            self.hot.insert(target, &digest, hot);
             self.keep_seen_tags(target, &digest).await;
         }
         Ok(Some(Arc::new(Fetched { digest, media_type, bytes, kept })))

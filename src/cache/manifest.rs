@@ -10,6 +10,7 @@ use super::freshness::{Freshness, REVALIDATION_PATIENCE, judge};
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
 use crate::cache::fetch::{Checked, Described, Fetched};
 use crate::cache::flight::Role;
+use crate::cache::hot::HotManifest;
 use crate::config::TagPolicy;
 use crate::oci::{Digest, Reference, Tag};
 use crate::store::{LinkKind, TagRecord, Trust};
@@ -20,7 +21,7 @@ pub struct Manifest {
     /// Its digest.
     pub digest: Digest,
     /// Its media type, exactly as upstream gave it.
-    pub media_type: String,
+    pub media_type: Arc<str>,
     /// Its size in bytes.
     pub size: u64,
     /// Its bytes; none for a HEAD that upstream answered.
@@ -125,7 +126,7 @@ impl Cache {
             }
             Ok(Some(Ok(Checked::Moved(described)))) => described,
             Ok(Some(Ok(Checked::Fetched(fetched)))) => return Ok(fetched.into_manifest(role, want)),
-            Ok(Some(Err(error))) if error.is_unavailable() => return Ok(stale(known)),
+            Ok(Some(Err(error))) if !error.is_upstreams_word() => return Ok(stale(known)),
             Ok(Some(Err(error))) => return Err(error),
         };
         if want == Want::Description {
@@ -134,7 +135,7 @@ impl Cache {
         let (flight, role) = self.start_fetch(target, &Reference::Tag(tag.clone()))?;
         match flight.result().await.unwrap_or(Err(CacheError::Stopped)) {
             Ok(fetched) => Ok(fetched.into_manifest(role, want)),
-            Err(error) if error.is_unavailable() => Ok(stale(known)),
+            Err(error) if !error.is_upstreams_word() => Ok(stale(known)),
             Err(error) => Err(error),
         }
     }
@@ -153,18 +154,26 @@ impl Cache {
         answer.inspect_err(|error| self.note_missing(target, &reference.to_string(), error))
     }
 
-    /// The stored manifest, if this name has a link to it.
+    /// The stored manifest, if this name has a link to it: from memory, else from the disk.
     pub(super) async fn stored_manifest(
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
     ) -> Result<Option<Manifest>, CacheError> {
+        if let Some(hot) = self.hot.get(target, digest) {
+            if !self.store.touch(digest) {
+                self.hot.remove(digest);
+            } else if self.covers(target, hot.via)? {
+                return Ok(Some(hit(digest, hot)));
+            }
+        }
         let Some(link) = self.linked(target, digest, LinkKind::Manifest).await? else { return Ok(None) };
         let Some(bytes) = self.manifest_bytes(digest).await else { return Ok(None) };
         // A link that does not say was not written by a manifest's answer.
         let Some(media_type) = link.media_type else { return Ok(None) };
-        let size = bytes.len() as u64;
-        Ok(Some(Manifest { digest: *digest, media_type, size, bytes: Some(bytes), status: Found::Hit.into() }))
+        let hot = HotManifest { media_type: media_type.into(), bytes, via: link.via };
+        self.hot.insert(target, digest, hot.clone());
+        Ok(Some(hit(digest, hot)))
     }
 
     /// The stored bytes of a manifest, hashed again where the stamp is void. Damaged ones are quarantined and absent.
@@ -208,6 +217,16 @@ impl Cache {
     }
 }
 
+fn hit(digest: &Digest, stored: HotManifest) -> Manifest {
+    Manifest {
+        digest: *digest,
+        media_type: stored.media_type,
+        size: stored.bytes.len() as u64,
+        bytes: Some(stored.bytes),
+        status: Found::Hit.into(),
+    }
+}
+
 // === impl Fetched ===
 
 impl Fetched {
@@ -219,7 +238,7 @@ impl Fetched {
         };
         Manifest {
             digest: self.digest,
-            media_type: self.media_type.clone(),
+            media_type: self.media_type.as_str().into(),
             size: self.bytes.len() as u64,
             bytes: (want == Want::Bytes).then(|| self.bytes.clone()),
             status: found.into(),
@@ -233,7 +252,7 @@ impl Described {
     fn into_manifest(self) -> Manifest {
         Manifest {
             digest: self.digest,
-            media_type: self.media_type,
+            media_type: self.media_type.into(),
             size: self.size,
             bytes: None,
             status: Found::Passed.into(),

@@ -11,6 +11,7 @@ mod fetch;
 mod fill;
 mod flight;
 mod freshness;
+mod hot;
 mod lists;
 mod manifest;
 mod progress;
@@ -66,6 +67,8 @@ pub struct Cache {
     metrics: Metrics,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Manifests in memory.
+    hot: hot::Hot,
     /// Downloads of blobs.
     fills: fill::Fills,
     /// Checks of stored files.
@@ -123,6 +126,7 @@ impl Cache {
             metrics,
             tasks,
             stop,
+            hot: hot::Hot::default(),
             fills: fill::Fills::default(),
             checks: Mutex::default(),
             fetches: flight::Flights::new(),

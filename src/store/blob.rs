@@ -65,6 +65,12 @@ impl Store {
         self.blocking(move |inner| inner.open_blob(&digest)).await
     }
 
+    /// The blob counts as used now, for a caller that has its content in memory. False if the store does not have it
+    /// any more, as far as it knows: it was evicted, removed or quarantined. Does not block.
+    pub fn touch(&self, digest: &Digest) -> bool {
+        self.0.books.touch(digest)
+    }
+
     /// The whole content was read through `blob` and matched: it need not be verified again. Does nothing if the file
     /// has changed in between.
     pub async fn mark_verified(&self, digest: &Digest, blob: &StoredBlob) -> Result<(), StoreError> {

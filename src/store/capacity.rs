@@ -165,6 +165,15 @@ impl Books {
         self.show(&state);
     }
 
+    /// A blob that is known is used now, without its file being opened. False if it is not known.
+    pub(super) fn touch(&self, digest: &Digest) -> bool {
+        let short = Short::from(digest);
+        let mut state = self.state.lock();
+        let Some(len) = state.order.get(&short) else { return false };
+        state.order.put(short, len, now(), true);
+        true
+    }
+
     /// A file of a blob lost its name (removed, replaced or put into quarantine).
     pub(super) fn unlinked(&self, digest: &Digest, inode: u64, len: u64) {
         let mut state = self.state.lock();

@@ -446,10 +446,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Sets the index aside and begins an empty one; on a full disk it is left alone until there is room.
+    /// Sets the index aside and begins an empty one. Where only room on the disk, file descriptors or memory are
+    /// missing it is left alone until there are some.
     fn renew(&self, why: &IndexError) {
-        if why.is_full() {
-            tracing::warn!(error = why as &dyn std::error::Error, "the disk is full: there is no index for now");
+        if why.is_shortage() {
+            tracing::warn!(
+                error = why as &dyn std::error::Error,
+                "there is no index for now; it is opened again when the system has what it lacks"
+            );
             *self.index.write() = None;
             return;
         }
@@ -517,8 +521,8 @@ mod tests {
         /// Writing fails until the index is opened again, as sled does after ENOSPC.
         sticky: AtomicU32,
         size: AtomicU32,
-        /// Failing to open means that the disk is full.
-        full: bool,
+        /// Failing to open means that the system lacks this.
+        shortage: Option<rustix::io::Errno>,
     }
 
     /// An index in memory that fails when told to; its content survives opening it again.
@@ -536,8 +540,8 @@ mod tests {
             self.0.opens.fetch_add(1, Ordering::SeqCst);
             self.0.sticky.store(0, Ordering::SeqCst);
             if let Err(error) = Faults::fails(&self.0.open) {
-                let full = io::Error::from(rustix::io::Errno::NOSPC);
-                return Err(if self.0.full { IndexError { action: "open", source: full.into() } } else { error });
+                let shortage = self.0.shortage.map(|errno| io::Error::from(errno).into());
+                return Err(shortage.map_or(error, |source| IndexError { action: "open", source }));
             }
             let index = self.1.lock().clone();
             Ok(Box::new(FaultyIndex(self.0.clone(), index)))
@@ -668,13 +672,16 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_does_not_cost_the_index() {
-        let faults = Arc::new(Faults { open: 1.into(), full: true, ..Faults::default() });
-        let (hints, metrics) = hints(&faults);
-        hints.set_blob(&digest(1), 1, None);
-        hints.settle();
-        assert!(hints.shared.index.read().is_some(), "it is tried again");
-        assert_eq!((faults.set_aside.load(Ordering::SeqCst), metrics.index_rebuilds.get()), (0, 0));
+    fn a_full_disk_or_a_lack_of_descriptors_does_not_cost_the_index() {
+        use rustix::io::Errno;
+        for lack in [Errno::NOSPC, Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            let faults = Arc::new(Faults { open: 1.into(), shortage: Some(lack), ..Faults::default() });
+            let (hints, metrics) = hints(&faults);
+            hints.set_blob(&digest(1), 1, None);
+            hints.settle();
+            assert!(hints.shared.index.read().is_some(), "{lack}: it is tried again");
+            assert_eq!((faults.set_aside.load(Ordering::SeqCst), metrics.index_rebuilds.get()), (0, 0), "{lack}");
+        }
     }
 
     #[test]

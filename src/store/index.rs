@@ -19,7 +19,7 @@ pub(super) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// An index failed. What it said is only for the log: the answer is always to set it aside.
 #[derive(Debug, thiserror::Error)]
-#[error("the index failed to {action}")]
+#[error("the index failed to {action}: {source}")]
 pub(super) struct IndexError {
     /// What was tried, as a verb.
     pub(super) action: &'static str,
@@ -29,9 +29,14 @@ pub(super) struct IndexError {
 }
 
 impl IndexError {
-    /// Whether the disk is full: then the index itself may be as good as ever.
-    pub(super) fn is_full(&self) -> bool {
-        self.source.downcast_ref::<io::Error>().is_some_and(is_full)
+    /// Whether the system lacked something: room on the disk, file descriptors, memory. It says nothing about the index
+    /// itself, which may be as good as ever.
+    pub(super) fn is_shortage(&self) -> bool {
+        let short_of = |error: &io::Error| {
+            let errno = rustix::io::Errno::from_io_error(error);
+            matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE | rustix::io::Errno::NOMEM))
+        };
+        self.source.downcast_ref::<io::Error>().is_some_and(|error| is_full(error) || short_of(error))
     }
 }
 

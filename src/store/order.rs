@@ -124,7 +124,6 @@ impl Order {
     }
 
     /// The length of a blob, if it is known.
-    #[cfg(test)]
     pub(super) fn get(&self, short: &Short) -> Option<u64> {
         self.find(short).map(|at| self.node(at).len())
     }
