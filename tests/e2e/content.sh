@@ -21,6 +21,8 @@ build_content() {
         rm -rf "$CONTENT"
     fi
     mkdir -p "$E2E_HOME"
+    # Of an earlier content.sh: more than a gigabyte each.
+    find "$E2E_HOME" -maxdepth 1 -name 'content-*' ! -path "$CONTENT" -exec rm -rf {} +
     # Built elsewhere and moved as a whole, so that an interrupted build is never taken for content.
     local building
     building=$(mktemp -d "$E2E_HOME/building.XXXXXX")
