@@ -10,8 +10,8 @@ use super::body::Content;
 use super::download::content_length;
 use super::fill::Fill;
 use super::flight::Role;
-use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
-use crate::oci::{Digest, Reference, Via};
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
+use crate::oci::{Digest, Via};
 use crate::store::{Link, LinkKind, StoredBlob, Trust};
 use crate::upstream::Ask;
 
@@ -70,7 +70,7 @@ impl Cache {
         let mut last = CacheError::Stopped;
         for _ in 0..TRIES {
             if let Some(stored) = self.stored(digest).await {
-                self.prove(target, digest, LinkKind::Blob, Some(stored.len)).await?;
+                self.prove(target, digest, stored.len).await?;
                 match self.trusted(digest, stored).await {
                     Ok(content) => {
                         return Ok(Blob { source: BlobSource::Content(content), status: Found::Hit.into() });
@@ -80,10 +80,14 @@ impl Cache {
                         last = error;
                         continue;
                     }
+                    // It is bad, and cannot be moved out of the way: a new one would not be found either.
+                    Err(CacheError::NoSpace | CacheError::Store(_)) => {
+                        return self.passed(target, digest, deadline).await;
+                    }
                     Err(error) => return Err(error),
                 }
             }
-            self.check_missing(target, &digest.to_string())?;
+            self.check_missing(target, Wanted::Blob(*digest))?;
             let (fill, role) = self.fill(target, digest)?;
             let foreign = role == Role::Follower && fill.target != *target;
             if foreign {
@@ -95,14 +99,11 @@ impl Cache {
                     let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
                     return Ok(Blob { source: BlobSource::Content(content), status: found.into() });
                 }
-                Err(CacheError::NoSpace | CacheError::Store(_)) => {
-                    let bypass = self.bypass(target, digest, deadline).await?;
-                    return Ok(Blob { source: BlobSource::Bypass(bypass), status: Found::Bypass.into() });
-                }
+                Err(CacheError::NoSpace | CacheError::Store(_)) => return self.passed(target, digest, deadline).await,
                 // It failed in another name's attempt: that says nothing about this one.
                 Err(error) if foreign => last = error,
                 Err(error) => {
-                    self.note_missing(target, &digest.to_string(), &error);
+                    self.note_missing(target, Wanted::Blob(*digest), &error);
                     return Err(error);
                 }
             }
@@ -110,17 +111,27 @@ impl Cache {
         Err(last)
     }
 
+    /// The blob streamed from upstream, since the store cannot have it.
+    async fn passed(self: &Arc<Self>, target: &Target, digest: &Digest, deadline: Instant) -> Result<Blob, CacheError> {
+        let bypass = self.bypass(target, digest, deadline).await?;
+        Ok(Blob { source: BlobSource::Bypass(bypass), status: Found::Bypass.into() })
+    }
+
     /// The blob `digest` for a HEAD in `target`: what is not in the store is asked upstream, not downloaded.
     pub async fn describe_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
         let within = async {
             if let Some(stored) = self.stored(digest).await {
-                self.prove(target, digest, LinkKind::Blob, Some(stored.len)).await?;
+                self.prove(target, digest, stored.len).await?;
                 let described = BlobSource::Described { length: Some(stored.len) };
-                return Ok(Blob { source: described, status: Found::Hit.into() });
+                match self.trusted(digest, stored).await {
+                    Ok(_) => return Ok(Blob { source: described, status: Found::Hit.into() }),
+                    // A damaged file's length is nobody's.
+                    Err(CacheError::Damaged(_) | CacheError::NoSpace | CacheError::Store(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
-            self.check_missing(target, &digest.to_string())?;
-            let proof = self.ask_proof(target, digest, LinkKind::Blob).await;
-            let proof = proof.inspect_err(|error| self.note_missing(target, &digest.to_string(), error))?;
+            self.check_missing(target, Wanted::Blob(*digest))?;
+            let proof = self.ask_proof(target, digest).await?;
             let described = BlobSource::Described { length: content_length(&proof.headers) };
             Ok(Blob { source: described, status: Found::Passed.into() })
         };
@@ -143,7 +154,7 @@ impl Cache {
         if stored.trust == Trust::Verified {
             return Ok(Content::stored(stored));
         }
-        let mut watcher = self.verify(digest, stored.clone());
+        let (mut watcher, stored) = self.verify(digest, stored);
         match timeout(CHECK_PATIENCE, watcher.verdict()).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => Ok(Content::stored(stored)),
@@ -152,22 +163,13 @@ impl Cache {
     }
 
     /// Makes sure that upstream serves `digest` under this name: by a link, else by one HEAD that all wait for.
-    pub(super) async fn prove(
-        self: &Arc<Self>,
-        target: &Target,
-        digest: &Digest,
-        kind: LinkKind,
-        length: Option<u64>,
-    ) -> Result<(), CacheError> {
-        if self.linked(target, digest, kind).await?.is_some() {
+    async fn prove(self: &Arc<Self>, target: &Target, digest: &Digest, length: u64) -> Result<(), CacheError> {
+        if self.linked(target, digest, LinkKind::Blob).await?.is_some() {
             return Ok(());
         }
-        self.check_missing(target, &digest.to_string())?;
-        let proof = self.ask_proof(target, digest, kind).await;
-        let proof = proof.inspect_err(|error| self.note_missing(target, &digest.to_string(), error))?;
-        if let Some(length) = length {
-            self.keep_link(target, digest, Link::blob(proof.via, length)).await;
-        }
+        self.check_missing(target, Wanted::Blob(*digest))?;
+        let proof = self.ask_proof(target, digest).await?;
+        self.keep_link(target, digest, Link::blob(proof.via, length)).await;
         Ok(())
     }
 
@@ -176,8 +178,7 @@ impl Cache {
         if self.linked(target, digest, LinkKind::Blob).await?.is_some() {
             return Ok(());
         }
-        let proof = self.ask_proof(target, digest, LinkKind::Blob).await;
-        let proof = proof.inspect_err(|error| self.note_missing(target, &digest.to_string(), error))?;
+        let proof = self.ask_proof(target, digest).await?;
         if !fill.also_for(target, proof.via)
             && let Some(stored) = self.stored(digest).await
         {
@@ -187,24 +188,13 @@ impl Cache {
     }
 
     /// One HEAD for `digest` under this name, shared by all who wait for it.
-    pub(super) async fn ask_proof(
-        self: &Arc<Self>,
-        target: &Target,
-        digest: &Digest,
-        kind: LinkKind,
-    ) -> Result<Proof, CacheError> {
+    async fn ask_proof(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Proof, CacheError> {
         let registry = Arc::clone(self.registry(&target.upstream)?);
-        let (flight, _) = self.proofs.join(&(target.clone(), *digest, kind), &self.tasks, &self.stop, || {
+        let (flight, _) = self.proofs.join(&(target.clone(), *digest), &self.tasks, &self.stop, || {
             let (target, digest) = (target.clone(), *digest);
             async move {
                 let deadline = Instant::now() + ANSWER_WITHIN;
-                let ask = match kind {
-                    LinkKind::Blob => Ask::blob(Method::HEAD, &target.repo, &digest, deadline),
-                    LinkKind::Manifest => {
-                        Ask::manifest(Method::HEAD, &target.repo, &Reference::Digest(digest), deadline)
-                    }
-                };
-                let answer = registry.fetch(ask).await?;
+                let answer = registry.fetch(Ask::blob(Method::HEAD, &target.repo, &digest, deadline)).await?;
                 if answer.status == StatusCode::OK {
                     Ok(Proof { via: answer.via, headers: answer.headers })
                 } else {
@@ -215,6 +205,7 @@ impl Cache {
                 }
             }
         });
-        flight.result().await.unwrap_or(Err(CacheError::Stopped))
+        let proof = flight.result().await.unwrap_or(Err(CacheError::Stopped));
+        proof.inspect_err(|error| self.note_missing(target, Wanted::Blob(*digest), error))
     }
 }

@@ -23,6 +23,7 @@ pub(super) struct Fetched {
     pub(super) digest: Digest,
     pub(super) media_type: String,
     pub(super) bytes: Bytes,
+    pub(super) via: Via,
     /// Whether it is in the store now.
     pub(super) kept: bool,
 }
@@ -168,13 +169,12 @@ impl Cache {
                 let (flight, _) = cache.start_fetch(&target, &reference)?;
                 let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
                 cache.remember_unusable_head(&target);
-                let via = cache.registry(&target.upstream)?.via();
                 Ok(Described {
                     digest: fetched.digest,
                     media_type: fetched.media_type.clone(),
                     size: fetched.bytes.len() as u64,
                     etag: None,
-                    via,
+                    via: fetched.via,
                     asked_at,
                 })
             }
@@ -269,7 +269,7 @@ impl Cache {
             self.hot.insert(target, &digest, hot);
             self.keep_seen_tags(target, &digest).await;
         }
-        Ok(Some(Arc::new(Fetched { digest, media_type, bytes, kept })))
+        Ok(Some(Arc::new(Fetched { digest, media_type, bytes, via, kept })))
     }
 
     /// The whole body, bounded by `store.max_manifest` and by time.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::manifest::Want;
-use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target};
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
 use crate::oci::{Digest, Reference, Tag, UpstreamName, Via, media};
 use crate::store::{ListKind, StoredList};
 use crate::upstream::{Answer, Ask, Class, Fault};
@@ -42,7 +42,8 @@ impl Cache {
     /// The tags of `target`; `query` as the client wrote it (`n`, `last`).
     pub async fn tags(self: &Arc<Self>, target: &Target, query: &str) -> Result<List, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let asked = self.pass(target, Ask::tags(&target.repo, query, deadline)).await;
+        let asked = self.pass(target, Ask::tags(&target.repo, query, deadline));
+        let asked = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(out_of_time(target)));
         self.kept_list(target, &ListKind::Tags, query, asked).await
     }
 
@@ -54,7 +55,28 @@ impl Cache {
         query: &str,
     ) -> Result<List, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let asked = match self.pass(target, Ask::referrers(&target.repo, subject, query, deadline)).await {
+        let asked = self.ask_referrers(target, subject, query, deadline);
+        let asked = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(out_of_time(target)));
+        self.kept_list(target, &ListKind::Referrers(*subject), query, asked).await
+    }
+
+    /// The repositories of an upstream, as far as it tells.
+    pub async fn catalog(self: &Arc<Self>, upstream: &UpstreamName, query: &str) -> Result<List, CacheError> {
+        let registry = Arc::clone(self.registry(upstream)?);
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let asked = async { receive(upstream, registry.fetch(Ask::catalog(query, deadline)).await?).await };
+        let too_late = |_| Err(CacheError::Timeout { upstream: upstream.clone() });
+        Ok(timeout_at(deadline, asked).await.unwrap_or_else(too_late)?.0)
+    }
+
+    async fn ask_referrers(
+        self: &Arc<Self>,
+        target: &Target,
+        subject: &Digest,
+        query: &str,
+        deadline: Instant,
+    ) -> Result<(List, Via), CacheError> {
+        match self.pass(target, Ask::referrers(&target.repo, subject, query, deadline)).await {
             Ok((list, via)) if media::essence(&list.content_type) == media::OCI_INDEX => Ok((list, via)),
             // A web page, or a redirect to one, is no referrers API; nor is a refusal to know the path.
             Ok((_, via)) => self.fallback_tag(target, subject, via).await,
@@ -63,15 +85,7 @@ impl Cache {
                 self.fallback_tag(target, subject, via).await
             }
             Err(error) => Err(error),
-        };
-        self.kept_list(target, &ListKind::Referrers(*subject), query, asked).await
-    }
-
-    /// The repositories of an upstream, as far as it tells.
-    pub async fn catalog(self: &Arc<Self>, upstream: &UpstreamName, query: &str) -> Result<List, CacheError> {
-        let registry = Arc::clone(self.registry(upstream)?);
-        let answer = registry.fetch(Ask::catalog(query, Instant::now() + ANSWER_WITHIN)).await?;
-        Ok(receive(upstream, answer).await?.0)
+        }
     }
 
     async fn pass(self: &Arc<Self>, target: &Target, ask: Ask) -> Result<(List, Via), CacheError> {
@@ -163,6 +177,7 @@ fn has_no_referrers_api(error: &CacheError) -> bool {
     }
 }
 
+/// The whole list; the caller bounds the time.
 async fn receive(upstream: &UpstreamName, answer: Answer) -> Result<(List, Via), CacheError> {
     let bad = |reason| CacheError::BadAnswer { upstream: upstream.clone(), reason };
     if answer.status != StatusCode::OK {
@@ -174,22 +189,20 @@ async fn receive(upstream: &UpstreamName, answer: Answer) -> Result<(List, Via),
     let link = text(&answer.headers, header::LINK.as_str());
     let filters_applied = text(&answer.headers, "oci-filters-applied");
     let via = answer.via;
-    let body = timeout(ANSWER_WITHIN, async {
-        let (mut body, mut bytes) = (answer.body, BytesMut::new());
-        while let Some(frame) = body.frame().await {
-            if let Ok(data) = frame?.into_data() {
-                if bytes.len() + data.len() > MAX_LIST {
-                    return Err(bad("a list that is too long"));
-                }
-                bytes.extend_from_slice(&data);
+    let (mut body, mut bytes) = (answer.body, BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            if bytes.len() + data.len() > MAX_LIST {
+                return Err(bad("a list that is too long"));
             }
+            bytes.extend_from_slice(&data);
         }
-        Ok(bytes.freeze())
-    })
-    .await
-    .map_err(|_| CacheError::Timeout { upstream: upstream.clone() })??;
-    // A login page with status 200 is not a list, and neither passed on nor kept.
-    if !serde_json::from_slice::<serde_json::Value>(&body).is_ok_and(|value| value.is_object()) {
+    }
+    let body = bytes.freeze();
+    // A login page with status 200 is not a list, and neither passed on nor kept. The syntax is checked without building
+    // the tree, which would take many times the list's length.
+    let object = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+    if !object || serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_err() {
         return Err(bad("something that is not JSON where a list was asked for"));
     }
     let list = List { body, content_type, link, filters_applied, status: Found::Passed.into() };

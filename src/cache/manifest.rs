@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::freshness::{Freshness, REVALIDATION_PATIENCE, judge};
-use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
 use crate::cache::fetch::{Checked, Described, Fetched};
 use crate::cache::flight::Role;
 use crate::cache::hot::HotManifest;
@@ -69,9 +69,14 @@ impl Cache {
         }
         if self.manifest_bytes(digest).await.is_some() {
             // Stored under another name: upstream must confirm it under this one.
-            self.check_missing(target, &digest.to_string())?;
-            let proof = self.describe_upstream(target, &Reference::Digest(*digest)).await?;
-            self.keep_manifest_link(target, &proof).await;
+            let reference = Reference::Digest(*digest);
+            self.check_missing(target, Wanted::Manifest(reference.clone()))?;
+            let proof = self.describe_upstream(target, &reference).await;
+            let proof = proof.inspect_err(|error| self.note_missing(target, Wanted::Manifest(reference), error))?;
+            // Where upstream's HEAD is unusable, its GET has left a link that says more.
+            if self.linked(target, digest, LinkKind::Manifest).await?.is_none() {
+                self.keep_manifest_link(target, &proof).await;
+            }
             self.keep_seen_tags(target, digest).await;
             if let Some(manifest) = self.stored_manifest(target, digest).await? {
                 return Ok(manifest);
@@ -142,7 +147,7 @@ impl Cache {
 
     /// Asks upstream for what is not in the store.
     async fn ask(self: &Arc<Self>, target: &Target, reference: &Reference, want: Want) -> Result<Manifest, CacheError> {
-        self.check_missing(target, &reference.to_string())?;
+        self.check_missing(target, Wanted::Manifest(reference.clone()))?;
         let answer = match want {
             Want::Description => self.describe_upstream(target, reference).await.map(Described::into_manifest),
             Want::Bytes => {
@@ -151,7 +156,7 @@ impl Cache {
                 fetched.map(|fetched| fetched.into_manifest(role, want))
             }
         };
-        answer.inspect_err(|error| self.note_missing(target, &reference.to_string(), error))
+        answer.inspect_err(|error| self.note_missing(target, Wanted::Manifest(reference.clone()), error))
     }
 
     /// The stored manifest, if this name has a link to it: from memory, else from the disk.
@@ -182,9 +187,13 @@ impl Cache {
         if stored.len > self.config.max_manifest {
             return None;
         }
-        if stored.trust == Trust::Unverified && self.verify(digest, stored.clone()).verdict().await.is_err() {
-            return None;
-        }
+        let stored = if stored.trust == Trust::Unverified {
+            let (mut watcher, stored) = self.verify(digest, stored);
+            watcher.verdict().await.ok()?;
+            stored
+        } else {
+            stored
+        };
         let length = usize::try_from(stored.len).ok()?;
         let read = tokio::task::spawn_blocking(move || super::body::read_at(&stored.file, 0, length)).await;
         match read {

@@ -73,23 +73,30 @@ pub struct Cache {
     /// Downloads of blobs.
     fills: fill::Fills,
     /// Checks of stored files.
-    checks: Mutex<HashMap<Digest, progress::Watcher>>,
+    checks: verify::Checks,
     /// GETs of manifests.
     fetches: flight::Flights<(Target, Reference), Result<Arc<fetch::Fetched>, CacheError>>,
     /// HEADs of manifests that are not in the store.
     descriptions: flight::Flights<(Target, Reference), Result<fetch::Described, CacheError>>,
-    /// HEADs that prove that a name has a digest.
-    proofs: flight::Flights<(Target, Digest, LinkKind), Result<blob::Proof, CacheError>>,
+    /// HEADs that prove that a name has a blob.
+    proofs: flight::Flights<(Target, Digest), Result<blob::Proof, CacheError>>,
     /// Revalidations of tags.
     tag_checks: flight::Flights<(Target, Tag), Result<fetch::Checked, CacheError>>,
     /// Revalidations that failed a moment ago.
     failed_checks: recent::Recent<(Target, Tag), ()>,
-    /// What upstream did not have a moment ago, by digest or tag.
-    missing: recent::Recent<(Target, String), ()>,
+    /// What upstream did not have a moment ago.
+    missing: recent::Recent<(Target, Wanted), ()>,
     /// Tags as upstream's HEAD described them, whose manifests are not in the store yet.
     seen_tags: recent::Recent<(Target, Tag), fetch::Described>,
     /// Upstreams that cannot be asked for manifests by HEAD.
     heads_unusable: Mutex<HashSet<UpstreamName>>,
+}
+
+/// What upstream is asked for. A digest that is no manifest may be a blob.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Wanted {
+    Manifest(Reference),
+    Blob(Digest),
 }
 
 impl std::fmt::Debug for Cache {
@@ -129,7 +136,7 @@ impl Cache {
             stop,
             hot: hot::Hot::default(),
             fills: fill::Fills::default(),
-            checks: Mutex::default(),
+            checks: verify::Checks::default(),
             fetches: flight::Flights::new(),
             descriptions: flight::Flights::new(),
             proofs: flight::Flights::new(),
@@ -186,17 +193,17 @@ impl Cache {
     }
 
     /// Fails if upstream said a moment ago that it does not have `what`.
-    fn check_missing(&self, target: &Target, what: &str) -> Result<(), CacheError> {
-        match self.missing.get(&(target.clone(), what.to_owned())) {
+    fn check_missing(&self, target: &Target, what: Wanted) -> Result<(), CacheError> {
+        match self.missing.get(&(target.clone(), what)) {
             Some(()) => Err(CacheError::RecentlyMissing { upstream: target.upstream.clone() }),
             None => Ok(()),
         }
     }
 
     /// Remembers an error that says that upstream does not have `what`.
-    fn note_missing(&self, target: &Target, what: &str, error: &CacheError) {
+    fn note_missing(&self, target: &Target, what: Wanted, error: &CacheError) {
         if matches!(error, CacheError::Upstream(_)) && error.is_missing() {
-            self.missing.insert((target.clone(), what.to_owned()), ());
+            self.missing.insert((target.clone(), what), ());
         }
     }
 }
