@@ -366,12 +366,12 @@ mod tests {
         let (entered, entries) = std::sync::mpsc::channel();
         let mut releases = Vec::new();
         for _ in 0..LOOKUPS {
-            let (release, released) = std::sync::mpsc::channel::<()>();
+            let (release, gate) = std::sync::mpsc::channel::<()>();
             releases.push(release);
             let entered = entered.clone();
             let mut lookup = Box::pin(resolver.run(move || {
                 entered.send(()).unwrap();
-                let _ = released.recv();
+                let _ = gate.recv();
             }));
             assert!(futures_util::poll!(lookup.as_mut()).is_pending());
             drop(lookup);
