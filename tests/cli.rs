@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -159,6 +162,39 @@ fn the_log_says_what_was_asked_and_no_query() {
     let event: serde_json::Value = serde_json::from_str(lines[0]).unwrap();
     assert_eq!(event["asked"], "here/v2/evil.example/app/manifests/1", "{log}");
     assert!(!log.contains("canary"), "{log}");
+}
+
+/// As systemd starts it with `Type=notify`, a `.socket` unit and `CacheDirectory=`.
+#[test]
+fn sockets_readiness_and_the_cache_directory_of_systemd() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let notified = UnixDatagram::bind(directory.path().join("notify")).unwrap();
+    notified.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // The first passed socket is descriptor 3, for the process of that number alone.
+    let script = "export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" serve --admin-listen off --sealed 3<&0 </dev/null";
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script]).arg(env!("CARGO_BIN_EXE_ocistern")).stdin(OwnedFd::from(listener)).env_clear();
+    command.env("HOME", "/nonexistent").env("CACHE_DIRECTORY", directory.path().join("cache"));
+    let daemon = Daemon::of(command.env("NOTIFY_SOCKET", directory.path().join("notify")));
+    assert_eq!(daemon.address, address, "the passed socket takes the place of the default ones");
+    let said = || {
+        let mut buffer = [0; 256];
+        let length = notified.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    assert_eq!(said(), "READY=1");
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(directory.path().join("cache/oci-layout").exists(), "the store is where systemd says");
+    daemon.signal(Signal::TERM);
+    assert_eq!(said(), "STOPPING=1");
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0), "{log}");
 }
 
 /// A daemon behind a shell that sets limits.

@@ -6,6 +6,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::content::blob;
+use common::frames::{DATA, HEADERS, PREFACE, SETTINGS, frame, head};
 use common::{Cistern, Upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -15,34 +16,11 @@ const STREAMS: u32 = 128;
 /// A stream that nobody reads may hold so much on the average, with all that belongs to it, in a debug build.
 const PER_STREAM: u64 = 160 * 1024;
 
-/// Kinds of frames (RFC 9113, section 6).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// GET over http of `path`, in literals (RFC 7541, section 6.2.2).
-fn head(path: &str) -> Vec<u8> {
-    let mut block = vec![0x82, 0x86];
-    for (name, value) in [(":path", path), (":authority", "localhost")] {
-        block.push(0);
-        for text in [name, value] {
-            block.push(u8::try_from(text.len()).unwrap());
-            block.extend_from_slice(text.as_bytes());
-        }
-    }
-    block
-}
-
 /// A connection whose streams all ask for `path` and take one byte of it.
 async fn stall(cistern: &Cistern, path: &str) -> TcpStream {
     let mut connection = TcpStream::connect(cistern.client().0).await.unwrap();
     let window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1]);
-    let mut opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", window.as_slice()].concat();
+    let mut opening = [PREFACE, window.as_slice()].concat();
     for stream in 0..STREAMS {
         opening.extend(frame(HEADERS, 5, 2 * stream + 1, &head(path)));
     }

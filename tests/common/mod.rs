@@ -17,6 +17,7 @@ pub mod cistern;
 pub mod client;
 pub mod clock;
 pub mod content;
+pub mod frames;
 pub mod invariants;
 pub mod upstream;
 

@@ -1,0 +1,60 @@
+//! Clients of HTTP/2 that send what costs them little: they are thrown out, and others do not notice.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::frames::{CONTINUATION, DATA, HEADERS, PREFACE, RST_STREAM, SETTINGS, field, frame, head};
+use common::{Cistern, Upstream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Far more than anybody sends who means it.
+const BURSTS: u32 = 20_000;
+
+/// Sends `opening`, then bursts until the other side hangs up; whether it did.
+async fn is_thrown_out(cistern: &Cistern, opening: Vec<u8>, burst: impl Fn(u32) -> Vec<u8>) -> bool {
+    let connection = TcpStream::connect(cistern.client().0).await.unwrap();
+    let (mut reader, mut writer) = connection.into_split();
+    let flooding = async {
+        writer.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &opening].concat()).await?;
+        for number in 0..BURSTS {
+            writer.write_all(&burst(number)).await?;
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    let reading = async { while reader.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {} };
+    let both = async {
+        tokio::select! {
+            sent = flooding => sent.is_err(),
+            () = reading => true,
+        }
+    };
+    timeout(Duration::from_secs(30), both).await.expect("it neither took everything nor hung up")
+}
+
+#[tokio::test]
+async fn floods_end_their_own_connection() {
+    let upstream = Upstream::start().await;
+    let cistern = Cistern::start(&upstream, "").await;
+    let cancel = [0, 0, 0, 8];
+    // CVE-2023-44487: requests that are cancelled at once.
+    let resets = is_thrown_out(&cistern, Vec::new(), |number| {
+        let stream = 2 * number + 1;
+        let request = frame(HEADERS, 5, stream, &head(&format!("/v2/app/manifests/{number}")));
+        [request, frame(RST_STREAM, 0, stream, &cancel)].concat()
+    });
+    assert!(resets.await, "resets");
+    assert!(upstream.log().len() < 500, "what was cancelled is hardly asked: {}", upstream.log().len());
+    // CVE-2024-27316: a head that never ends.
+    let opening = frame(HEADERS, 1, 1, &head("/v2/"));
+    let endless = is_thrown_out(&cistern, opening, |_| frame(CONTINUATION, 0, 1, &field("x-a", &"y".repeat(100))));
+    assert!(endless.await, "continuations");
+    // Frames without content on a stream that stays open.
+    let opening = frame(HEADERS, 4, 1, &head("/v2/"));
+    let empty = is_thrown_out(&cistern, opening, |_| frame(DATA, 0, 1, &[]).repeat(20));
+    assert!(empty.await, "empty frames");
+    assert_eq!(cistern.get("/v2/").await.status, 200, "others are served");
+}
