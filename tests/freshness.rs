@@ -367,12 +367,13 @@ async fn an_answer_begun_earlier_does_not_overwrite_a_newer_one() {
     let gate = Gate::new();
     upstream.script("GET", TARGET, 0..1, acts::hold_head(&gate));
     let client = cistern.client();
-    let slow = tokio::spawn(async move { client.get(TARGET).await });
+    let mut slow = tokio::task::JoinSet::new();
+    slow.spawn(async move { client.get(TARGET).await });
     gate.reached(1).await;
     upstream.tag("app", "latest", new.digest);
     assert_eq!(cistern.head(TARGET).await.header("docker-content-digest"), new.digest.to_string());
     gate.open();
-    slow.await.unwrap().assert_is(&old.manifest);
+    slow.join_next().await.unwrap().unwrap().assert_is(&old.manifest);
     cistern.settle().await;
     upstream.forget();
     cistern.get(TARGET).await.assert_is(&new.manifest);

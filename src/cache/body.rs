@@ -127,6 +127,7 @@ impl Cursor {
         let bytes = tokio::task::spawn_blocking(move || read_at(&file, at, length))
             .await
             .map_err(|_| BodyError::Content(CacheError::Stopped))?
+            .inspect_err(|_| self.source.distrust())
             .map_err(BodyError::Read)?;
         if bytes.is_empty() {
             return Err(BodyError::Short);
@@ -189,6 +190,13 @@ async fn pass(passing: &mut Passing, at: &mut u64, end: Option<u64>) -> Result<O
 // === impl Source ===
 
 impl Source {
+    /// A sector that cannot be read changes nothing about the file that a stamp would show.
+    fn distrust(&self) {
+        if let Self::Stored(blob) = self {
+            blob.distrust();
+        }
+    }
+
     fn file(&self) -> &Arc<File> {
         match self {
             Self::Stored(blob) => &blob.file,
@@ -206,5 +214,42 @@ pub(super) fn read_at(file: &File, offset: u64, length: usize) -> std::io::Resul
             Err(error) => return Err(error.into()),
             Ok(_) => return Ok(Bytes::from(buffer)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::TryStreamExt as _;
+
+    use super::*;
+    use crate::config::{Capacity, Durability};
+    use crate::metrics::Metrics;
+    use crate::oci::{Algorithm, Digest};
+    use crate::store::{Store, StoreOptions, Trust};
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_is_not_trusted_again() {
+        let root = tempfile::tempdir().unwrap();
+        let options = StoreOptions {
+            root: root.path().to_owned(),
+            capacity: Capacity::Default,
+            durability: Durability::Fast,
+            origins: Vec::new(),
+        };
+        let store = Store::open(options, Metrics::new().unwrap()).unwrap();
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let mut writer = store.create(&digest, None).await.unwrap();
+        writer.write(Bytes::from_static(b"content")).await.unwrap();
+        let mut blob = writer.finish().await.unwrap();
+        assert_eq!(blob.trust, Trust::Verified);
+        // Reading fails, as on a bad sector.
+        blob.file = Arc::new(File::create(root.path().join("unreadable")).unwrap());
+        let read = Content::stored(blob).read(None).try_collect::<Vec<_>>().await;
+        assert!(matches!(read, Err(BodyError::Read(_))), "{read:?}");
+        assert_eq!(
+            store.blob(&digest).await.unwrap().unwrap().trust,
+            Trust::Unverified,
+            "the next reader's is checked"
+        );
     }
 }

@@ -20,7 +20,7 @@ use crate::store::Remnant;
 /// A blob on its way through.
 pub struct Bypass {
     length: Option<u64>,
-    passing: Passing,
+    passing: Box<Passing>,
 }
 
 /// What follows the bytes that a cut fill has in its file: each reader opens it for itself.
@@ -55,7 +55,7 @@ impl Cache {
         let origin = self.origin(target, digest)?;
         let download = Download::whole(origin.clone(), deadline).await?;
         let hasher = Hasher::new(digest.algorithm());
-        Ok(Bypass { length: download.length(), passing: Passing::new(origin, download, hasher, 0) })
+        Ok(Bypass { length: download.length(), passing: Box::new(Passing::new(origin, download, hasher, 0)) })
     }
 
     /// Where a blob is downloaded from.

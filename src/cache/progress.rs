@@ -21,7 +21,7 @@ pub(super) struct Progress {
     pub(super) state: State,
     /// The file's guard, so that the bytes of one that is published, and then removed while somebody reads it, stay in
     /// the store's account.
-    _guard: Option<StoredBlob>,
+    guard: Option<StoredBlob>,
 }
 
 /// What is known from upstream's head.
@@ -56,7 +56,7 @@ pub(super) struct Watcher(watch::Receiver<Progress>);
 
 /// A new pair, with nothing known.
 pub(super) fn channel() -> (Reporter, Watcher) {
-    let (sender, receiver) = watch::channel(Progress { head: None, state: State::Growing(0), _guard: None });
+    let (sender, receiver) = watch::channel(Progress { head: None, state: State::Growing(0), guard: None });
     (Reporter(sender), Watcher(receiver))
 }
 
@@ -81,7 +81,7 @@ impl Reporter {
     /// The file is published. This changes nothing for readers, so it wakes none.
     pub(super) fn guarded(&self, guard: StoredBlob) {
         self.0.send_if_modified(|progress| {
-            progress._guard = Some(guard);
+            progress.guard = Some(guard);
             false
         });
     }

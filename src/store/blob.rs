@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::capacity::Hold;
 use super::layout::{self, QUARANTINE};
@@ -38,6 +38,9 @@ pub struct StoredBlob {
     pub trust: Trust,
     /// What the file looked like when it was opened.
     seen: Stamp,
+    digest: Digest,
+    /// Weak: a reader that outlives the store does not keep the root locked.
+    store: Weak<Inner>,
     _hold: Arc<Hold>,
 }
 
@@ -49,6 +52,19 @@ impl Trust {
         match self {
             Self::Verified => "verified",
             Self::Unverified => "unverified",
+        }
+    }
+}
+
+// === impl StoredBlob ===
+
+impl StoredBlob {
+    /// The file could not be read, although nothing about it has changed: it is verified when it is opened next. Does
+    /// not block.
+    pub fn distrust(&self) {
+        if let Some(inner) = self.store.upgrade() {
+            tracing::error!(digest = %self.digest, "a stored blob could not be read; it is verified when it is asked next");
+            inner.hints.set_blob(&self.digest, self.len, None);
         }
     }
 }
@@ -96,7 +112,7 @@ impl Inner {
         let file = match self.disk.read(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.books.forget(&Short::from(digest));
+                self.forget_missing(digest);
                 return Ok(None);
             }
             Err(error) => return Err(StoreError::io("open", &path, error)),
@@ -106,19 +122,37 @@ impl Inner {
         let known = self.hints.blob(digest, self.epoch).and_then(|hint| hint.stamp);
         let trust = if known == Some(seen) { Trust::Verified } else { Trust::Unverified };
         let blob = self.stored_blob(digest, Arc::new(file), seen, trust);
-        if metadata.nlink() == 0 {
-            // Removed between the two calls: it can be read, but is not in the store.
+        self.books.used(digest, seen.len);
+        // Looked at after it was put into the books, so that a removal at the same moment is seen here or sees it there.
+        if blob.file.metadata().is_ok_and(|now| now.nlink() == 0) {
             self.books.unlinked(digest, seen.inode, seen.len);
-        } else {
-            self.books.used(digest, seen.len);
+            self.forget_missing(digest);
         }
         Ok(Some(blob))
     }
 
+    /// Takes a blob that has no file off the books, unless one is published at this moment.
+    fn forget_missing(&self, digest: &Digest) {
+        let short = Short::from(digest);
+        if self.books.knows(&short) {
+            let _names = self.names.lock();
+            let there = self.disk.metadata(&layout::blob(digest));
+            if there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                self.books.forget(&short);
+            }
+        }
+    }
+
     /// A blob of this store around an open file.
-    pub(super) fn stored_blob(&self, digest: &Digest, file: Arc<File>, seen: Stamp, trust: Trust) -> StoredBlob {
+    pub(super) fn stored_blob(
+        self: &Arc<Self>,
+        digest: &Digest,
+        file: Arc<File>,
+        seen: Stamp,
+        trust: Trust,
+    ) -> StoredBlob {
         let hold = Arc::new(self.books.hold(digest, seen.inode));
-        StoredBlob { file, len: seen.len, trust, seen, _hold: hold }
+        StoredBlob { file, len: seen.len, trust, seen, digest: *digest, store: Arc::downgrade(self), _hold: hold }
     }
 
     fn quarantine_blob(&self, digest: &Digest, inode: u64) -> Result<(), StoreError> {

@@ -177,6 +177,11 @@ impl Books {
         self.show(&state);
     }
 
+    /// Whether this blob is in the books.
+    pub(super) fn knows(&self, short: &Short) -> bool {
+        self.state.lock().order.contains(short)
+    }
+
     /// There is no file for this blob any more.
     pub(super) fn forget(&self, short: &Short) {
         let mut state = self.state.lock();

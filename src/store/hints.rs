@@ -432,25 +432,31 @@ impl Shared {
             // What this batch said is lost if that fails as well; the scan of the files brings back what matters.
             if let Err(error) = apply() {
                 tracing::warn!(error = &error as &dyn std::error::Error, "nor can the new index be written");
-                *self.index.write() = None;
+                self.drop_index();
             }
         }
     }
 
     /// Drops the index that is open, if any, and opens it.
     fn open(&self) -> Result<(), IndexError> {
-        let mut index = self.index.write();
         // First: two handles on one directory exclude each other.
-        *index = None;
-        *index = Some(self.source.open()?);
+        self.drop_index();
+        let index = self.source.open()?;
+        *self.index.write() = Some(index);
         Ok(())
+    }
+
+    /// Closing and opening may take seconds: meanwhile readers find no index, instead of waiting for one.
+    fn drop_index(&self) {
+        let index = self.index.write().take();
+        drop(index);
     }
 
     /// Sets the index aside and begins an empty one; on a full disk it is left alone until there is room.
     fn renew(&self, why: &IndexError) {
         if why.is_full() {
             tracing::warn!(error = why as &dyn std::error::Error, "the disk is full: there is no index for now");
-            *self.index.write() = None;
+            self.drop_index();
             return;
         }
         tracing::warn!(
@@ -458,16 +464,14 @@ impl Shared {
             "the index is set aside and begun anew; only the order of eviction and verification stamps are lost"
         );
         self.metrics.index_rebuilds.inc();
-        let mut index = self.index.write();
-        *index = None;
+        self.drop_index();
         let outcome = self.source.set_aside().map_err(|e| IndexError { action: "set aside", source: e.into() });
         match outcome.and_then(|()| self.source.open()) {
-            Ok(new) => *index = Some(new),
+            Ok(new) => *self.index.write() = Some(new),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "there is no index for now");
             }
         }
-        drop(index);
         self.renewed.notify_one();
     }
 
@@ -519,6 +523,8 @@ mod tests {
         size: AtomicU32,
         /// Failing to open means that the disk is full.
         full: bool,
+        /// Opening waits for it.
+        gate: Mutex<()>,
     }
 
     /// An index in memory that fails when told to; its content survives opening it again.
@@ -534,6 +540,7 @@ mod tests {
     impl Source for Faulty {
         fn open(&self) -> Result<Box<dyn Index>, IndexError> {
             self.0.opens.fetch_add(1, Ordering::SeqCst);
+            drop(self.0.gate.lock());
             self.0.sticky.store(0, Ordering::SeqCst);
             if let Err(error) = Faults::fails(&self.0.open) {
                 let full = io::Error::from(rustix::io::Errno::NOSPC);
@@ -587,6 +594,27 @@ mod tests {
     fn digest(n: u8) -> Digest {
         let algorithm = if n.is_multiple_of(2) { Algorithm::Sha256 } else { Algorithm::Sha512 };
         Digest::of(algorithm, &[n])
+    }
+
+    #[test]
+    fn nobody_waits_for_an_index_that_is_being_opened_again() {
+        let faults = Arc::<Faults>::default();
+        let (hints, _) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        let gate = faults.gate.lock();
+        faults.read.store(1, Ordering::SeqCst);
+        assert_eq!(hints.blob(&digest(1), EPOCH), None, "reading fails");
+        while faults.opens.load(Ordering::SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+        assert_eq!(hints.blob(&digest(1), EPOCH), None, "it is being opened");
+        drop(gate);
+        let begun = Instant::now();
+        while hints.blob(&digest(1), EPOCH).is_none() {
+            assert!(begun.elapsed() < PATIENCE, "it is never open");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

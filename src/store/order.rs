@@ -123,6 +123,11 @@ impl Order {
         self.table.len()
     }
 
+    /// Whether a blob is known.
+    pub(super) fn contains(&self, short: &Short) -> bool {
+        self.find(short).is_some()
+    }
+
     /// The length of a blob, if it is known.
     #[cfg(test)]
     pub(super) fn get(&self, short: &Short) -> Option<u64> {

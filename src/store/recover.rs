@@ -196,7 +196,8 @@ impl Inner {
             layout::parse_link(path)
         };
         let Some(digest) = digest else { return };
-        if self.disk.metadata(&layout::blob(&digest)).is_err() && self.is_old(path) {
+        let blob = self.disk.metadata(&layout::blob(&digest));
+        if blob.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && self.is_old(path) {
             self.remove_ref(&digest, path);
             self.hints.set_ref(&digest, path, false);
             return;
