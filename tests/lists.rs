@@ -282,3 +282,35 @@ async fn a_list_or_an_error_is_there_within_twenty_seconds() {
         got.assert_fails(504);
     }
 }
+
+#[tokio::test]
+async fn a_herd_on_one_list_asks_once_and_made_up_queries_leave_no_file() {
+    let upstream = Upstream::start().await;
+    upstream.image("app", "1.0", &image(60));
+    let gate = Gate::new();
+    upstream.script("GET", "/v2/app/tags/list", 0..1, acts::hold_head(&gate));
+    let cistern = Cistern::start(&upstream, "").await;
+    let mut herd = tokio::task::JoinSet::new();
+    for _ in 0..30 {
+        let client = cistern.client();
+        herd.spawn(async move { client.get("/v2/app/tags/list").await });
+    }
+    gate.reached(1).await;
+    gate.open();
+    let mut collapsed = 0;
+    while let Some(got) = herd.join_next().await {
+        let got = got.unwrap();
+        assert_eq!(json(&got)["tags"][0], "1.0");
+        collapsed += usize::from(got.header("cache-status") == "ocistern; fwd=miss; collapsed");
+    }
+    let asked = upstream.count("GET", "*/tags/list");
+    assert_eq!(asked + collapsed, 30, "each one asked or shared the answer of one that did");
+
+    for n in 0..5 {
+        assert!(cistern.get(format!("/v2/app/tags/list?x={n}")).await.complete());
+    }
+    cistern.settle().await;
+    let kept = common::invariants::files(&cistern.root().join("refs")).into_iter();
+    let lists = kept.filter(|path| path.components().any(|part| part.as_os_str() == "_lists")).count();
+    assert_eq!(lists, 1, "the plain list alone is kept");
+}

@@ -8,6 +8,7 @@ use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
+use super::flight::Role;
 use super::manifest::Want;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
 use crate::oci::{Digest, Reference, Tag, UpstreamName, Via, media};
@@ -41,10 +42,7 @@ pub struct List {
 impl Cache {
     /// The tags of `target`; `query` as the client wrote it (`n`, `last`).
     pub async fn tags(self: &Arc<Self>, target: &Target, query: &str) -> Result<List, CacheError> {
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        let asked = self.pass(target, Ask::tags(&target.repo, query, deadline));
-        let asked = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(out_of_time(target)));
-        self.kept_list(target, &ListKind::Tags, query, asked).await
+        self.list(target, ListKind::Tags, query).await
     }
 
     /// What refers to `subject` in `target`; `query` as the client wrote it (`artifactType`).
@@ -54,10 +52,32 @@ impl Cache {
         subject: &Digest,
         query: &str,
     ) -> Result<List, CacheError> {
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        let asked = self.ask_referrers(target, subject, query, deadline);
-        let asked = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(out_of_time(target)));
-        self.kept_list(target, &ListKind::Referrers(*subject), query, asked).await
+        self.list(target, ListKind::Referrers(*subject), query).await
+    }
+
+    /// Asked once however many wait for it, and then in memory once.
+    async fn list(self: &Arc<Self>, target: &Target, kind: ListKind, query: &str) -> Result<List, CacheError> {
+        self.registry(&target.upstream)?;
+        let key = (target.clone(), kind, query.to_owned());
+        let (flight, role) = self.lists.join(&key, &self.tasks, &self.stop, || {
+            let (cache, (target, kind, query)) = (Arc::clone(self), key.clone());
+            async move {
+                let deadline = Instant::now() + ANSWER_WITHIN;
+                let asked = async {
+                    match &kind {
+                        ListKind::Tags => cache.pass(&target, Ask::tags(&target.repo, &query, deadline)).await,
+                        ListKind::Referrers(subject) => cache.ask_referrers(&target, subject, &query, deadline).await,
+                    }
+                };
+                let asked = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(out_of_time(&target)));
+                cache.kept_list(&target, &kind, &query, asked).await
+            }
+        });
+        let mut list = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
+        if role == Role::Follower && list.status.found == Found::Passed {
+            list.status = Found::Collapsed.into();
+        }
+        Ok(list)
     }
 
     /// The repositories of an upstream, as far as it tells.
@@ -130,6 +150,7 @@ impl Cache {
             tracing::warn!(%upstream, repository = %repo, error, "{what}");
         };
         match asked {
+            Ok((list, _)) if !is_keepable(query) => Ok(list),
             Ok((list, via)) => {
                 let stored = StoredList {
                     body: list.body.clone(),
@@ -162,6 +183,23 @@ impl Cache {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether the answer to this query is worth keeping: one that the specification knows, each parameter once. Else every
+/// query that somebody makes up would leave a file.
+fn is_keepable(query: &str) -> bool {
+    let mut seen = Vec::new();
+    query.split('&').filter(|pair| !pair.is_empty()).all(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let fits = match key {
+            "n" => value.parse::<u32>().is_ok(),
+            "last" | "artifactType" => value.len() <= 255,
+            _ => false,
+        };
+        let first = !seen.contains(&key);
+        seen.push(key);
+        fits && first
+    })
 }
 
 /// Whether an error of the referrers endpoint means that the registry does not have it.
@@ -207,4 +245,19 @@ async fn receive(upstream: &UpstreamName, answer: Answer) -> Result<(List, Via),
     }
     let list = List { body, content_type, link, filters_applied, status: Found::Passed.into() };
     Ok((list, via))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_keepable;
+
+    #[test]
+    fn only_known_queries_are_kept() {
+        for known in ["", "n=100", "n=100&last=v1", "artifactType=application%2Fx", "&n=1"] {
+            assert!(is_keepable(known), "{known}");
+        }
+        for other in ["x=1", "n=many", "n=1&n=2", "n=1&junk", &format!("last={}", "a".repeat(300))] {
+            assert!(!is_keepable(other), "{other}");
+        }
+    }
 }

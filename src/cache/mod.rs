@@ -31,7 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Upstream};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName, Via};
-use crate::store::{Access, Link, LinkKind, Store, StoreError};
+use crate::store::{Access, Link, LinkKind, ListKind, Store, StoreError};
 use crate::upstream::{Registry, Upstreams};
 
 pub use blob::{Blob, BlobSource};
@@ -80,6 +80,8 @@ pub struct Cache {
     descriptions: flight::Flights<(Target, Reference), Result<fetch::Described, CacheError>>,
     /// HEADs that prove that a name has a blob.
     proofs: flight::Flights<(Target, Digest), Result<blob::Proof, CacheError>>,
+    /// Lists of tags and referrers.
+    lists: flight::Flights<(Target, ListKind, String), Result<List, CacheError>>,
     /// Revalidations of tags.
     tag_checks: flight::Flights<(Target, Tag), Result<fetch::Checked, CacheError>>,
     /// Revalidations that failed a moment ago.
@@ -140,6 +142,7 @@ impl Cache {
             fetches: flight::Flights::new(),
             descriptions: flight::Flights::new(),
             proofs: flight::Flights::new(),
+            lists: flight::Flights::new(),
             tag_checks: flight::Flights::new(),
             failed_checks: recent::Recent::new(freshness::AFTER_FAILED_CHECK, MEMORY),
             missing: recent::Recent::new(MISSING_FOR, MEMORY),

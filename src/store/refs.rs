@@ -78,7 +78,7 @@ pub struct AccessRecord {
 }
 
 /// A list of a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ListKind {
     /// Its tags.
     Tags,
