@@ -8,7 +8,6 @@ E2E_PACKAGES=(
     openssl podman procps runc skopeo umoci util-linux
 )
 
-# Go programs: NAME VERSION PACKAGE. github.com/olareg/olareg is not served by the module proxy (tried once, refused).
 E2E_GO_TOOLS=(
     'oras v1.3.6 oras.land/oras/cmd/oras'
     'crane v0.22.1 github.com/google/go-containerregistry/cmd/crane'
