@@ -13,6 +13,7 @@ mod fill;
 mod flight;
 mod freshness;
 mod hot;
+mod keep;
 mod lists;
 mod manifest;
 mod progress;
@@ -31,7 +32,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{Config, Upstream};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName, Via};
-use crate::store::{Access, Link, LinkKind, ListKind, Store, StoreError};
+use crate::store::{Link, LinkKind, ListKind, Store, StoreError};
 use crate::upstream::{Registry, Upstreams};
 
 pub use blob::{Blob, BlobSource};
@@ -176,22 +177,6 @@ impl Cache {
                 Ok(Some(link))
             }
             _ => Ok(None),
-        }
-    }
-
-    /// Records that upstream served `digest` in `target`. A failure costs a question next time, nothing else.
-    async fn keep_link(&self, target: &Target, digest: &Digest, link: Link) {
-        let Target { upstream, repo } = target;
-        let access = if link.via == Via::Anonymous { Access::Public } else { Access::Private };
-        let kept = async {
-            self.store.set_link(upstream, repo, digest, &link).await?;
-            self.store.set_access(upstream, repo, access).await
-        };
-        if let Err(error) = kept.await {
-            tracing::warn!(
-                %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
-                "a link could not be kept"
-            );
         }
     }
 
