@@ -205,16 +205,17 @@ impl Hints {
 
     /// When a tag was last found to be up to date.
     pub(super) fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
-        let millis = u64::from_le_bytes(self.shared.get(&tag_key(up, repo, tag))?.try_into().ok()?);
-        let time = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
+        let nanos = u64::from_le_bytes(self.shared.get(&tag_key(up, repo, tag))?.try_into().ok()?);
+        let time = UNIX_EPOCH.checked_add(Duration::from_nanos(nanos))?;
         // A clock that was wrong then must not make the tag fresh for years.
         (time <= SystemTime::now()).then_some(time)
     }
 
     /// Remembers when a tag was found to be up to date; `None` forgets it.
     pub(super) fn set_checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, at: Option<SystemTime>) {
-        let millis = at.and_then(|at| u64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok());
-        self.shared.put([(tag_key(up, repo, tag), millis.map(|m| m.to_le_bytes().to_vec()))]);
+        // Nanoseconds: by this time answers are put into the order of their questions, and those may be close together.
+        let nanos = at.and_then(|at| u64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok());
+        self.shared.put([(tag_key(up, repo, tag), nanos.map(|n| n.to_le_bytes().to_vec()))]);
     }
 
     /// Remembers that a file of `refs/` names this blob, or forgets it.
