@@ -125,6 +125,8 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let StoreOptions { root, capacity, durability, origins } = options;
         let disk = Arc::new(Disk::open(&root)?);
+        // Before the lock, which makes a file.
+        layout::check_foreign(&disk)?;
         let lock = RootLock::take(&disk)?;
         layout::prepare(&disk)?;
         let socket = disk.path().join("ocistern.sock");
