@@ -60,6 +60,12 @@ pub enum StoreError {
         /// The newest version that this program understands.
         supported: u32,
     },
+    /// The root has something in it, and no store wrote it.
+    #[error("{} has other files and is no store of ocistern: give an empty or a new directory (root, --root)", root.display())]
+    Foreign {
+        /// The root.
+        root: PathBuf,
+    },
     /// A call to the operating system failed.
     #[error("cannot {action} {}", path.display())]
     Io {

@@ -47,6 +47,13 @@ pub(super) const INDEX: &str = "index";
 /// The lock file.
 pub(super) const LOCK: &str = "lock";
 
+/// Directories that a first start makes, besides those of blobs.
+const DIRECTORIES: [&str; 5] = [FILLS, QUARANTINE, REFS, STATE, "private"];
+/// More entries than a first start makes in any directory.
+const MADE_FIRST: usize = 16;
+const CACHEDIR: &str = "CACHEDIR.TAG";
+const OCI_LAYOUT_FILE: &str = "oci-layout";
+
 /// <https://bford.info/cachedir/>: backup programs leave such directories out.
 const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # This directory is ocistern's store: everything in it can be fetched again.\n\
@@ -63,14 +70,14 @@ const LONG_QUERY: usize = 48;
 pub(super) fn prepare(disk: &Disk) -> Result<(), StoreError> {
     check_version(disk)?;
     let mut changed = vec![PathBuf::new()];
-    let blobs = Algorithm::ALL.map(|a| Path::new("blobs").join(a.as_str()));
-    let others = [FILLS, QUARANTINE, REFS, STATE, "private"].map(PathBuf::from);
+    let blobs = Algorithm::ALL.map(blob_dir);
+    let others = DIRECTORIES.map(PathBuf::from);
     for path in blobs.iter().chain(&others) {
         changed.extend(disk.make_dirs(path).map_err(|e| StoreError::io("make the directory", path, e))?);
     }
     rustix::fs::chmod(disk.path().join("private"), rustix::fs::Mode::RWXU)
         .map_err(|e| StoreError::io("close to others", Path::new("private"), e.into()))?;
-    for (name, content) in [("CACHEDIR.TAG", CACHEDIR_TAG), ("oci-layout", OCI_LAYOUT), ("VERSION", "1\n")] {
+    for (name, content) in [(CACHEDIR, CACHEDIR_TAG), (OCI_LAYOUT_FILE, OCI_LAYOUT), ("VERSION", "1\n")] {
         write_once(disk, Path::new(name), content).map_err(|e| StoreError::io("write", Path::new(name), e))?;
     }
     changed.dedup();
@@ -92,6 +99,48 @@ fn check_version(disk: &Disk) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::Version { root: disk.path().to_owned(), found, supported: VERSION })
+}
+
+/// Refuses a directory that is not the store's and has something in it: it would be marked as a cache, which backup
+/// programs leave out, and be closed to others. What a first start makes before VERSION is fine, when nothing is in it.
+pub(super) fn check_foreign(disk: &Disk) -> Result<(), StoreError> {
+    let is_store = || disk.metadata(Path::new("VERSION")).is_ok();
+    // Asked again afterwards: another process may be at its first start.
+    if is_store() || !has_foreign(disk)? || is_store() {
+        return Ok(());
+    }
+    Err(StoreError::Foreign { root: disk.path().to_owned() })
+}
+
+fn has_foreign(disk: &Disk) -> Result<bool, StoreError> {
+    let names = |path: &Path| -> Result<Vec<String>, StoreError> {
+        let fail = |e: io::Error| StoreError::io("list", path, e);
+        // Few are enough: what ocistern makes first is fewer.
+        let entries = disk.list(path).map_err(fail)?.take(MADE_FIRST);
+        entries.map(|entry| entry.map(|entry| entry.name).map_err(fail)).collect()
+    };
+    for name in names(Path::new("."))? {
+        let foreign = match name.as_str() {
+            LOCK | CACHEDIR | OCI_LAYOUT_FILE | "lost+found" => false,
+            "blobs" => {
+                let mut foreign = false;
+                for name in names(Path::new("blobs"))? {
+                    let ours = Algorithm::ALL.into_iter().find(|a| a.as_str() == name);
+                    foreign |= match ours {
+                        Some(algorithm) => !names(&blob_dir(algorithm))?.is_empty(),
+                        None => true,
+                    };
+                }
+                foreign
+            }
+            name if DIRECTORIES.contains(&name) => !names(Path::new(name))?.is_empty(),
+            _ => true,
+        };
+        if foreign {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn write_once(disk: &Disk, path: &Path, content: &str) -> io::Result<()> {
@@ -279,6 +328,37 @@ mod tests {
             let error = prepare(&disk).unwrap_err();
             assert!(error.to_string().contains(newer.trim()), "{error}");
         }
+    }
+
+    #[test]
+    fn a_directory_with_other_files_is_refused_and_stays_as_it_is() {
+        for other in ["thesis.odt", "private/key", "blobs/sha256/x", "blobs/x", ".git/config", "index.json"] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join(other);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            let options = crate::store::StoreOptions {
+                root: root.path().to_owned(),
+                capacity: crate::config::Capacity::Bytes(1 << 30),
+                durability: crate::config::Durability::Strict,
+                origins: Vec::new(),
+            };
+            let error = crate::store::Store::open(options, crate::metrics::Metrics::new().unwrap()).unwrap_err();
+            assert!(error.to_string().contains("--root"), "{other}: {error}");
+            assert!(error.to_string().contains(root.path().to_str().unwrap()), "{other}: {error}");
+            assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1, "nothing is made beside {other}");
+        }
+    }
+
+    #[test]
+    fn an_interrupted_first_start_and_a_new_volume_are_no_other_files() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("lost+found")).unwrap();
+        std::fs::write(root.path().join(LOCK), "").unwrap();
+        let disk = Disk::open(root.path()).unwrap();
+        prepare(&disk).unwrap();
+        std::fs::remove_file(root.path().join("VERSION")).unwrap();
+        prepare(&disk).unwrap();
     }
 
     #[test]

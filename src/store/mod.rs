@@ -6,11 +6,12 @@
 //!
 //! Every method that touches the disk runs on the blocking pool.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -88,6 +89,9 @@ struct Inner {
     group: GroupSync,
     epoch: Epoch,
     metrics: Metrics,
+    /// Since when upstreams have their URL again that had another one: what is known of freshness from before counts
+    /// for nothing.
+    since: HashMap<UpstreamName, SystemTime>,
     /// Held while a name in `blobs/` is looked at and changed, so that quarantine and eviction never hit a file that
     /// was published in between. Never held over a sync, nor together with `tags`; other locks come after it.
     names: Mutex<()>,
@@ -121,6 +125,8 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let StoreOptions { root, capacity, durability, origins } = options;
         let disk = Arc::new(Disk::open(&root)?);
+        // Before the lock, which makes a file.
+        layout::check_foreign(&disk)?;
         let lock = RootLock::take(&disk)?;
         layout::prepare(&disk)?;
         let socket = disk.path().join("ocistern.sock");
@@ -133,7 +139,7 @@ impl Store {
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
-        let inner = Inner {
+        let mut inner = Inner {
             durability,
             books: Arc::new(Books::new(capacity, space, metrics.clone())),
             hints,
@@ -141,6 +147,7 @@ impl Store {
             group: GroupSync::default(),
             epoch,
             metrics,
+            since: HashMap::new(),
             names: Mutex::new(()),
             tags: Mutex::new(()),
             jobs: TaskTracker::new(),

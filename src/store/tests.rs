@@ -599,6 +599,45 @@ async fn refs_of_another_url_are_set_aside() {
 }
 
 #[tokio::test]
+async fn refs_come_back_with_their_url() {
+    let fixture = fixture(1 << 30);
+    let (up, repo, tag) = ("docker.io".parse().unwrap(), "a".parse().unwrap(), "1".parse().unwrap());
+    let record = |content| TagRecord { digest: sha256(content), media_type: "m".into(), size: 1, etag: None };
+    let Fixture { root, store, .. } = fixture;
+    drop(store);
+    let (a, b) = ("https://registry-1.docker.io", "https://other.example");
+    let (mut of_a, of_b) = (None, record(b"b"));
+    for (start, url) in [a, b, a, b].into_iter().enumerate() {
+        let mut options = options(root.path(), 1 << 30);
+        options.origins[0].1 = url.into();
+        let store = Store::open_with(options, Metrics::new().unwrap(), |_| Box::new(InMemory)).unwrap();
+        let known = store.tag(&up, &repo, &tag).await.unwrap();
+        match start {
+            0 => {
+                let record = record(b"a");
+                assert!(store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap());
+                of_a = Some(record);
+            }
+            1 => {
+                assert_eq!(known, None);
+                assert!(store.set_tag(&up, &repo, &tag, &of_b, SystemTime::now()).await.unwrap());
+            }
+            2 => assert_eq!(known, of_a),
+            _ => assert_eq!(known.as_ref(), Some(&of_b)),
+        }
+        // As the index would still have it from the time under the other URL.
+        let before = SystemTime::now() - Duration::from_mins(1);
+        store.0.hints.set_checked_at(&up, &repo, &tag, Some(before));
+        let counts = store.checked_at(&up, &repo, &tag).await.is_some();
+        assert_eq!(counts, start < 2, "nobody asked {url} since it is the URL again");
+        store.0.hints.set_checked_at(&up, &repo, &tag, Some(SystemTime::now()));
+        assert!(store.checked_at(&up, &repo, &tag).await.is_some());
+        store.close().await;
+    }
+    assert!(!root.path().join("refs/docker.io~aside-3").exists(), "one tree for each URL");
+}
+
+#[tokio::test]
 async fn access_keeps_its_date_and_future_dates_do_not_count() {
     let fixture = fixture(1 << 30);
     let (up, repo) = ("docker.io".parse().unwrap(), "a".parse().unwrap());
