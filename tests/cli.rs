@@ -115,24 +115,31 @@ fn a_signal_is_a_proper_stop() {
     }
 }
 
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut daemon = Daemon::start(directory.path());
-    // A request that is not complete holds the stop up for a while.
+/// A daemon with a connection on which a request is not complete, which holds the stop up for a while.
+fn busy(root: &Path) -> (Daemon, TcpStream) {
+    let daemon = Daemon::start(root);
     let mut stream = TcpStream::connect(daemon.address).unwrap();
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v2/").unwrap();
     stream.read_exact(&mut [0; 12]).unwrap();
+    (daemon, stream)
+}
+
+/// As `timeout` does it: the child is signalled, and its group.
+#[test]
+fn a_signal_that_comes_twice_is_one_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut daemon, stream) = busy(directory.path());
     daemon.signal(Signal::TERM);
+    daemon.signal(Signal::INT);
     let mut line = String::new();
     while !line.contains("stopping") {
         line.clear();
         assert!(daemon.log.read_line(&mut line).unwrap() > 0, "ended before it was stopping");
     }
-    daemon.signal(Signal::TERM);
+    drop(stream);
     let (code, log) = daemon.end();
-    assert_eq!(code, Some(1), "{log}");
-    assert!(!log.contains("\"message\":\"stopped\""), "{log}");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("\"message\":\"stopped\""), "{log}");
 }
 
 #[test]
@@ -144,6 +151,12 @@ fn the_second_daemon_on_a_root_says_who_is_there() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains(&format!("process {}", daemon.child.id())), "{said}");
+    let starting: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert_eq!(starting["message"], "starting", "{said}");
+    assert_eq!(starting["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(starting["root"], root.to_str().unwrap());
+    assert_eq!(starting["default_upstream"], "docker.io");
+    assert!(starting["upstreams"].as_str().unwrap().contains("quay.io"), "{said}");
 }
 
 #[test]

@@ -6,14 +6,20 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 use super::{FAILED, USAGE, complain, log};
 use crate::config::{Config, Flags};
 use crate::http::respond::causes;
+use crate::oci::UpstreamName;
 use crate::server::{Inherited, Server, raise_limit};
 
 /// How long the runtime waits for what still blocks a thread after the stop.
 const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// Signals within this time of the first are the same request: `timeout` and terminals signal the process and its
+/// group, so that one request comes twice.
+const SAME_REQUEST: Duration = Duration::from_millis(500);
 
 /// SIGTERM and SIGINT, whichever comes.
 struct Signals {
@@ -55,6 +61,7 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
         if let Some(file) = &config.source {
             tracing::info!(file = %file.display(), "configuration read");
         }
+        announce(&config);
         let started = tokio::select! {
             started = Server::start_with(config, inherited) => started,
             () = signals.next() => return ExitCode::SUCCESS,
@@ -64,14 +71,44 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
             Err(error) => return fail(&error),
         };
         signals.next().await;
+        let first = Instant::now();
         tokio::select! {
             () = server.stop() => ExitCode::SUCCESS,
-            () = signals.next() => {
+            () = another(first, async || signals.next().await) => {
                 tracing::warn!("a second signal: ending at once");
                 ExitCode::from(FAILED)
             }
         }
     })
+}
+
+/// Waits for a signal that is not the same request as the `first`.
+async fn another(first: Instant, mut next: impl AsyncFnMut()) {
+    loop {
+        next().await;
+        if first.elapsed() >= SAME_REQUEST {
+            return;
+        }
+    }
+}
+
+/// What this process is going to be.
+fn announce(config: &Config) {
+    let mut defaults: Vec<&str> = Vec::new();
+    for name in config.listeners.iter().filter_map(|listener| listener.default_upstream.as_ref()) {
+        if !defaults.contains(&name.as_str()) {
+            defaults.push(name.as_str());
+        }
+    }
+    let upstreams: Vec<&str> = config.upstreams.keys().map(UpstreamName::as_str).collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        root = %config.root.display(),
+        capacity = %config.store.capacity,
+        default_upstream = defaults.join(", "),
+        upstreams = upstreams.join(", "),
+        "starting"
+    );
 }
 
 fn fail(error: &(dyn std::error::Error + Send + Sync + 'static)) -> ExitCode {
@@ -91,5 +128,18 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn signals_that_follow_at_once_are_the_same_request() {
+        let first = Instant::now();
+        let mut gaps = [0, 100, 399, 1, 1000].map(Duration::from_millis).into_iter();
+        another(first, async || tokio::time::sleep(gaps.next().unwrap_or_default()).await).await;
+        assert_eq!(first.elapsed(), SAME_REQUEST);
     }
 }

@@ -110,6 +110,9 @@ pub enum Fault {
     /// A key that has no meaning beside another one's value.
     #[error("{0}")]
     Unfit(&'static str),
+    /// `--upstream` with a word that is neither.
+    #[error("{0:?} is neither NAME=URL nor a URL; write https://… or http://…")]
+    BareWord(String),
     /// `--listen` where the file has several listeners and none at that address.
     #[error(
         "{0} is none of the several [[listener]] addresses in the file, so it is unclear which settings (TLS, default upstream) it gets; give one of theirs, or change the file"

@@ -2,6 +2,7 @@
 //!
 //! Nothing secret is in it: URLs with passwords are refused, and of password and token files only the paths are known.
 
+use std::fmt;
 use std::path::Path;
 
 use super::file::{
@@ -66,6 +67,16 @@ fn admin(admin: &Admin) -> AdminTable {
         address: text(admin.address.map_or_else(|| "off".to_owned(), |address| address.to_string())),
         token_file: admin.token_file.as_deref().and_then(path),
         socket: admin.socket.as_deref().and_then(path),
+    }
+}
+
+impl fmt::Display for Capacity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => f.write_str(&show_size(*bytes)),
+            Self::Percent(percent) => write!(f, "{percent} % of the file system"),
+            Self::Default => f.write_str("100 GiB, or 50 % of the file system if that is less"),
+        }
     }
 }
 

@@ -332,6 +332,14 @@ fn bad_upstream_flags() {
         assert!(text.starts_with("--upstream: ") && text.contains(expected), "{text}");
         assert!(!value.contains('@') || !text.contains("cret"), "a password is repeated: {text}");
     }
+    for word in ["foo", "foo/bar"] {
+        let text = try_load(&Flags { upstream: vec![word.to_owned()], ..flags() }, &[]).unwrap_err();
+        let expected = format!("--upstream: \"{word}\" is neither NAME=URL nor a URL; write https://… or http://…");
+        assert!(text.starts_with(&expected), "{text}");
+    }
+    for host in ["localhost", "localhost:5001", "registry.example", "http://registry", "[2001:db8::1]:5000"] {
+        load(&Flags { upstream: vec![host.to_owned()], ..flags() }, &[]);
+    }
     let two = Flags { upstream: vec!["a.b".to_owned(), "c.d".to_owned()], ..flags() };
     assert!(try_load(&two, &[]).unwrap_err().contains("only one upstream can be the default"));
 }

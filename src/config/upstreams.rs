@@ -229,6 +229,9 @@ fn merge_word(word: &str, upstreams: &mut Named) -> Result<Option<UpstreamName>,
     {
         return Ok(Some(known));
     }
+    if given.is_none() && !word.contains(['.', ':', '[']) && authority(word) != "localhost" {
+        return Err(Fault::BareWord(word.to_owned()));
+    }
     let url: BaseUrl = location.parse()?;
     let derived = match given.clone() {
         Some(name) => name,

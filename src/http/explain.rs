@@ -82,8 +82,11 @@ fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
     let unavailable = |message: String| Failure::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message);
     let failure = match &error.fault {
         Fault::Sealed => return sealed(name, kind),
-        Fault::Unreachable(_) | Fault::OwnListener | Fault::Tls(_) => {
-            unavailable(format!("ocistern cannot connect to upstream {error}; content that it has is still served"))
+        Fault::Unreachable(cause) => {
+            unavailable(format!("ocistern cannot reach upstream {name}: {cause}; what is in the store is still served"))
+        }
+        Fault::OwnListener | Fault::Tls(_) => {
+            unavailable(format!("ocistern cannot reach upstream {error}; what is in the store is still served"))
         }
         Fault::Timeout(_) => Failure::new(
             StatusCode::GATEWAY_TIMEOUT,
@@ -93,7 +96,7 @@ fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
         Fault::BreakerOpen { retry_after } => Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Unavailable,
-            format!("upstream {error}; content that ocistern has is still served"),
+            format!("upstream {error}; what is in the store is still served"),
         )
         .with_retry_after(Some(*retry_after)),
         Fault::RateLimited { retry_after, message } => {
@@ -161,6 +164,10 @@ mod tests {
         assert!(refused.message.contains("[upstream.\"docker.io\"]"), "it says which table: {}", refused.message);
         let gone = of(Fault::Unreachable(Arc::new(std::io::Error::other("refused"))));
         assert_eq!(gone.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(
+            gone.message,
+            "ocistern cannot reach upstream docker.io: refused; what is in the store is still served"
+        );
         assert_eq!(of(Fault::Sealed).status, StatusCode::NOT_FOUND);
     }
 }

@@ -137,13 +137,14 @@ impl Failure {
 
     fn log(&self) {
         let (status, code) = (self.status.as_u16(), self.code.as_str());
-        let source = self.source.as_deref().map(causes).unwrap_or_default();
+        // The message is in the answer and in the record of the request; of both, the cause says more.
+        let why = self.source.as_deref().map_or_else(|| self.message.clone(), causes);
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(status, code, source, "{}", self.message);
+            tracing::error!(status, code, "{why}");
         } else if self.status.is_server_error() {
-            tracing::warn!(status, code, source, "{}", self.message);
+            tracing::warn!(status, code, "{why}");
         } else {
-            tracing::debug!(status, code, source, "{}", self.message);
+            tracing::debug!(status, code, "{why}");
         }
     }
 }
@@ -155,7 +156,7 @@ pub fn causes(error: &(dyn Error + Send + Sync + 'static)) -> String {
     while let Some(error) = cause {
         let part = error.to_string();
         // Some errors print their cause as part of themselves.
-        if !text.ends_with(&part) {
+        if !text.contains(&part) {
             text.push_str(": ");
             text.push_str(&part);
         }

@@ -114,7 +114,7 @@ pub enum RouteError {
     #[error("the path is malformed: percent-encode at most once, and without `.`, `..`, `\\` and control characters")]
     Malformed,
     /// The repository name is outside the grammar.
-    #[error("the repository name is {0}")]
+    #[error("the repository in the path is {0}")]
     Name(#[source] InvalidName),
     /// The tag is outside the grammar.
     #[error("the reference is {0}")]

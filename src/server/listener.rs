@@ -47,27 +47,59 @@ enum InheritedSocket {
     Unix(unix::UnixListener),
 }
 
+/// What a socket is for, as far as whoever chose its address needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// Registry clients.
+    Listener,
+    /// The admin interface over TCP.
+    Admin,
+    /// The admin interface on its Unix socket.
+    AdminSocket,
+}
+
 /// A socket could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {what}{}", advice(.source))]
+#[error("cannot listen on {what}{}", advice(.what, .source, *.purpose))]
 pub struct ListenError {
     what: String,
+    purpose: Purpose,
     source: io::Error,
 }
 
-/// What to do about an error, where that is known.
-fn advice(error: &io::Error) -> &'static str {
-    match error.kind() {
+/// The error and what to do about it, where that is known.
+fn advice(what: &str, error: &io::Error, purpose: Purpose) -> String {
+    let advice = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            ": another process has it: stop it (`ss -ltnp` or `ss -lxp` names it), or choose another address"
+            let tool = if what.starts_with("unix:") { "ss -lxp" } else { "ss -ltnp" };
+            let choose = match purpose {
+                Purpose::Listener => "--listen",
+                Purpose::Admin => "--admin-listen",
+                Purpose::AdminSocket => "admin.socket",
+            };
+            return format!(": {error}; `{tool}` names the process; stop it or choose another with {choose}");
         }
-        io::ErrorKind::AddrNotAvailable => ": no interface of this machine has that address",
+        io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
         io::ErrorKind::PermissionDenied => {
-            ": a port below 1024 needs CAP_NET_BIND_SERVICE or a systemd socket, and a Unix socket a directory that \
+            "a port below 1024 needs CAP_NET_BIND_SERVICE or a systemd socket, and a Unix socket a directory that \
              this user can write to"
         }
-        io::ErrorKind::NotFound => ": its directory is missing, make it",
-        _ => "",
+        io::ErrorKind::NotFound => "its directory is missing, make it",
+        _ => return String::new(),
+    };
+    format!(": {error}; {advice}")
+}
+
+// === impl Purpose ===
+
+impl Purpose {
+    /// The key of the configuration that has the address.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Listener => "listener.address",
+            Self::Admin => "admin.address",
+            Self::AdminSocket => "admin.socket",
+        }
     }
 }
 
@@ -75,13 +107,14 @@ fn advice(error: &io::Error) -> &'static str {
 
 impl Socket {
     /// Opens a TCP socket.
-    pub(super) async fn tcp(address: SocketAddr) -> Result<Self, ListenError> {
-        TcpListener::bind(address).await.map(Self::Tcp).map_err(|source| ListenError::new(address, source))
+    pub(super) async fn tcp(address: SocketAddr, purpose: Purpose) -> Result<Self, ListenError> {
+        let error = |source| ListenError::new(address, purpose, source);
+        TcpListener::bind(address).await.map(Self::Tcp).map_err(error)
     }
 
     /// Opens a Unix socket with these permissions; a file left over by a process that is gone is replaced.
-    pub(super) fn unix(path: &Path, mode: u32) -> Result<Self, ListenError> {
-        let error = |source| ListenError::unix(path, source);
+    pub(super) fn unix(path: &Path, mode: u32, purpose: Purpose) -> Result<Self, ListenError> {
+        let error = |source| ListenError::unix(path, purpose, source);
         remove_stale(path).map_err(error)?;
         let listener = UnixListener::bind(path).map_err(error)?;
         let file = SocketFile::new(path).map_err(error)?;
@@ -91,8 +124,8 @@ impl Socket {
 
     async fn open(address: &Address) -> Result<Self, ListenError> {
         match address {
-            Address::Tcp(address) => Self::tcp(*address).await,
-            Address::Unix(path) => Self::unix(path, UNIX_MODE),
+            Address::Tcp(address) => Self::tcp(*address, Purpose::Listener).await,
+            Address::Unix(path) => Self::unix(path, UNIX_MODE, Purpose::Listener),
         }
     }
 
@@ -245,7 +278,7 @@ impl Inherited {
 
 impl InheritedSocket {
     fn take(passed: &mut ListenFd, index: usize) -> Result<Self, ListenError> {
-        let error = |source| ListenError::new(format_args!("socket {index} of systemd"), source);
+        let error = |source| ListenError::new(format_args!("socket {index} of systemd"), Purpose::Listener, source);
         if let Ok(Some(listener)) = passed.take_unix_listener(index) {
             return Ok(Self::Unix(listener));
         }
@@ -260,7 +293,7 @@ impl InheritedSocket {
     }
 
     fn into_socket(self) -> Result<Socket, ListenError> {
-        let error = |source| ListenError::new("a socket of systemd", source);
+        let error = |source| ListenError::new("a socket of systemd", Purpose::Listener, source);
         match self {
             Self::Tcp(listener) => {
                 listener.set_nonblocking(true).map_err(error)?;
@@ -283,12 +316,12 @@ impl ListenError {
         self.source.kind() == io::ErrorKind::AddrNotAvailable || self.source.raw_os_error() == no_family
     }
 
-    pub(super) fn unix(path: &Path, source: io::Error) -> Self {
-        Self::new(Display(path), source)
+    pub(super) fn unix(path: &Path, purpose: Purpose, source: io::Error) -> Self {
+        Self::new(Display(path), purpose, source)
     }
 
-    fn new(what: impl fmt::Display, source: io::Error) -> Self {
-        Self { what: what.to_string(), source }
+    fn new(what: impl fmt::Display, purpose: Purpose, source: io::Error) -> Self {
+        Self { what: format!("{what} ({})", purpose.as_str()), purpose, source }
     }
 }
 
@@ -309,10 +342,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_address_is_named_with_what_to_do() {
-        let first = Socket::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let first = Socket::tcp("127.0.0.1:0".parse().unwrap(), Purpose::Listener).await.unwrap();
         let address = first.address().unwrap();
-        let message = Socket::tcp(address).await.unwrap_err().to_string();
-        assert!(message.contains(&address.to_string()) && message.contains("choose another address"), "{message}");
+        for (purpose, key, flag) in [
+            (Purpose::Listener, "(listener.address)", "--listen"),
+            (Purpose::Admin, "(admin.address)", "--admin-listen"),
+        ] {
+            let message = Socket::tcp(address, purpose).await.unwrap_err().to_string();
+            let start = format!("cannot listen on {address} {key}: Address already in use");
+            assert!(message.starts_with(&start) && message.ends_with(&format!("another with {flag}")), "{message}");
+        }
     }
 
     #[tokio::test]
@@ -321,14 +360,14 @@ mod tests {
         let path = directory.path().join("s");
         drop(unix::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "the standard library leaves the file");
-        let live = Socket::unix(&path, 0o600).unwrap();
+        let live = Socket::unix(&path, 0o600, Purpose::AdminSocket).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let error = Socket::unix(&path, 0o600).unwrap_err().to_string();
-        assert!(error.contains("another process has it"), "{error}");
+        let error = Socket::unix(&path, 0o600, Purpose::AdminSocket).unwrap_err().to_string();
+        assert!(error.contains("`ss -lxp` names the process"), "{error}");
         drop(live);
         assert!(!path.exists(), "a socket takes its file along");
         std::fs::write(&path, "precious").unwrap();
-        assert!(Socket::unix(&path, 0o600).is_err());
+        assert!(Socket::unix(&path, 0o600, Purpose::AdminSocket).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 
@@ -336,7 +375,7 @@ mod tests {
     async fn a_file_that_another_process_put_there_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let ours = Socket::unix(&path, 0o600).unwrap();
+        let ours = Socket::unix(&path, 0o600, Purpose::AdminSocket).unwrap();
         std::fs::remove_file(&path).unwrap();
         let _theirs = unix::UnixListener::bind(&path).unwrap();
         drop(ours);

@@ -31,8 +31,8 @@ use tokio_util::task::TaskTracker;
 pub use self::admin_socket::admin_socket_path;
 use self::connection::{Handler, Run, Serving};
 pub use self::files::raise_limit;
-use self::listener::Socket;
 pub use self::listener::{Inherited, ListenError};
+use self::listener::{Purpose, Socket};
 use self::permits::Permits;
 pub use self::tls::TlsError;
 use crate::cache::Cache;
@@ -267,13 +267,15 @@ async fn start_admin(
     let serving = Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
     let path = admin_socket_path(config);
     let at = path.clone();
-    let socket = spawn_blocking(move || admin_socket::prepare(&at).map_err(|error| ListenError::unix(&at, error)));
+    let socket = spawn_blocking(move || {
+        admin_socket::prepare(&at).map_err(|error| ListenError::unix(&at, Purpose::AdminSocket, error))
+    });
     socket.await??;
-    let socket = Socket::unix(&path, ADMIN_SOCKET_MODE)?;
+    let socket = Socket::unix(&path, ADMIN_SOCKET_MODE, Purpose::AdminSocket)?;
     store.announce_socket(path.clone()).await?;
     run.tasks.spawn(serving.clone().accept(socket));
     let Some(address) = config.admin.address else { return Ok(None) };
-    let socket = Socket::tcp(address).await?;
+    let socket = Socket::tcp(address, Purpose::Admin).await?;
     let address = socket.address();
     if let Some(address) = address {
         tracing::info!(%address, socket = %path.display(), "the admin interface is open");

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connection::{Handler, Run, Serving};
-use super::listener::Socket;
+use super::listener::{Purpose, Socket};
 use super::permits::Permits;
 use crate::config::Limits;
 use crate::http::access::Peer;
@@ -112,7 +112,7 @@ fn limits() -> Limits {
 async fn start(limits: Limits) -> (SocketAddr, Run, Answers) {
     let (run, answers) = (Run::default(), Answers::default());
     let permits = Permits::new(limits.connections, limits.connections_per_address);
-    let socket = Socket::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let socket = Socket::tcp("127.0.0.1:0".parse().unwrap(), Purpose::Listener).await.unwrap();
     let address = socket.address().unwrap();
     let serving = Serving::new(answers.clone(), None, permits, &limits, run.clone());
     run.tasks.spawn(serving.accept(socket));

@@ -67,11 +67,11 @@ pub enum StoreError {
         root: PathBuf,
     },
     /// A call to the operating system failed.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}{}", path.display(), advice(source))]
     Io {
         /// What was tried, as a verb.
         action: &'static str,
-        /// On which file.
+        /// On which file, of the root if it is relative.
         path: PathBuf,
         /// How it failed.
         #[source]
@@ -89,9 +89,27 @@ impl StoreError {
         if is_full(&source) { Self::NoSpace } else { Self::Io { action, path: path.to_owned(), source } }
     }
 
+    /// The same with an absolute path, for people.
+    pub(super) fn within(self, root: &Path) -> Self {
+        match self {
+            Self::Io { action, path, source } => Self::Io { action, path: root.join(path), source },
+            other => other,
+        }
+    }
+
     /// Whether the content can still be passed on to clients, only not be kept.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::NoSpace | Self::TooLarge { .. })
+    }
+}
+
+/// What to do about an error, where that is known.
+fn advice(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!(": {error}; the root must belong to the user that ocistern runs as, or give another (root, --root)")
+        }
+        _ => String::new(),
     }
 }
 

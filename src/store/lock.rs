@@ -59,7 +59,7 @@ impl RootLock {
     /// Takes the lock, or says who has it.
     pub(super) fn take(disk: &Disk) -> Result<Self, StoreError> {
         let path = Path::new(LOCK);
-        let file = disk.open_or_create(path).map_err(|e| StoreError::io("open the lock file", path, e))?;
+        let file = disk.open_or_create(path).map_err(|e| StoreError::io("open", path, e))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { file: Mutex::new(file) }),
             Err(Errno::WOULDBLOCK) => {

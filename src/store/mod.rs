@@ -125,6 +125,18 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let StoreOptions { root, capacity, durability, origins } = options;
         let disk = Arc::new(Disk::open(&root)?);
+        let root = disk.path().to_owned();
+        Self::open_on(disk, capacity, durability, &origins, metrics, source).map_err(|error| error.within(&root))
+    }
+
+    fn open_on(
+        disk: Arc<Disk>,
+        capacity: Capacity,
+        durability: Durability,
+        origins: &[(UpstreamName, String)],
+        metrics: Metrics,
+        source: impl FnOnce(&Path) -> Box<dyn Source>,
+    ) -> Result<Self, StoreError> {
         // Before the lock, which makes a file.
         layout::check_foreign(&disk)?;
         let lock = RootLock::take(&disk)?;
@@ -155,7 +167,7 @@ impl Store {
             lock,
             disk,
         };
-        inner.check_origins(&origins)?;
+        inner.check_origins(origins)?;
         inner.group.run(&inner.disk);
         Ok(Self(Arc::new(inner)))
     }
@@ -220,7 +232,8 @@ impl Store {
         F: FnOnce(&Arc<Inner>) -> Result<T, StoreError> + Send + 'static,
     {
         let inner = self.0.clone();
-        tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or(Err(StoreError::Stopped))
+        let done = tokio::task::spawn_blocking(move || work(&inner)).await.unwrap_or(Err(StoreError::Stopped));
+        done.map_err(|error| error.within(self.root()))
     }
 }
 

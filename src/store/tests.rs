@@ -638,6 +638,19 @@ async fn refs_come_back_with_their_url() {
 }
 
 #[tokio::test]
+async fn errors_name_the_whole_path() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("lock")).unwrap();
+    std::fs::create_dir(root.path().join("VERSION")).unwrap();
+    let opened = Store::open(options(root.path(), 1 << 30), Metrics::new().unwrap());
+    let path = root.path().canonicalize().unwrap().join("lock");
+    assert_eq!(opened.unwrap_err().to_string(), format!("cannot open {}", path.display()));
+    let denied = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+    let denied = StoreError::io("open", Path::new("lock"), denied).within(Path::new("/x")).to_string();
+    assert!(denied.starts_with("cannot open /x/lock: permission denied; the root must belong to"), "{denied}");
+}
+
+#[tokio::test]
 async fn access_keeps_its_date_and_future_dates_do_not_count() {
     let fixture = fixture(1 << 30);
     let (up, repo) = ("docker.io".parse().unwrap(), "a".parse().unwrap());
