@@ -31,8 +31,12 @@ struct Daemon {
 
 impl Daemon {
     fn start(root: &Path) -> Self {
-        let arguments = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--sealed", "--root"];
-        Self::of(ocistern(&arguments).arg(root.join("store")))
+        Self::start_with(root, &["--sealed"])
+    }
+
+    fn start_with(root: &Path, more: &[&str]) -> Self {
+        let arguments = ["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off", "--root"];
+        Self::of(ocistern(&arguments).arg(root.join("store")).args(more))
     }
 
     fn of(command: &mut Command) -> Self {
@@ -140,6 +144,41 @@ fn a_signal_that_comes_twice_is_one_request() {
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("\"message\":\"stopped\""), "{log}");
+}
+
+/// An answer that upstream holds back keeps the stop waiting for `limits.drain`; who asks again later means it.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", upstream.local_addr().unwrap());
+    let mut daemon = Daemon::start_with(directory.path(), &["--upstream", &url]);
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    stream.write_all(b"GET /v2/app/manifests/1 HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let (_silent, _) = upstream.accept().unwrap();
+    daemon.signal(Signal::TERM);
+    let mut line = String::new();
+    while !line.contains("stopping") {
+        line.clear();
+        assert!(daemon.log.read_line(&mut line).unwrap() > 0, "ended before it was stopping");
+    }
+    // Signals within half a second are one request, so they are repeated until one counts.
+    let pid = Pid::from_child(&daemon.child);
+    let (ended, waiting) = std::sync::mpsc::channel::<()>();
+    let code = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for _ in 0..100 {
+                let _ = kill_process(pid, Signal::TERM);
+                if waiting.recv_timeout(Duration::from_millis(100)) != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        });
+        let code = daemon.child.wait().unwrap().code();
+        drop(ended);
+        code
+    });
+    assert_eq!(code, Some(1), "given up, and not after the drain's 30 seconds");
 }
 
 #[test]
