@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! main → cli → server → http → cache → { store, upstream } → oci
-//! config uses oci only and is read by constructors; metrics is a leaf that anyone may use.
+//! config uses oci only and is read by constructors; metrics and sendfile are leaves that anyone may use.
 //! ```
 //!
 //! `ARCHITECTURE.md` tells the path of a request, the layout on disk and the orders of commit, start and stop.
@@ -16,6 +16,7 @@ pub mod config;
 pub mod http;
 pub mod metrics;
 pub mod oci;
+pub mod sendfile;
 pub mod server;
 pub mod store;
 pub mod upstream;

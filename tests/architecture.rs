@@ -11,18 +11,19 @@ use std::path::{Path, PathBuf};
 const RULES: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("metrics", &[]),
+    ("sendfile", &[]),
     ("config", &["oci"]),
     ("store", &["oci", "config", "metrics"]),
     ("upstream", &["oci", "config", "metrics"]),
-    ("cache", &["oci", "config", "metrics", "store", "upstream"]),
-    ("http", &["oci", "config", "metrics", "store", "upstream", "cache"]),
-    ("server", &["oci", "config", "metrics", "store", "upstream", "cache", "http"]),
+    ("cache", &["oci", "config", "metrics", "sendfile", "store", "upstream"]),
+    ("http", &["oci", "config", "metrics", "sendfile", "store", "upstream", "cache"]),
+    ("server", &["oci", "config", "metrics", "sendfile", "store", "upstream", "cache", "http"]),
     ("cli", &["oci", "config", "metrics", "store", "upstream", "cache", "http", "server"]),
     ("main", &["oci", "config", "metrics", "store", "upstream", "cache", "http", "server", "cli"]),
 ];
 
 const RULE: &str = "dependencies point one way: main → cli → server → http → cache → {store, upstream} → oci; config uses \
-                    oci only and may be used above it; metrics uses nothing and may be used above oci and config";
+                    oci only and may be used above it; metrics and sendfile use nothing and may be used above oci and config";
 
 /// A path that the rules do not allow.
 #[derive(Debug, PartialEq, Eq)]

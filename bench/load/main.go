@@ -3,6 +3,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -26,6 +28,7 @@ type result struct {
 func main() {
 	clients := flag.Int("clients", 1, "how many at once")
 	limit := flag.Duration("limit", 15*time.Minute, "after this long a client gives up")
+	verify := flag.String("verify", "", "hash the body as it comes, as every registry client does, and compare with this digest (sha256:HEX)")
 	accept := flag.String("accept", "*/*", "Accept header")
 	flag.Parse()
 	if flag.NArg() != 1 {
@@ -40,7 +43,7 @@ func main() {
 		go func() {
 			defer group.Done()
 			<-start
-			results[i] = get(flag.Arg(0), *accept, begun, *limit)
+			results[i] = get(flag.Arg(0), *accept, *verify, begun, *limit)
 		}()
 	}
 	begun = time.Now()
@@ -56,7 +59,7 @@ func main() {
 	}
 }
 
-func get(url, accept string, begun time.Time, limit time.Duration) (r result) {
+func get(url, accept, verify string, begun time.Time, limit time.Duration) (r result) {
 	defer func() { r.LastByte = time.Since(begun).Seconds() }()
 	client := &http.Client{Timeout: limit, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true, ReadBufferSize: 256 << 10}}
 	request, err := http.NewRequest(http.MethodGet, url, nil)
@@ -70,6 +73,7 @@ func get(url, accept string, begun time.Time, limit time.Duration) (r result) {
 	}
 	defer response.Body.Close()
 	r.Status = response.StatusCode
+	hash := sha256.New()
 	buffer := make([]byte, 256<<10)
 	for {
 		n, err := response.Body.Read(buffer)
@@ -77,6 +81,9 @@ func get(url, accept string, begun time.Time, limit time.Duration) (r result) {
 			r.FirstByte = time.Since(begun).Seconds()
 		}
 		r.Bytes += int64(n)
+		if verify != "" {
+			hash.Write(buffer[:n])
+		}
 		if err == io.EOF {
 			break
 		}
@@ -84,6 +91,9 @@ func get(url, accept string, begun time.Time, limit time.Duration) (r result) {
 			r.Error = err.Error()
 			return r
 		}
+	}
+	if digest := "sha256:" + hex.EncodeToString(hash.Sum(nil)); verify != "" && digest != verify {
+		r.Error = "the body is " + digest
 	}
 	if response.ContentLength >= 0 && r.Bytes != response.ContentLength {
 		r.Error = fmt.Sprintf("%d of %d bytes", r.Bytes, response.ContentLength)

@@ -100,6 +100,8 @@ impl Cache {
                     return Ok(Blob { source: BlobSource::Content(content), status: found.into() });
                 }
                 Err(CacheError::NoSpace | CacheError::Store(_)) => return self.passed(target, digest, deadline).await,
+                // The next turn finds it, and proves it under this name.
+                Err(error @ CacheError::Arrived(_)) => last = error,
                 // It failed in another name's attempt: that says nothing about this one.
                 Err(error) if foreign => last = error,
                 Err(error) => {

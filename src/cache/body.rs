@@ -16,12 +16,17 @@ use futures_util::stream::{self, Stream};
 use super::CacheError;
 use super::bypass::{Passing, Rest};
 use super::progress::{State, Watcher};
+use crate::sendfile::{Outlet, Part};
 use crate::store::StoredBlob;
 
 /// How many bytes at the end of a blob wait for the verdict.
 const HELD_BACK: u64 = 4096;
 /// Bytes read from the file at once, and so the memory that a reader needs.
 const CHUNK: usize = 128 * 1024;
+/// Bytes handed to the kernel at once where it sends the file.
+const SENT_CHUNK: u64 = 1024 * 1024;
+/// Ranges up to this size are read: that is faster than mapping them.
+const READ_UP_TO: u64 = 64 * 1024;
 
 /// A blob whose bytes can be read: now, or as they come.
 #[derive(Debug, Clone)]
@@ -54,6 +59,8 @@ struct Cursor {
     source: Source,
     at: u64,
     end: Option<u64>,
+    /// The file, where the kernel can send it.
+    part: Option<Part>,
     /// What follows the file of a fill that was cut.
     passing: Option<Box<Passing>>,
 }
@@ -98,10 +105,19 @@ impl Content {
         }
     }
 
-    /// The bytes of `range`, which lies within the blob; none: all of them.
-    pub fn read(&self, range: Option<Range<u64>>) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
+    /// The bytes of `range`, which lies within the blob; none: all of them. With an outlet, those that are in memory
+    /// are not read, but stand for the file.
+    pub fn read(
+        &self,
+        range: Option<Range<u64>>,
+        outlet: Option<&Outlet>,
+    ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
+        let whole = range.clone().or_else(|| self.length().map(|length| 0..length));
+        let part = outlet.zip(whole.filter(|whole| whole.end - whole.start > READ_UP_TO));
+        // Without address space left the bytes are read.
+        let part = part.and_then(|(outlet, whole)| outlet.part(self.0.file(), whole).ok());
         let (at, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
-        let cursor = Cursor { source: self.0.clone(), at, end, passing: None };
+        let cursor = Cursor { source: self.0.clone(), at, end, part, passing: None };
         stream::try_unfold(cursor, |mut cursor| async move { Ok(cursor.next().await?.map(|bytes| (bytes, cursor))) })
     }
 }
@@ -122,6 +138,11 @@ impl Cursor {
             }
         };
         let Some(wanted) = readable.checked_sub(self.at).filter(|&wanted| wanted > 0) else { return Ok(None) };
+        let sent = self.part.as_ref().and_then(|part| part.bytes(self.at..self.at + wanted.min(SENT_CHUNK)));
+        if let Some(bytes) = sent {
+            self.at += bytes.len() as u64;
+            return Ok(Some(bytes));
+        }
         let length = usize::try_from(wanted).unwrap_or(CHUNK).min(CHUNK);
         let (file, at) = (Arc::clone(self.source.file()), self.at);
         let bytes = tokio::task::spawn_blocking(move || read_at(&file, at, length))
@@ -164,6 +185,14 @@ impl Cursor {
                 return Ok(within(safe));
             }
             watcher.changed().await?;
+        }
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        if self.part.as_ref().is_some_and(Part::is_unreadable) {
+            self.source.distrust();
         }
     }
 }
@@ -244,7 +273,7 @@ mod tests {
         assert_eq!(blob.trust, Trust::Verified);
         // Reading fails, as on a bad sector.
         blob.file = Arc::new(File::create(root.path().join("unreadable")).unwrap());
-        let read = Content::stored(blob).read(None).try_collect::<Vec<_>>().await;
+        let read = Content::stored(blob).read(None, None).try_collect::<Vec<_>>().await;
         assert!(matches!(read, Err(BodyError::Read(_))), "{read:?}");
         assert_eq!(
             store.blob(&digest).await.unwrap().unwrap().trust,

@@ -66,6 +66,9 @@ pub enum CacheError {
     /// There is no room to keep it: the caller streams it without keeping.
     #[error("there is no room in the store")]
     NoSpace,
+    /// It was stored between the look into the store and the start of a fill: look again.
+    #[error("{0} was stored a moment ago")]
+    Arrived(Box<Digest>),
     /// The time for an answer's head ran out.
     #[error("{upstream} did not answer in time")]
     Timeout {
@@ -97,7 +100,7 @@ impl CacheError {
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Upstream(error) => error.class() == Class::Unavailable,
-            Self::Timeout { .. } | Self::Stopped => true,
+            Self::Timeout { .. } | Self::Arrived(_) | Self::Stopped => true,
             _ => false,
         }
     }

@@ -72,6 +72,15 @@ impl Cache {
         Ok(self.fetches.join(&key, &self.tasks, &self.stop, || {
             let (cache, target, reference) = (Arc::clone(self), target.clone(), reference.clone());
             async move {
+                // Whoever asks saw nothing in the store; another flight may have kept it and landed since.
+                if let Reference::Digest(digest) = reference
+                    && let Some(hot) = cache.hot.get(&target, &digest)
+                    && cache.store.touch(&digest)
+                {
+                    let HotManifest { media_type, bytes, via } = hot;
+                    let media_type = media_type.as_ref().to_owned();
+                    return Ok(Arc::new(Fetched { digest, media_type, bytes, via, kept: true }));
+                }
                 cache
                     .fetch(&target, &reference, None)
                     .await

@@ -17,7 +17,7 @@ use super::flight::Role;
 use super::progress::{self, Head, Reporter, Watcher};
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, blame};
 use crate::oci::{Digest, Via};
-use crate::store::{BlobWriter, Link, StoreError};
+use crate::store::{BlobWriter, Link, StoreError, Trust};
 
 /// The running fills, one per digest across all names and clients.
 #[derive(Default)]
@@ -115,6 +115,11 @@ enum Broken {
 
 impl FillTask {
     async fn run(self) {
+        // Whoever asked for this fill saw no file; another fill may have published it and left the table since.
+        let digest = &self.origin.digest;
+        if self.cache.stored(digest).await.is_some_and(|stored| stored.trust == Trust::Verified) {
+            return self.reporter.failed(CacheError::Arrived(Box::new(*digest)));
+        }
         if let Err(error) = self.attempt().await {
             let Origin { target: Target { upstream, repo }, digest, .. } = &self.origin;
             tracing::warn!(
@@ -193,5 +198,84 @@ impl FillTask {
         );
         self.reporter.cut(Rest::new(self.origin.clone(), mark, remnant));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::config::{Capacity, Config, Durability};
+    use crate::metrics::Metrics;
+    use crate::oci::{Algorithm, ManifestInfo, Reference, media};
+    use crate::store::{Store, StoreOptions};
+    use crate::upstream::Upstreams;
+
+    /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
+    fn cache() -> (Arc<Cache>, tempfile::TempDir) {
+        let root = tempfile::tempdir().unwrap();
+        let config = "builtin_upstreams = false\n[upstream.reg]\nurl = \"http://127.0.0.1:9\"\n\
+                      [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"reg\"\n";
+        let config = Config::from_toml(config).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let options = StoreOptions {
+            root: root.path().to_owned(),
+            capacity: Capacity::Default,
+            durability: Durability::Fast,
+            origins: Vec::new(),
+        };
+        let store = Store::open(options, metrics.clone()).unwrap();
+        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone()).unwrap());
+        (Cache::new(store, upstreams, &config, metrics, TaskTracker::new(), CancellationToken::new()), root)
+    }
+
+    fn target() -> Target {
+        Target { upstream: "reg".parse().unwrap(), repo: "app".parse().unwrap() }
+    }
+
+    /// What a request meets that missed in the store just before another one's fill published and left the table.
+    #[tokio::test]
+    async fn a_fill_of_what_has_arrived_meanwhile_does_not_ask_upstream() {
+        let (cache, _root) = cache();
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let (fill, role) = cache.fill(&target(), &digest).unwrap();
+        assert_eq!(role, Role::Leader);
+        let refused = fill.watcher.clone().head().await.unwrap_err();
+        assert!(matches!(refused, CacheError::Upstream(_)), "not there: upstream is asked: {refused}");
+        cache.tasks.close();
+        cache.tasks.wait().await;
+        cache.tasks.reopen();
+
+        let mut writer = cache.store.create(&digest, None).await.unwrap();
+        writer.write(Bytes::from_static(b"content")).await.unwrap();
+        writer.finish().await.unwrap();
+        let (fill, role) = cache.fill(&target(), &digest).unwrap();
+        assert_eq!(role, Role::Leader);
+        let arrived = fill.watcher.clone().head().await.unwrap_err();
+        assert!(matches!(arrived, CacheError::Arrived(_)), "{arrived}");
+    }
+
+    #[tokio::test]
+    async fn a_fetch_of_a_manifest_that_has_arrived_meanwhile_does_not_ask_upstream() {
+        let (cache, _root) = cache();
+        let bytes = Bytes::from(format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[]}}"#, media::OCI_INDEX));
+        let digest = Digest::of(Algorithm::Sha256, &bytes);
+        let info = ManifestInfo::check(None, &bytes).unwrap();
+        let link = Link {
+            kind: crate::store::LinkKind::Manifest,
+            via: Via::Anonymous,
+            media_type: info.media_type,
+            size: bytes.len() as u64,
+            subject: None,
+            artifact_type: None,
+        };
+        assert!(cache.keep_manifest(&target(), &digest, link, bytes.clone()).await);
+        assert!(cache.stored_manifest(&target(), &digest).await.unwrap().is_some(), "and it is in memory");
+        let (flight, role) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
+        assert_eq!(role, Role::Leader);
+        assert_eq!(flight.result().await.unwrap().unwrap().bytes, bytes);
     }
 }

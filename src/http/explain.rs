@@ -67,6 +67,12 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
             ErrorCode::Unknown,
             "ocistern's store failed; its log says why, by the request id in x-request-id",
         ),
+        CacheError::Arrived(_) => Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "the store gains and loses this faster than it can be read; try again, and give it more capacity",
+        )
+        .with_retry_after(Some(Duration::from_secs(1))),
         CacheError::Stopped => Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Unavailable,

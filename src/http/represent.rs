@@ -24,6 +24,7 @@ use super::respond::{Body, BodyError, Failure, empty, full};
 use crate::cache::{Bypass, CacheStatus, Content, Found};
 use crate::metrics::Source;
 use crate::oci::Digest;
+use crate::sendfile::Outlet;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -77,6 +78,7 @@ impl Representation {
             }
             _ => Ranges::Whole,
         };
+        let outlet = request.extensions.get::<Outlet>().filter(|_| !in_frames);
         let part = matches!(ranges, Ranges::One(_) | Ranges::Many(_));
         let partial = match &ranges {
             // A range that covers everything is verified like the whole: its end is held back.
@@ -97,7 +99,7 @@ impl Representation {
             status(StatusCode::NOT_MODIFIED, empty())
         } else if part || head_only || !matches!(ranges, Ranges::Unsatisfiable) {
             headers.insert(CONTENT_TYPE, self.content_type.clone());
-            self.body(ranges, head_only, in_frames, &mut headers)
+            self.body(ranges, head_only, in_frames, outlet, &mut headers)
         } else {
             return Err(Failure::range(&range::unsatisfied(self.length.unwrap_or_default())));
         };
@@ -108,20 +110,29 @@ impl Representation {
     }
 
     /// The response with its body, and the fields that depend on the ranges.
-    fn body(&mut self, ranges: Ranges, head_only: bool, in_frames: bool, headers: &mut HeaderMap) -> Response<Body> {
+    fn body(
+        &mut self,
+        ranges: Ranges,
+        head_only: bool,
+        in_frames: bool,
+        outlet: Option<&Outlet>,
+        headers: &mut HeaderMap,
+    ) -> Response<Body> {
         let length = self.length.unwrap_or_default();
         let (code, sent, body) = match ranges {
             Ranges::One(range) => {
                 insert(headers, CONTENT_RANGE, &range::content_range(&range, length));
                 let sent = range.end - range.start;
-                (StatusCode::PARTIAL_CONTENT, Some(sent), self.chunks(Some(range), in_frames))
+                (StatusCode::PARTIAL_CONTENT, Some(sent), self.chunks(Some(range), in_frames, outlet))
             }
             Ranges::Many(ranges) => {
                 let plan = Multipart::new(ranges, length, self.content_type.to_str().unwrap_or_default());
                 insert(headers, CONTENT_TYPE, &plan.content_type());
-                (StatusCode::PARTIAL_CONTENT, Some(plan.content_length()), self.multipart(plan, in_frames))
+                (StatusCode::PARTIAL_CONTENT, Some(plan.content_length()), self.multipart(plan, in_frames, outlet))
             }
-            Ranges::Whole | Ranges::Unsatisfiable => (StatusCode::OK, self.length, self.chunks(None, in_frames)),
+            Ranges::Whole | Ranges::Unsatisfiable => {
+                (StatusCode::OK, self.length, self.chunks(None, in_frames, outlet))
+            }
         };
         if let Some(sent) = sent {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(sent));
@@ -137,7 +148,7 @@ impl Representation {
     }
 
     /// The bytes of `range`, or all, as a stream. The bypass is used up by it.
-    fn chunks(&mut self, range: Option<Range<u64>>, in_frames: bool) -> Chunks {
+    fn chunks(&mut self, range: Option<Range<u64>>, in_frames: bool, outlet: Option<&Outlet>) -> Chunks {
         match &mut self.payload {
             Payload::Bytes(bytes) => {
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
@@ -146,7 +157,7 @@ impl Representation {
             }
             Payload::Content(content) => match range.clone().or(self.length.map(|length| 0..length)) {
                 Some(range) if in_frames => frames(content.clone(), range),
-                _ => content.read(range).map(|chunk| chunk.map_err(Into::into)).boxed(),
+                _ => content.read(range, outlet).map(|chunk| chunk.map_err(Into::into)).boxed(),
             },
             payload @ Payload::Bypass(_) => match std::mem::replace(payload, Payload::None) {
                 Payload::Bypass(bypass) => bypass.read().map(|chunk| chunk.map_err(Into::into)).boxed(),
@@ -156,11 +167,11 @@ impl Representation {
         }
     }
 
-    fn multipart(&mut self, plan: Multipart, in_frames: bool) -> Chunks {
+    fn multipart(&mut self, plan: Multipart, in_frames: bool, outlet: Option<&Outlet>) -> Chunks {
         let one = |bytes: Bytes| stream::once(std::future::ready(Ok(bytes)));
         let mut parts = Vec::with_capacity(plan.parts.len() + 1);
         for part in plan.parts {
-            parts.push(one(part.head).chain(self.chunks(Some(part.range), in_frames)).boxed());
+            parts.push(one(part.head).chain(self.chunks(Some(part.range), in_frames, outlet)).boxed());
         }
         parts.push(one(plan.trailer).boxed());
         stream::iter(parts).flatten().boxed()
@@ -188,7 +199,7 @@ impl Representation {
 /// `range` of `content`, in small pieces. Nobody asks for more after an error.
 fn frames(content: Content, range: Range<u64>) -> Chunks {
     let step = usize::try_from(HTTP2_CHUNK).unwrap_or(usize::MAX);
-    let piece = move |at: u64| content.read(Some(at..at.saturating_add(HTTP2_CHUNK).min(range.end)));
+    let piece = move |at: u64| content.read(Some(at..at.saturating_add(HTTP2_CHUNK).min(range.end)), None);
     stream::iter((range.start..range.end).step_by(step)).flat_map(piece).map(|chunk| chunk.map_err(Into::into)).boxed()
 }
 

@@ -19,12 +19,14 @@ use tower::ServiceExt;
 use super::activity::{Activity, Allowed};
 use super::listener::Socket;
 use super::permits::Permits;
+use super::sending::Sending;
 use super::stream::{Plain, Stream, Watched};
 use super::supervise::{self, Ended};
 use crate::config::Limits;
 use crate::http::access::Peer;
 use crate::http::respond::Body;
 use crate::http::{MAX_HEAD, layers};
+use crate::sendfile::Outlet;
 
 /// hyper's buffer for a request head. Larger than the limit, so that what is a little too long gets an answer that
 /// says so; what does not fit is answered by hyper, without a body.
@@ -143,8 +145,9 @@ impl<H: Handler> Serving<H> {
     }
 
     async fn serve(&self, stream: Plain, peer: Peer) {
+        let outlet = Outlet::default();
         let stream = match &self.tls {
-            None => Stream::Plain(stream),
+            None => Stream::Plain(Sending::new(stream, outlet.clone())),
             Some(acceptor) => {
                 let shaking = timeout(self.allowed.first_byte, acceptor.accept(stream));
                 match self.run.drain.run_until_cancelled(shaking).await {
@@ -163,7 +166,11 @@ impl<H: Handler> Serving<H> {
             async move { Ok::<_, Infallible>(handler.handle(peer, request).await) }
         }));
         let requests = activity.clone();
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let outlet = (!self.is_tls()).then_some(outlet);
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            if let Some(outlet) = &outlet {
+                request.extensions_mut().insert(outlet.clone());
+            }
             let in_flight = requests.begin(request.version() == Version::HTTP_2);
             let answer = stack.clone().oneshot(request);
             async move { answer.await.map(|response| response.map(|body| in_flight.follow(body))) }

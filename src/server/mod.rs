@@ -11,6 +11,7 @@ mod files;
 mod listener;
 mod notify;
 mod permits;
+mod sending;
 mod stream;
 mod supervise;
 #[cfg(test)]

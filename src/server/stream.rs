@@ -1,17 +1,17 @@
 //! The byte stream of a connection: plain or TLS, and the wrapper that watches it.
-//!
-//! [`Plain`] is the one place that writes to a plain socket: what sends files without copying belongs there.
 
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 use super::activity::Activity;
+use super::sending::Sending;
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) enum Plain {
 /// A socket, with TLS where the listener has it.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Plain(Plain),
+    Plain(Sending),
     Tls(Box<TlsStream<Plain>>),
 }
 
@@ -37,6 +37,32 @@ pub(super) struct Watched {
 }
 
 // === impl Plain, Stream ===
+
+impl Plain {
+    pub(super) fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Unix(stream) => stream.poll_write_ready(cx),
+        }
+    }
+
+    /// As `TcpStream::try_io`.
+    pub(super) fn try_io<R>(&self, interest: Interest, call: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+        match self {
+            Self::Tcp(stream) => stream.try_io(interest, call),
+            Self::Unix(stream) => stream.try_io(interest, call),
+        }
+    }
+}
+
+impl AsFd for Plain {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
 
 /// Hands every call to the stream inside.
 macro_rules! delegate {

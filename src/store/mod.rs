@@ -36,6 +36,7 @@ mod sync;
 mod temporary;
 #[cfg(test)]
 mod tests;
+mod work;
 mod writer;
 
 pub use blob::{StoredBlob, Trust};

@@ -1,0 +1,122 @@
+//! A read-only mapping of a part of a file. The one module with `unsafe` code.
+#![expect(unsafe_code, reason = "mmap, munmap and mincore; every block says why it is sound")]
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Pages that one mincore(2) asks about: of a megabyte.
+const PAGES: usize = 257;
+
+/// A mapped range of a file, widened to whole pages.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    base: NonNull<c_void>,
+    /// Bytes mapped.
+    length: usize,
+    /// Where the mapping begins in the file: `range.start`, rounded down to a page.
+    offset: u64,
+    /// The range that was asked for.
+    range: Range<u64>,
+    file: Arc<File>,
+    unreadable: AtomicBool,
+}
+
+// SAFETY: the mapping is not bound to a thread, and is never written through: all access is by shared slices and by
+// system calls. What else is in the struct is Send and Sync.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    pub(super) fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
+        if range.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let page = rustix::param::page_size() as u64;
+        let offset = range.start - range.start % page;
+        let length = usize::try_from(range.end - offset).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // SAFETY: the kernel chooses an address that nothing else has (no MAP_FIXED), so no Rust object is touched.
+        let base = unsafe {
+            rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &*file, offset)?
+        };
+        let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { base, length, offset, range, file, unreadable: AtomicBool::new(false) })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn unreadable(&self) {
+        self.unreadable.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_unreadable(&self) -> bool {
+        self.unreadable.load(Ordering::Relaxed)
+    }
+
+    /// The offset in the file of `bytes`, if they lie in this mapping.
+    pub(super) fn offset_of(&self, bytes: &[u8]) -> Option<u64> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let within = bytes.as_ptr().addr().checked_sub(self.base.as_ptr().addr())?;
+        let end = within.checked_add(bytes.len())?;
+        (end <= self.length).then(|| self.offset + within as u64)
+    }
+
+    /// Whether `range` lies in what was asked for, and all of its pages are in memory.
+    pub(super) fn is_resident(&self, range: &Range<u64>) -> bool {
+        let page = rustix::param::page_size();
+        let Some((first, bytes)) = self.pages(range, page) else { return false };
+        let mut resident = [0_u8; PAGES];
+        (0..bytes.div_ceil(page)).step_by(PAGES).all(|pages| {
+            let asked = (bytes - pages * page).min(PAGES * page);
+            // SAFETY: the address is a multiple of the page size within the mapping, so are all `asked` bytes after it
+            // (`pages` has checked both), and the kernel writes one byte a page, at most PAGES, into `resident`.
+            let answer = unsafe {
+                libc::mincore(self.base.as_ptr().byte_add(first + pages * page), asked, resident.as_mut_ptr())
+            };
+            answer == 0 && resident.iter().take(asked.div_ceil(page)).all(|flags| flags & 1 == 1)
+        })
+    }
+
+    /// Where the pages of `range` begin in the mapping, and how many bytes they are. None: it is empty, or not within
+    /// what was asked for.
+    fn pages(&self, range: &Range<u64>, page: usize) -> Option<(usize, usize)> {
+        if range.is_empty() || range.start < self.range.start || range.end > self.range.end {
+            return None;
+        }
+        let begin = usize::try_from(range.start - self.offset).ok()?;
+        let end = usize::try_from(range.end - self.offset).ok()?;
+        let first = begin - begin % page;
+        Some((first, end - first))
+    }
+
+    /// The bytes of `range`, which the caller has asked [`Self::is_resident`] about: they are in the file.
+    pub(super) fn slice(&self, range: &Range<u64>) -> &[u8] {
+        let Some((first, length)) = self.pages(range, 1) else { return &[] };
+        // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self`. The bytes are initialised:
+        // they were in the file when `is_resident` said so. Nobody changes them meanwhile: a blob's file is written
+        // once, from the start on, no byte of it twice, and never truncated. Another process with rights to the store
+        // could break that; as nothing reads through the slice where the file is sent by the kernel, it would be seen
+        // by sendfile(2) as a short file, and is an error there.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast::<u8>().add(first), length) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's alone, and no slice of it is left: each borrows from `self`.
+        if let Err(error) = unsafe { rustix::mm::munmap(self.base.as_ptr(), self.length) } {
+            tracing::warn!(%error, "a file cannot be unmapped; its address space is lost");
+        }
+    }
+}

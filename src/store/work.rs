@@ -1,0 +1,165 @@
+//! The file behind a blob that is being written: room for it, its bytes, its name. Everything here blocks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::blob::Trust;
+use super::capacity::Reservation;
+use super::disk::{self, Disk};
+use super::layout::{self, FILLS};
+use super::stamp::Stamp;
+use super::temporary::Temporary;
+use super::writer::Remnant;
+use super::{Inner, StoreError, StoredBlob};
+use crate::config::Durability;
+use crate::oci::{Digest, Hasher};
+
+/// What is promised to a fill of unknown length at a time.
+const STEP: u64 = 8 << 20;
+/// Shorter files do not get their disk blocks in advance.
+const ALLOCATE: u64 = 64 << 10;
+
+/// The file of a blob that is being written, and the bytes promised to it.
+pub(super) struct Work {
+    temporary: Temporary<Arc<Disk>>,
+    reservation: Reservation,
+    written: u64,
+}
+
+// === impl Work ===
+
+impl Work {
+    /// Makes the file, for that many bytes if they are known.
+    pub(super) fn begin(inner: &Arc<Inner>, digest: &Digest, length: Option<u64>) -> Result<Self, StoreError> {
+        let mut reservation = inner.reserve(digest, length.unwrap_or(0))?;
+        let hint: String = digest.hex().chars().take(16).collect();
+        let directory = Path::new(FILLS);
+        let create = || match Temporary::create(inner.disk.clone(), &hint) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                inner.disk.make_dirs(directory)?;
+                Temporary::create(inner.disk.clone(), &hint)
+            }
+            other => other,
+        };
+        // Failing to make a file means that inodes are used up: one blob less is enough.
+        let temporary = inner.with_room(1, create).map_err(|e| StoreError::io("make a file in", directory, e))?;
+        if let Some(length) = length.filter(|length| *length >= ALLOCATE) {
+            let allocate = || disk::allocate(temporary.file(), length);
+            if inner.with_room(length, allocate).map_err(|e| StoreError::io("allocate a file in", directory, e))? {
+                reservation.allocated(length);
+            }
+        }
+        Ok(Self { temporary, reservation, written: 0 })
+    }
+
+    pub(super) fn file(&self) -> &Arc<File> {
+        self.temporary.file()
+    }
+
+    /// Bytes of the chunks that are in the file whole.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Appends the chunks. Those that are not in the file whole, because of an error, are removed from the list.
+    pub(super) fn write(&mut self, inner: &Inner, chunks: &mut Vec<Bytes>) -> Result<(), StoreError> {
+        let mut whole = 0;
+        let outcome = self.write_each(inner, chunks, &mut whole);
+        chunks.truncate(whole);
+        outcome
+    }
+
+    fn write_each(&mut self, inner: &Inner, chunks: &[Bytes], whole: &mut usize) -> Result<(), StoreError> {
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if self.written + bytes > self.reservation.bytes() {
+            let more = self.written + bytes - self.reservation.bytes();
+            // A large step first; near the limit what is needed now must do.
+            if inner.reserve_more(&mut self.reservation, more.max(STEP)).is_err() {
+                inner.reserve_more(&mut self.reservation, more)?;
+            }
+        }
+        for chunk in chunks {
+            let write = || self.temporary.file().write_all_at(chunk, self.written);
+            inner.with_room(chunk.len() as u64, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
+            self.written += chunk.len() as u64;
+            self.reservation.allocated(chunk.len() as u64);
+            *whole += 1;
+        }
+        Ok(())
+    }
+
+    /// Ends the writing where it failed.
+    pub(super) fn into_remnant(self, hasher: Hasher) -> Remnant {
+        let Self { temporary, mut reservation, written } = self;
+        drop(temporary);
+        reservation.keep_only(written);
+        Remnant { written, hasher, _reservation: reservation }
+    }
+
+    /// Gives the file its name. Its content was verified.
+    pub(super) fn publish(self, inner: &Arc<Inner>, digest: &Digest) -> Result<StoredBlob, StoreError> {
+        let Self { temporary, reservation, written } = self;
+        let (path, directory) = (layout::blob(digest), layout::blob_dir(digest.algorithm()));
+        if inner.durability == Durability::Strict {
+            temporary.sync().map_err(|e| StoreError::io("sync", &path, e))?;
+        }
+        let file = temporary.file().clone();
+        let names = inner.names.lock();
+        if let Some(existing) = inner.verified_file(digest, written) {
+            let (file, stamp) = existing;
+            let blob = inner.stored_blob(digest, file, stamp, Trust::Verified);
+            drop(names);
+            inner.sync_names(digest);
+            return Ok(blob);
+        }
+        let replaced = inner.disk.metadata(&path).ok();
+        match temporary.publish(&path) {
+            Ok(()) => {}
+            Err((temporary, error)) if error.kind() == io::ErrorKind::NotFound => {
+                let made = inner.disk.make_dirs(&directory).map_err(|e| StoreError::io("make", &directory, e))?;
+                temporary.publish(&path).map_err(|(_, e)| StoreError::io("publish", &path, e))?;
+                inner.group.directories(made);
+            }
+            Err((_, error)) => return Err(StoreError::io("publish", &path, error)),
+        }
+        if let Some(replaced) = replaced {
+            inner.books.unlinked(digest, replaced.ino(), replaced.len());
+        }
+        // Renaming changes the times, so the stamp is taken now.
+        let stamp = file.metadata().map(|m| Stamp::of(&m)).map_err(|e| StoreError::io("look at", &path, e))?;
+        reservation.stored(written);
+        let blob = inner.stored_blob(digest, file, stamp, Trust::Verified);
+        // Under the lock: the last stamp must be that of the last file.
+        inner.hints.set_blob(digest, written, Some((stamp, inner.epoch)));
+        drop(names);
+        inner.sync_names(digest);
+        Ok(blob)
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// With strict durability, waits until what has a name beside `digest` keeps it.
+    fn sync_names(&self, digest: &Digest) {
+        if self.durability == Durability::Strict
+            && let Err(error) = self.disk.sync_dir(&layout::blob_dir(digest.algorithm()))
+        {
+            // The name may or may not survive; the content is whole and right in either case.
+            tracing::warn!(%digest, %error, "a directory could not be synced");
+        }
+    }
+
+    /// The file that is already there under this digest, if it is known to be right.
+    fn verified_file(&self, digest: &Digest, len: u64) -> Option<(Arc<File>, Stamp)> {
+        let known = self.hints.blob(digest, self.epoch)?.stamp?;
+        let file = self.disk.read(&layout::blob(digest)).ok()?;
+        let stamp = Stamp::of(&file.metadata().ok()?);
+        (stamp == known && stamp.len == len).then(|| (Arc::new(file), stamp))
+    }
+}
