@@ -10,7 +10,6 @@ import (
 const subscription = "00000000-0000-4000-8000-000000000001"
 
 func (s *server) serveCloud(a *answer, r *http.Request) {
-	a.entry.Class = "cloud"
 	base := s.scheme + "://" + r.Host
 	path := r.URL.Path
 	registry, _, _ := strings.Cut(s.loginServer, ".")

@@ -21,6 +21,8 @@ func TestStatusFaultHitsAsManyRequestsAsItSays(t *testing.T) {
 		}
 	}
 	same(t, "body", string(s.expect(503, "GET", "/oauth2/token", nil).text), "<html>no JSON</html>")
+	// What was hit is counted as what it was, though no work was done.
+	same(t, "class", s.requests.list()[1].Class, "ping")
 	got, err := s.try("control", "POST", "/control/faults", strings.NewReader(`{"pth":"x"}`))
 	if err != nil || got.StatusCode != 400 {
 		t.Errorf("a key that does not exist was taken: %v %s", err, got.text)

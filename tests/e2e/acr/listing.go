@@ -48,7 +48,6 @@ func linkNext(h http.Header, path, last string, n int, orderBy string) {
 
 // catalog lists the repositories: to anonymous those that are public.
 func (s *server) catalog(a *answer, r *http.Request, path string) {
-	a.entry.Class = "catalog"
 	who, in := s.authorize(a, r, inRegistry("catalog"))
 	if !in {
 		return

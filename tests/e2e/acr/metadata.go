@@ -72,13 +72,8 @@ func (r *repository) manifestView(m *manifest) manifestView {
 }
 
 func (s *server) serveMetadata(a *answer, r *http.Request, segments []string) {
-	a.entry.Class = "metadata"
 	if segments[0] == "_deleted" {
 		s.serveDeleted(a, r, segments[1:])
-		return
-	}
-	if len(segments) == 1 && segments[0] == "_catalog" {
-		s.catalog(a, r, "/acr/v1/_catalog")
 		return
 	}
 	name, what, item := metadataPath(segments)

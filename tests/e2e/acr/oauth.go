@@ -19,10 +19,8 @@ func (s *server) serveOAuth(a *answer, r *http.Request, endpoint string) {
 	}
 	switch {
 	case endpoint == "exchange" && r.Method == http.MethodPost:
-		a.entry.Class = "exchange"
 		s.exchange(a, r)
 	case endpoint == "token" && r.Method == http.MethodGet:
-		a.entry.Class = "token"
 		if s.wrongService(a, r) {
 			return
 		}
@@ -36,7 +34,6 @@ func (s *server) serveOAuth(a *answer, r *http.Request, endpoint string) {
 			s.answerForPassword(a, user, password, r.Form["scope"])
 		}
 	case endpoint == "token" && r.Method == http.MethodPost:
-		a.entry.Class = "token"
 		if s.wrongService(a, r) {
 			return
 		}

@@ -80,9 +80,13 @@ func newRequestLog(path string, access io.Writer) (*requestLog, error) {
 func (l *requestLog) begin(listener string, r *http.Request) *entry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	class := listener
+	if listener == "registry" {
+		class = parseRoute(r.URL.EscapedPath()).class
+	}
 	l.number++
 	l.inFlight++
-	return &entry{Number: l.number, Time: time.Now(), Listener: listener, Class: "other", Remote: r.RemoteAddr, Method: r.Method, URI: r.RequestURI,
+	return &entry{Number: l.number, Time: time.Now(), Listener: listener, Class: class, Remote: r.RemoteAddr, Method: r.Method, URI: r.RequestURI,
 		Protocol: r.Proto, Host: r.Host, Headers: r.Header.Clone(), ContentLength: r.ContentLength, TransferEncoding: r.TransferEncoding}
 }
 

@@ -19,21 +19,93 @@ var (
 // validName is the name's grammar with ACR's limits: no upper case, 256 characters.
 func validName(name string) bool { return len(name) <= 256 && namePattern.MatchString(name) }
 
-func (s *server) serveRegistry(a *answer, r *http.Request) {
-	segments, good := split(r.URL.EscapedPath())
+// route is where a request on the registry's listener goes.
+type route struct {
+	class string // of the log; "other" is no route
+	name  string // the repository's
+	last  string // tag, digest, upload, OAuth endpoint
+	rest  []string
+}
+
+func parseRoute(path string) route {
+	segments, good := split(path)
 	switch {
 	case !good || len(segments) < 2:
-		notFound(a)
 	case segments[0] == "oauth2" && len(segments) == 2:
-		s.serveOAuth(a, r, segments[1])
+		return route{class: map[bool]string{true: "exchange", false: "token"}[segments[1] == "exchange"], last: segments[1]}
 	case segments[0] == "v2":
-		registryHeaders(a.Header(), r)
-		s.serveDistribution(a, r, segments[1:])
+		return distributionRoute(segments[1:])
+	case segments[0] == "acr" && segments[1] == "v1" && len(segments) == 3 && segments[2] == "_catalog":
+		return route{class: "catalog", last: "/acr/v1/_catalog"}
 	case segments[0] == "acr" && segments[1] == "v1" && len(segments) > 2:
-		registryHeaders(a.Header(), r)
-		s.serveMetadata(a, r, segments[2:])
+		return route{class: "metadata", rest: segments[2:]}
+	}
+	return route{class: "other"}
+}
+
+// distributionRoute knows the endpoints of the OCI distribution spec. What is no name is no route.
+func distributionRoute(segments []string) route {
+	last := segments[len(segments)-1]
+	before := func(n int) string {
+		if len(segments) < n+2 {
+			return ""
+		}
+		return segments[len(segments)-1-n]
+	}
+	found, tailed := route{class: "other", last: last}, 2
+	switch {
+	case len(segments) == 1 && last == "":
+		return route{class: "ping"}
+	case len(segments) == 1 && last == "_catalog":
+		return route{class: "catalog", last: "/v2/_catalog"}
+	case before(1) == "tags" && last == "list":
+		found.class = "tags"
+	case before(1) == "manifests":
+		found.class = "manifest"
+	case before(1) == "referrers":
+		found.class = "referrers"
+	case before(2) == "blobs" && before(1) == "uploads":
+		found.class, tailed = "upload", 3
+	case before(1) == "blobs" && last == "uploads":
+		found.class, found.last = "upload", ""
+	case before(1) == "blobs":
+		found.class = "blob"
+	}
+	found.name, _ = tail(segments, tailed)
+	if !validName(found.name) {
+		return route{class: "other"}
+	}
+	return found
+}
+
+func (s *server) serveRegistry(a *answer, r *http.Request) {
+	to := parseRoute(r.URL.EscapedPath())
+	if to.class == "token" || to.class == "exchange" {
+		s.serveOAuth(a, r, to.last)
+		return
+	}
+	registryHeaders(a.Header(), r)
+	switch to.class {
+	case "ping":
+		if _, in := s.authorize(a, r, needs{}); in {
+			writeJSON(a, http.StatusOK, map[string]any{})
+		}
+	case "catalog":
+		s.catalog(a, r, to.last)
+	case "tags":
+		s.listTags(a, r, to.name)
+	case "manifest":
+		s.manifest(a, r, to.name, to.last)
+	case "referrers":
+		s.referrers(a, r, to.name, to.last)
+	case "upload":
+		s.upload(a, r, to.name, to.last)
+	case "blob":
+		s.blob(a, r, to.name, to.last)
+	case "metadata":
+		s.serveMetadata(a, r, to.rest)
 	default:
-		notFound(a)
+		notFound(a) // and nobody asks for credentials
 	}
 }
 
@@ -54,64 +126,6 @@ func split(path string) ([]string, bool) {
 func tail(segments []string, n int) (string, []string) {
 	at := max(len(segments)-n, 0)
 	return strings.Join(segments[:at], "/"), segments[at:]
-}
-
-func (s *server) serveDistribution(a *answer, r *http.Request, segments []string) {
-	last := segments[len(segments)-1]
-	before := func(n int) string {
-		if len(segments) < n+2 {
-			return ""
-		}
-		return segments[len(segments)-1-n]
-	}
-	class, name := "", ""
-	switch {
-	case len(segments) == 1 && last == "":
-		a.entry.Class = "ping"
-		if _, in := s.authorize(a, r, needs{}); in {
-			writeJSON(a, http.StatusOK, map[string]any{})
-		}
-		return
-	case len(segments) == 1 && last == "_catalog":
-		s.catalog(a, r, "/v2/_catalog")
-		return
-	case before(1) == "tags" && last == "list":
-		class = "tags"
-		name, _ = tail(segments, 2)
-	case before(1) == "manifests":
-		class = "manifest"
-		name, _ = tail(segments, 2)
-	case before(1) == "referrers":
-		class = "referrers"
-		name, _ = tail(segments, 2)
-	case before(2) == "blobs" && before(1) == "uploads":
-		class = "upload"
-		name, _ = tail(segments, 3)
-	case before(1) == "blobs" && last == "uploads":
-		class, last = "upload", ""
-		name, _ = tail(segments, 2)
-	case before(1) == "blobs":
-		class = "blob"
-		name, _ = tail(segments, 2)
-	}
-	// What is no name is no route: nobody asks for credentials.
-	if class == "" || !validName(name) {
-		notFound(a)
-		return
-	}
-	a.entry.Class = class
-	switch class {
-	case "tags":
-		s.listTags(a, r, name)
-	case "manifest":
-		s.manifest(a, r, name, last)
-	case "referrers":
-		s.referrers(a, r, name, last)
-	case "upload":
-		s.upload(a, r, name, last)
-	case "blob":
-		s.blob(a, r, name, last)
-	}
 }
 
 func notFound(w http.ResponseWriter) { http.Error(w, "404 page not found", http.StatusNotFound) }

@@ -56,7 +56,6 @@ func (s *server) sign(what, expiry string) string {
 }
 
 func (s *server) serveStorage(a *answer, r *http.Request) {
-	a.entry.Class = "storage"
 	h := a.Header()
 	h.Set("Server", "Windows-Azure-Blob/1.0 Microsoft-HTTPAPI/2.0")
 	id := uuid()
