@@ -129,7 +129,7 @@ impl Download {
             if self.fruitless > RESUMES_WITHOUT_PROGRESS {
                 return Err(error);
             }
-            let Target { upstream, repo } = &self.origin.target;
+            let Target { upstream, repo, .. } = &self.origin.target;
             tracing::info!(
                 %upstream, repository = %repo, digest = %self.origin.digest, mark = self.mark.at,
                 error = &error as &dyn std::error::Error, "upstream broke a blob off; going on from the mark"

@@ -121,7 +121,7 @@ impl FillTask {
             return self.reporter.failed(CacheError::Arrived(Box::new(*digest)));
         }
         if let Err(error) = self.attempt().await {
-            let Origin { target: Target { upstream, repo }, digest, .. } = &self.origin;
+            let Origin { target: Target { upstream, repo, .. }, digest, .. } = &self.origin;
             tracing::warn!(
                 %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
                 "a blob could not be fetched"
@@ -212,7 +212,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::oci::{Algorithm, ManifestInfo, Reference, media};
     use crate::store::{Store, StoreOptions};
-    use crate::upstream::Upstreams;
+    use crate::upstream::{Right, Upstreams};
 
     /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
     fn cache() -> (Arc<Cache>, tempfile::TempDir) {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     fn target() -> Target {
-        Target { upstream: "reg".parse().unwrap(), repo: "app".parse().unwrap() }
+        Target { upstream: "reg".parse().unwrap(), repo: "app".parse().unwrap(), right: Right::Anonymous }
     }
 
     /// What a request meets that missed in the store just before another one's fill published and left the table.

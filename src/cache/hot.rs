@@ -101,11 +101,16 @@ impl HotManifest {
 mod tests {
     use super::*;
     use crate::oci::Algorithm;
+    use crate::upstream::Right;
 
     #[test]
     fn stays_within_its_capacity_and_forgets_by_digest() {
         let hot = Hot::default();
-        let target = |repo: &str| Target { upstream: "up".parse().unwrap(), repo: repo.parse().unwrap() };
+        let target = |repo: &str| Target {
+            upstream: "up".parse().unwrap(),
+            repo: repo.parse().unwrap(),
+            right: Right::Anonymous,
+        };
         let manifest =
             |size| HotManifest { media_type: "text/x".into(), bytes: Bytes::from(vec![0; size]), via: Via::Anonymous };
         let digest = |n: u32| Digest::of(Algorithm::Sha256, &n.to_le_bytes());

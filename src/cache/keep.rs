@@ -15,7 +15,7 @@ use crate::store::{Access, Link, LinkKind, TagRecord};
 impl Cache {
     /// Records that upstream served `digest` in `target`. A failure costs a question next time, nothing else.
     pub(super) async fn keep_link(&self, target: &Target, digest: &Digest, link: Link) {
-        let Target { upstream, repo } = target;
+        let Target { upstream, repo, .. } = target;
         let access = if link.via == Via::Anonymous { Access::Public } else { Access::Private };
         let kept = async {
             self.store.set_link(upstream, repo, digest, &link).await?;

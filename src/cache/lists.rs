@@ -145,7 +145,7 @@ impl Cache {
         query: &str,
         asked: Result<(List, Via), CacheError>,
     ) -> Result<List, CacheError> {
-        let Target { upstream, repo } = target;
+        let Target { upstream, repo, .. } = target;
         let warn = |error: &(dyn std::error::Error + 'static), what: &'static str| {
             tracing::warn!(%upstream, repository = %repo, error, "{what}");
         };

@@ -33,7 +33,7 @@ use crate::config::{Config, Upstream};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName, Via};
 use crate::store::{Link, LinkKind, ListKind, Store, StoreError};
-use crate::upstream::{Registry, Upstreams};
+use crate::upstream::{Registry, Right, Upstreams};
 
 pub use blob::{Blob, BlobSource};
 pub use body::{BodyError, Content};
@@ -52,13 +52,16 @@ const SEEN_TAG_FOR: Duration = Duration::from_mins(10);
 /// Entries of each of the memories above.
 const MEMORY: usize = 10_000;
 
-/// A repository of an upstream.
+/// A repository of an upstream, and by whose right it is asked for. What is kept in the store belongs to the repository
+/// alone; flights and memories of answers are per right.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     /// Whose.
     pub upstream: UpstreamName,
     /// Its name there.
     pub repo: RepoName,
+    /// By whose right.
+    pub right: Right,
 }
 
 /// The cache.

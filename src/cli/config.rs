@@ -58,7 +58,7 @@ fn files(config: &Config) -> Vec<(String, PathBuf)> {
                 add(format!("upstream.\"{name}\".credentials.password_file"), Some(password_file));
             }
             Credentials::DockerConfig { path } => add(format!("upstream.\"{name}\".credentials.path"), path.as_ref()),
-            Credentials::Auto | Credentials::Anonymous | Credentials::Helper { .. } => {}
+            Credentials::Auto | Credentials::Anonymous | Credentials::Client | Credentials::Helper { .. } => {}
         }
     }
     files

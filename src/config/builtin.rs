@@ -1,6 +1,8 @@
 //! The upstreams that are there without any configuration.
 
-use super::{BaseUrl, Credentials, TagPolicy, Upstream};
+use std::time::Duration;
+
+use super::{BaseUrl, Credentials, PushBy, TagPolicy, Upstream};
 use crate::oci::UpstreamName;
 
 /// The upstream that a bare name means where nothing else was said.
@@ -47,6 +49,11 @@ pub(super) fn fresh(name: UpstreamName, url: BaseUrl) -> Upstream {
         ca: None,
         token_hosts: if hub { vec![DOCKER_HUB_TOKENS.to_owned()] } else { Vec::new() },
         connect: Vec::new(),
+        push: PushBy::Client,
+        public_for: super::DEFAULT_PUBLIC,
+        access_ttl: super::DEFAULT_ACCESS,
+        access_stale: Duration::ZERO,
+        relay_credentials: false,
         sealed: false,
     }
 }

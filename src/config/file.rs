@@ -43,6 +43,10 @@ pub(super) struct ListenerTable {
     pub(super) tls: Option<TlsTable>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) hostnames: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) htpasswd: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) allow_plain_credentials: Option<Scalar>,
 }
 
 /// `tls = { … }` of a listener
@@ -131,6 +135,16 @@ pub(super) struct UpstreamTable {
     pub(super) token_hosts: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connect: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) push: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) public_for: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) access_ttl: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) access_stale: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) relay_credentials: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rule: Option<Vec<RuleTable>>,
 }

@@ -14,23 +14,9 @@ use super::file::{
 use super::place::{Document, KeyPath, Step};
 
 /// Keys that stand in documentation of later versions: named apart, so that nobody looks for a typing error.
-const LATER: [(Table, &[&str]); 3] = [
-    (Table::Listener, &["htpasswd", "allow_plain_credentials"]),
+const LATER: [(Table, &[&str]); 2] = [
     (Table::Store, &["max_age", "abandon", "range_fill", "unverified_ranges"]),
-    (
-        Table::Upstream,
-        &[
-            "push",
-            "public_for",
-            "access_ttl",
-            "access_stale",
-            "relay_credentials",
-            "mirrors",
-            "max_rate",
-            "max_connections",
-            "schedule",
-        ],
-    ),
+    (Table::Upstream, &["mirrors", "max_rate", "max_connections", "schedule"]),
 ];
 
 /// The kinds of tables in the file.

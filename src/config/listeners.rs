@@ -1,10 +1,11 @@
 //! The listeners: those of the file, at the addresses that flags or environment name.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::error::Fault;
 use super::file::{File, ListenerTable, TlsTable};
-use super::layer::{Word, path, text, value};
+use super::layer::{Word, boolean, path, text, value};
 use super::place::{At, KeyPath, Problems};
 use super::upstreams::{Named, existing};
 use super::{Address, DEFAULT_LISTEN, Listener, ListenerTls, builtin, parse, url};
@@ -22,6 +23,8 @@ struct Settings {
     public_url: Option<String>,
     hostnames: BTreeMap<String, UpstreamName>,
     tls: Option<ListenerTls>,
+    htpasswd: Option<PathBuf>,
+    allow_plain_credentials: bool,
 }
 
 /// All listeners; at least one. `default` is the default upstream that a flag or variable named.
@@ -158,6 +161,14 @@ fn settings(
         public_url: value(problems, &at.key("public_url"), table.public_url.as_ref(), |s| url::public(&text(s)?)),
         hostnames,
         tls,
+        htpasswd: value(problems, &at.key("htpasswd"), table.htpasswd.as_ref(), path),
+        allow_plain_credentials: value(
+            problems,
+            &at.key("allow_plain_credentials"),
+            table.allow_plain_credentials.as_ref(),
+            boolean,
+        )
+        .unwrap_or_default(),
     }
 }
 
@@ -182,6 +193,8 @@ impl Settings {
             public_url: self.public_url,
             hostnames: self.hostnames,
             tls: self.tls,
+            htpasswd: self.htpasswd,
+            allow_plain_credentials: self.allow_plain_credentials,
             optional: false,
         }
     }

@@ -42,24 +42,16 @@ const MISTAKES: &[(&str, &str)] = &[
         "line 1: upstream.my.own: unknown key; a name with dots needs quotes: write [upstream.\"my.own.registry\"]",
     ),
     (
-        "[upstream.\"a.b\"]\npush = \"off\"",
-        "line 2: upstream.\"a.b\".push: unknown key: this version of ocistern does not have \"push\" yet",
+        "[upstream.\"a.b\"]\npush = \"never\"",
+        "line 2: upstream.\"a.b\".push: \"never\" is not who pushes: write \"client\" (callers with their own credential)",
     ),
     (
         "[upstream.\"a.b\"]\nmirrors = [\"https://x\"]",
         "line 2: upstream.\"a.b\".mirrors: unknown key: this version of ocistern does not have \"mirrors\" yet",
     ),
     (
-        "[[listener]]\nhtpasswd = \"/x\"",
-        "line 2: listener[0].htpasswd: unknown key: this version of ocistern does not have \"htpasswd\" yet",
-    ),
-    (
         "[store]\nmax_age = \"1d\"",
         "line 2: store.max_age: unknown key: this version of ocistern does not have \"max_age\" yet",
-    ),
-    (
-        "[upstream.\"a.b\"]\ncredentials = { from = \"client\" }",
-        "line 2: upstream.\"a.b\".credentials.from: unknown key: this version of ocistern does not have from = \"client\"",
     ),
     (
         "[upstream.\"a.b\"]\ncredentials = { password = \"hunter2\" }",

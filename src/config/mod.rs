@@ -35,6 +35,10 @@ const DEFAULT_LISTEN: [SocketAddr; 2] =
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5080);
 /// How long a tag is served before it is asked again.
 const DEFAULT_TAGS: Duration = Duration::from_mins(5);
+/// How long a public repository counts as public.
+const DEFAULT_PUBLIC: Duration = Duration::from_mins(10);
+/// How long upstream's yes to a caller is remembered.
+const DEFAULT_ACCESS: Duration = Duration::from_mins(1);
 /// The file that is read where no other one is.
 const SYSTEM_FILE: &str = "/etc/ocistern/config.toml";
 
@@ -72,6 +76,10 @@ pub struct Listener {
     pub hostnames: BTreeMap<String, UpstreamName>,
     /// Certificate and key; none: plain HTTP.
     pub tls: Option<ListenerTls>,
+    /// File with names and bcrypt hashes of who may use ocistern's own accounts.
+    pub htpasswd: Option<PathBuf>,
+    /// Whether callers on other machines may show credentials without TLS.
+    pub allow_plain_credentials: bool,
     /// Left out, not an error, where the machine does not have the address: the IPv6 loopback beside the IPv4 one.
     pub optional: bool,
 }
@@ -160,6 +168,16 @@ pub struct Upstream {
     /// Addresses (`IP:PORT` or `HOST:PORT`) to dial instead of what the system resolves; name, SNI and certificate
     /// stay those of `url`.
     pub connect: Vec<String>,
+    /// Who pushes and deletes.
+    pub push: PushBy,
+    /// How long a repository that upstream showed to everybody counts as public.
+    pub public_for: Duration,
+    /// How long upstream's yes to a caller is remembered; at most a minute unless the operator says more.
+    pub access_ttl: Duration,
+    /// How much longer that yes holds while upstream cannot be asked.
+    pub access_stale: Duration,
+    /// Whether callers' credentials go to this upstream where it is neither the `Host`'s nor the listener's default.
+    pub relay_credentials: bool,
     /// Never asked at all.
     pub sealed: bool,
 }
@@ -180,10 +198,12 @@ pub struct BaseUrl {
 /// Who pulls from an upstream.
 #[derive(Debug, Clone)]
 pub enum Credentials {
-    /// What upstream gives to everybody; in this version as `Anonymous`.
+    /// The caller where upstream wants to know who asks; what it gives to everybody is public.
     Auto,
     /// Nobody in particular.
     Anonymous,
+    /// The caller, always: nothing is public.
+    Client,
     /// An account: name, and a file whose first line is the password.
     Static {
         /// Account name.
@@ -201,6 +221,17 @@ pub enum Credentials {
         /// NAME.
         name: String,
     },
+}
+
+/// Who pushes to an upstream, and deletes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushBy {
+    /// The caller, with a credential of its own.
+    Client,
+    /// ocistern's own account, for callers that the listener trusts.
+    Shared,
+    /// Nobody.
+    Off,
 }
 
 /// How long a tag is served before upstream is asked whether it moved.

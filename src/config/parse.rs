@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::Fault;
-use super::{Address, Capacity, TagPolicy};
+use super::{Address, Capacity, PushBy, TagPolicy};
 
 const SIZE: &str = "a size: write a number with a unit, such as \"512MiB\" or \"100GiB\" (KiB, MiB, GiB, TiB count by 1024; kB, MB, GB, TB by 1000)";
 const CAPACITY: &str =
     "a capacity: write a size such as \"100GiB\", or a part of the file system such as \"50%\" (1% to 100%)";
 const DURATION: &str = "a duration: write a number with a unit, such as \"30s\", \"5m\" or \"1h30m\" (ms, s, m, h, d)";
 const TAGS: &str = "a time for tags: write a duration such as \"5m\", \"always\" (ask every time), \"immutable\" (never ask again) or \"sealed\" (never ask at all)";
+const PUSH: &str =
+    "who pushes: write \"client\" (callers with their own credential), \"shared\" (ocistern's account) or \"off\"";
 const ADDRESS: &str = "an address to listen on: write an IP address and a port, such as \"127.0.0.1:5000\", \"[::1]:5000\" or \"0.0.0.0:5000\" (all), or \"unix:/path\"";
 const ADMIN: &str =
     "an address for the admin listener: write an IP address and a port, such as \"127.0.0.1:5080\", or \"off\"";
@@ -106,6 +108,16 @@ pub(super) fn show_duration(duration: Duration) -> String {
         }
     }
     if text.is_empty() { "0s".to_owned() } else { text }
+}
+
+/// Who pushes: `client`, `shared` or `off`.
+pub(super) fn push(text: &str) -> Result<PushBy, Fault> {
+    match text {
+        "client" => Ok(PushBy::Client),
+        "shared" => Ok(PushBy::Shared),
+        "off" => Ok(PushBy::Off),
+        other => Err(Fault::value(other, PUSH)),
+    }
 }
 
 /// How long a tag is served: `always`, `immutable`, `sealed`, or a duration.

@@ -10,7 +10,9 @@ use super::file::{
     UpstreamTable,
 };
 use super::parse::{show_address, show_duration, show_size, show_tags};
-use super::{Admin, Capacity, Config, Credentials, Durability, Limits, Listener, LogFormat, Rule, Store, Upstream};
+use super::{
+    Admin, Capacity, Config, Credentials, Durability, Limits, Listener, LogFormat, PushBy, Rule, Store, Upstream,
+};
 
 // === impl Config ===
 
@@ -59,6 +61,8 @@ fn listener(listener: &Listener) -> ListenerTable {
             key: path(&tls.key),
             client_ca: tls.client_ca.as_deref().and_then(path),
         }),
+        htpasswd: listener.htpasswd.as_deref().and_then(path),
+        allow_plain_credentials: Some(Scalar::Bool(listener.allow_plain_credentials)),
     }
 }
 
@@ -119,6 +123,11 @@ fn upstream(upstream: &Upstream) -> UpstreamTable {
         ca: upstream.ca.as_deref().and_then(path),
         token_hosts: Some(upstream.token_hosts.clone()),
         connect: Some(upstream.connect.clone()),
+        push: text(upstream.push.as_str()),
+        public_for: text(show_duration(upstream.public_for)),
+        access_ttl: text(show_duration(upstream.access_ttl)),
+        access_stale: text(show_duration(upstream.access_stale)),
+        relay_credentials: Some(Scalar::Bool(upstream.relay_credentials)),
         rule: (!upstream.rules.is_empty()).then(|| upstream.rules.iter().map(rule).collect()),
     }
 }
@@ -128,6 +137,7 @@ fn credentials(credentials: &Credentials) -> CredentialsTable {
     match credentials {
         Credentials::Auto => from("auto"),
         Credentials::Anonymous => from("anonymous"),
+        Credentials::Client => from("client"),
         Credentials::Static { username, password_file } => {
             CredentialsTable { username: text(username), password_file: path(password_file), ..from("static") }
         }
@@ -143,6 +153,19 @@ fn rule(rule: &Rule) -> RuleTable {
         repository: rule.repository.as_ref().and_then(text),
         tag: rule.tag.as_ref().and_then(text),
         tags: text(show_tags(rule.tags)),
+    }
+}
+
+// === impl PushBy ===
+
+impl PushBy {
+    /// As it is written in the file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Shared => "shared",
+            Self::Off => "off",
+        }
     }
 }
 

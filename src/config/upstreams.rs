@@ -15,7 +15,7 @@ pub(super) type Named = BTreeMap<UpstreamName, Upstream>;
 const NAME: &str = "a name for an upstream: write its host, such as \"registry.example\", or a word of lower-case letters and digits with single . _ or - between them";
 const NO_URL: &str =
     "url, such as url = \"https://registry.example\" (it may be left out where the upstream's name is a host)";
-const FROM: &str = "a source of credentials: write \"auto\", \"anonymous\", \"static\" (username, password_file), \"docker-config\" (path) or \"helper\" (name)";
+const FROM: &str = "a source of credentials: write \"auto\", \"anonymous\", \"client\", \"static\" (username, password_file), \"docker-config\" (path) or \"helper\" (name)";
 const NO_FROM: &str = "from, such as from = \"static\"";
 const NO_USERNAME: &str = "username, which from = \"static\" needs";
 const NO_PASSWORD_FILE: &str =
@@ -106,6 +106,21 @@ fn merge(at: &KeyPath, mut upstream: Upstream, table: &UpstreamTable, problems: 
     if let Some(list) = &table.connect {
         upstream.connect = each(&at.key("connect"), list, parse::dial, problems);
     }
+    if let Some(push) = value(problems, &at.key("push"), table.push.as_ref(), |s| parse::push(&text(s)?)) {
+        upstream.push = push;
+    }
+    for (key, scalar, set) in [
+        ("public_for", &table.public_for, &mut upstream.public_for),
+        ("access_ttl", &table.access_ttl, &mut upstream.access_ttl),
+        ("access_stale", &table.access_stale, &mut upstream.access_stale),
+    ] {
+        if let Some(duration) = value(problems, &at.key(key), scalar.as_ref(), |s| parse::duration(&s.to_string())) {
+            *set = duration;
+        }
+    }
+    if let Some(relay) = value(problems, &at.key("relay_credentials"), table.relay_credentials.as_ref(), boolean) {
+        upstream.relay_credentials = relay;
+    }
     if let Some(table) = &table.credentials
         && let Some(credentials) = credentials(&at.key("credentials"), table, problems)
     {
@@ -156,6 +171,7 @@ fn credentials(at: &KeyPath, table: &CredentialsTable, problems: &mut Problems) 
     match from.as_str() {
         "auto" => Some(Credentials::Auto),
         "anonymous" => Some(Credentials::Anonymous),
+        "client" => Some(Credentials::Client),
         "static" => {
             if table.username.is_none() {
                 problems.add(at.clone(), Fault::Missing(NO_USERNAME));
@@ -172,10 +188,6 @@ fn credentials(at: &KeyPath, table: &CredentialsTable, problems: &mut Problems) 
                 problems.add(at.clone(), Fault::Missing(NO_NAME));
             }
             helper.map(|name| Credentials::Helper { name })
-        }
-        "client" => {
-            problems.add(at.key("from"), Fault::NotInThisVersion("from = \"client\"".to_owned()));
-            None
         }
         other => {
             problems.add(at.key("from"), Fault::value(other, FROM));

@@ -59,7 +59,7 @@ impl fmt::Display for Peer {
 /// Whether `upstream` is pulled by an account of ocistern's own.
 pub const fn is_own_account(upstream: &Upstream) -> bool {
     match upstream.credentials {
-        Credentials::Auto | Credentials::Anonymous => false,
+        Credentials::Auto | Credentials::Anonymous | Credentials::Client => false,
         Credentials::Static { .. } | Credentials::DockerConfig { .. } | Credentials::Helper { .. } => true,
     }
 }
@@ -128,6 +128,8 @@ mod tests {
             public_url: Some("https://cache.example".to_owned()),
             hostnames: BTreeMap::from([("my.azurecr.io".to_owned(), "my.azurecr.io".parse().unwrap())]),
             tls: None,
+            htpasswd: None,
+            allow_plain_credentials: false,
             optional: false,
         }
     }

@@ -6,10 +6,11 @@ use http::{HeaderValue, Method, Response};
 
 use super::App;
 use super::explain::explain;
+use super::pull::target;
 use super::record::Served;
 use super::respond::{Body, Failure, empty, full};
 use super::route::Route;
-use crate::cache::{Found, List, Target};
+use crate::cache::{Found, List};
 use crate::metrics::{Kind, Source};
 use crate::oci::{Digest, RepoName};
 
@@ -23,7 +24,7 @@ pub(super) async fn tags(
     repo: &RepoName,
     request: &Parts,
 ) -> Result<Response<Body>, Failure> {
-    let target = Target { upstream: route.upstream.clone(), repo: repo.clone() };
+    let target = target(app, route, repo);
     let list = app.cache.tags(&target, &route.query).await;
     list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Tags))
 }
@@ -36,7 +37,7 @@ pub(super) async fn referrers(
     subject: &Digest,
     request: &Parts,
 ) -> Result<Response<Body>, Failure> {
-    let target = Target { upstream: route.upstream.clone(), repo: repo.clone() };
+    let target = target(app, route, repo);
     let list = app.cache.referrers(&target, subject, &route.query).await;
     list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Referrers))
 }

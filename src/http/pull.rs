@@ -4,6 +4,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response};
 
 use super::App;
+use super::access::is_own_account;
 use super::explain::explain;
 use super::represent::{Payload, Representation};
 use super::respond::{Body, Failure};
@@ -11,6 +12,7 @@ use super::route::Route;
 use crate::cache::{BlobSource, Target, Want};
 use crate::metrics::Kind;
 use crate::oci::{Digest, Reference, RepoName};
+use crate::upstream::Right;
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
@@ -23,7 +25,7 @@ pub(super) async fn manifest(
     request: &Parts,
 ) -> Result<Response<Body>, Failure> {
     let want = if request.method == Method::HEAD { Want::Description } else { Want::Bytes };
-    let found = app.cache.manifest(&target(route, repo), reference, want).await;
+    let found = app.cache.manifest(&target(app, route, repo), reference, want).await;
     let found = found.map_err(|error| explain(error, Kind::Manifest))?;
     let representation = Representation {
         digest: found.digest,
@@ -43,7 +45,7 @@ pub(super) async fn blob(
     digest: &Digest,
     request: &Parts,
 ) -> Result<Response<Body>, Failure> {
-    let target = target(route, repo);
+    let target = target(app, route, repo);
     let found = if request.method == Method::HEAD {
         app.cache.describe_blob(&target, digest).await
     } else {
@@ -60,6 +62,9 @@ pub(super) async fn blob(
     representation.respond(request)
 }
 
-fn target(route: &Route, repo: &RepoName) -> Target {
-    Target { upstream: route.upstream.clone(), repo: repo.clone() }
+/// The repository, and by whose right it is asked for: until callers are known, by that of the configuration.
+pub(super) fn target(app: &App, route: &Route, repo: &RepoName) -> Target {
+    let own_account = app.config.upstreams.get(&route.upstream).is_some_and(|upstream| is_own_account(upstream));
+    let right = if own_account { Right::Shared } else { Right::Anonymous };
+    Target { upstream: route.upstream.clone(), repo: repo.clone(), right }
 }

@@ -537,6 +537,11 @@ mod tests {
             ca: None,
             token_hosts: vec![],
             connect: vec![],
+            push: crate::config::PushBy::Client,
+            public_for: std::time::Duration::from_mins(10),
+            access_ttl: std::time::Duration::from_mins(1),
+            access_stale: std::time::Duration::ZERO,
+            relay_credentials: false,
             sealed: false,
             name: name.clone(),
         };
@@ -562,6 +567,8 @@ mod tests {
             public_url: None,
             hostnames: BTreeMap::from([("my.azurecr.io".to_owned(), "my.azurecr.io".parse().unwrap())]),
             tls: None,
+            htpasswd: None,
+            allow_plain_credentials: false,
             optional: false,
         }
     }

@@ -336,6 +336,8 @@ mod tests {
             public_url: None,
             hostnames: std::collections::BTreeMap::default(),
             tls: None,
+            htpasswd: None,
+            allow_plain_credentials: false,
             optional: false,
         }
     }

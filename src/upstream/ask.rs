@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::body::UpstreamBody;
+use super::right::Right;
 use crate::metrics::Kind;
 use crate::oci::{Digest, Reference, RepoName, Via, media};
 
@@ -23,6 +24,8 @@ pub struct Ask {
     pub path: String,
     /// Sent along; what concerns the connection, the host or credentials is dropped.
     pub headers: HeaderMap,
+    /// Whose right is used; none: what the configuration says.
+    pub right: Option<Right>,
     /// Until when the head of the answer must be there, all tries included.
     pub deadline: Instant,
 }
@@ -78,6 +81,7 @@ impl Ask {
             repo: None,
             path: format!("/v2/{}", with_query("_catalog", query)),
             headers: HeaderMap::new(),
+            right: None,
             deadline,
         }
     }
@@ -90,6 +94,12 @@ impl Ask {
             Some(tag) => ask.with_text(IF_RANGE, tag),
             None => ask,
         }
+    }
+
+    /// With this right instead of what the configuration says.
+    #[must_use]
+    pub fn with_right(self, right: Right) -> Self {
+        Self { right: Some(right), ..self }
     }
 
     /// With one more header.
@@ -114,6 +124,7 @@ impl Ask {
             repo: Some(repo.clone()),
             path: format!("/v2/{repo}/{rest}"),
             headers: HeaderMap::new(),
+            right: None,
             deadline,
         }
     }

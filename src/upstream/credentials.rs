@@ -205,13 +205,15 @@ impl Source {
 
     /// Whether an account is configured at all.
     pub(crate) fn is_configured(&self) -> bool {
-        !matches!(self.from, config::Credentials::Auto | config::Credentials::Anonymous)
+        !matches!(self.from, config::Credentials::Auto | config::Credentials::Anonymous | config::Credentials::Client)
     }
 
     /// Reads the credential as it is now.
     pub(crate) async fn read(&self) -> Result<Credential, CredentialFault> {
         match &self.from {
-            config::Credentials::Auto | config::Credentials::Anonymous => Ok(Credential::None),
+            config::Credentials::Auto | config::Credentials::Anonymous | config::Credentials::Client => {
+                Ok(Credential::None)
+            }
             config::Credentials::Static { username, password_file } => {
                 let text = read_file(password_file, MAX_SECRET).await?;
                 let password = text.lines().next().unwrap_or_default().trim_end_matches('\r');

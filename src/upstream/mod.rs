@@ -25,6 +25,7 @@ mod realm;
 mod redirect;
 mod registry;
 mod retry;
+mod right;
 mod token;
 mod walk;
 mod wire;
@@ -47,6 +48,7 @@ pub use credentials::{CredentialFault, HelperFault};
 pub use error::{Cause, Class, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError};
 pub use origin::UrlFault;
 pub use registry::Registry;
+pub use right::{Lent, Principal, Right};
 
 use crate::config::Config;
 use crate::metrics::Metrics;

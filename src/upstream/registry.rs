@@ -68,7 +68,7 @@ impl Registry {
     /// With whose credential it is asked by configuration; an answer's own `via` says what was really needed.
     pub fn via(&self) -> Via {
         match self.config.credentials {
-            config::Credentials::Auto | config::Credentials::Anonymous => Via::Anonymous,
+            config::Credentials::Auto | config::Credentials::Anonymous | config::Credentials::Client => Via::Anonymous,
             config::Credentials::Static { .. }
             | config::Credentials::DockerConfig { .. }
             | config::Credentials::Helper { .. } => Via::Shared,

@@ -174,6 +174,11 @@ fn settings(address: SocketAddr) -> Upstream {
         ca: None,
         token_hosts: Vec::new(),
         connect: Vec::new(),
+        push: crate::config::PushBy::Client,
+        public_for: Duration::from_mins(10),
+        access_ttl: Duration::from_mins(1),
+        access_stale: Duration::ZERO,
+        relay_credentials: false,
         sealed: false,
     }
 }
