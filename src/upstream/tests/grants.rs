@@ -74,9 +74,9 @@ async fn the_other_form_is_tried_where_the_first_is_not_known() {
         (Method::GET, GrantMethod::Post, &["POST", "GET"]),
         (Method::GET, GrantMethod::Get, &["GET"]),
     ] {
-        let server = azure(move |seen| match seen.method == known {
-            true => reply(200, &[], r#"{"access_token":"t"}"#),
-            false => reply(400, &[], ""),
+        let server = azure(move |seen| {
+            let (status, body) = if seen.method == known { (200, r#"{"access_token":"t"}"#) } else { (400, "") };
+            reply(status, &[], body)
         })
         .await;
         let request = GrantRequest { method_hint: hint, ..basic_request(&["a", "b"]) };
