@@ -19,6 +19,7 @@ mod pull;
 pub mod range;
 mod record;
 mod represent;
+mod seal;
 pub mod respond;
 pub mod route;
 
