@@ -19,9 +19,10 @@ mod pull;
 pub mod range;
 mod record;
 mod represent;
-mod seal;
 pub mod respond;
 pub mod route;
+mod seal;
+pub mod token_route;
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -197,6 +198,7 @@ async fn answer(
     let routed = route::parse(&app.directory, &listener.config, host, parts.uri.path(), parts.uri.query());
     let route = match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
         Routed::Resource(route) => route,
+        Routed::Token(_) => return Err(Failure::method("x")),
         Routed::Ping(ping) => {
             record.ping(&ping);
             let failure = Failure::method("/v2/ can be read only");
