@@ -14,6 +14,7 @@
 pub mod access;
 pub mod admin;
 mod explain;
+mod htpasswd;
 mod lists;
 mod pull;
 pub mod range;
