@@ -13,6 +13,7 @@
 
 pub mod access;
 pub mod admin;
+mod challenge;
 mod explain;
 mod htpasswd;
 mod lists;
