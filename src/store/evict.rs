@@ -23,8 +23,8 @@ const STEP: u64 = 1 << 20;
 const BATCH: usize = 256;
 
 impl Inner {
-    /// Promises `bytes` to a fill of `digest`, evicting what must go for it. Blocks.
-    pub(super) fn reserve(&self, digest: &Digest, bytes: u64) -> Result<Reservation, StoreError> {
+    /// Promises `bytes` to a fill of `digest` (none: it is not known yet), evicting what must go for it. Blocks.
+    pub(super) fn reserve(&self, digest: Option<&Digest>, bytes: u64) -> Result<Reservation, StoreError> {
         let capacity = self.books.capacity();
         if bytes > capacity {
             return Err(StoreError::TooLarge { length: bytes, capacity });

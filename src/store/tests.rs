@@ -11,6 +11,8 @@ use super::index::{Index, IndexError, MemoryIndex};
 use super::*;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
+mod spool;
+
 /// An index in memory, so that tests of everything else are fast and show nothing of sled.
 struct InMemory;
 
