@@ -1,7 +1,7 @@
 //! Blobs: from the store, from a running fill, or by a new one.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -49,6 +49,7 @@ pub enum BlobSource {
 pub(super) struct Proof {
     pub(super) via: Via,
     pub(super) headers: HeaderMap,
+    pub(super) asked_at: SystemTime,
 }
 
 // === impl Cache ===
@@ -171,7 +172,7 @@ impl Cache {
         }
         self.check_missing(target, Wanted::Blob(*digest))?;
         let proof = self.ask_proof(target, digest).await?;
-        self.keep_link(target, digest, Link::blob(proof.via, length)).await;
+        self.keep_link(target, digest, Link::blob(proof.via, length), proof.asked_at).await;
         Ok(())
     }
 
@@ -181,10 +182,10 @@ impl Cache {
             return Ok(());
         }
         let proof = self.ask_proof(target, digest).await?;
-        if !fill.also_for(target, proof.via)
+        if !fill.also_for(target, &proof)
             && let Some(stored) = self.stored(digest).await
         {
-            self.keep_link(target, digest, Link::blob(proof.via, stored.len)).await;
+            self.keep_link(target, digest, Link::blob(proof.via, stored.len), proof.asked_at).await;
         }
         Ok(())
     }
@@ -195,10 +196,10 @@ impl Cache {
         let (flight, _) = self.proofs.join(&(target.clone(), *digest), &self.tasks, &self.stop, || {
             let (target, digest) = (target.clone(), *digest);
             async move {
-                let deadline = Instant::now() + ANSWER_WITHIN;
+                let (asked_at, deadline) = (SystemTime::now(), Instant::now() + ANSWER_WITHIN);
                 let answer = registry.fetch(Ask::blob(Method::HEAD, &target.repo, &digest, deadline)).await?;
                 if answer.status == StatusCode::OK {
-                    Ok(Proof { via: answer.via, headers: answer.headers })
+                    Ok(Proof { via: answer.via, headers: answer.headers, asked_at })
                 } else {
                     Err(CacheError::BadAnswer {
                         upstream: target.upstream,

@@ -267,7 +267,7 @@ impl Cache {
             subject: info.subject,
             artifact_type: info.artifact_type,
         };
-        let kept = self.keep_manifest(target, &digest, link, bytes.clone()).await;
+        let kept = self.keep_manifest(target, &digest, link, bytes.clone(), asked_at).await;
         if kept && let Reference::Tag(tag) = reference {
             let etag = text(&headers, &header::ETAG);
             let record = TagRecord { digest, media_type: media_type.clone(), size: bytes.len() as u64, etag };

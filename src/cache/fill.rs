@@ -7,10 +7,12 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::blob::Proof;
 use super::bypass::Rest;
 use super::download::{Download, Mark, Origin};
 use super::flight::Role;
@@ -27,7 +29,7 @@ pub(super) struct Fills {
 }
 
 /// Names under which upstream has said that it has the blob too; none once they were turned into links.
-type Proven = Mutex<Option<Vec<(Target, Via)>>>;
+type Proven = Mutex<Option<Vec<(Target, Via, SystemTime)>>>;
 
 /// A running fill, as a reader holds it.
 #[derive(Clone)]
@@ -49,10 +51,10 @@ struct Landing {
 
 impl Fill {
     /// Has `target` linked to the blob when it is published. False if that has happened already.
-    pub(super) fn also_for(&self, target: &Target, via: Via) -> bool {
+    pub(super) fn also_for(&self, target: &Target, proof: &Proof) -> bool {
         let mut proven = self.proven.lock();
         let Some(proven) = proven.as_mut() else { return false };
-        proven.push((target.clone(), via));
+        proven.push((target.clone(), proof.via, proof.asked_at));
         true
     }
 }
@@ -132,6 +134,7 @@ impl FillTask {
 
     async fn attempt(&self) -> Result<(), CacheError> {
         let Origin { target, digest, .. } = &self.origin;
+        let asked_at = SystemTime::now();
         let mut download = Download::whole(self.origin.clone(), Instant::now() + ANSWER_WITHIN).await?;
         let (length, via) = (download.length(), download.via());
         let mut writer = self.cache.store.create(digest, length).await?;
@@ -155,8 +158,8 @@ impl FillTask {
             }
         }
         let also = self.proven.lock().take().unwrap_or_default();
-        for (target, via) in std::iter::once((target.clone(), via)).chain(also) {
-            self.cache.keep_link(&target, digest, Link::blob(via, bytes)).await;
+        for (target, via, asked_at) in std::iter::once((target.clone(), via, asked_at)).chain(also) {
+            self.cache.keep_link(&target, digest, Link::blob(via, bytes), asked_at).await;
         }
         Ok(())
     }
@@ -272,7 +275,7 @@ mod tests {
             subject: None,
             artifact_type: None,
         };
-        assert!(cache.keep_manifest(&target(), &digest, link, bytes.clone()).await);
+        assert!(cache.keep_manifest(&target(), &digest, link, bytes.clone(), SystemTime::now()).await);
         assert!(cache.stored_manifest(&target(), &digest).await.unwrap().is_some(), "and it is in memory");
         let (flight, role) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
         assert_eq!(role, Role::Leader);

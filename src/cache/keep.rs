@@ -13,12 +13,13 @@ use crate::store::{Access, Link, LinkKind, TagRecord};
 // === impl Cache ===
 
 impl Cache {
-    /// Records that upstream served `digest` in `target`. A failure costs a question next time, nothing else.
-    pub(super) async fn keep_link(&self, target: &Target, digest: &Digest, link: Link) {
+    /// Records that upstream served `digest` in `target` when it was asked at `asked_at`, unless something was deleted
+    /// there since. A failure costs a question next time, nothing else.
+    pub(super) async fn keep_link(&self, target: &Target, digest: &Digest, link: Link, asked_at: SystemTime) {
         let Target { upstream, repo, .. } = target;
         let access = if link.via == Via::Anonymous { Access::Public } else { Access::Private };
         let kept = async {
-            self.store.set_link(upstream, repo, digest, &link).await?;
+            self.store.set_link(upstream, repo, digest, &link, asked_at).await?;
             self.store.set_access(upstream, repo, access).await
         };
         if let Err(error) = kept.await {
@@ -30,7 +31,14 @@ impl Cache {
     }
 
     /// Publishes a manifest and its link. False if the store has no room or failed: the answer is served all the same.
-    pub(super) async fn keep_manifest(&self, target: &Target, digest: &Digest, link: Link, bytes: Bytes) -> bool {
+    pub(super) async fn keep_manifest(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        link: Link,
+        bytes: Bytes,
+        asked_at: SystemTime,
+    ) -> bool {
         let publish = async {
             let mut writer = self.store.create(digest, Some(link.size)).await?;
             writer.write(bytes).await?;
@@ -43,7 +51,7 @@ impl Cache {
             );
             return false;
         }
-        self.keep_link(target, digest, link).await;
+        self.keep_link(target, digest, link, asked_at).await;
         true
     }
 
@@ -79,7 +87,7 @@ impl Cache {
             subject: None,
             artifact_type: None,
         };
-        self.keep_link(target, &proof.digest, link).await;
+        self.keep_link(target, &proof.digest, link, proof.asked_at).await;
     }
 
     /// Keeps what upstream said about a tag when it was asked at `asked_at`, unless a later question was answered

@@ -2,6 +2,7 @@
 //! the time when upstream is down.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
@@ -62,7 +63,7 @@ impl Cache {
         let (flight, role) = self.lists.join(&key, &self.tasks, &self.stop, || {
             let (cache, (target, kind, query)) = (Arc::clone(self), key.clone());
             async move {
-                let deadline = Instant::now() + ANSWER_WITHIN;
+                let (asked_at, deadline) = (SystemTime::now(), Instant::now() + ANSWER_WITHIN);
                 let asked = async {
                     match &kind {
                         ListKind::Tags => cache.pass(&target, Ask::tags(&target.repo, &query, deadline)).await,
@@ -70,7 +71,7 @@ impl Cache {
                     }
                 };
                 let asked = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(out_of_time(&target)));
-                cache.kept_list(&target, &kind, &query, asked).await
+                cache.kept_list(&target, &kind, &query, asked, asked_at).await
             }
         });
         let mut list = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
@@ -144,6 +145,7 @@ impl Cache {
         kind: &ListKind,
         query: &str,
         asked: Result<(List, Via), CacheError>,
+        asked_at: SystemTime,
     ) -> Result<List, CacheError> {
         let Target { upstream, repo, .. } = target;
         let warn = |error: &(dyn std::error::Error + 'static), what: &'static str| {
@@ -159,7 +161,7 @@ impl Cache {
                     filters_applied: list.filters_applied.clone(),
                     via,
                 };
-                if let Err(error) = self.store.set_list(upstream, repo, kind, query, &stored).await {
+                if let Err(error) = self.store.set_list(upstream, repo, kind, query, &stored, asked_at).await {
                     warn(&error, "a list could not be kept");
                 }
                 Ok(list)

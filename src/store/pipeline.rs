@@ -179,7 +179,9 @@ impl Pipeline {
         let publish = move || {
             let state = std::mem::replace(&mut shared.queue.lock().state, State::Gone);
             match state {
-                State::Idle(work) if !shared.inner.closed.load(Ordering::SeqCst) => work.publish(&shared.inner, &digest),
+                State::Idle(work) if !shared.inner.closed.load(Ordering::SeqCst) => {
+                    work.publish(&shared.inner, &digest)
+                }
                 _ => Err(StoreError::Stopped),
             }
         };
