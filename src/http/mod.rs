@@ -14,6 +14,7 @@
 pub mod access;
 pub mod admin;
 mod challenge;
+mod endpoint;
 mod explain;
 mod htpasswd;
 mod lists;
@@ -229,7 +230,7 @@ async fn dispatch(app: &App, route: &Route, parts: &Parts) -> Result<Response<Bo
         Endpoint::Tags(repo) => lists::tags(app, route, repo, parts).await,
         Endpoint::Referrers(repo, digest) => lists::referrers(app, route, repo, digest, parts).await,
         Endpoint::Catalog => lists::catalog(app, route, parts).await,
-        Endpoint::Upload(_) => Err(Failure::new(
+        Endpoint::Uploads(_) | Endpoint::Upload(..) | Endpoint::Acr(_) => Err(Failure::new(
             StatusCode::NOT_FOUND,
             ErrorCode::BlobUploadUnknown,
             "there is no such upload: this version of ocistern only pulls",
