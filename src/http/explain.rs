@@ -165,7 +165,7 @@ mod tests {
         );
         let open = of(Fault::BreakerOpen { retry_after: Duration::from_secs(3) });
         assert_eq!((open.status, open.retry_after), (StatusCode::SERVICE_UNAVAILABLE, Some(Duration::from_secs(3))));
-        let refused = of(Fault::Unauthorized { message: String::new() });
+        let refused = of(Fault::Unauthorized { message: String::new(), demand: crate::upstream::Demand::default() });
         assert_eq!((refused.status, refused.code), (StatusCode::FORBIDDEN, ErrorCode::Denied));
         assert!(refused.message.contains("[upstream.\"docker.io\"]"), "it says which table: {}", refused.message);
         let gone = of(Fault::Unreachable(Arc::new(std::io::Error::other("refused"))));

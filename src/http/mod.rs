@@ -13,7 +13,10 @@
 
 pub mod access;
 pub mod admin;
+mod challenge;
+mod endpoint;
 mod explain;
+mod htpasswd;
 mod lists;
 mod pull;
 pub mod range;
@@ -21,6 +24,8 @@ mod record;
 mod represent;
 pub mod respond;
 pub mod route;
+mod seal;
+pub mod token_route;
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -196,6 +201,7 @@ async fn answer(
     let routed = route::parse(&app.directory, &listener.config, host, parts.uri.path(), parts.uri.query());
     let route = match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
         Routed::Resource(route) => route,
+        Routed::Token(_) => return Err(Failure::method("x")),
         Routed::Ping(ping) => {
             record.ping(&ping);
             let failure = Failure::method("/v2/ can be read only");
@@ -224,7 +230,7 @@ async fn dispatch(app: &App, route: &Route, parts: &Parts) -> Result<Response<Bo
         Endpoint::Tags(repo) => lists::tags(app, route, repo, parts).await,
         Endpoint::Referrers(repo, digest) => lists::referrers(app, route, repo, digest, parts).await,
         Endpoint::Catalog => lists::catalog(app, route, parts).await,
-        Endpoint::Upload(_) => Err(Failure::new(
+        Endpoint::Uploads(_) | Endpoint::Upload(..) | Endpoint::Acr(_) => Err(Failure::new(
             StatusCode::NOT_FOUND,
             ErrorCode::BlobUploadUnknown,
             "there is no such upload: this version of ocistern only pulls",

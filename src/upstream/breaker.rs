@@ -44,6 +44,11 @@ impl Breaker {
         Self(Mutex::new(State::Closed { failures: 0 }))
     }
 
+    /// Whether requests are held back, or the next one finds out.
+    pub(crate) fn is_open(&self) -> bool {
+        !matches!(*self.0.lock(), State::Closed { .. })
+    }
+
     /// Leave to ask, or how long to wait for it.
     pub(crate) fn permit(&self) -> Result<Permit<'_>, Duration> {
         let mut state = self.0.lock();

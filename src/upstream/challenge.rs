@@ -7,6 +7,8 @@
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
 
+use super::error::{Demand, quotable};
+
 /// Bytes of all `WWW-Authenticate` headers that are looked at.
 const MAX_BYTES: usize = 16 * 1024;
 /// Challenges that are looked at.
@@ -32,6 +34,9 @@ pub struct Bearer {
     pub service: String,
     /// What is needed, several separated by spaces; empty if not said.
     pub scope: String,
+    /// What is wrong with the token that was shown (RFC 6750, 3.1: `insufficient_scope`, `invalid_token`); empty if not
+    /// said.
+    pub error: String,
 }
 
 /// The challenges of an answer, in its order.
@@ -46,6 +51,23 @@ pub(crate) fn parse(headers: &HeaderMap) -> Vec<Challenge> {
     }
     found.truncate(MAX_CHALLENGES);
     found
+}
+
+/// What the first Bearer challenge says.
+pub(crate) fn first_bearer(challenges: &[Challenge]) -> Option<Bearer> {
+    challenges.iter().find_map(|challenge| match challenge {
+        Challenge::Bearer(bearer) => Some(bearer.clone()),
+        Challenge::Basic => None,
+    })
+}
+
+/// What the challenges of a refusal ask for.
+pub(crate) fn demand(headers: &HeaderMap) -> Demand {
+    let bearer = first_bearer(&parse(headers));
+    bearer.map_or_else(Demand::default, |bearer| Demand {
+        scope: quotable(&bearer.scope),
+        error: quotable(&bearer.error),
+    })
 }
 
 /// The challenges of one header.
@@ -111,6 +133,7 @@ impl Raw {
                 realm: self.get("realm").filter(|realm| !realm.is_empty())?.to_owned(),
                 service: self.get("service").unwrap_or_default().to_owned(),
                 scope: self.get("scope").unwrap_or_default().to_owned(),
+                error: self.get("error").unwrap_or_default().to_owned(),
             })),
             "basic" => Some(Challenge::Basic),
             _ => None,
@@ -207,7 +230,19 @@ mod tests {
     use super::*;
 
     fn bearer(realm: &str, service: &str, scope: &str) -> Challenge {
-        Challenge::Bearer(Bearer { realm: realm.into(), service: service.into(), scope: scope.into() })
+        Challenge::Bearer(Bearer {
+            realm: realm.into(),
+            service: service.into(),
+            scope: scope.into(),
+            error: String::new(),
+        })
+    }
+
+    #[test]
+    fn the_error_is_kept() {
+        let text = r#"Bearer realm="https://r/t",service="r",scope="repository:a:pull",error="insufficient_scope""#;
+        let [Challenge::Bearer(bearer)] = &parse_challenges(text.as_bytes())[..] else { panic!("one challenge") };
+        assert_eq!((bearer.scope.as_str(), bearer.error.as_str()), ("repository:a:pull", "insufficient_scope"));
     }
 
     #[test]
@@ -218,7 +253,7 @@ mod tests {
                 vec![bearer("https://REG.azurecr.io/oauth2/token", "REG.azurecr.io", "")],
             ),
             (
-                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push",error="insufficient_scope""#,
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
                 vec![bearer("https://auth.docker.io/token", "registry.docker.io", "repository:a/b:pull,push")],
             ),
             (r#"Basic realm="Registry Realm""#, vec![Challenge::Basic]),

@@ -8,10 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
 use http::{Request, Response, Uri};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
@@ -30,6 +28,7 @@ use tower::{Service, ServiceExt};
 use super::connect::{Dial, DialError};
 use super::error::{Cause, Fault, Phase};
 use super::origin::{Origin, bare_host};
+use super::upload::RequestBody;
 
 /// Time for a usable connection: TCP, what a proxy on the way needs, and TLS.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +52,7 @@ type Tls<T> = MaybeHttpsStream<T>;
 /// rules on where it may dial are its own.
 #[derive(Clone)]
 pub(crate) struct Client {
-    http: legacy::Client<Connector, Full<Bytes>>,
+    http: legacy::Client<Connector, RequestBody>,
     proxies: Arc<Matcher>,
 }
 
@@ -173,7 +172,7 @@ impl Client {
     }
 
     /// Sends one request and waits for the head of its answer. No redirects, no retries.
-    pub(crate) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Fault> {
+    pub(crate) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, Fault> {
         if request.uri().scheme() == Some(&http::uri::Scheme::HTTP)
             && let Some(proxy) = intercept(&self.proxies, request.uri())
             && let Some(authorization) = proxy.basic_auth()

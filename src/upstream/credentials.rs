@@ -35,7 +35,7 @@ const TOKEN_USER: &str = "<token>";
 
 /// Text that is never printed.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(String);
+pub struct Secret(String);
 
 /// What is shown to an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,11 +154,13 @@ struct HelperAnswer {
 // === impl Secret ===
 
 impl Secret {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
+    /// From now on it is not printed.
+    pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    pub(crate) fn expose(&self) -> &str {
+    /// The text, for where it must go.
+    pub fn expose(&self) -> &str {
         &self.0
     }
 }

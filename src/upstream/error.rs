@@ -13,6 +13,8 @@ use crate::oci::UpstreamName;
 
 /// Longest message of an upstream that is passed on, in characters.
 const MAX_MESSAGE: usize = 300;
+/// Longest parameter of a challenge that is passed on.
+const MAX_PARAMETER: usize = 4096;
 
 /// The error under a [`Fault`], for logs. Shared, because many waiters may get the same failure.
 pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
@@ -70,6 +72,8 @@ pub enum Fault {
     Unauthorized {
         /// Upstream's words.
         message: String,
+        /// What upstream's last challenge asked for.
+        demand: Demand,
     },
     /// 403.
     #[error("access denied: {message}")]
@@ -107,6 +111,18 @@ pub enum Fault {
     /// The answer breaks the protocol.
     #[error("unusable answer: {0}")]
     Protocol(#[source] ProtocolFault),
+    /// The caller's body failed, so the request was broken off and upstream never got the whole.
+    #[error("the body to send broke off: {0}")]
+    Interrupted(#[source] Cause),
+}
+
+/// What a challenge asked for, fit to stand in a challenge of our own: no quotes, no control characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// What is needed, several separated by spaces; empty if not said.
+    pub scope: String,
+    /// What was wrong with the token, such as `insufficient_scope`; empty if not said.
+    pub error: String,
 }
 
 /// What was waited for.
@@ -118,6 +134,8 @@ pub enum Phase {
     Header,
     /// More of the body.
     Body,
+    /// That upstream takes more of the body that is sent to it.
+    Upload,
 }
 
 /// Why there is no token.
@@ -235,6 +253,18 @@ pub enum RedirectFault {
         /// 401 or 403.
         status: StatusCode,
     },
+    /// Of a write, with a status that does not say that the write itself is to be repeated there.
+    #[error("a write is not repeated after {status}")]
+    Write {
+        /// Neither 307 nor 308.
+        status: StatusCode,
+    },
+    /// Of a request whose body is gone by now.
+    #[error("the body that it wants on {host} was streamed and cannot be sent again")]
+    Streamed {
+        /// Where it leads.
+        host: String,
+    },
 }
 
 /// How an answer breaks the protocol.
@@ -313,7 +343,9 @@ impl Fault {
             }
             Self::Unauthorized { .. } | Self::Forbidden { .. } => Class::Refused,
             Self::NotFound { .. } => Class::Missing,
-            Self::Token(_) | Self::Redirect(_) | Self::Credential(_) | Self::Protocol(_) => Class::Bad,
+            Self::Token(_) | Self::Redirect(_) | Self::Credential(_) | Self::Protocol(_) | Self::Interrupted(_) => {
+                Class::Bad
+            }
         }
     }
 
@@ -359,6 +391,7 @@ impl Phase {
             Self::Connect => "connecting",
             Self::Header => "waiting for the answer",
             Self::Body => "waiting for more of the body",
+            Self::Upload => "sending the body",
         }
     }
 }
@@ -367,6 +400,13 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// A challenge's parameter, if it may stand in another challenge.
+pub(crate) fn quotable(text: &str) -> String {
+    let fits = text.len() <= MAX_PARAMETER
+        && text.bytes().all(|b| b == b' ' || (b.is_ascii_graphic() && !matches!(b, b'"' | b'\\')));
+    if fits { text.to_owned() } else { String::new() }
 }
 
 /// Words of an upstream, fit for a log line and a JSON message: no control or direction-changing characters, runs of
@@ -400,6 +440,10 @@ mod tests {
         let long = sanitise(&"é".repeat(100_000));
         assert_eq!(long.chars().count(), MAX_MESSAGE, "a long message is cut by characters, not in the middle of one");
         assert!(long.ends_with('…'));
+        assert_eq!(quotable("repository:a/b:pull,push x"), "repository:a/b:pull,push x");
+        for bad in ["a\"b", "a\\b", "a\r\nb", "é", &"x".repeat(5000)] {
+            assert_eq!(quotable(bad), "", "{bad:?}");
+        }
         assert_eq!(sanitise("\n\n"), "");
     }
 

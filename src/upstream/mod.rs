@@ -13,20 +13,24 @@ mod ask;
 mod auth;
 mod body;
 mod breaker;
+mod call;
 mod challenge;
 mod client;
 mod connect;
 mod credentials;
 mod error;
 mod exchange;
+mod grant;
 mod origin;
 mod read;
 mod realm;
 mod redirect;
 mod registry;
+mod relay;
 mod retry;
 mod right;
 mod token;
+mod upload;
 mod walk;
 mod wire;
 
@@ -42,13 +46,18 @@ use hyper_util::client::proxy::matcher::Matcher;
 pub use address::AddressClass;
 pub use ask::{Answer, Ask};
 pub use body::UpstreamBody;
+pub use call::{Call, CallBody, CallTarget, Location, Reply};
 pub use challenge::{Bearer, Challenge, parse_challenges};
 pub use client::TrustError;
-pub use credentials::{CredentialFault, HelperFault};
-pub use error::{Cause, Class, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError};
+pub use credentials::{CredentialFault, HelperFault, Secret};
+pub use error::{
+    Cause, Class, Demand, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError,
+};
+pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};
 pub use origin::UrlFault;
 pub use registry::Registry;
 pub use right::{Lent, Principal, Right};
+pub use upload::BoxError;
 
 use crate::config::Config;
 use crate::metrics::Metrics;

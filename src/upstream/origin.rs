@@ -191,6 +191,15 @@ impl fmt::Debug for Url {
     }
 }
 
+/// What stands between a path that may have a query already and more of it.
+pub(crate) fn query_separator(path: &str) -> &'static str {
+    match (path.contains('?'), path.ends_with(['?', '&'])) {
+        (false, _) => "?",
+        (true, false) => "&",
+        (true, true) => "",
+    }
+}
+
 /// The host without the brackets of IPv6.
 pub(crate) fn bare_host(host: &str) -> &str {
     host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)

@@ -1,16 +1,18 @@
 //! Reading the small bodies of upstreams: tokens and error messages, never more than fits.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::error::sanitise;
+use super::challenge;
+use super::error::{Fault, sanitise};
+use super::retry::retry_after;
 use crate::oci::{ErrorBody, media};
 
 /// Largest token answer or error message that is read.
@@ -31,12 +33,48 @@ pub(crate) enum Unread {
 }
 
 /// What an upstream says with an error status.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// The specification's code, if the body is the specification's JSON.
     pub(crate) code: Option<String>,
     /// Fit for logs and clients; never empty.
     pub(crate) message: String,
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// Of an answer whose body is not read.
+    pub(crate) fn of(status: StatusCode) -> Self {
+        Self { code: None, message: status.canonical_reason().unwrap_or("no explanation").to_owned() }
+    }
+
+    /// Without words that repeat a secret.
+    pub(crate) fn hiding(mut self, secrets: &[&str]) -> Self {
+        if secrets.iter().any(|secret| !secret.is_empty() && self.message.contains(secret)) {
+            "(upstream's words are left out, because they repeat the credential)".clone_into(&mut self.message);
+        }
+        self
+    }
+}
+
+/// What an unsuccessful answer means.
+pub(crate) async fn fault(response: Response<Incoming>, deadline: Instant, trusted: bool, secrets: &[&str]) -> Fault {
+    let (status, headers) = (response.status(), response.headers().clone());
+    judge(status, &headers, refusal(response, deadline, trusted).await.hiding(secrets))
+}
+
+/// What an unsuccessful status means.
+pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, said: Refusal) -> Fault {
+    let Refusal { code, message } = said;
+    let retry_after = retry_after(headers, SystemTime::now());
+    match status {
+        StatusCode::UNAUTHORIZED => Fault::Unauthorized { message, demand: challenge::demand(headers) },
+        StatusCode::FORBIDDEN => Fault::Forbidden { message },
+        StatusCode::NOT_FOUND => Fault::NotFound { code, message },
+        StatusCode::TOO_MANY_REQUESTS => Fault::RateLimited { retry_after, message },
+        _ => Fault::Status { status, retry_after, message },
+    }
 }
 
 /// The whole body, if it has at most `limit` bytes.
@@ -61,7 +99,7 @@ pub(crate) async fn refusal(response: Response<Incoming>, deadline: Instant, tru
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let mut refusal = words(&head.headers, &body, trusted);
     if refusal.message.is_empty() {
-        head.status.canonical_reason().unwrap_or("no explanation").clone_into(&mut refusal.message);
+        refusal.message = Refusal::of(head.status).message;
     }
     refusal
 }

@@ -19,16 +19,22 @@ pub(crate) fn is_redirect(status: StatusCode) -> bool {
 
 /// The URL to ask next after `hops` redirects.
 pub(crate) fn next(from: &Url, headers: &HeaderMap, hops: usize) -> Result<Url, Fault> {
-    target(from, headers, hops).map_err(Fault::Redirect)
+    if hops >= MAX_HOPS {
+        return Err(Fault::Redirect(RedirectFault::TooMany { limit: MAX_HOPS }));
+    }
+    target(from, headers).map_err(Fault::Redirect)
 }
 
-fn target(from: &Url, headers: &HeaderMap, hops: usize) -> Result<Url, RedirectFault> {
-    if hops >= MAX_HOPS {
-        return Err(RedirectFault::TooMany { limit: MAX_HOPS });
-    }
+/// The URL that the one Location names.
+pub(crate) fn target(from: &Url, headers: &HeaderMap) -> Result<Url, RedirectFault> {
     let mut locations = headers.get_all(LOCATION).iter();
     let (Some(location), None) = (locations.next(), locations.next()) else { return Err(RedirectFault::NoLocation) };
     let location = location.to_str().map_err(|_| RedirectFault::NoLocation)?;
+    resolve(from, location)
+}
+
+/// What `location` means at `from`, if it may be asked from there.
+pub(crate) fn resolve(from: &Url, location: &str) -> Result<Url, RedirectFault> {
     let to = Url::parse(location, from).map_err(RedirectFault::Url)?;
     if from.origin.https && !to.origin.https {
         return Err(RedirectFault::Downgrade { host: to.origin.authority() });
@@ -47,7 +53,11 @@ mod tests {
         let origin = Origin { https, host: "reg.example".into(), port: if https { 443 } else { 80 } };
         let from = Url::new(origin, "/v2/a/blobs/x").unwrap();
         let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_str(location).unwrap())]);
-        target(&from, &headers, hops).map(|url| url.to_uri().unwrap().to_string())
+        match next(&from, &headers, hops) {
+            Ok(url) => Ok(url.to_uri().unwrap().to_string()),
+            Err(Fault::Redirect(fault)) => Err(fault),
+            Err(fault) => panic!("{fault}"),
+        }
     }
 
     #[test]
@@ -72,7 +82,7 @@ mod tests {
         two.append(LOCATION, HeaderValue::from_static("/a"));
         two.append(LOCATION, HeaderValue::from_static("/b"));
         let from = Url::new(Origin { https: true, host: "reg.example".into(), port: 443 }, "/").unwrap();
-        assert_eq!(target(&from, &two, 0), Err(RedirectFault::NoLocation), "two are one too many");
-        assert_eq!(target(&from, &HeaderMap::new(), 0), Err(RedirectFault::NoLocation));
+        assert_eq!(target(&from, &two), Err(RedirectFault::NoLocation), "two are one too many");
+        assert_eq!(target(&from, &HeaderMap::new()), Err(RedirectFault::NoLocation));
     }
 }

@@ -16,8 +16,10 @@ use super::client::{Client, Trust, TrustError};
 use super::connect::{Dial, OwnAddresses};
 use super::credentials::Source;
 use super::error::{Fault, ProtocolFault, UpstreamError};
+use super::grant::SchemeMemory;
 use super::origin::{Origin, Url};
 use super::retry::{Retries, ratelimit_remaining};
+use super::right::Right;
 use super::wire::{Outgoing, Wire};
 use crate::config;
 use crate::metrics::Metrics;
@@ -35,6 +37,7 @@ pub struct Registry {
     breaker: Breaker,
     metrics: Metrics,
     pub(super) received: IntCounter,
+    pub(super) schemes: SchemeMemory,
 }
 
 impl Registry {
@@ -52,7 +55,16 @@ impl Registry {
         let credentials = Source::new(&config.credentials, &origin);
         let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);
         let received = metrics.upstream_received_bytes.with_label_values(&[config.name.as_str()]);
-        Ok(Self { config, origin, auth, wire, breaker: Breaker::new(), metrics: metrics.clone(), received })
+        Ok(Self {
+            config,
+            origin,
+            auth,
+            wire,
+            breaker: Breaker::new(),
+            metrics: metrics.clone(),
+            received,
+            schemes: SchemeMemory::default(),
+        })
     }
 
     /// Its name.
@@ -72,6 +84,14 @@ impl Registry {
             config::Credentials::Static { .. }
             | config::Credentials::DockerConfig { .. }
             | config::Credentials::Helper { .. } => Via::Shared,
+        }
+    }
+
+    /// Whose right is used for a request that names none.
+    pub fn own_right(&self) -> Right {
+        match self.via() {
+            Via::Shared => Right::Shared,
+            Via::Anonymous | Via::Client => Right::Anonymous,
         }
     }
 
@@ -96,9 +116,14 @@ impl Registry {
         }
     }
 
+    /// Whether it failed so recently or so often that the next request is a probe.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.breaker.is_open()
+    }
+
     /// The URL of a request, below the upstream's own prefix.
-    pub(super) fn url(&self, ask: &Ask) -> Result<Url, Fault> {
-        let path = format!("{}{}", self.config.url.prefix, ask.path);
+    pub(super) fn url(&self, path: &str) -> Result<Url, Fault> {
+        let path = format!("{}{path}", self.config.url.prefix);
         Url::new(self.origin.clone(), &path).map_err(|_| Fault::Protocol(ProtocolFault::Target))
     }
 

@@ -5,6 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::credentials::{Credential, Secret};
+use crate::oci::Via;
 
 /// Whose right a request uses. Two rights are equal if upstream would answer both alike.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -15,6 +16,17 @@ pub enum Right {
     Shared,
     /// A caller's own credential, lent for its request.
     Client(Lent),
+}
+
+/// Whose something is that was got by a right; told apart without keeping the credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Holder {
+    /// Nobody's.
+    Everybody,
+    /// The configured account's.
+    Shared,
+    /// That of whoever showed the credential with this key.
+    Client(Principal),
 }
 
 /// Who a caller is, told apart without keeping the credential: a keyed hash of it.
@@ -31,6 +43,46 @@ struct Inner {
     /// Who shows it: the same for all tokens of one account.
     principal: Principal,
     credential: Credential,
+}
+
+// === impl Right ===
+
+impl Right {
+    /// By whose right upstream answers, if the credential was needed.
+    pub const fn via(&self) -> Via {
+        match self {
+            Self::Anonymous => Via::Anonymous,
+            Self::Shared => Via::Shared,
+            Self::Client(_) => Via::Client,
+        }
+    }
+
+    pub(crate) fn holder(&self) -> Holder {
+        match self {
+            Self::Anonymous => Holder::Everybody,
+            Self::Shared => Holder::Shared,
+            Self::Client(lent) => Holder::Client(lent.key()),
+        }
+    }
+
+    /// The secret that a caller lent, to keep it out of messages that an upstream echoes.
+    pub(crate) fn secret(&self) -> Option<&str> {
+        match self {
+            Self::Client(lent) => lent.credential().secret(),
+            Self::Anonymous | Self::Shared => None,
+        }
+    }
+
+    /// The caller's own token, which is shown as it is and never exchanged.
+    pub(crate) fn token(&self) -> Option<&Secret> {
+        match self {
+            Self::Client(lent) => match lent.credential() {
+                Credential::Registry(token) => Some(token),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 // === impl Principal ===
@@ -80,7 +132,6 @@ impl Lent {
         self.0.key
     }
 
-    #[expect(dead_code, reason = "read where tokens are got")]
     pub(crate) fn credential(&self) -> &Credential {
         &self.0.credential
     }

@@ -14,10 +14,12 @@ use futures_util::future::{Shared, WeakShared};
 use http::HeaderValue;
 use parking_lot::Mutex;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use super::error::Fault;
 use super::origin::Origin;
+use super::right::Holder;
 use crate::oci::Via;
 
 /// Life of a token that does not say (distribution's token specification), and of a Basic credential that was read.
@@ -34,8 +36,8 @@ const MAX_TOKENS: usize = 4096;
 pub(crate) struct TokenKey {
     /// Who will be shown it.
     pub(crate) audience: Origin,
-    /// Whose it is: our account's, or nobody's.
-    pub(crate) shared: bool,
+    /// Whose it is: a token of one caller never serves another.
+    pub(crate) holder: Holder,
     /// Where it comes from; empty for Basic.
     pub(crate) realm: String,
     /// The challenge's service.
@@ -185,11 +187,19 @@ pub(crate) fn life(token: &str, expires_in: Option<f64>, now: SystemTime) -> Dur
     claimed_life(token, now).or(stated).unwrap_or(DEFAULT_LIFE).min(LONGEST_LIFE)
 }
 
-fn claimed_life(token: &str, now: SystemTime) -> Option<Duration> {
+/// What a token says, if it is a JWT. The signature is not checked.
+pub(crate) fn claims(token: &str) -> Option<Map<String, Value>> {
+    serde_json::from_slice(&payload(token)?).ok()
+}
+
+fn payload(token: &str) -> Option<Vec<u8>> {
     let payload = token.split('.').nth(1).filter(|_| token.split('.').count() == 3)?;
     let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let payload = GeneralPurpose::new(&URL_SAFE, lenient).decode(payload).ok()?;
-    let claims: Claims = serde_json::from_slice(&payload).ok()?;
+    GeneralPurpose::new(&URL_SAFE, lenient).decode(payload).ok()
+}
+
+fn claimed_life(token: &str, now: SystemTime) -> Option<Duration> {
+    let claims: Claims = serde_json::from_slice(&payload(token)?).ok()?;
     let expiry = claims.exp?;
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     match claims.iat.or(claims.nbf) {
@@ -222,7 +232,7 @@ mod tests {
     fn key(scope: &str) -> TokenKey {
         TokenKey {
             audience: Origin { https: true, host: "reg.example".into(), port: 443 },
-            shared: false,
+            holder: Holder::Everybody,
             realm: String::new(),
             service: String::new(),
             scope: scope.into(),

@@ -1,22 +1,19 @@
 //! One try at a request: shows what is known to be wanted, answers challenges, follows redirects, judges the answer.
 
-use std::time::SystemTime;
-
-use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::ask::{Answer, Ask};
-use super::auth::Shown;
+use super::auth::{Action, Shown, Want};
 use super::body::UpstreamBody;
 use super::error::{Fault, ProtocolFault, RedirectFault};
 use super::origin::Url;
 use super::read;
 use super::redirect::{self, is_redirect};
 use super::registry::Registry;
-use super::retry::retry_after;
+use super::upload::RequestBody;
 use super::wire::{Outgoing, pass_on};
 use crate::metrics::Kind;
 use crate::oci::Via;
@@ -30,6 +27,7 @@ const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-conten
 struct Walk<'a> {
     registry: &'a Registry,
     ask: &'a Ask,
+    want: Want<'a>,
     url: Url,
     headers: HeaderMap,
     /// Shown with the next request.
@@ -63,12 +61,21 @@ impl Registry {
 
     async fn walk(&self, ask: &Ask) -> Result<Answer, Fault> {
         let begun = Instant::now();
+        let own = self.own_right();
+        let want = Want {
+            repo: ask.repo.as_ref(),
+            kind: ask.kind,
+            action: Action::Pull,
+            scope: None,
+            right: ask.right.as_ref().unwrap_or(&own),
+        };
         // A token may have to be fetched: that too must end in time.
-        let ready = tokio::time::timeout_at(ask.deadline, self.auth.ready(ask)).await;
+        let ready = tokio::time::timeout_at(ask.deadline, self.auth.ready(&want)).await;
         let walk = Walk {
             registry: self,
             ask,
-            url: self.url(ask)?,
+            want,
+            url: self.url(&ask.path)?,
             headers: pass_on(&ask.headers),
             shown: ready.unwrap_or(Err(timed_out()))?,
             via: Via::Anonymous,
@@ -105,7 +112,7 @@ impl Walk<'_> {
             headers.insert(AUTHORIZATION, shown.grant.header.clone());
         }
         let (kind, method) = (self.ask.kind, self.ask.method.clone());
-        let outgoing = Outgoing { kind, method, url: &self.url, headers, body: Bytes::new() };
+        let outgoing = Outgoing { kind, method, url: &self.url, headers, body: RequestBody::empty() };
         if self.abroad {
             self.registry.wire.send(outgoing, self.ask.deadline).await
         } else {
@@ -121,9 +128,9 @@ impl Walk<'_> {
             if self.challenged > MAX_CHALLENGES {
                 Ok(None)
             } else if !self.abroad {
-                auth.answer(self.ask, &headers, self.shown.as_ref(), self.begun).await
+                auth.answer(&self.want, &headers, self.shown.as_ref(), self.begun).await
             } else if self.shown.is_none() {
-                auth.foreign(&self.url.origin, &headers, self.ask).await.map(Some)
+                auth.foreign(&self.url.origin, &headers, &self.want).await.map(Some)
             } else {
                 Ok(None)
             }
@@ -197,16 +204,8 @@ impl Walk<'_> {
             let host = self.url.origin.authority();
             return Fault::Redirect(RedirectFault::Refused { host, status });
         }
-        let retry_after = retry_after(response.headers(), SystemTime::now());
-        let said = read::refusal(response, self.ask.deadline, !self.abroad).await;
-        let message = said.message;
-        match status {
-            StatusCode::UNAUTHORIZED => Fault::Unauthorized { message },
-            StatusCode::FORBIDDEN => Fault::Forbidden { message },
-            StatusCode::NOT_FOUND => Fault::NotFound { code: said.code, message },
-            StatusCode::TOO_MANY_REQUESTS => Fault::RateLimited { retry_after, message },
-            _ => Fault::Status { status, retry_after, message },
-        }
+        let secret = self.want.right.secret().unwrap_or_default();
+        read::fault(response, self.ask.deadline, !self.abroad, &[secret]).await
     }
 
     fn shown_via(&self) -> Via {

@@ -1,18 +1,17 @@
 //! One HTTP exchange with an upstream, its token hosts or its redirect targets: fixed headers, deadline, metrics.
 
-use bytes::Bytes;
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use super::client::Client;
 use super::error::{Fault, Phase, ProtocolFault};
 use super::origin::Url;
+use super::upload::{RequestBody, Watch};
 use crate::metrics::{Kind, Metrics};
 use crate::oci::UpstreamName;
 
@@ -50,7 +49,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) method: Method,
     pub(crate) url: &'a Url,
     pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
+    pub(crate) body: RequestBody,
 }
 
 // === impl Wire ===
@@ -60,23 +59,39 @@ impl Wire {
         Self { client, upstream, metrics }
     }
 
-    /// One request and the head of its answer, whatever it says, until `deadline`.
+    /// One request and the head of its answer, whatever it says, until `deadline`, or until upstream does not take more
+    /// of a body that streams.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>, deadline: Instant) -> Result<Response<Incoming>, Fault> {
         let Outgoing { kind, method, url, headers, body } = outgoing;
-        let mut request = Request::new(Full::new(body));
+        let watch = body.watch();
+        let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = url.to_uri().map_err(|_| Fault::Protocol(ProtocolFault::Target))?;
         *request.headers_mut() = headers;
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
         // Compressed bytes would match no digest.
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let sent = timeout_at(deadline, self.client.send(request)).await;
+        let sent = timeout_at(deadline, self.exchange(request, watch.as_deref())).await;
         let result = sent.unwrap_or(Err(Fault::Timeout(Phase::Header)));
         let status = result.as_ref().map(Response::status);
         let label = status.as_ref().map_or("error", http::StatusCode::as_str);
         self.metrics.upstream_requests.with_label_values(&[self.upstream.as_str(), kind.as_str(), label]).inc();
         tracing::debug!(upstream = %self.upstream, ?url, status = label, "asked upstream");
         result
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<RequestBody>,
+        watch: Option<&Watch>,
+    ) -> Result<Response<Incoming>, Fault> {
+        let Some(watch) = watch else { return self.client.send(request).await };
+        let result = tokio::select! {
+            result = self.client.send(request) => result,
+            fault = watch.silence() => Err(fault),
+        };
+        // To the HTTP client it is an error of the connection that it has broken off itself.
+        result.map_err(|fault| watch.failure().map_or(fault, Fault::Interrupted))
     }
 }
 

@@ -187,7 +187,7 @@ async fn endless_refusal_is_bounded_and_tells_upstreams_words() {
     let registry = registry(settings(server.address));
     for _ in 0..2 {
         let error = registry.fetch(manifest()).await.unwrap_err();
-        assert!(matches!(&error.fault, Fault::Unauthorized { message } if message == "who are you"), "{error}");
+        assert!(matches!(&error.fault, Fault::Unauthorized { message, .. } if message == "who are you"), "{error}");
         assert_eq!(error.class(), Class::Refused);
     }
     assert!(server.count("/v2/") <= 5 && server.count("/token") <= 3, "no storm of requests");
