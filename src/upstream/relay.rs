@@ -138,6 +138,8 @@ impl Registry {
                 let bearer = Bearer { realm, service, scope: String::new(), error: String::new() };
                 self.auth.prepared(want, Some(&bearer)).await
             }
+            // What it says to the request itself is worth more, and if that is a challenge it can be answered.
+            Err(Fault::RateLimited { .. } | Fault::Status { .. }) if shape == Shape::Whole => Ok(None),
             Err(fault) if fault.class() == Class::Unavailable => Err(fault),
             // What is wrong with the challenge is told by the one to the request itself.
             Err(_) => Ok(None),
