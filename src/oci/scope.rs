@@ -87,6 +87,11 @@ impl Scope {
         Self { resource: Resource::Repository { host: None, repo }, actions }
     }
 
+    /// Whether nothing changes by it.
+    pub fn only_reads(&self) -> bool {
+        matches!(self.resource, Resource::Catalog | Resource::DeletedCatalog) || self.actions.only_read()
+    }
+
     /// Several scopes: each of `texts` may hold more than one, with spaces between them. Those about the same resource
     /// become one; those about what is not served here are left out.
     pub fn parse_all<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Self>, InvalidScope> {
@@ -220,7 +225,7 @@ impl Actions {
     }
 
     /// Whether nothing changes by them.
-    pub fn only_read(self) -> bool {
+    fn only_read(self) -> bool {
         self.each().all(Action::only_reads)
     }
 
