@@ -76,7 +76,7 @@ async fn ping() {
     let head = raw(address, "HEAD /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
     assert!(head.contains("content-length: 152\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     let text = server.metrics().expose();
-    let counted = "ocistern_requests_total{kind=\"other\",result=\"hit\",upstream=\"docker.io\"} 2";
+    let counted = "ocistern_requests_total{kind=\"other\",result=\"error\",upstream=\"docker.io\"} 2";
     assert!(text.contains(counted), "{text}");
     server.stop().await;
 }

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ocistern::oci::{Algorithm, Digest, Hasher};
@@ -24,6 +26,7 @@ pub struct Ask {
     method: Method,
     target: String,
     headers: HeaderMap,
+    body: Bytes,
     http2: bool,
 }
 
@@ -99,7 +102,7 @@ impl Client {
                 .map_err(|error| format!("handshake: {error:?}"))?;
             driver.spawn(async move { drop(connection.await) });
             request = request.uri(format!("http://{}{}", self.0, ask.target));
-            let mut request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+            let mut request = request.body(Full::new(ask.body)).map_err(|error| error.to_string())?;
             request.headers_mut().extend(ask.headers);
             sender.send_request(request).await
         } else {
@@ -107,7 +110,7 @@ impl Client {
                 hyper::client::conn::http1::handshake(io).await.map_err(|error| format!("handshake: {error:?}"))?;
             driver.spawn(async move { drop(connection.await) });
             request = request.uri(ask.target);
-            let mut request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+            let mut request = request.body(Full::new(ask.body)).map_err(|error| error.to_string())?;
             let host = HeaderValue::from_str(&self.0.to_string()).map_err(|error| error.to_string())?;
             request.headers_mut().insert("host", host);
             request.headers_mut().extend(ask.headers);
@@ -130,7 +133,7 @@ impl Client {
 
 impl Ask {
     pub fn new(method: Method, target: impl Into<String>) -> Self {
-        Self { method, target: target.into(), headers: HeaderMap::new(), http2: false }
+        Self { method, target: target.into(), headers: HeaderMap::new(), body: Bytes::new(), http2: false }
     }
 
     pub fn get(target: impl Into<String>) -> Self {
@@ -146,6 +149,38 @@ impl Ask {
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
         self
+    }
+
+    /// The same for another target.
+    #[must_use]
+    pub fn at(mut self, target: impl Into<String>) -> Self {
+        self.target = target.into();
+        self
+    }
+
+    /// With a body.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// With a form as body.
+    #[must_use]
+    pub fn form(self, form: &str) -> Self {
+        self.with("content-type", "application/x-www-form-urlencoded").body(form.to_owned())
+    }
+
+    /// With a name and password.
+    #[must_use]
+    pub fn basic(self, name: &str, password: &str) -> Self {
+        self.with("authorization", &format!("Basic {}", STANDARD.encode(format!("{name}:{password}"))))
+    }
+
+    /// With a token.
+    #[must_use]
+    pub fn bearer(self, token: &str) -> Self {
+        self.with("authorization", &format!("Bearer {token}"))
     }
 
     /// Over HTTP/2 with prior knowledge.
@@ -217,6 +252,12 @@ impl Got {
     /// Whether it is a 200 that ended cleanly.
     pub fn complete(&self) -> bool {
         self.status == 200 && self.cut.is_none()
+    }
+
+    /// The body as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.summary()))
     }
 
     /// The code of the specification's error body.
