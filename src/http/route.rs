@@ -12,9 +12,9 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use super::access::without_port;
-use super::token_route::{self, TokenRoute};
 use super::endpoint::Api;
 pub use super::endpoint::{Acr, AcrItem, Endpoint};
+use super::token_route::{self, TokenRoute};
 use crate::config::{Config, Listener, Upstream};
 use crate::oci::{InvalidDigest, InvalidName, RepoName, UpstreamName};
 
