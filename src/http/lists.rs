@@ -6,7 +6,7 @@ use http::{HeaderValue, Method, Response};
 
 use super::App;
 use super::explain::explain;
-use super::pull::target;
+use super::pull::{right, target};
 use super::record::Served;
 use super::respond::{Body, Failure, empty, full};
 use super::route::Route;
@@ -44,7 +44,7 @@ pub(super) async fn referrers(
 
 /// `_catalog`.
 pub(super) async fn catalog(app: &App, route: &Route, request: &Parts) -> Result<Response<Body>, Failure> {
-    let list = app.cache.catalog(&route.upstream, &route.query).await;
+    let list = app.cache.catalog(&route.upstream, &right(app, route), &route.query).await;
     list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Other))
 }
 

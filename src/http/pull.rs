@@ -47,7 +47,7 @@ pub(super) async fn blob(
 ) -> Result<Response<Body>, Failure> {
     let target = target(app, route, repo);
     let found = if request.method == Method::HEAD {
-        app.cache.describe_blob(&target, digest).await
+        app.cache.describe_blob(&target, digest, Want::Description).await
     } else {
         app.cache.blob(&target, digest).await
     };
@@ -64,7 +64,11 @@ pub(super) async fn blob(
 
 /// The repository, and by whose right it is asked for: until callers are known, by that of the configuration.
 pub(super) fn target(app: &App, route: &Route, repo: &RepoName) -> Target {
+    Target { upstream: route.upstream.clone(), repo: repo.clone(), right: right(app, route) }
+}
+
+/// By whose right upstream is asked: until callers are known, by that of the configuration.
+pub(super) fn right(app: &App, route: &Route) -> Right {
     let own_account = app.config.upstreams.get(&route.upstream).is_some_and(|upstream| is_own_account(upstream));
-    let right = if own_account { Right::Shared } else { Right::Anonymous };
-    Target { upstream: route.upstream.clone(), repo: repo.clone(), right }
+    if own_account { Right::Shared } else { Right::Anonymous }
 }
