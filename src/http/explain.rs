@@ -59,6 +59,11 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
             return Failure::new(StatusCode::NOT_FOUND, unknown(kind), message);
         }
         CacheError::Sealed { upstream } => return sealed(upstream, kind),
+        CacheError::CredentialWanted { upstream } => {
+            let message =
+                format!("upstream {upstream} gives this to callers with a credential only: log in to ocistern");
+            return Failure::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
+        }
         CacheError::NoUpstream(upstream) => {
             let message = format!("ocistern has no upstream named {upstream}; add a table [upstream.\"{upstream}\"]");
             return Failure::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);
