@@ -55,7 +55,8 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Reservation {
     books: Arc<Books>,
-    digest: Digest,
+    /// None while it is not known.
+    digest: Option<Digest>,
     bytes: u64,
     /// How much of `bytes` the file system still counts as free.
     unallocated: u64,
@@ -104,10 +105,10 @@ impl Books {
         self.capacity
     }
 
-    /// Promises `bytes` to a fill of `digest`, if they fit now.
+    /// Promises `bytes` to a fill of `digest` (none: it is not known yet), if they fit now.
     pub(super) fn reserve(
         self: &Arc<Self>,
-        digest: &Digest,
+        digest: Option<&Digest>,
         bytes: u64,
         space: Space,
     ) -> Result<Reservation, Shortage> {
@@ -115,9 +116,11 @@ impl Books {
         self.fits(&state, bytes, space)?;
         state.reserved += bytes;
         state.unallocated += bytes;
-        *state.filling.entry(*digest).or_default() += 1;
+        if let Some(digest) = digest {
+            *state.filling.entry(*digest).or_default() += 1;
+        }
         self.show(&state);
-        Ok(Reservation { books: self.clone(), digest: *digest, bytes, unallocated: bytes })
+        Ok(Reservation { books: self.clone(), digest: digest.copied(), bytes, unallocated: bytes })
     }
 
     fn fits(&self, state: &State, bytes: u64, space: Space) -> Result<(), Shortage> {
@@ -297,10 +300,10 @@ impl Reservation {
         self.books.show(&state);
     }
 
-    /// The fill is published with this length: from promised to stored, in one step.
-    pub(super) fn stored(mut self, len: u64) {
+    /// The fill is published under this digest with this length: from promised to stored, in one step.
+    pub(super) fn stored(mut self, digest: &Digest, len: u64) {
         let mut state = self.books.state.lock();
-        state.put(Short::from(&self.digest), len, now(), true);
+        state.put(Short::from(digest), len, now(), true);
         state.reserved -= std::mem::take(&mut self.bytes);
         state.unallocated -= std::mem::take(&mut self.unallocated);
         // Ends this borrow: dropping `self` takes the lock again, to end the fill and to show the sum.
@@ -313,10 +316,12 @@ impl Drop for Reservation {
         let mut state = self.books.state.lock();
         state.reserved -= self.bytes;
         state.unallocated -= self.unallocated;
-        if let Some(count) = state.filling.get_mut(&self.digest) {
+        if let Some(digest) = &self.digest
+            && let Some(count) = state.filling.get_mut(digest)
+        {
             *count -= 1;
             if *count == 0 {
-                state.filling.remove(&self.digest);
+                state.filling.remove(digest);
             }
         }
         self.books.show(&state);
@@ -374,11 +379,11 @@ mod tests {
     #[test]
     fn a_promise_counts_until_it_is_dropped_or_stored() {
         let books = books(100);
-        let first = books.reserve(&digest(1), 60, SPACE).unwrap();
-        assert_eq!(books.reserve(&digest(2), 60, SPACE).unwrap_err(), Shortage { missing: 20 });
+        let first = books.reserve(Some(&digest(1)), 60, SPACE).unwrap();
+        assert_eq!(books.reserve(Some(&digest(2)), 60, SPACE).unwrap_err(), Shortage { missing: 20 });
         drop(first);
         assert_eq!(books.used_bytes(), 0);
-        books.reserve(&digest(2), 60, SPACE).unwrap().stored(50);
+        books.reserve(Some(&digest(2)), 60, SPACE).unwrap().stored(&digest(2), 50);
         assert_eq!(books.used_bytes(), 50);
         assert_eq!((books.metrics.store_bytes.get(), books.metrics.store_blobs.get()), (50, 1));
         books.forget(&Short::from(&digest(2)));
@@ -389,11 +394,11 @@ mod tests {
     fn a_full_file_system_leaves_its_floor_free() {
         let books = books(1000 * GIB);
         let space = Space { total: 100 * GIB, free: 5 * GIB + 100 };
-        assert!(books.reserve(&digest(1), 101, space).is_err());
-        let mut reservation = books.reserve(&digest(1), 60, space).unwrap();
-        assert!(books.reserve(&digest(2), 60, space).is_err(), "what is promised is as good as gone");
+        assert!(books.reserve(Some(&digest(1)), 101, space).is_err());
+        let mut reservation = books.reserve(Some(&digest(1)), 60, space).unwrap();
+        assert!(books.reserve(Some(&digest(2)), 60, space).is_err(), "what is promised is as good as gone");
         reservation.allocated(60);
-        assert!(books.reserve(&digest(2), 60, space).is_ok(), "what is allocated is off the free bytes already");
+        assert!(books.reserve(Some(&digest(2)), 60, space).is_ok(), "what is allocated is off the free bytes already");
     }
 
     #[test]
@@ -427,7 +432,7 @@ mod tests {
             books.used(&digest(n), 10);
         }
         let _reader = books.hold(&digest(0), 1);
-        let _fill = books.reserve(&digest(1), 10, SPACE).unwrap();
+        let _fill = books.reserve(Some(&digest(1)), 10, SPACE).unwrap();
         assert_eq!(books.victims(11), [2, 3].map(|n| Short::from(&digest(n))));
         assert_eq!(books.victims(10), [2].map(|n| Short::from(&digest(n))), "no more than needed");
         assert!(books.victims(21).is_empty(), "nothing goes if it would not be enough");

@@ -23,8 +23,8 @@ const STEP: u64 = 1 << 20;
 const BATCH: usize = 256;
 
 impl Inner {
-    /// Promises `bytes` to a fill of `digest`, evicting what must go for it. Blocks.
-    pub(super) fn reserve(&self, digest: &Digest, bytes: u64) -> Result<Reservation, StoreError> {
+    /// Promises `bytes` to a fill of `digest` (none: it is not known yet), evicting what must go for it. Blocks.
+    pub(super) fn reserve(&self, digest: Option<&Digest>, bytes: u64) -> Result<Reservation, StoreError> {
         let capacity = self.books.capacity();
         if bytes > capacity {
             return Err(StoreError::TooLarge { length: bytes, capacity });
@@ -179,9 +179,13 @@ impl Inner {
             tracing::warn!(path = %path.display(), %error, "a ref of an evicted blob could not be removed");
             return;
         }
+        self.remove_empty_above(path);
+    }
+
+    /// Empty directories above a file that was removed go too, up to the upstream's own. A writer that needs one at the
+    /// same moment makes it again.
+    pub(super) fn remove_empty_above(&self, path: &Path) {
         let mut above: Option<PathBuf> = path.parent().map(Path::to_owned);
-        // Empty directories above it go too, up to the upstream's own. A writer that needs one at the same moment
-        // makes it again.
         while let Some(directory) = above.filter(|d| d.components().count() > 2) {
             let parent = directory.parent().map(Path::to_owned);
             if !self.disk.remove_dir(&directory) {

@@ -9,11 +9,13 @@
 //!   refs/UPSTREAM/REPO/_access        public or private, since when
 //!   refs/UPSTREAM/REPO/_tags/TAG      upper case escaped, see `tag_file`
 //!   refs/UPSTREAM/REPO/_links/ALG/HEX
+//!   refs/UPSTREAM/REPO/_suspect       since when every tag is suspect; _suspects/TAG the same of one
 //!   refs/UPSTREAM/REPO/_lists/…       tags, referrers-ALG-HEX; with ~QUERY where there was one
 //!   refs/UPSTREAM~aside-N/            refs of another URL under the same name
 //!   fills/*.tmp                       what is being written
 //!   state/epoch                       which run the verification stamps belong to
-//!   private/  quarantine/
+//!   private/NAME                      keys, for nobody else to read
+//!   quarantine/
 //!   index/  index.bad-N/              sled; hints that may be lost at any time
 //! ```
 //!
@@ -47,8 +49,11 @@ pub(super) const INDEX: &str = "index";
 /// The lock file.
 pub(super) const LOCK: &str = "lock";
 
+/// Directory of keys, closed to others.
+pub(super) const PRIVATE: &str = "private";
+
 /// Directories that a first start makes, besides those of blobs.
-const DIRECTORIES: [&str; 5] = [FILLS, QUARANTINE, REFS, STATE, "private"];
+const DIRECTORIES: [&str; 5] = [FILLS, QUARANTINE, REFS, STATE, PRIVATE];
 /// More entries than a first start makes in any directory.
 const MADE_FIRST: usize = 16;
 const CACHEDIR: &str = "CACHEDIR.TAG";
@@ -75,8 +80,8 @@ pub(super) fn prepare(disk: &Disk) -> Result<(), StoreError> {
     for path in blobs.iter().chain(&others) {
         changed.extend(disk.make_dirs(path).map_err(|e| StoreError::io("make the directory", path, e))?);
     }
-    rustix::fs::chmod(disk.path().join("private"), rustix::fs::Mode::RWXU)
-        .map_err(|e| StoreError::io("close to others", Path::new("private"), e.into()))?;
+    rustix::fs::chmod(disk.path().join(PRIVATE), rustix::fs::Mode::RWXU)
+        .map_err(|e| StoreError::io("close to others", Path::new(PRIVATE), e.into()))?;
     for (name, content) in [(CACHEDIR, CACHEDIR_TAG), (OCI_LAYOUT_FILE, OCI_LAYOUT), ("VERSION", "1\n")] {
         write_once(disk, Path::new(name), content).map_err(|e| StoreError::io("write", Path::new(name), e))?;
     }
@@ -174,19 +179,49 @@ pub(super) fn repository(up: &UpstreamName, repo: &RepoName) -> PathBuf {
     path
 }
 
+/// `refs/UPSTREAM/REPO/_tags`.
+pub(super) fn tags(up: &UpstreamName, repo: &RepoName) -> PathBuf {
+    repository(up, repo).join("_tags")
+}
+
 /// `refs/UPSTREAM/REPO/_tags/TAG`.
 pub(super) fn tag(up: &UpstreamName, repo: &RepoName, tag: &Tag) -> PathBuf {
-    repository(up, repo).join("_tags").join(tag_file(tag))
+    tags(up, repo).join(tag_file(tag))
+}
+
+/// `refs/UPSTREAM/REPO/_suspects`.
+pub(super) fn suspects(up: &UpstreamName, repo: &RepoName) -> PathBuf {
+    repository(up, repo).join("_suspects")
+}
+
+/// `refs/UPSTREAM/REPO/_suspects/TAG`.
+pub(super) fn suspect(up: &UpstreamName, repo: &RepoName, tag: &Tag) -> PathBuf {
+    suspects(up, repo).join(tag_file(tag))
+}
+
+/// `refs/UPSTREAM/REPO/_suspect`.
+pub(super) fn suspect_repository(up: &UpstreamName, repo: &RepoName) -> PathBuf {
+    repository(up, repo).join("_suspect")
+}
+
+/// `refs/UPSTREAM/REPO/_links/ALG`.
+pub(super) fn links(up: &UpstreamName, repo: &RepoName, algorithm: Algorithm) -> PathBuf {
+    repository(up, repo).join("_links").join(algorithm.as_str())
 }
 
 /// `refs/UPSTREAM/REPO/_links/ALG/HEX`.
 pub(super) fn link(up: &UpstreamName, repo: &RepoName, digest: &Digest) -> PathBuf {
-    repository(up, repo).join("_links").join(digest.algorithm().as_str()).join(digest.hex())
+    links(up, repo, digest.algorithm()).join(digest.hex())
 }
 
 /// `refs/UPSTREAM/REPO/_access`.
 pub(super) fn access(up: &UpstreamName, repo: &RepoName) -> PathBuf {
     repository(up, repo).join("_access")
+}
+
+/// `refs/UPSTREAM/REPO/_lists`.
+pub(super) fn lists(up: &UpstreamName, repo: &RepoName) -> PathBuf {
+    repository(up, repo).join("_lists")
 }
 
 /// `refs/UPSTREAM/REPO/_lists/NAME`, where NAME is `tags` or `referrers-ALG-HEX`, and with a query `NAME~QUERY`.
@@ -199,7 +234,7 @@ pub(super) fn list(up: &UpstreamName, repo: &RepoName, name: &str, query: &str) 
     } else {
         format!("{name}~~{}", Digest::of(Algorithm::Sha256, query.as_bytes()).hex())
     };
-    repository(up, repo).join("_lists").join(file)
+    lists(up, repo).join(file)
 }
 
 /// A tag as a file name. Tags differ by case and some volumes do not, so upper case is written as lower case behind a

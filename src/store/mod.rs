@@ -22,16 +22,24 @@ mod capacity;
 mod disk;
 mod error;
 mod evict;
+mod forget;
 mod hints;
 mod index;
+mod keys;
 mod layout;
+mod lists;
 mod lock;
+mod marks;
 mod order;
+mod origin;
+mod pipeline;
 mod record;
 mod recover;
 mod refs;
 mod sled_index;
+mod spool;
 mod stamp;
+mod suspicion;
 mod sync;
 mod temporary;
 #[cfg(test)]
@@ -41,8 +49,11 @@ mod writer;
 
 pub use blob::{StoredBlob, Trust};
 pub use error::StoreError;
+pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
-pub use refs::{Access, AccessRecord, Link, LinkKind, ListKind, StoredList, TagRecord};
+pub use marks::Suspicion;
+pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
+pub use spool::Spool;
 pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
@@ -51,6 +62,7 @@ use hints::{Hints, SledSource, Source};
 use lock::RootLock;
 use record::Records;
 use stamp::Epoch;
+use suspicion::Table;
 use sync::GroupSync;
 
 use crate::config::{Capacity, Durability};
@@ -98,6 +110,12 @@ struct Inner {
     names: Mutex<()>,
     /// Held while a tag's file is read and then changed, so that eviction never removes one that has just moved.
     tags: Mutex<()>,
+    /// What writes upstream may have changed.
+    suspicions: Table,
+    /// When the store was opened: marks of writes from before belong to a process that is dead.
+    opened: SystemTime,
+    /// Held while a key is read and made if it is missing.
+    keys: Mutex<()>,
     /// Jobs on the blocking pool that nobody awaits.
     jobs: TaskTracker,
     closed: AtomicBool,
@@ -163,6 +181,9 @@ impl Store {
             since: HashMap::new(),
             names: Mutex::new(()),
             tags: Mutex::new(()),
+            suspicions: Table::default(),
+            opened: SystemTime::now(),
+            keys: Mutex::new(()),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),
             lock,

@@ -4,7 +4,9 @@
 //! request.
 
 use std::collections::HashSet;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -53,6 +55,17 @@ pub(super) struct Records {
     warned: Mutex<HashSet<PathBuf>>,
 }
 
+/// How a record is published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// At once.
+    Unsynced,
+    /// When its content is on the disk.
+    Synced,
+    /// The same, for the owner alone.
+    Private,
+}
+
 // === impl Records ===
 
 impl Records {
@@ -78,17 +91,48 @@ impl Records {
         path: &Path,
         value: &T,
     ) -> Result<(), StoreError> {
+        let mode = if disk.metadata(path).is_ok() { Mode::Synced } else { Mode::Unsynced };
+        group.directories(self.publish(disk, path, value, mode)?);
+        group.file(path.to_owned());
+        Ok(())
+    }
+
+    /// The same, and when this returns the record is on the disk. Blocks.
+    pub(super) fn write_through<T: Serialize>(&self, disk: &Disk, path: &Path, value: &T) -> Result<(), StoreError> {
+        let changed = self.publish(disk, path, value, Mode::Synced)?;
+        sync_all(disk, path, changed)
+    }
+
+    /// The same, and nobody else may read it. Blocks.
+    pub(super) fn write_private<T: Serialize>(&self, disk: &Disk, path: &Path, value: &T) -> Result<(), StoreError> {
+        let changed = self.publish(disk, path, value, Mode::Private)?;
+        sync_all(disk, path, changed)
+    }
+
+    /// Gives a file with the record its name. Returns the directories that were changed above the file's own.
+    fn publish<T: Serialize>(
+        &self,
+        disk: &Disk,
+        path: &Path,
+        value: &T,
+        mode: Mode,
+    ) -> Result<Vec<PathBuf>, StoreError> {
         let fail = |e: io::Error| StoreError::io("write", path, e);
         let bytes = encode(value).map_err(|e| fail(e.into()))?;
         let directory = path.parent().unwrap_or(Path::new(""));
+        let mut changed = Vec::new();
         // Twice: an emptied directory may be removed between its making and the rename.
         for last in [false, true] {
             let temporary = Temporary::create(disk, "record").map_err(fail)?;
+            if mode == Mode::Private {
+                // Before there is anything to read.
+                temporary.file().set_permissions(Permissions::from_mode(0o600)).map_err(fail)?;
+            }
             temporary.write(&bytes).map_err(fail)?;
-            if disk.metadata(path).is_ok() {
+            if mode != Mode::Unsynced {
                 temporary.sync().map_err(fail)?;
             }
-            group.directories(disk.make_dirs(directory).map_err(fail)?);
+            changed.extend(disk.make_dirs(directory).map_err(fail)?);
             match temporary.publish(path) {
                 Ok(()) => break,
                 Err((_, error)) if error.kind() == io::ErrorKind::NotFound && !last => {}
@@ -96,8 +140,7 @@ impl Records {
             }
         }
         self.warned.lock().remove(path);
-        group.file(path.to_owned());
-        Ok(())
+        Ok(changed)
     }
 
     fn warn(&self, path: &Path, why: &(dyn std::error::Error + 'static)) {
@@ -109,6 +152,15 @@ impl Records {
             tracing::warn!(path = %path.display(), error = why, "a record cannot be read and counts as absent");
         }
     }
+}
+
+/// Waits until the name of a file that was published is on the disk.
+fn sync_all(disk: &Disk, path: &Path, mut changed: Vec<PathBuf>) -> Result<(), StoreError> {
+    changed.push(path.parent().unwrap_or(Path::new("")).to_owned());
+    for directory in changed {
+        disk.sync_dir(&directory).map_err(|e| StoreError::io("sync the directory", &directory, e))?;
+    }
+    Ok(())
 }
 
 /// The bytes of a record that holds `value`.
@@ -176,7 +228,7 @@ mod tests {
         }
         group.run(&disk);
         assert_eq!(std::fs::read_dir(root.path().join("fills")).unwrap().count(), 0);
-        let mode = std::os::unix::fs::PermissionsExt::mode(&root.path().join(path).metadata().unwrap().permissions());
+        let mode = root.path().join(path).metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o137, 0, "nobody else may read or write it");
     }
 

@@ -11,6 +11,12 @@ use super::index::{Index, IndexError, MemoryIndex};
 use super::*;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
+mod forget;
+mod keys;
+mod marks;
+mod spool;
+mod truth;
+
 /// An index in memory, so that tests of everything else are fast and show nothing of sled.
 struct InMemory;
 
@@ -80,6 +86,16 @@ impl Fixture {
         std::fs::read_dir(self.root.path().join("fills")).unwrap().count()
     }
 
+    /// A store on what is on the disk at this moment, as it would be after kill -9, whatever this one still holds.
+    async fn crashed(&self, index: impl Source + 'static) -> Self {
+        self.strays().await;
+        let root = tempfile::tempdir().unwrap();
+        copy(self.root.path(), root.path());
+        let metrics = Metrics::new().unwrap();
+        let store = Store::open_with(options(root.path(), 1 << 30), metrics.clone(), |_| Box::new(index)).unwrap();
+        Self { root, metrics, store }
+    }
+
     /// Ends as a crash would (nothing is closed) or cleanly, and opens again with sled.
     async fn restart(self, clean: bool, sled: bool) -> Self {
         let Self { root, store, .. } = self;
@@ -95,6 +111,19 @@ impl Fixture {
             Store::open_with(options, metrics.clone(), |_| Box::new(InMemory)).unwrap()
         };
         Self { root, metrics, store }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&to).unwrap();
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
@@ -381,7 +410,7 @@ async fn eviction_takes_refs_and_links_along_and_keeps_live_tags_longest() {
     let layer = put(&fixture.store, &[2; 300]).await;
     let record = TagRecord { digest: manifest, media_type: "m".into(), size: 300, etag: None };
     for digest in [manifest, layer] {
-        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous)).await.unwrap();
+        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous), SystemTime::now()).await.unwrap();
     }
     fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
     put(&fixture.store, &[3; 500]).await;
@@ -418,7 +447,7 @@ async fn a_known_tag_moves_only_to_what_is_on_the_disk() {
     for (n, waits) in [(1, true), (2, false)] {
         let digest = put(&fixture.store, &[n; 100]).await;
         let path = layout::link(&up, &repo, &digest);
-        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous)).await.unwrap();
+        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous), SystemTime::now()).await.unwrap();
         let record = TagRecord { digest, media_type: "m".into(), size: 100, etag: None };
         fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
         assert_eq!(fixture.store.0.group.waits_for(&path), waits, "a new tag may vanish, a known one must not");
@@ -450,10 +479,10 @@ async fn a_scan_brings_back_what_the_index_lost() {
     let record = TagRecord { digest: manifest, media_type: "m".into(), size: 100, etag: None };
     fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
     for digest in layers.iter().chain([&manifest]) {
-        fixture.store.set_link(&up, &repo, digest, &link(Via::Shared)).await.unwrap();
+        fixture.store.set_link(&up, &repo, digest, &link(Via::Shared), SystemTime::now()).await.unwrap();
     }
     let gone = sha256(b"was evicted while there was no index");
-    fixture.store.set_link(&up, &repo, &gone, &link(Via::Shared)).await.unwrap();
+    fixture.store.set_link(&up, &repo, &gone, &link(Via::Shared), SystemTime::now()).await.unwrap();
     let old = fixture.root.path().join(layout::link(&up, &repo, &gone));
     std::fs::File::options().write(true).open(&old).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
     std::fs::write(fixture.root.path().join("blobs/sha256/not-a-digest"), "x").unwrap();
@@ -682,18 +711,22 @@ async fn lists_are_kept_byte_for_byte_and_bounded() {
     let referrers = ListKind::Referrers(sha256(b"subject"));
     for (kind, query) in [(&ListKind::Tags, ""), (&ListKind::Tags, "n=5"), (&referrers, ""), (&referrers, "A/%2f")] {
         let stored = list(format!("\u{0}{kind:?} {query}\r\n").as_bytes());
-        fixture.store.set_list(&up, &repo, kind, query, &stored).await.unwrap();
+        fixture.store.set_list(&up, &repo, kind, query, &stored, SystemTime::now()).await.unwrap();
         assert_eq!(fixture.store.list(&up, &repo, kind, query).await.unwrap(), Some(stored));
     }
     for n in 0..300 {
-        fixture.store.set_list(&up, &repo, &ListKind::Tags, &format!("last={n}"), &list(b"[]")).await.unwrap();
+        fixture
+            .store
+            .set_list(&up, &repo, &ListKind::Tags, &format!("last={n}"), &list(b"[]"), SystemTime::now())
+            .await
+            .unwrap();
     }
     let directory = fixture.root.path().join("refs/docker.io/a/_lists");
     assert_eq!(std::fs::read_dir(directory).unwrap().count(), 256);
     assert!(fixture.store.list(&up, &repo, &ListKind::Tags, "").await.unwrap().is_some(), "the plain list stays");
     assert!(fixture.store.list(&up, &repo, &ListKind::Tags, "last=299").await.unwrap().is_some());
     let huge = list(&vec![b' '; (4 << 20) + 1]);
-    fixture.store.set_list(&up, &repo, &ListKind::Tags, "", &huge).await.unwrap();
+    fixture.store.set_list(&up, &repo, &ListKind::Tags, "", &huge, SystemTime::now()).await.unwrap();
     assert_ne!(fixture.store.list(&up, &repo, &ListKind::Tags, "").await.unwrap(), Some(huge));
 }
 
@@ -777,7 +810,7 @@ async fn walk(steps: Vec<Step>) {
                 let (up, repo) = names(u, r);
                 let mut link = link(if manifest { Via::Anonymous } else { Via::Client });
                 link.kind = if manifest { LinkKind::Manifest } else { LinkKind::Blob };
-                fixture.store.set_link(&up, &repo, &sha256(&[n]), &link).await.unwrap();
+                fixture.store.set_link(&up, &repo, &sha256(&[n]), &link, SystemTime::now()).await.unwrap();
                 model.links.insert(((up, repo), n), link);
             }
             Step::RemoveLink(u, r, n) => {

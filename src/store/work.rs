@@ -34,10 +34,10 @@ pub(super) struct Work {
 // === impl Work ===
 
 impl Work {
-    /// Makes the file, for that many bytes if they are known.
-    pub(super) fn begin(inner: &Arc<Inner>, digest: &Digest, length: Option<u64>) -> Result<Self, StoreError> {
+    /// Makes the file, for that many bytes if they are known, of this digest if it is known.
+    pub(super) fn begin(inner: &Arc<Inner>, digest: Option<&Digest>, length: Option<u64>) -> Result<Self, StoreError> {
         let mut reservation = inner.reserve(digest, length.unwrap_or(0))?;
-        let hint: String = digest.hex().chars().take(16).collect();
+        let hint = digest.map_or_else(|| "upload".to_owned(), |digest| digest.hex().chars().take(16).collect());
         let directory = Path::new(FILLS);
         let create = || match Temporary::create(inner.disk.clone(), &hint) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -132,7 +132,7 @@ impl Work {
         }
         // Renaming changes the times, so the stamp is taken now.
         let stamp = file.metadata().map(|m| Stamp::of(&m)).map_err(|e| StoreError::io("look at", &path, e))?;
-        reservation.stored(written);
+        reservation.stored(digest, written);
         let blob = inner.stored_blob(digest, file, stamp, Trust::Verified);
         // Under the lock: the last stamp must be that of the last file.
         inner.hints.set_blob(digest, written, Some((stamp, inner.epoch)));

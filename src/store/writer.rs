@@ -1,82 +1,23 @@
 //! Writing a blob: a temporary file that readers may read while it grows, published under its digest when it is whole
-//! and right, and gone if it is not.
-//!
-//! Chunks are handed to a job on the blocking pool, which writes them; while it is at it, further ones collect, and the
-//! job takes them all at once. What is written goes on to a second job, which hashes. So the caller rarely waits, a slow
-//! link's bytes are visible at once, and a fast link's are written in large batches while those before them are hashed
-//! on another core. What waits is bounded.
+//! and right, and gone if it is not. `pipeline` does the work.
 
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::capacity::Reservation;
+use super::pipeline::Pipeline;
 use super::work::Work;
-use super::{Inner, Store, StoreError, StoredBlob};
+use super::{Store, StoreError, StoredBlob};
 use crate::oci::{Digest, Hasher};
-
-/// Bytes that may be held in memory for a blob: not written, or not hashed yet.
-const WAITING: usize = 2 << 20;
-/// Less than this is hashed by the job that wrote it: handing it over would take longer.
-const HAND_OVER: usize = 64 << 10;
 
 /// A blob that is being written. Dropping it without [`BlobWriter::finish`] removes what was written.
 pub struct BlobWriter {
-    shared: Arc<Shared>,
-    file: Arc<File>,
-    progress: watch::Receiver<u64>,
-    runtime: Handle,
-}
-
-struct Shared {
-    inner: Arc<Inner>,
+    pipeline: Pipeline,
     digest: Digest,
-    length: Option<u64>,
-    queue: Mutex<Queue>,
-    /// A job has ended, or has done with some of what waited.
-    changed: Notify,
-    progress: watch::Sender<u64>,
-}
-
-struct Queue {
-    to_write: Vec<Bytes>,
-    /// Written, and readable.
-    to_hash: Vec<Bytes>,
-    /// Bytes that were accepted and are not hashed yet.
-    waiting: usize,
-    /// All that was accepted so far.
-    accepted: u64,
-    state: State,
-    sum: Sum,
-}
-
-/// Where the file is.
-enum State {
-    /// No job runs.
-    Idle(Box<Work>),
-    /// A job has it.
-    Running,
-    /// A job has it, and is to drop it.
-    Aborted,
-    /// Writing failed. The error is there until somebody has it; what was written is there unless the job panicked.
-    Failed(Option<StoreError>, Option<Box<Work>>),
-    /// It was published or dropped.
-    Gone,
-}
-
-/// Where the hash is.
-enum Sum {
-    /// Of all that was written.
-    Idle(Box<Hasher>),
-    /// A job has it.
-    Running,
-    /// Its job panicked.
-    Lost,
 }
 
 /// What a writer that failed has written. The file has no name any more, but can be read by whoever has it open; while
@@ -101,26 +42,8 @@ impl Store {
             return Err(StoreError::Stopped);
         }
         let digest = *digest;
-        let work = self.blocking(move |inner| Work::begin(inner, &digest, length)).await?;
-        let file = work.file().clone();
-        let (sender, progress) = watch::channel(0);
-        let queue = Queue {
-            to_write: Vec::new(),
-            to_hash: Vec::new(),
-            waiting: 0,
-            accepted: 0,
-            state: State::Idle(Box::new(work)),
-            sum: Sum::Idle(Box::new(Hasher::new(digest.algorithm()))),
-        };
-        let shared = Shared {
-            inner: self.0.clone(),
-            digest,
-            length,
-            queue: Mutex::new(queue),
-            changed: Notify::new(),
-            progress: sender,
-        };
-        Ok(BlobWriter { shared: Arc::new(shared), file, progress, runtime: Handle::current() })
+        let work = self.blocking(move |inner| Work::begin(inner, Some(&digest), length)).await?;
+        Ok(BlobWriter { pipeline: Pipeline::start(self.0.clone(), work, digest.algorithm(), length), digest })
     }
 }
 
@@ -129,17 +52,17 @@ impl Store {
 impl BlobWriter {
     /// The growing file; what lies before [`BlobWriter::written`] can be read with `read_at`.
     pub fn file(&self) -> Arc<File> {
-        self.file.clone()
+        self.pipeline.file()
     }
 
     /// How many bytes are in the file.
     pub fn written(&self) -> u64 {
-        *self.progress.borrow()
+        self.pipeline.written()
     }
 
     /// Follows [`BlobWriter::written`]. When the writer is gone the channel is closed, whether it finished or not.
     pub fn progress(&self) -> watch::Receiver<u64> {
-        self.progress.clone()
+        self.pipeline.progress()
     }
 
     /// Adds bytes. Returns when they are accepted, which is at once unless the disk is slower than the caller;
@@ -149,39 +72,19 @@ impl BlobWriter {
     /// That this chunk or an earlier one could not be written, or is more than was announced. Nothing can be added
     /// after an error.
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError> {
-        loop {
-            let changed = self.shared.changed.notified();
-            if self.shared.accept(&chunk)? {
-                return Ok(());
-            }
-            changed.await;
-        }
+        self.pipeline.write(chunk).await
     }
 
     /// Waits until all bytes are in the file, and compares length and digest with what was asked for. After success
     /// the last bytes may be shown to clients; they do not have to wait for the disk.
     pub async fn verify(&mut self) -> Result<(), StoreError> {
-        loop {
-            let changed = self.shared.changed.notified();
-            if let Some(outcome) = self.shared.verified() {
-                return outcome;
-            }
-            changed.await;
-        }
+        compare(self.digest, self.pipeline.settle_whole().await?.finish())
     }
 
     /// What was written before writing failed, for readers to go on from. None if it did not fail, or in a way that
     /// leaves nothing to rely on.
     pub async fn into_remnant(self) -> Option<Remnant> {
-        let (work, hasher) = loop {
-            let changed = self.shared.changed.notified();
-            if let Some(left) = self.shared.left() {
-                break left?;
-            }
-            changed.await;
-        };
-        // Removing the file's name may block.
-        self.shared.inner.jobs.spawn_blocking(move || work.into_remnant(hasher)).await.ok()
+        self.pipeline.into_remnant().await
     }
 
     /// Publishes the blob. When this returns, `strict` durability has it on the disk under its name.
@@ -191,34 +94,16 @@ impl BlobWriter {
     /// nothing is left of it. That equal content was published by somebody else is no error.
     pub async fn finish(mut self) -> Result<StoredBlob, StoreError> {
         self.verify().await?;
-        let shared = self.shared.clone();
-        let publish = move || {
-            let state = std::mem::replace(&mut shared.queue.lock().state, State::Gone);
-            match state {
-                State::Idle(work) if !shared.inner.closed.load(Ordering::SeqCst) => {
-                    work.publish(&shared.inner, &shared.digest)
-                }
-                _ => Err(StoreError::Stopped),
-            }
-        };
-        // Tracked: closing waits for it also when the caller is cancelled.
-        self.shared.inner.jobs.spawn_blocking(publish).await.unwrap_or(Err(StoreError::Stopped))
+        self.pipeline.publish(self.digest).await
     }
 }
 
-impl Drop for BlobWriter {
-    fn drop(&mut self) {
-        let mut queue = self.shared.queue.lock();
-        (queue.to_write, queue.to_hash) = (Vec::new(), Vec::new());
-        match std::mem::replace(&mut queue.state, State::Gone) {
-            State::Running => queue.state = State::Aborted,
-            State::Idle(work) | State::Failed(_, Some(work)) => {
-                // Removing a file may block; this may be an async worker.
-                drop(self.shared.inner.jobs.spawn_blocking_on(move || drop(work), &self.runtime));
-            }
-            _ => {}
-        }
+/// Whether content is what it should be.
+pub(super) fn compare(expected: Digest, actual: Digest) -> Result<(), StoreError> {
+    if expected == actual {
+        return Ok(());
     }
+    Err(StoreError::DigestMismatch { expected: Box::new(expected), actual: Box::new(actual) })
 }
 
 impl std::fmt::Debug for Remnant {
@@ -230,221 +115,9 @@ impl std::fmt::Debug for Remnant {
 impl std::fmt::Debug for BlobWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BlobWriter")
-            .field("digest", &self.shared.digest)
-            .field("length", &self.shared.length)
+            .field("digest", &self.digest)
+            .field("length", &self.pipeline.length())
             .field("written", &self.written())
             .finish_non_exhaustive()
-    }
-}
-
-// === impl Shared ===
-
-impl Shared {
-    /// Takes a chunk, if there is room for it, and sees to it that a job writes it.
-    fn accept(self: &Arc<Self>, chunk: &Bytes) -> Result<bool, StoreError> {
-        let mut queue = self.queue.lock();
-        queue.check()?;
-        if chunk.is_empty() {
-            return Ok(true);
-        }
-        let total = queue.accepted + chunk.len() as u64;
-        if let Some(expected) = self.length.filter(|expected| total > *expected) {
-            return Err(StoreError::LengthMismatch { expected, actual: total });
-        }
-        if queue.waiting >= WAITING {
-            return Ok(false);
-        }
-        queue.accepted = total;
-        queue.waiting += chunk.len();
-        queue.to_write.push(chunk.clone());
-        match std::mem::replace(&mut queue.state, State::Running) {
-            State::Idle(work) => {
-                let shared = self.clone();
-                drop(self.inner.jobs.spawn_blocking(move || shared.run(work)));
-            }
-            other => queue.state = other,
-        }
-        Ok(true)
-    }
-
-    /// Whether all that was accepted is right; none while it is still being written or hashed.
-    fn verified(&self) -> Option<Result<(), StoreError>> {
-        let mut queue = self.queue.lock();
-        if let Err(error) = queue.check() {
-            return Some(Err(error));
-        }
-        let (State::Idle(work), Sum::Idle(hasher)) = (&queue.state, &queue.sum) else { return None };
-        let actual = work.written();
-        if let Some(expected) = self.length.filter(|expected| *expected != actual) {
-            return Some(Err(StoreError::LengthMismatch { expected, actual }));
-        }
-        let (expected, actual) = (self.digest, Hasher::clone(hasher).finish());
-        Some(if expected == actual { Ok(()) } else { Err(mismatch(expected, actual)) })
-    }
-
-    /// What a failed writer leaves, if anything; none while it is still being hashed.
-    #[expect(clippy::option_option, reason = "not yet, nothing, and something are three things")]
-    fn left(&self) -> Option<Option<(Box<Work>, Hasher)>> {
-        let mut queue = self.queue.lock();
-        if matches!(queue.sum, Sum::Running) {
-            return None;
-        }
-        match (std::mem::replace(&mut queue.state, State::Gone), std::mem::replace(&mut queue.sum, Sum::Lost)) {
-            (State::Failed(_, Some(work)), Sum::Idle(hasher)) => Some(Some((work, *hasher))),
-            (state, sum) => {
-                (queue.state, queue.sum) = (state, sum);
-                Some(None)
-            }
-        }
-    }
-
-    /// The writing job: writes what waits until nothing does.
-    fn run(self: Arc<Self>, work: Box<Work>) {
-        let mut job = Job { shared: &self, work: Some(work) };
-        loop {
-            let mut chunks = {
-                let mut queue = self.queue.lock();
-                let Some(work) = job.work.take() else { return };
-                if matches!(queue.state, State::Aborted) {
-                    queue.state = State::Gone;
-                    drop(queue);
-                    return drop(work);
-                }
-                if queue.to_write.is_empty() {
-                    queue.state = State::Idle(work);
-                    drop(queue);
-                    return self.changed.notify_waiters();
-                }
-                job.work = Some(work);
-                std::mem::take(&mut queue.to_write)
-            };
-            let Some(work) = job.work.as_mut() else { return };
-            let outcome = work.write(&self.inner, &mut chunks);
-            if outcome.is_ok() {
-                self.progress.send_replace(work.written());
-            }
-            self.hash(chunks);
-            if let Err(error) = outcome {
-                let work = job.work.take();
-                return job.fail(error, work);
-            }
-        }
-    }
-
-    /// Sees to it that what was written is hashed.
-    fn hash(self: &Arc<Self>, mut written: Vec<Bytes>) {
-        let mut queue = self.queue.lock();
-        queue.to_hash.append(&mut written);
-        let bytes: usize = queue.to_hash.iter().map(Bytes::len).sum();
-        match std::mem::replace(&mut queue.sum, Sum::Running) {
-            Sum::Idle(hasher) => {
-                drop(queue);
-                if bytes < HAND_OVER {
-                    self.sum_up(hasher);
-                } else {
-                    let shared = self.clone();
-                    drop(self.inner.jobs.spawn_blocking(move || shared.sum_up(hasher)));
-                }
-            }
-            other => queue.sum = other,
-        }
-    }
-
-    /// The hashing job: hashes what was written until nothing is left.
-    fn sum_up(&self, hasher: Box<Hasher>) {
-        let mut job = SumJob { shared: self, hasher: Some(hasher) };
-        let mut done = 0;
-        loop {
-            let chunks = {
-                let mut queue = self.queue.lock();
-                queue.waiting -= done;
-                if queue.to_hash.is_empty() {
-                    queue.sum = job.hasher.take().map_or(Sum::Lost, Sum::Idle);
-                    drop(queue);
-                    return self.changed.notify_waiters();
-                }
-                std::mem::take(&mut queue.to_hash)
-            };
-            self.changed.notify_waiters();
-            done = 0;
-            for chunk in chunks {
-                if let Some(hasher) = &mut job.hasher {
-                    hasher.update(&chunk);
-                }
-                done += chunk.len();
-            }
-        }
-    }
-}
-
-/// A running hashing job. Should it panic, the writer fails instead of waiting for ever.
-struct SumJob<'s> {
-    shared: &'s Shared,
-    hasher: Option<Box<Hasher>>,
-}
-
-impl Drop for SumJob<'_> {
-    fn drop(&mut self) {
-        if self.hasher.is_some() {
-            self.shared.queue.lock().sum = Sum::Lost;
-            self.shared.changed.notify_waiters();
-        }
-    }
-}
-
-/// A running writing job. Should it panic, the writer fails instead of waiting for ever.
-struct Job<'s> {
-    shared: &'s Shared,
-    work: Option<Box<Work>>,
-}
-
-impl Job<'_> {
-    fn fail(&mut self, error: StoreError, work: Option<Box<Work>>) {
-        let mut queue = self.shared.queue.lock();
-        queue.to_write = Vec::new();
-        let left = if matches!(queue.state, State::Aborted) {
-            queue.state = State::Gone;
-            work
-        } else {
-            queue.state = State::Failed(Some(error), work);
-            None
-        };
-        drop(queue);
-        drop(left);
-        self.shared.changed.notify_waiters();
-    }
-}
-
-impl Drop for Job<'_> {
-    fn drop(&mut self) {
-        if self.work.take().is_some() {
-            self.fail(StoreError::Stopped, None);
-        }
-    }
-}
-
-fn mismatch(expected: Digest, actual: Digest) -> StoreError {
-    StoreError::DigestMismatch { expected: Box::new(expected), actual: Box::new(actual) }
-}
-
-// === impl Queue, State ===
-
-impl Queue {
-    /// An error once writing or hashing has failed.
-    fn check(&mut self) -> Result<(), StoreError> {
-        self.state.check()?;
-        if matches!(self.sum, Sum::Lost) { Err(StoreError::Stopped) } else { Ok(()) }
-    }
-}
-
-impl State {
-    /// An error once writing has failed. That there is no space is said each time: the caller acts on it.
-    fn check(&mut self) -> Result<(), StoreError> {
-        match self {
-            Self::Idle(_) | Self::Running => Ok(()),
-            Self::Failed(Some(StoreError::NoSpace), _) => Err(StoreError::NoSpace),
-            Self::Failed(error, _) => Err(error.take().unwrap_or(StoreError::Stopped)),
-            Self::Aborted | Self::Gone => Err(StoreError::Stopped),
-        }
     }
 }

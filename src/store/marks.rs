@@ -1,0 +1,346 @@
+//! Suspect before write: what a write upstream may change is marked on the disk before the write is forwarded, and
+//! stays marked until upstream was asked again. `suspicion` is what a look-up sees of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+
+use super::layout;
+use super::suspicion::{Judgement, Mark, Repository, Scope, Withdrawn};
+use super::{Inner, Store, StoreError};
+use crate::oci::{RepoName, Tag, UpstreamName};
+
+/// A write upstream that has not ended, and what it may change. While this is held, no answer of upstream's counts for
+/// that: nobody knows whether the write was done before or after it. Dropping it is [`Suspicion::end`].
+#[must_use = "dropping it says that the write has ended"]
+pub struct Suspicion {
+    inner: Arc<Inner>,
+    repository: Arc<Repository>,
+    up: UpstreamName,
+    repo: RepoName,
+    scope: Scope,
+    /// None after the end.
+    number: Option<u64>,
+    runtime: Handle,
+}
+
+type Marks = (HashMap<Tag, Mark>, Option<Mark>, bool);
+
+/// What a mark's file says.
+#[derive(Debug, Serialize, Deserialize)]
+struct MarkRecord {
+    since: SystemTime,
+    /// The write had not ended. If it is still so after a start, it ended nobody knows when.
+    open: bool,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Marks tags as suspect, before a write that may change them is forwarded. When this returns, that outlives a crash
+    /// and a power cut; and no answer to a question that was put before is kept any more.
+    ///
+    /// # Errors
+    /// The write must not be forwarded: a crash could leave an old tag that passes for a fresh one. That the disk is
+    /// full is no error: the tags are forgotten instead.
+    pub async fn suspect_tags(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tags: &[Tag],
+    ) -> Result<Suspicion, StoreError> {
+        let mut tags = tags.to_vec();
+        tags.sort_unstable();
+        tags.dedup();
+        self.suspect(up, repo, Scope::Tags(tags)).await
+    }
+
+    /// The same for every tag of the repository, as a delete may take referrers along; and proofs of content that were
+    /// asked for before are not kept any more either.
+    ///
+    /// # Errors
+    /// As [`Store::suspect_tags`].
+    pub async fn suspect_repository(&self, up: &UpstreamName, repo: &RepoName) -> Result<Suspicion, StoreError> {
+        self.suspect(up, repo, Scope::Repository).await
+    }
+
+    async fn suspect(&self, up: &UpstreamName, repo: &RepoName, scope: Scope) -> Result<Suspicion, StoreError> {
+        let (up, repo, runtime) = (up.clone(), repo.clone(), Handle::current());
+        let work = move |inner: &Arc<Inner>| {
+            let repository = inner.repository(&up, &repo)?;
+            let number = Some(repository.begin(scope.clone()));
+            let suspicion = Suspicion { inner: inner.clone(), repository, up, repo, scope, number, runtime };
+            match inner.with_room_for_record(|| suspicion.put_down()) {
+                Err(StoreError::NoSpace) => suspicion.forget_instead()?,
+                other => other?,
+            }
+            Ok(suspicion)
+        };
+        self.blocking(work).await
+    }
+
+    /// Since when a tag is suspect; none: it is not. What is suspect is not fresh whatever its policy says, and is not
+    /// served when upstream cannot be asked. It ends when an answer to a later question is kept.
+    ///
+    /// # Errors
+    /// It is not known; the tag must be treated as suspect.
+    pub async fn suspected_since(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        // Without the blocking pool where possible: every pull by tag passes here.
+        match self.0.suspicions.get(up, repo).map(|repository| repository.judge(tag)) {
+            Some(Judgement::Trusted) => return Ok(None),
+            Some(Judgement::Suspect(since)) => return Ok(Some(since)),
+            Some(Judgement::UnlessConfirmed(_)) | None => {}
+        }
+        let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
+        let judge = move |inner: &Arc<Inner>| match inner.repository(&up, &repo)?.judge(&tag) {
+            Judgement::Trusted => Ok(None),
+            Judgement::Suspect(since) => Ok(Some(since)),
+            Judgement::UnlessConfirmed(since) => {
+                let confirmed = inner.checked_at(&up, &repo, &tag).is_some_and(|at| at > since);
+                Ok((!confirmed).then_some(since))
+            }
+        };
+        self.blocking(judge).await
+    }
+}
+
+// === impl Suspicion ===
+
+impl Suspicion {
+    /// The write has ended: acknowledged, or nobody knows how. Everything that it may have changed stays suspect until
+    /// an answer to a later question is kept. Returns the time to keep under what the caller learned by the write itself
+    /// ([`Store::set_tag`]); none, if another write of the same overlapped this one, because then nobody knows which of
+    /// them upstream took last.
+    pub fn end(mut self) -> Option<SystemTime> {
+        self.finish()
+    }
+
+    /// The write has ended, and what it did is known and in the store: nothing, because upstream refused it, or what
+    /// [`Store::forget_manifest`] has undone. What was not suspect before is not suspect any more, unless another write
+    /// overlapped this one.
+    pub async fn withdraw(mut self) -> Result<(), StoreError> {
+        let inner = self.inner.clone();
+        let work = move || {
+            let gate = self.repository.gate();
+            let withdrawn = match self.number {
+                Some(number) => self.repository.withdraw(number),
+                None => Withdrawn::Nothing,
+            };
+            let outcome = match withdrawn {
+                Withdrawn::Nothing => {
+                    self.close();
+                    Ok(())
+                }
+                Withdrawn::Tags(tags) => {
+                    tags.iter().try_for_each(|tag| self.inner.remove_mark(&layout::suspect(&self.up, &self.repo, tag)))
+                }
+                Withdrawn::Repository(mark) => self.inner.keep_mark_of_all(&self.up, &self.repo, mark, false),
+            };
+            drop(gate);
+            self.number = None;
+            outcome
+        };
+        let done = inner.jobs.spawn_blocking(work).await.unwrap_or(Err(StoreError::Stopped));
+        done.map_err(|error| error.within(inner.disk.path()))
+    }
+
+    fn finish(&mut self) -> Option<SystemTime> {
+        let time = self.repository.end(self.number.take()?);
+        self.close();
+        time
+    }
+
+    /// Lets the file of a whole repository say that the write has ended. A crash before that costs questions.
+    fn close(&self) {
+        if self.scope != Scope::Repository {
+            return;
+        }
+        let (inner, repository) = (self.inner.clone(), self.repository.clone());
+        let (up, repo) = (self.up.clone(), self.repo.clone());
+        let work = move || inner.update_mark_of_all(&repository, &up, &repo);
+        // This may be an async worker.
+        drop(self.inner.jobs.spawn_blocking_on(work, &self.runtime));
+    }
+
+    /// Writes the marks' files where there is something to mark. A tag that the store does not know needs none: after a
+    /// crash it is asked for anyway. Blocks.
+    fn put_down(&self) -> Result<(), StoreError> {
+        let Self { inner, repository, up, repo, .. } = self;
+        // Whoever had the gate before has written its ref by now; whoever comes after finds the mark in memory.
+        let _gate = repository.gate();
+        match &self.scope {
+            Scope::Tags(tags) => {
+                for tag in tags {
+                    let known = inner.exists(&layout::tag(up, repo, tag))?;
+                    if let Some(Mark { since, kept: false }) = repository.mark(tag).filter(|_| known) {
+                        let record = MarkRecord { since, open: true };
+                        inner.records.write_through(&inner.disk, &layout::suspect(up, repo, tag), &record)?;
+                        repository.set_kept(tag);
+                    }
+                }
+            }
+            Scope::Repository => {
+                if let Some((mark, open)) = repository.mark_of_all()
+                    && (mark.kept || inner.exists(&layout::tags(up, repo))?)
+                {
+                    inner.keep_mark_of_all(up, repo, Some(mark), open)?;
+                    repository.set_all_kept();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A full disk takes no marks, but gives up what they would stand for. Blocks.
+    pub(super) fn forget_instead(&self) -> Result<(), StoreError> {
+        let Self { inner, repository, up, repo, .. } = self;
+        tracing::warn!(
+            upstream = %up, repository = %repo,
+            "no space to mark tags as suspect before a write: they are forgotten instead"
+        );
+        let gate = repository.gate();
+        inner.forget_tags(up, repo, |tag, _| self.scope.covers(tag))?;
+        drop(gate);
+        inner.group.run(&inner.disk);
+        Ok(())
+    }
+}
+
+impl Drop for Suspicion {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl std::fmt::Debug for Suspicion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Suspicion").field("upstream", &self.up).field("repository", &self.repo).finish_non_exhaustive()
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// What is suspect in a repository, read from its files at the first look. Blocks.
+    pub(super) fn repository(&self, up: &UpstreamName, repo: &RepoName) -> Result<Arc<Repository>, StoreError> {
+        loop {
+            if let Some(repository) = self.suspicions.get(up, repo) {
+                return Ok(repository);
+            }
+            let drops = self.suspicions.drops();
+            let (tags, all, was_open) = self.read_marks(up, repo)?;
+            let Some(repository) = self.suspicions.insert(up, repo, drops, tags, all) else { continue };
+            if was_open {
+                // Else each start would make all of it suspect again.
+                self.update_mark_of_all(&repository, up, repo);
+            }
+            return Ok(repository);
+        }
+    }
+
+    /// Lets the file of a whole repository's mark say what is so. If it cannot, a crash costs questions. Blocks.
+    fn update_mark_of_all(&self, repository: &Repository, up: &UpstreamName, repo: &RepoName) {
+        let _gate = repository.gate();
+        if let Some((mark, open)) = repository.mark_of_all()
+            && mark.kept
+            && let Err(error) = self.keep_mark_of_all(up, repo, Some(mark), open)
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(upstream = %up, repository = %repo, error, "the end of a write could not be put down");
+        }
+    }
+
+    /// The marks of tags, that of the whole repository, and whether its write had not ended.
+    fn read_marks(&self, up: &UpstreamName, repo: &RepoName) -> Result<Marks, StoreError> {
+        let now = SystemTime::now();
+        // A write that was under way when the program ended may have been done at any time since; it is over by now.
+        let since = |record: Option<MarkRecord>| match record {
+            Some(MarkRecord { since, open: false }) => since.min(now),
+            Some(MarkRecord { since, open: true }) => since.max(self.opened).min(now),
+            // Damaged: what it said is not known, so it says the worst.
+            None => now,
+        };
+        let directory = layout::suspects(up, repo);
+        let mut tags = HashMap::new();
+        match self.disk.list(&directory) {
+            Ok(listing) => {
+                for entry in listing {
+                    let entry = entry.map_err(|e| StoreError::io("list", &directory, e))?;
+                    let Some(tag) = layout::tag_of_file(&entry.name) else { continue };
+                    let since = since(self.records.read(&self.disk, &directory.join(&entry.name)));
+                    tags.insert(tag, Mark { since, kept: true });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(StoreError::io("list", &directory, error)),
+        }
+        let path = layout::suspect_repository(up, repo);
+        if !self.exists(&path)? {
+            return Ok((tags, None, false));
+        }
+        let record: Option<MarkRecord> = self.records.read(&self.disk, &path);
+        let was_open = record.as_ref().is_none_or(|record| record.open);
+        Ok((tags, Some(Mark { since: since(record), kept: true }), was_open))
+    }
+
+    /// An answer to a question about this tag that was put then is in its file: that ends the tag's mark. Blocks.
+    pub(super) fn confirm(
+        &self,
+        repository: &Repository,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+        asked_at: SystemTime,
+    ) -> Result<(), StoreError> {
+        let Some(mark) = repository.mark(tag) else { return Ok(()) };
+        if mark.kept {
+            // The mark must not be gone after a power cut when what ended it is.
+            self.group.run(&self.disk);
+        }
+        let _gate = repository.gate();
+        let kept = repository.mark(tag).is_some_and(|mark| mark.kept);
+        if repository.confirm(tag, asked_at) && kept {
+            return self.remove_mark(&layout::suspect(up, repo, tag));
+        }
+        Ok(())
+    }
+
+    fn remove_mark(&self, path: &Path) -> Result<(), StoreError> {
+        self.remove_record(path)?;
+        self.remove_empty_above(path);
+        Ok(())
+    }
+
+    fn keep_mark_of_all(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        mark: Option<Mark>,
+        open: bool,
+    ) -> Result<(), StoreError> {
+        let path = layout::suspect_repository(up, repo);
+        match mark {
+            Some(Mark { since, .. }) => self.records.write_through(&self.disk, &path, &MarkRecord { since, open }),
+            None => self.remove_mark(&path),
+        }
+    }
+
+    /// Whether something stands at `path`.
+    pub(super) fn exists(&self, path: &Path) -> Result<bool, StoreError> {
+        match self.disk.metadata(path) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+            Err(error) => Err(StoreError::io("look at", path, error)),
+        }
+    }
+}

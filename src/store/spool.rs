@@ -1,0 +1,132 @@
+//! Spooling an upload: its digest is known when it ends, or never. A temporary file like that of a blob, hashed while it
+//! is written, that can be read for as long as it grows and is published when the digest is known.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::layout::FILLS;
+use super::pipeline::Pipeline;
+use super::work::Work;
+use super::writer::compare;
+use super::{Store, StoreError, StoredBlob};
+use crate::oci::{Algorithm, Digest, Hasher};
+
+/// What is read at a time to hash the file anew.
+const READ: usize = 256 << 10;
+
+/// Content that is being written and has no digest yet. Dropping it without [`Spool::finish`] removes what was written.
+pub struct Spool {
+    pipeline: Pipeline,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Begins to write content whose digest is not known, of this length if it is announced. Room is promised in steps
+    /// while it comes: the length is only a client's word, for which nothing is evicted.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`] and [`StoreError::TooLarge`]: the content can be passed on but not kept.
+    pub async fn spool(&self, length: Option<u64>) -> Result<Spool, StoreError> {
+        if self.0.closed.load(Ordering::SeqCst) {
+            return Err(StoreError::Stopped);
+        }
+        let capacity = self.0.books.capacity();
+        if let Some(length) = length.filter(|length| *length > capacity) {
+            return Err(StoreError::TooLarge { length, capacity });
+        }
+        let work = self.blocking(move |inner| Work::begin(inner, None, None)).await?;
+        Ok(Spool { pipeline: Pipeline::start(self.0.clone(), work, Algorithm::Sha256, length) })
+    }
+}
+
+// === impl Spool ===
+
+impl Spool {
+    /// The growing file; what lies before [`Spool::written`] can be read with `read_at`.
+    pub fn file(&self) -> Arc<File> {
+        self.pipeline.file()
+    }
+
+    /// How many bytes are in the file; [`Spool::flush`] waits until it is all of them.
+    pub fn written(&self) -> u64 {
+        self.pipeline.written()
+    }
+
+    /// Follows [`Spool::written`]. When the spool is gone the channel is closed, whether it finished or not.
+    pub fn progress(&self) -> watch::Receiver<u64> {
+        self.pipeline.progress()
+    }
+
+    /// Adds bytes. Returns when they are accepted, which is at once unless the disk is slower than the caller.
+    ///
+    /// # Errors
+    /// That this chunk or an earlier one could not be written, or is more than was announced. Nothing can be added
+    /// after an error, and nothing that was written can be relied on for a replay.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+        self.pipeline.write(chunk).await
+    }
+
+    /// Waits until all that was accepted can be read from the file; returns how much that is.
+    pub async fn flush(&mut self) -> Result<u64, StoreError> {
+        self.pipeline.flush().await
+    }
+
+    /// The digest of all that was accepted so far, once it is in the file.
+    pub async fn digest_so_far(&mut self, algorithm: Algorithm) -> Result<Digest, StoreError> {
+        let (written, hasher) = self.pipeline.settle().await?;
+        self.digest(algorithm, written, hasher).await
+    }
+
+    /// Publishes the content under its digest. When this returns, `strict` durability has it on the disk under its name.
+    ///
+    /// # Errors
+    /// [`StoreError::LengthMismatch`], [`StoreError::DigestMismatch`], or what the file system said; in each case
+    /// nothing is left of it.
+    pub async fn finish(mut self, digest: &Digest) -> Result<StoredBlob, StoreError> {
+        let hasher = self.pipeline.settle_whole().await?;
+        let written = self.pipeline.written();
+        compare(*digest, self.digest(digest.algorithm(), written, hasher).await?)?;
+        self.pipeline.publish(*digest).await
+    }
+
+    /// SHA-256 comes from the pipeline; others, which are rare, from reading the file once more.
+    async fn digest(&self, algorithm: Algorithm, written: u64, hasher: Hasher) -> Result<Digest, StoreError> {
+        if algorithm == Algorithm::Sha256 {
+            return Ok(hasher.finish());
+        }
+        let file = self.file();
+        let hash = tokio::task::spawn_blocking(move || hash_file(&file, algorithm, written));
+        let digest = hash.await.map_err(|_| StoreError::Stopped)?;
+        digest.map_err(|e| StoreError::io("read a file in", Path::new(FILLS), e))
+    }
+}
+
+fn hash_file(file: &File, algorithm: Algorithm, length: u64) -> std::io::Result<Digest> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut buffer = vec![0; READ];
+    let mut at = 0;
+    while at < length {
+        let part = usize::try_from(length - at).unwrap_or(READ).min(READ);
+        let part = &mut buffer[..part];
+        file.read_exact_at(part, at)?;
+        hasher.update(part);
+        at += part.len() as u64;
+    }
+    Ok(hasher.finish())
+}
+
+impl std::fmt::Debug for Spool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spool")
+            .field("length", &self.pipeline.length())
+            .field("written", &self.written())
+            .finish_non_exhaustive()
+    }
+}
