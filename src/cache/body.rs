@@ -15,6 +15,7 @@ use futures_util::stream::{self, Stream};
 
 use super::CacheError;
 use super::bypass::{Passing, Rest};
+use super::download::Origin;
 use super::progress::{State, Watcher};
 use crate::sendfile::{Outlet, Part};
 use crate::store::StoredBlob;
@@ -37,7 +38,14 @@ enum Source {
     /// A verified file of the store.
     Stored(StoredBlob),
     /// A file that is being filled or checked.
-    Watched { file: Arc<File>, length: Option<u64>, watcher: Watcher, _keep: Option<StoredBlob> },
+    Watched {
+        file: Arc<File>,
+        length: Option<u64>,
+        watcher: Watcher,
+        _keep: Option<StoredBlob>,
+        /// Where, and by whose right, the reader gets what the store cannot take.
+        reader: Option<Arc<Origin>>,
+    },
 }
 
 /// Why a body ends before its end. The transfer is broken, never ended cleanly.
@@ -83,7 +91,15 @@ impl Content {
 
     /// A file that is being filled (`keep` is none) or checked (`keep` is the file's guard).
     pub(super) fn watched(file: Arc<File>, length: Option<u64>, watcher: Watcher, keep: Option<StoredBlob>) -> Self {
-        Self(Source::Watched { file, length, watcher, _keep: keep })
+        Self(Source::Watched { file, length, watcher, _keep: keep, reader: None })
+    }
+
+    /// For a reader who gets from there what the store cannot take.
+    pub(super) fn for_reader(mut self, origin: Origin) -> Self {
+        if let Source::Watched { reader, .. } = &mut self.0 {
+            *reader = Some(Arc::new(origin));
+        }
+        self
     }
 
     /// Bytes of the whole blob, if they are known.
@@ -133,7 +149,7 @@ impl Cursor {
         let readable = match self.readable().await? {
             Readable::To(readable) => readable,
             Readable::Rest(rest) => {
-                let passing = self.passing.insert(Box::new(rest.open().await?));
+                let passing = self.passing.insert(Box::new(rest.open(self.source.reader()).await?));
                 return pass(passing, &mut self.at, self.end).await;
             }
         };
@@ -223,6 +239,13 @@ impl Source {
     fn distrust(&self) {
         if let Self::Stored(blob) = self {
             blob.distrust();
+        }
+    }
+
+    fn reader(&self) -> Option<&Origin> {
+        match self {
+            Self::Stored(_) => None,
+            Self::Watched { reader, .. } => reader.as_deref(),
         }
     }
 

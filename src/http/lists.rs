@@ -33,7 +33,7 @@ pub(super) async fn referrers(
 
 /// `_catalog`.
 pub(super) async fn catalog(visit: &Visit<'_>) -> Result<Response<Body>, Failure> {
-    let list = visit.asked.app.cache.catalog(&visit.route.upstream, &visit.route.query).await;
+    let list = visit.asked.app.cache.catalog(&visit.route.upstream, &visit.caller.right, &visit.route.query).await;
     visit.list(list, Kind::Other)
 }
 
