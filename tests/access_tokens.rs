@@ -100,7 +100,8 @@ async fn who_shows_nothing_gets_a_token_for_what_is_public() {
         // An empty name and password is none.
         Ask::get("/oauth2/token?scope=repository:public:pull").basic("", ""),
         Ask::new(Method::POST, "/oauth2/token").form("grant_type=password&service=x&scope=repository:public:pull"),
-        Ask::new(Method::POST, "/oauth2/token").form("grant_type=password&scope=repository:public:pull&username=&password="),
+        Ask::new(Method::POST, "/oauth2/token")
+            .form("grant_type=password&scope=repository:public:pull&username=&password="),
     ];
     for ask in asks.clone() {
         let before = upstream.log().len();
@@ -181,7 +182,8 @@ async fn a_token_is_for_what_it_was_asked_for() {
         assert!(challenge.ends_with(",error=\"insufficient_scope\""), "{challenge}");
     }
     assert_eq!(upstream.log().len(), before, "upstream is not asked");
-    for bad in ["/oauth2/token?scope=repository", "/oauth2/token?scope=repository:../x:pull", "/oauth2/token?scope=%ff"] {
+    for bad in ["/oauth2/token?scope=repository", "/oauth2/token?scope=repository:../x:pull", "/oauth2/token?scope=%ff"]
+    {
         cistern.get(bad).await.assert_fails(400);
     }
 }
@@ -195,7 +197,8 @@ async fn tokens_that_are_not_ours_are_invalid() {
     let other = Cistern::start(&upstream, "").await;
     let foreign = token(&login(&other, &["repository:private:pull"]).await);
     let (front, back) = good.rsplit_once('.').unwrap();
-    let flipped = if back.starts_with('A') { format!("{front}.B{}", &back[1..]) } else { format!("{front}.A{}", &back[1..]) };
+    let flipped =
+        if back.starts_with('A') { format!("{front}.B{}", &back[1..]) } else { format!("{front}.A{}", &back[1..]) };
     let before = upstream.count("GET", PRIVATE);
     for bad in ["", "x", "a.b.c", &upstreams, &foreign, &flipped, front, &good[..good.len() - 1]] {
         for target in ["/v2/", PRIVATE, PUBLIC] {
@@ -237,7 +240,13 @@ async fn a_credential_that_upstream_cannot_confirm_reads_what_is_public() {
         push.assert_fails(503);
         assert!(!push.header("retry-after").is_empty(), "{}", push.summary());
     }
-    assert_ne!(cistern.send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&confirmed)).await.header("retry-after"), "5");
+    assert_ne!(
+        cistern
+            .send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&confirmed))
+            .await
+            .header("retry-after"),
+        "5"
+    );
     // A refusal is one, as soon as upstream can say so.
     upstream.up();
     let wrong = Ask::get("/oauth2/token?service=x").basic("alice", "CANARY-WRONG");
@@ -314,7 +323,9 @@ async fn a_refresh_token_for_who_wants_one() {
     let got = cistern.send(Ask::get("/oauth2/token?service=x&offline_token=true").basic("alice", PASSWORD)).await;
     let refresh = got.json()["refresh_token"].as_str().unwrap().to_owned();
     assert!(!refresh.contains("CANARY"));
-    let form = format!("grant_type=refresh_token&service=x&client_id=docker&scope=repository:private:pull&refresh_token={refresh}");
+    let form = format!(
+        "grant_type=refresh_token&service=x&client_id=docker&scope=repository:private:pull&refresh_token={refresh}"
+    );
     let token = token(&cistern.send(Ask::new(Method::POST, "/oauth2/token").form(&form)).await);
     cistern.send(Ask::get(PRIVATE).bearer(&token)).await.assert_is(&private.manifest);
     // It is no access token, and an access token is no refresh token.
@@ -330,7 +341,8 @@ async fn a_refresh_token_for_who_wants_one() {
 /// The default upstream, and another one by its name in the path.
 async fn two(keys: &str, seed: u64) -> (Cistern, Upstream, Upstream, Image) {
     let ((home, ..), (other, _, private)) = (registry(seed).await, registry(seed + 2).await);
-    let cistern = Cistern::setup().upstream("home.example", &home, "").upstream("other.example", &other, keys).start().await;
+    let cistern =
+        Cistern::setup().upstream("home.example", &home, "").upstream("other.example", &other, keys).start().await;
     (cistern, home, other, private)
 }
 
@@ -338,7 +350,8 @@ async fn two(keys: &str, seed: u64) -> (Cistern, Upstream, Upstream, Image) {
 async fn a_credential_goes_to_the_upstream_that_it_belongs_to() {
     let (cistern, home, other, _) = two("", 15).await;
     let own = cistern.client().0;
-    let scopes = ["repository:private:pull", "repository:other.example/private:pull", "repository:other.example/public:pull"];
+    let scopes =
+        ["repository:private:pull", "repository:other.example/private:pull", "repository:other.example/public:pull"];
     let token = token(&login(&cistern, &scopes).await);
     assert_eq!(cistern.send(Ask::get(PRIVATE).bearer(&token)).await.status, 200);
     for ask in [Ask::get("x").bearer(&token), Ask::get("x").basic("alice", PASSWORD), Ask::get("x")] {
@@ -351,7 +364,10 @@ async fn a_credential_goes_to_the_upstream_that_it_belongs_to() {
             got.assert_fails(401);
             let realm = format!("realm=\"http://{own}/_ocistern/other.example/token\"");
             let challenge = got.header("www-authenticate");
-            assert!(challenge.contains(&realm) && challenge.contains(&format!("scope=\"repository:{scope}:pull\"")), "{challenge}");
+            assert!(
+                challenge.contains(&realm) && challenge.contains(&format!("scope=\"repository:{scope}:pull\"")),
+                "{challenge}"
+            );
             let message = String::from_utf8_lossy(&got.body).into_owned();
             assert!(message.contains("relay_credentials = true in [upstream."), "{message}");
         }
@@ -365,7 +381,12 @@ async fn a_credential_goes_to_the_upstream_that_it_belongs_to() {
     cistern.send(Ask::new(Method::POST, "/other.example/oauth2/exchange").form(form)).await.assert_fails(401);
     let encoded = STANDARD.encode(format!("alice:{PASSWORD}"));
     for entry in other.log() {
-        let text = format!("{:?} {} {}", entry.request.headers, entry.request.query, String::from_utf8_lossy(&entry.request.body));
+        let text = format!(
+            "{:?} {} {}",
+            entry.request.headers,
+            entry.request.query,
+            String::from_utf8_lossy(&entry.request.body)
+        );
         let foreign = [PASSWORD, &encoded, "CANARY-AAD", &format!("CANARY-TOKEN-{}", home.port())];
         assert!(foreign.iter().all(|secret| !text.contains(secret)), "a foreign secret: {text}");
     }
@@ -506,7 +527,16 @@ async fn secrets_are_nowhere_but_where_they_belong() {
     answers.push(cistern.send(Ask::new(Method::POST, "/oauth2/token").form(&form)).await);
     upstream.down();
     answers.push(cistern.send(Ask::get(PRIVATE).basic("alice", PASSWORD)).await);
-    let secrets = [PASSWORD, "CANARY-WRONG", "CANARY-AAD", "CANARY-OTHER", "CANARY-BEARER", "CANARY-QUERY", "CANARY-TOKEN", "CANARY-REFRESH"];
+    let secrets = [
+        PASSWORD,
+        "CANARY-WRONG",
+        "CANARY-AAD",
+        "CANARY-OTHER",
+        "CANARY-BEARER",
+        "CANARY-QUERY",
+        "CANARY-TOKEN",
+        "CANARY-REFRESH",
+    ];
     let encoded = STANDARD.encode(format!("alice:{PASSWORD}"));
     let check_text = |what: &str, text: &str| {
         for secret in secrets.iter().chain([&encoded.as_str(), &scoped.as_str()]) {

@@ -170,9 +170,7 @@ impl Caller {
             }
             PushBy::Client => match lent {
                 Some(lent) => Ok(Right::Client(lent)),
-                None if matches!(upstream.credentials, Credentials::Client) => {
-                    Err(self.unknown(asked, upstream, need))
-                }
+                None if matches!(upstream.credentials, Credentials::Client) => Err(self.unknown(asked, upstream, need)),
                 // Upstream may let everybody write; where it does not, its refusal becomes a challenge.
                 None => Ok(Right::Anonymous),
             },
@@ -182,7 +180,10 @@ impl Caller {
                 asked,
                 upstream,
                 need,
-                format!("ocistern pushes to {} by an account of its own, for callers that it knows only", upstream.name),
+                format!(
+                    "ocistern pushes to {} by an account of its own, for callers that it knows only",
+                    upstream.name
+                ),
             )),
         }
     }
@@ -246,11 +247,7 @@ impl Standing {
     }
 
     /// Of a name and password.
-    pub(super) async fn of_account(
-        asked: &Asked<'_>,
-        upstream: &Upstream,
-        account: &Account,
-    ) -> Result<Self, Failure> {
+    pub(super) async fn of_account(asked: &Asked<'_>, upstream: &Upstream, account: &Account) -> Result<Self, Failure> {
         asked.refuse_plain()?;
         let mut standing = Self { showed: Showed::Basic, ..Self::nobody() };
         if is_own_account(upstream)
@@ -327,9 +324,7 @@ impl Allowed {
     pub(super) fn allows(&self, resource: &Resource, action: Action) -> bool {
         match self {
             Self::All => true,
-            Self::Only(scopes) => {
-                scopes.iter().any(|scope| scope.resource == *resource && scope.actions.allow(action))
-            }
+            Self::Only(scopes) => scopes.iter().any(|scope| scope.resource == *resource && scope.actions.allow(action)),
         }
     }
 }

@@ -44,7 +44,10 @@ impl Visit<'_> {
 
     /// Whether upstream alone may answer this, whatever is known here.
     fn must_ask(&self) -> bool {
-        let head = self.asked.upstream(&self.route.upstream).is_ok_and(|upstream| self.caller.head(upstream) == Want::Required);
+        let head = self
+            .asked
+            .upstream(&self.route.upstream)
+            .is_ok_and(|upstream| self.caller.head(upstream) == Want::Required);
         head && self.asked.parts.method == Method::HEAD
     }
 

@@ -22,11 +22,7 @@ pub(super) async fn tags(visit: &Visit<'_>, repo: &RepoName) -> Result<Response<
 }
 
 /// `NAME/referrers/DIGEST`.
-pub(super) async fn referrers(
-    visit: &Visit<'_>,
-    repo: &RepoName,
-    subject: &Digest,
-) -> Result<Response<Body>, Failure> {
+pub(super) async fn referrers(visit: &Visit<'_>, repo: &RepoName, subject: &Digest) -> Result<Response<Body>, Failure> {
     let list = visit.asked.app.cache.referrers(&visit.target(repo), subject, &visit.route.query).await;
     visit.list(list, Kind::Referrers)
 }

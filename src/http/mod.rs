@@ -322,10 +322,7 @@ fn branded(mut response: Response<Body>) -> Response<Body> {
 }
 
 /// With the field that says whose it is, where the client said so itself (distribution-spec, "Registry Proxying").
-fn with_namespace(
-    answer: Result<Response<Body>, Failure>,
-    namespace: Option<&str>,
-) -> Result<Response<Body>, Failure> {
+fn with_namespace(answer: Result<Response<Body>, Failure>, namespace: Option<&str>) -> Result<Response<Body>, Failure> {
     let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) else { return answer };
     match answer {
         Ok(mut response) => {

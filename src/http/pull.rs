@@ -32,11 +32,7 @@ pub(super) async fn manifest(
 }
 
 /// `NAME/blobs/DIGEST`.
-pub(super) async fn blob(
-    visit: &Visit<'_>,
-    repo: &RepoName,
-    digest: &Digest,
-) -> Result<Response<Body>, Failure> {
+pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) -> Result<Response<Body>, Failure> {
     let (request, cache) = (visit.asked.parts, &visit.asked.app.cache);
     let target = visit.target(repo);
     let found = if request.method == Method::HEAD {

@@ -102,8 +102,9 @@ impl Accounts {
             Some(life) => jwt_of(life, self.serial, user.as_deref().unwrap_or("nobody")),
             None => format!("CANARY-TOKEN-{port}-{}", self.serial),
         };
-        let wants_refresh = pairs(&from)
-            .any(|(name, value)| (name, &*value) == ("offline_token", "true") || (name, &*value) == ("access_type", "offline"));
+        let wants_refresh = pairs(&from).any(|(name, value)| {
+            (name, &*value) == ("offline_token", "true") || (name, &*value) == ("access_type", "offline")
+        });
         let refresh = match &user {
             Some(user) if wants_refresh && self.gives_refresh => {
                 let refresh = format!("CANARY-REFRESH-{port}-{}", self.serial);
@@ -135,7 +136,8 @@ impl Accounts {
         let basic = request.header("authorization").and_then(|text| text.strip_prefix("Basic "));
         let account = match basic {
             Some(basic) => {
-                let text = STANDARD.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+                let text =
+                    STANDARD.decode(basic).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
                 text.split_once(':').map(|(name, password)| (name.to_owned(), password.to_owned()))
             }
             None => request.parameter("username").zip(request.parameter("password")),
