@@ -115,7 +115,11 @@ impl Content {
         let whole = range.clone().or_else(|| self.length().map(|length| 0..length));
         let part = outlet.zip(whole.filter(|whole| whole.end - whole.start > READ_UP_TO));
         // Without address space left the bytes are read.
-        let part = part.and_then(|(outlet, whole)| outlet.part(self.0.file(), whole).ok());
+        let part = part.and_then(|(outlet, whole)| {
+            // hyper drops the body when it has its last bytes, before it sends them: the source has to outlive it.
+            let source = self.0.clone();
+            outlet.part(self.0.file(), whole, move || source.distrust()).ok()
+        });
         let (at, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
         let cursor = Cursor { source: self.0.clone(), at, end, part, passing: None };
         stream::try_unfold(cursor, |mut cursor| async move { Ok(cursor.next().await?.map(|bytes| (bytes, cursor))) })
@@ -189,14 +193,6 @@ impl Cursor {
     }
 }
 
-impl Drop for Cursor {
-    fn drop(&mut self) {
-        if self.part.as_ref().is_some_and(Part::is_unreadable) {
-            self.source.distrust();
-        }
-    }
-}
-
 /// The next bytes from `at` on, as they come from upstream; none at the end.
 async fn pass(passing: &mut Passing, at: &mut u64, end: Option<u64>) -> Result<Option<Bytes>, BodyError> {
     while end.is_none_or(|end| *at < end) {
@@ -256,21 +252,27 @@ mod tests {
     use crate::oci::{Algorithm, Digest};
     use crate::store::{Store, StoreOptions, Trust};
 
-    #[tokio::test]
-    async fn a_file_that_cannot_be_read_is_not_trusted_again() {
-        let root = tempfile::tempdir().unwrap();
+    /// A store with one blob, and the blob.
+    async fn stored(root: &std::path::Path, content: &[u8]) -> (Store, Digest, StoredBlob) {
         let options = StoreOptions {
-            root: root.path().to_owned(),
+            root: root.to_owned(),
             capacity: Capacity::Default,
             durability: Durability::Fast,
             origins: Vec::new(),
         };
         let store = Store::open(options, Metrics::new().unwrap()).unwrap();
-        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let digest = Digest::of(Algorithm::Sha256, content);
         let mut writer = store.create(&digest, None).await.unwrap();
-        writer.write(Bytes::from_static(b"content")).await.unwrap();
-        let mut blob = writer.finish().await.unwrap();
+        writer.write(Bytes::copy_from_slice(content)).await.unwrap();
+        let blob = writer.finish().await.unwrap();
         assert_eq!(blob.trust, Trust::Verified);
+        (store, digest, blob)
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_is_not_trusted_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, digest, mut blob) = stored(root.path(), b"content").await;
         // Reading fails, as on a bad sector.
         blob.file = Arc::new(File::create(root.path().join("unreadable")).unwrap());
         let read = Content::stored(blob).read(None, None).try_collect::<Vec<_>>().await;
@@ -280,5 +282,17 @@ mod tests {
             Trust::Unverified,
             "the next reader's is checked"
         );
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_sent_is_not_trusted_again_when_the_body_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, digest, blob) = stored(root.path(), &[5; 100_000]).await;
+        let outlet = Outlet::default();
+        // A connection drops the body with its last bytes, before it sends them.
+        let bytes = Content::stored(blob).read(None, Some(&outlet)).try_collect::<Vec<_>>().await.unwrap();
+        assert_eq!(store.blob(&digest).await.unwrap().unwrap().trust, Trust::Verified);
+        outlet.find(&bytes[0]).unwrap().unreadable();
+        assert_eq!(store.blob(&digest).await.unwrap().unwrap().trust, Trust::Unverified);
     }
 }

@@ -2,20 +2,22 @@
 #![expect(unsafe_code, reason = "mmap, munmap and mincore; every block says why it is sound")]
 
 use std::ffi::c_void;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Pages that one mincore(2) asks about: of a megabyte.
 const PAGES: usize = 257;
 
+/// Is told that a file could not be read.
+pub(super) type Unreadable = Box<dyn Fn() + Send + Sync>;
+
 /// A mapped range of a file, widened to whole pages.
-#[derive(Debug)]
 pub(super) struct Mapping {
     base: NonNull<c_void>,
     /// Bytes mapped.
@@ -25,7 +27,7 @@ pub(super) struct Mapping {
     /// The range that was asked for.
     range: Range<u64>,
     file: Arc<File>,
-    unreadable: AtomicBool,
+    unreadable: Unreadable,
 }
 
 // SAFETY: the mapping is not bound to a thread, and is never written through: all access is by shared slices and by
@@ -35,7 +37,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
+    pub(super) fn new(file: Arc<File>, range: Range<u64>, unreadable: Unreadable) -> io::Result<Self> {
         if range.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -47,7 +49,7 @@ impl Mapping {
             rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &*file, offset)?
         };
         let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, length, offset, range, file, unreadable: AtomicBool::new(false) })
+        Ok(Self { base, length, offset, range, file, unreadable })
     }
 
     pub(super) fn file(&self) -> &File {
@@ -55,11 +57,7 @@ impl Mapping {
     }
 
     pub(super) fn unreadable(&self) {
-        self.unreadable.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_unreadable(&self) -> bool {
-        self.unreadable.load(Ordering::Relaxed)
+        (self.unreadable)();
     }
 
     /// The offset in the file of `bytes`, if they lie in this mapping.
@@ -109,6 +107,12 @@ impl Mapping {
         // could break that; as nothing reads through the slice where the file is sent by the kernel, it would be seen
         // by sendfile(2) as a short file, and is an error there.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast::<u8>().add(first), length) }
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping").field("file", &self.file).field("range", &self.range).finish_non_exhaustive()
     }
 }
 
