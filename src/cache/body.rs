@@ -59,10 +59,20 @@ struct Cursor {
     source: Source,
     at: u64,
     end: Option<u64>,
-    /// The file, where the kernel can send it.
-    part: Option<Part>,
+    part: Sent,
     /// What follows the file of a fill that was cut.
     passing: Option<Box<Passing>>,
+}
+
+/// The part of the file that the kernel sends.
+enum Sent {
+    /// None: the bytes are read.
+    Never,
+    /// To be prepared with the first bytes. The answer to many ranges has a body for each and sends one at a time, and
+    /// the mappings that a process may have are few.
+    Later(Outlet, Range<u64>),
+    /// Prepared.
+    Part(Part),
 }
 
 /// What may be read now.
@@ -113,13 +123,10 @@ impl Content {
         outlet: Option<&Outlet>,
     ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
         let whole = range.clone().or_else(|| self.length().map(|length| 0..length));
-        let part = outlet.zip(whole.filter(|whole| whole.end - whole.start > READ_UP_TO));
-        // Without address space left the bytes are read.
-        let part = part.and_then(|(outlet, whole)| {
-            // hyper drops the body when it has its last bytes, before it sends them: the source has to outlive it.
-            let source = self.0.clone();
-            outlet.part(self.0.file(), whole, move || source.distrust()).ok()
-        });
+        let part = match (outlet, whole) {
+            (Some(outlet), Some(whole)) if whole.end - whole.start > READ_UP_TO => Sent::Later(outlet.clone(), whole),
+            _ => Sent::Never,
+        };
         let (at, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
         let cursor = Cursor { source: self.0.clone(), at, end, part, passing: None };
         stream::try_unfold(cursor, |mut cursor| async move { Ok(cursor.next().await?.map(|bytes| (bytes, cursor))) })
@@ -142,8 +149,8 @@ impl Cursor {
             }
         };
         let Some(wanted) = readable.checked_sub(self.at).filter(|&wanted| wanted > 0) else { return Ok(None) };
-        let sent = self.part.as_ref().and_then(|part| part.bytes(self.at..self.at + wanted.min(SENT_CHUNK)));
-        if let Some(bytes) = sent {
+        let sent = self.at..self.at + wanted.min(SENT_CHUNK);
+        if let Some(bytes) = self.part().and_then(|part| part.bytes(sent)) {
             self.at += bytes.len() as u64;
             return Ok(Some(bytes));
         }
@@ -159,6 +166,21 @@ impl Cursor {
         }
         self.at += bytes.len() as u64;
         Ok(Some(bytes))
+    }
+
+    /// The file, where the kernel can send it.
+    fn part(&mut self) -> Option<&Part> {
+        if let Sent::Later(outlet, range) = &self.part {
+            // hyper drops the body when it has its last bytes, before it sends them: the source has to outlive it.
+            let source = self.source.clone();
+            let part = outlet.part(self.source.file(), range.clone(), move || source.distrust());
+            // Without address space left the bytes are read.
+            self.part = part.map_or(Sent::Never, Sent::Part);
+        }
+        match &self.part {
+            Sent::Part(part) => Some(part),
+            Sent::Never | Sent::Later(..) => None,
+        }
     }
 
     /// Waits until there are bytes past the position.
@@ -294,5 +316,22 @@ mod tests {
         assert_eq!(store.blob(&digest).await.unwrap().unwrap().trust, Trust::Verified);
         outlet.find(&bytes[0]).unwrap().unreadable();
         assert_eq!(store.blob(&digest).await.unwrap().unwrap().trust, Trust::Unverified);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_read_yet_takes_no_mapping() {
+        let root = tempfile::tempdir().unwrap();
+        let (_store, _, blob) = stored(root.path(), &[5; 100_000]).await;
+        let mappings = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.lines().filter(|line| line.contains(root.path().to_str().unwrap())).count()
+        };
+        let (content, outlet) = (Content::stored(blob), Outlet::default());
+        // As the parts of a multipart answer, of which one is sent at a time.
+        let mut bodies: Vec<_> = (0..64).map(|n| Box::pin(content.read(Some(n..n + 90_000), Some(&outlet)))).collect();
+        assert_eq!(mappings(), 0);
+        let bytes = bodies[0].try_next().await.unwrap().unwrap();
+        assert!(outlet.find(&bytes).is_some());
+        assert_eq!(mappings(), 1);
     }
 }
