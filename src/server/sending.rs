@@ -109,8 +109,9 @@ impl AsyncWrite for Sending {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let empty = bufs.iter().take_while(|slice| slice.is_empty()).count();
-        let bufs = bufs.get(empty..).unwrap_or_default();
-        let found = bufs.iter().take(SLICES).enumerate().find_map(|(n, slice)| Some((n, self.outlet.find(slice)?)));
+        // What is not looked at is not written either: it may be a part.
+        let bufs = bufs.get(empty..bufs.len().min(empty + SLICES)).unwrap_or_default();
+        let found = bufs.iter().enumerate().find_map(|(n, slice)| Some((n, self.outlet.find(slice)?)));
         match found {
             None => Pin::new(&mut self.inner).poll_write_vectored(cx, bufs),
             Some((0, place)) => self.poll_send(cx, &place, bufs.first().map_or(0, |slice| slice.len())),
@@ -181,6 +182,22 @@ mod tests {
         sent.unwrap();
         received.unwrap();
         assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
+    }
+
+    #[tokio::test]
+    async fn no_part_is_read_for_want_of_a_look() {
+        let (outlet, content) = (Outlet::default(), vec![3; 100_000]);
+        let part = outlet.part(&file(&content), 0..100_000, || ()).unwrap();
+        let bytes = part.bytes(0..100_000).unwrap();
+        let (mut server, _client) = pair(&outlet).await;
+        let mut slices = vec![IoSlice::new(b"a"); 63];
+        slices.push(IoSlice::new(&bytes));
+        let mut written = 0;
+        while written < 63 {
+            let count = server.write_vectored(&slices[written..]).await.unwrap();
+            assert!(written + count <= 63, "the part was written with what is before it");
+            written += count;
+        }
     }
 
     #[tokio::test]
