@@ -7,12 +7,15 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Pages that one mincore(2) asks about: of a megabyte.
 const PAGES: usize = 257;
+
+/// That mincore(2) is refused is said once.
+static UNKNOWN: Once = Once::new();
 
 /// Is told that a file could not be read.
 pub(super) type Unreadable = Box<dyn Fn() + Send + Sync>;
@@ -82,6 +85,12 @@ impl Mapping {
             let answer = unsafe {
                 libc::mincore(self.base.as_ptr().byte_add(first + pages * page), asked, resident.as_mut_ptr())
             };
+            if answer != 0 {
+                let error = io::Error::last_os_error();
+                UNKNOWN.call_once(|| {
+                    tracing::warn!(%error, "mincore does not say what is in memory: files are copied instead of sent by the kernel");
+                });
+            }
             answer == 0 && resident.iter().take(asked.div_ceil(page)).all(|flags| flags & 1 == 1)
         })
     }
