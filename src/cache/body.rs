@@ -259,7 +259,11 @@ pub(super) fn read_at(file: &File, offset: u64, length: usize) -> std::io::Resul
         match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset) {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(Bytes::from(buffer)),
+            Ok(_) => {
+                // There may be more room than was asked for, and what follows may be held back.
+                buffer.truncate(length);
+                return Ok(Bytes::from(buffer));
+            }
         }
     }
 }

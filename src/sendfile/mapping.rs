@@ -46,7 +46,8 @@ impl Mapping {
         }
         let page = rustix::param::page_size() as u64;
         let offset = range.start - range.start % page;
-        let length = usize::try_from(range.end - offset).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // More than this no slice may have, which matters where addresses have 32 bits.
+        let length = isize::try_from(range.end - offset).map_err(|_| io::ErrorKind::OutOfMemory)?.unsigned_abs();
         // SAFETY: the kernel chooses an address that nothing else has (no MAP_FIXED), so no Rust object is touched.
         let base = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &*file, offset)?
@@ -110,7 +111,8 @@ impl Mapping {
     /// The bytes of `range`, which the caller has asked [`Self::is_resident`] about: they are in the file.
     pub(super) fn slice(&self, range: &Range<u64>) -> &[u8] {
         let Some((first, length)) = self.pages(range, 1) else { return &[] };
-        // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self`. The bytes are initialised:
+        // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self` and is no longer than a slice
+        // may be. The bytes are initialised:
         // they were in the file when `is_resident` said so. Nobody changes them meanwhile: a blob's file is written
         // once, from the start on, no byte of it twice, and never truncated. Another process with rights to the store
         // could break that; as nothing reads through the slice where the file is sent by the kernel, it would be seen

@@ -84,11 +84,14 @@ impl Sending {
 
 /// As sendfile(2), through user space. The pages are in memory, so reading them does not block.
 fn copy(socket: &impl AsFd, place: &Place, length: usize) -> io::Result<usize> {
-    let mut buffer = Vec::with_capacity(length.min(COPY));
+    let length = length.min(COPY);
+    let mut buffer = Vec::with_capacity(length);
     let read = rustix::io::pread(place.file(), rustix::buffer::spare_capacity(&mut buffer), place.offset)?;
     if read == 0 {
         return Ok(0);
     }
+    // There may be more room than was asked for, and what follows may not be sent yet.
+    buffer.truncate(length);
     Ok(rustix::net::send(socket, &buffer, SendFlags::NOSIGNAL)?)
 }
 
