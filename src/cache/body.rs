@@ -313,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_cannot_be_sent_is_not_trusted_again_when_the_body_is_gone() {
         let root = tempfile::tempdir().unwrap();
-        let (store, digest, blob) = stored(root.path(), &[5; 100_000]).await;
+        let (store, digest, blob) = stored(root.path(), &vec![5; 100_000]).await;
         let outlet = Outlet::default();
         // A connection drops the body with its last bytes, before it sends them.
         let bytes = Content::stored(blob).read(None, Some(&outlet)).try_collect::<Vec<_>>().await.unwrap();
@@ -325,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_is_not_read_yet_takes_no_mapping() {
         let root = tempfile::tempdir().unwrap();
-        let (_store, _, blob) = stored(root.path(), &[5; 100_000]).await;
+        let (_store, _, blob) = stored(root.path(), &vec![5; 100_000]).await;
         let mappings = || {
             let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
             maps.lines().filter(|line| line.contains(root.path().to_str().unwrap())).count()

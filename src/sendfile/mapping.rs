@@ -9,7 +9,9 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Once};
 
+use parking_lot::Mutex;
 use rustix::mm::{MapFlags, ProtFlags};
+use tokio::time::Instant;
 
 /// Pages that one mincore(2) asks about: of a megabyte.
 const PAGES: usize = 257;
@@ -31,6 +33,8 @@ pub(super) struct Mapping {
     range: Range<u64>,
     file: Arc<File>,
     unreadable: Unreadable,
+    /// When pages were last found in memory for somebody to send them.
+    looked: Mutex<Instant>,
 }
 
 // SAFETY: the mapping is not bound to a thread, and is never written through: all access is by shared slices and by
@@ -53,11 +57,20 @@ impl Mapping {
             rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &*file, offset)?
         };
         let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, length, offset, range, file, unreadable })
+        Ok(Self { base, length, offset, range, file, unreadable, looked: Mutex::new(Instant::now()) })
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Notes that what is sent next was in memory now.
+    pub(super) fn looked(&self) {
+        *self.looked.lock() = Instant::now();
+    }
+
+    pub(super) fn last_look(&self) -> Instant {
+        *self.looked.lock()
     }
 
     pub(super) fn unreadable(&self) {

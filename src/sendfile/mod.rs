@@ -11,11 +11,15 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use mapping::Mapping;
+
+/// How long what was found in memory is taken to be there: longer than it takes to send it to all but slow clients.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The parts of files that are on their way to one connection. One for each connection; clones are the same.
 #[derive(Debug, Clone, Default)]
@@ -76,7 +80,10 @@ impl Part {
     /// The bytes of `range` of the file, all of which are in it by now, if none of them has to be fetched from the
     /// disk: sending those would block. None too where `range` is not within the part.
     pub fn bytes(&self, range: Range<u64>) -> Option<Bytes> {
-        self.0.is_resident(&range).then(|| Bytes::from_owner(Slice { mapping: Arc::clone(&self.0), range }))
+        self.0.is_resident(&range).then(|| {
+            self.0.looked();
+            Bytes::from_owner(Slice { mapping: Arc::clone(&self.0), range })
+        })
     }
 }
 
@@ -84,8 +91,18 @@ impl Part {
 
 impl Place {
     /// The file.
-    pub fn file(&self) -> &File {
+    pub fn file(&self) -> &Arc<File> {
         self.mapping.file()
+    }
+
+    /// Whether it is so long since the bytes were found in memory that they may have left it.
+    pub fn is_stale(&self) -> bool {
+        self.mapping.last_look().elapsed() > FRESH
+    }
+
+    /// Whether so many bytes from here on are in memory.
+    pub fn is_resident(&self, length: usize) -> bool {
+        self.mapping.is_resident(&(self.offset..self.offset + length as u64))
     }
 
     /// Tells whoever prepared the part that the file could not be read.

@@ -1,15 +1,18 @@
 //! The stream of a plain connection that has the kernel send files: bytes that stand for a part of a file
 //! ([`crate::sendfile`]) are sent with sendfile(2), all others are written.
 
+use std::fs::File;
+use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::task::coop;
+use tokio::task::{JoinHandle, coop, spawn_blocking};
 
 use super::stream::Plain;
 use crate::sendfile::{Outlet, Place};
@@ -18,23 +21,42 @@ use crate::sendfile::{Outlet, Place};
 const SLICES: usize = 16;
 /// What is copied at once where the file system does not let the kernel send its files.
 const COPY: usize = 64 * 1024;
+/// What is fetched at once of what has left the memory.
+const FETCH: usize = 128 * 1024;
 
 /// A plain socket and the parts of files that are on their way to it.
 #[derive(Debug)]
 pub(super) struct Sending {
     inner: Plain,
     outlet: Outlet,
+    /// Brings what is sent next back into memory.
+    fetching: Option<JoinHandle<()>>,
 }
 
 // === impl Sending ===
 
 impl Sending {
     pub(super) const fn new(inner: Plain, outlet: Outlet) -> Self {
-        Self { inner, outlet }
+        Self { inner, outlet, fetching: None }
     }
 
     /// Sends what the first slice stands for. Never more than the slice: what follows is found in the next call.
-    fn poll_send(&self, cx: &mut Context<'_>, place: &Place, length: usize) -> Poll<io::Result<usize>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, place: &Place, mut length: usize) -> Poll<io::Result<usize>> {
+        // A slow client takes its time for what was in memory when it was handed over, and reading the disk would keep
+        // the worker from the others.
+        if self.fetching.is_some() || place.is_stale() {
+            ready!(self.inner.poll_write_ready(cx))?;
+            length = length.min(FETCH);
+            if self.fetching.is_none() && !place.is_resident(length) {
+                let (file, offset) = (Arc::clone(place.file()), place.offset);
+                self.fetching = Some(spawn_blocking(move || fetch(&file, offset, length)));
+            }
+            // Then it is sent, whether it has stayed or not, lest it be fetched for ever.
+            if let Some(fetching) = &mut self.fetching {
+                drop(ready!(Pin::new(fetching).poll(cx)));
+                self.fetching = None;
+            }
+        }
         let sent = ready!(self.poll_try(cx, || {
             let mut offset = place.offset;
             match rustix::fs::sendfile(&self.inner, place.file(), Some(&mut offset), length) {
@@ -82,6 +104,12 @@ impl Sending {
     }
 }
 
+/// Reads a part of a file for the kernel to have it in memory. Errors are left to who sends it.
+fn fetch(file: &File, offset: u64, length: usize) {
+    let mut buffer = Vec::<u8>::with_capacity(length);
+    let _ = rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset);
+}
+
 /// As sendfile(2), through user space. The pages are in memory, so reading them does not block.
 fn copy(socket: &impl AsFd, place: &Place, length: usize) -> io::Result<usize> {
     let length = length.min(COPY);
@@ -107,18 +135,19 @@ impl AsyncWrite for Sending {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
         let empty = bufs.iter().take_while(|slice| slice.is_empty()).count();
         // What is not looked at is not written either: it may be a part.
         let bufs = bufs.get(empty..bufs.len().min(empty + SLICES)).unwrap_or_default();
-        let found = bufs.iter().enumerate().find_map(|(n, slice)| Some((n, self.outlet.find(slice)?)));
+        let found = bufs.iter().enumerate().find_map(|(n, slice)| Some((n, this.outlet.find(slice)?)));
         match found {
-            None => Pin::new(&mut self.inner).poll_write_vectored(cx, bufs),
-            Some((0, place)) => self.poll_send(cx, &place, bufs.first().map_or(0, |slice| slice.len())),
-            Some((n, _)) => self.poll_lead(cx, bufs.get(..n).unwrap_or_default()),
+            None => Pin::new(&mut this.inner).poll_write_vectored(cx, bufs),
+            Some((0, place)) => this.poll_send(cx, &place, bufs.first().map_or(0, |slice| slice.len())),
+            Some((n, _)) => this.poll_lead(cx, bufs.get(..n).unwrap_or_default()),
         }
     }
 
@@ -138,7 +167,6 @@ impl AsyncWrite for Sending {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -153,7 +181,7 @@ mod tests {
         (Sending::new(Plain::Tcp(server), outlet.clone()), client)
     }
 
-    fn file(content: &[u8]) -> Arc<std::fs::File> {
+    fn file(content: &[u8]) -> Arc<File> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         Arc::new(file)
@@ -237,6 +265,30 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert!(got.len() <= 50_000, "{}", got.len());
         assert!(told.load(Ordering::Relaxed), "and the reader of the file learns of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_left_the_memory_is_fetched_by_another_thread() {
+        let content: Vec<u8> = (0..=250).cycle().take(300_000).collect();
+        let (outlet, file) = (Outlet::default(), file(&content));
+        file.sync_all().unwrap();
+        let part = outlet.part(&file, 0..300_000, || ()).unwrap();
+        let bytes = part.bytes(0..300_000).unwrap();
+        let (mut server, mut client) = pair(&outlet).await;
+        server.write_all(b"head").await.unwrap();
+        // A slow client has let time pass, and other files have taken the memory.
+        tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        if part.bytes(0..300_000).is_some() {
+            return; // On a file system that has nothing but memory.
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut server).poll_write(&mut cx, &bytes).is_pending(), "the worker read the disk");
+        let sending = async move { write_all(&mut server, &[&bytes]).await };
+        let mut got = Vec::new();
+        let (sent, _) = tokio::join!(sending, client.read_to_end(&mut got));
+        sent.unwrap();
+        assert!(got == [b"head", &content[..]].concat(), "{} bytes", got.len());
     }
 
     #[tokio::test]
