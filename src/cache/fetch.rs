@@ -76,7 +76,6 @@ impl Cache {
                 // Whoever asks saw nothing in the store; another flight may have kept it and landed since.
                 if let Reference::Digest(digest) = reference
                     && let Some(hot) = cache.hot.get(&target, &digest)
-                    && cache.covers(&target, hot.via)?
                     && cache.store.touch(&digest)
                     && cache.passes(&target, hot.via, When::Now).await
                 {
