@@ -258,6 +258,7 @@ async fn azures_clients_log_in() {
     let (upstream, _, private) = registry(11).await;
     upstream.registry(|registry| {
         registry.token.field = "access_token";
+        registry.token.get_only = false;
         registry.accounts.jwt = Some(4500);
     });
     let cistern = Cistern::setup()

@@ -32,6 +32,8 @@ mod represent;
 pub mod respond;
 pub mod route;
 mod seal;
+#[cfg(test)]
+mod tests;
 pub mod token_route;
 mod tokens;
 

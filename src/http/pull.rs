@@ -3,7 +3,6 @@
 use http::{HeaderValue, Method, Response};
 
 use super::Visit;
-use super::caller::Showed;
 use super::represent::{Payload, Representation};
 use super::respond::{Body, Failure};
 use crate::cache::{BlobSource, Target, Want};
@@ -19,7 +18,7 @@ pub(super) async fn manifest(
     reference: &Reference,
 ) -> Result<Response<Body>, Failure> {
     let request = visit.asked.parts;
-    let want = if request.method == Method::HEAD { visit.description() } else { Want::Bytes };
+    let want = if request.method == Method::HEAD { visit.head()? } else { Want::Bytes };
     let found = visit.asked.app.cache.manifest(&visit.target(repo), reference, want).await;
     let found = found.map_err(|error| visit.explain(error, Kind::Manifest))?;
     let representation = Representation {
@@ -37,7 +36,7 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
     let (request, cache) = (visit.asked.parts, &visit.asked.app.cache);
     let target = visit.target(repo);
     let found = if request.method == Method::HEAD {
-        cache.describe_blob(&target, digest, visit.description()).await
+        cache.describe_blob(&target, digest, visit.head()?).await
     } else {
         cache.blob(&target, digest).await
     };
@@ -55,19 +54,13 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
 // === impl Visit ===
 
 impl Visit<'_> {
+    /// What a HEAD is answered from.
+    fn head(&self) -> Result<Want, Failure> {
+        self.asked.upstream(&self.route.upstream).map(|upstream| self.caller.head(upstream))
+    }
+
     /// The repository, and by whose right it is asked for.
     pub(super) fn target(&self, repo: &RepoName) -> Target {
         Target { upstream: self.route.upstream.clone(), repo: repo.clone(), right: self.caller.right.clone() }
-    }
-
-    /// How a HEAD is answered. Who holds a token to push with acts on the answer, and leaves out what is said to be there;
-    /// name and password, or nothing at all, may stand for such a client.
-    fn description(&self) -> Want {
-        let upstream = self.asked.app.config.upstreams.get(&self.route.upstream);
-        match self.caller.showed {
-            _ if upstream.is_some_and(|upstream| self.caller.head_from_cache(upstream)) => Want::Description,
-            Showed::Token => Want::Required,
-            Showed::Basic | Showed::Nothing => Want::Confirmed,
-        }
     }
 }
