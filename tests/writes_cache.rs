@@ -177,16 +177,43 @@ async fn a_404_that_was_in_flight_is_not_remembered() {
     };
     gate.reached(2).await;
     upstream.image("app", "v2", &new);
-    store(&direct, &new.layers[0]).await;
-    direct.cache.published_blob(&at, &layer, new.layers[0].len() as u64).await;
+    // Upstream has taken both, and there was no room for them here.
+    direct.cache.forget_missing_blob(&at, &layer);
     let guard = direct.cache.writing(&at, &[tag("v2")]).await.unwrap();
-    direct.cache.published_manifest(guard, &at, &[tag("v2")], published(&new)).await;
+    let other = PublishedManifest { bytes: Bytes::new(), ..published(&new) };
+    direct.cache.published_manifest(guard, &at, &[tag("v2")], other).await;
     gate.open();
     let (tagged, blob) = early.await.unwrap();
     assert!(matches!((&tagged, &blob), (Came::Missing(_), Came::Missing(_))), "{tagged:?} {blob:?}");
-    direct.get(&CALLER, "app", "v2").await.assert_hit(&new.digest);
-    direct.head_blob(&CALLER, "app", &layer, Want::Description).await.assert_hit(&layer);
-    assert_eq!(direct.head_blob(&CALLER, "app", &layer, Want::Required).await.found(&layer), Found::Passed);
+    direct.get(&CALLER, "app", "v2").await.found(&new.digest);
+    direct.head_blob(&CALLER, "app", &layer, Want::Description).await.found(&layer);
+}
+
+#[tokio::test]
+async fn nobody_who_comes_after_a_write_joins_what_was_asked_before_it() {
+    let (direct, upstream, old, new) = known("tags = \"always\"").await;
+    let (direct, at) = (Arc::new(direct), target(&CALLER, "app"));
+    let gate = Gate::new();
+    upstream.script("HEAD", "/v2/app/manifests/v1", 0..1, acts::hold_head(&gate));
+    upstream.script("GET", "/v2/app/tags/list", 0..1, acts::hold_head(&gate));
+    let early = {
+        let direct = direct.clone();
+        tokio::spawn(async move { tokio::join!(direct.get(&CALLER, "app", "v1"), direct.tags(&CALLER, "app")) })
+    };
+    gate.reached(2).await;
+    let guard = direct.cache.writing(&at, &[tag("v1")]).await.unwrap();
+    upstream.image("app", "v1", &new);
+    upstream.tag("app", "v2", new.digest);
+    direct.cache.published_manifest(guard, &at, &[tag("v1")], published(&new)).await;
+    direct.get(&CALLER, "app", "v1").await.assert_hit(&new.digest);
+    let listed = sha256(br#"{"name":"app","tags":["v1","v2"]}"#);
+    assert_eq!(direct.tags(&CALLER, "app").await, Came::Content(listed, Found::Passed));
+    gate.open();
+    let (tagged, list) = early.await.unwrap();
+    assert_eq!(tagged.found(&old.digest), Found::Hit);
+    assert_ne!(list, Came::Content(listed, Found::Passed), "it was asked before");
+    upstream.down();
+    assert_eq!(direct.tags(&CALLER, "app").await, Came::Content(listed, Found::Stale), "the later one was kept");
 }
 
 #[tokio::test]
