@@ -78,8 +78,9 @@ fn claims(token: &str) -> serde_json::Value {
 
 /// A token by name and password, by GET as docker asks for it.
 async fn login(cistern: &Cistern, scopes: &[&str]) -> Got {
-    let scopes: String = scopes.iter().map(|scope| format!("&scope={scope}")).collect();
-    cistern.send(Ask::get(format!("/oauth2/token?account=alice&service=x{scopes}")).basic("alice", PASSWORD)).await
+    let scopes = scopes.join("&scope=");
+    let target = format!("/oauth2/token?account=alice&service=x&scope={scopes}");
+    cistern.send(Ask::get(target).basic("alice", PASSWORD)).await
 }
 
 const PRIVATE: &str = "/v2/private/manifests/1.0";
@@ -159,6 +160,56 @@ async fn a_login_and_a_pull_as_docker_does_them() {
     let inner = format!("CANARY-TOKEN-{}", upstream.port());
     assert!(!String::from_utf8_lossy(&login(&cistern, &[]).await.body).contains(&inner));
     check(&cistern).await;
+}
+
+/// What a stranger sees of an answer.
+fn seen(got: &Got) -> String {
+    let mut headers = got.headers.clone();
+    headers.remove("date");
+    headers.remove("x-request-id");
+    let mut fields: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
+    fields.sort();
+    format!("{} {fields:?} {}", got.status, String::from_utf8_lossy(&got.body))
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_tell_what_is_in_the_store() {
+    let (upstream, _, private) = registry(33).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    upstream.registry(|registry| registry.accounts.user("bob", "CANARY-BOB"));
+    let nobody = token(&cistern.get("/oauth2/token?scope=repository:private:pull").await);
+    let alice = token(&login(&cistern, &["repository:private:pull"]).await);
+    let ask = Ask::get("/oauth2/token?scope=repository:private:pull").basic("bob", "CANARY-BOB");
+    let bob = token(&cistern.send(ask).await);
+    let layer = format!("/v2/private/blobs/{}", sha256(&private.layers[0]));
+    let none = format!("/v2/private/blobs/{}", sha256(b"none"));
+    let by_digest = format!("/v2/private/manifests/{}", sha256(&private.manifest));
+    let mut asks = Vec::new();
+    for target in [PRIVATE, &by_digest, &layer, &none, "/v2/private/tags/list", "/v2/private/manifests/none"] {
+        for ask in [Ask::get(target), Ask::head(target), Ask::get(target).with("range", "bytes=0-1")] {
+            asks.push(ask.clone());
+            asks.push(ask.clone().bearer(&nobody));
+            asks.push(ask.clone().bearer(&bob));
+            asks.push(ask.basic("bob", "CANARY-BOB"));
+        }
+    }
+    let look = async || {
+        let mut all = Vec::new();
+        for ask in &asks {
+            let got = cistern.send(ask.clone()).await;
+            assert!(!got.complete() && got.status != 206, "{ask:?}: {}", got.summary());
+            all.push(format!("{ask:?} {}", seen(&got)));
+        }
+        all
+    };
+    let before = look().await;
+    for target in [PRIVATE, &by_digest, &layer, "/v2/private/tags/list"] {
+        assert_eq!(cistern.send(Ask::get(target).bearer(&alice)).await.status, 200, "{target}");
+    }
+    cistern.settle().await;
+    for (before, after) in before.iter().zip(look().await) {
+        assert_eq!(*before, after, "with and without a friend's pull");
+    }
 }
 
 #[tokio::test]
