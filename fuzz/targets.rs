@@ -52,7 +52,15 @@ pub fn route(data: &[u8]) {
             assert_eq!(digest.to_string().parse::<Digest>(), Ok(*digest));
             Some(repo)
         }
-        Endpoint::Tags(repo) | Endpoint::Upload(repo) => Some(repo),
+        Endpoint::Tags(repo) | Endpoint::Uploads(repo) => Some(repo),
+        Endpoint::Upload(repo, state) => {
+            assert!(!state.is_empty() && !state.contains('/'));
+            Some(repo)
+        }
+        Endpoint::Acr(acr) => {
+            assert!(!acr.to_string().contains(['?', '#', '%']));
+            acr.repo.as_ref()
+        }
     };
     if let Some(repo) = repo {
         assert_eq!(repo.as_str().parse::<RepoName>().as_ref(), Ok(repo));

@@ -243,6 +243,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
+    use super::super::hot::HotManifest;
     use super::*;
     use crate::config::{Capacity, Config, Durability};
     use crate::metrics::Metrics;
@@ -315,5 +316,16 @@ mod tests {
         let (flight, role) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
         assert_eq!(role, Role::Leader);
         assert_eq!(flight.result().await.unwrap().unwrap().bytes, bytes);
+
+        cache.tasks.close();
+        cache.tasks.wait().await;
+        cache.tasks.reopen();
+
+        // As after an account that pulls no more.
+        let hot = HotManifest { media_type: media::OCI_INDEX.into(), bytes, via: Via::Shared };
+        cache.hot.insert(&target(), &digest, hot);
+        let (flight, _) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
+        let refused = flight.result().await.unwrap().unwrap_err();
+        assert!(matches!(refused, CacheError::Upstream(_)), "what does not cover the caller is no answer: {refused}");
     }
 }

@@ -17,6 +17,7 @@ mod asked;
 mod caller;
 mod challenge;
 mod credential;
+mod endpoint;
 mod explain;
 mod form;
 mod htpasswd;
@@ -269,7 +270,7 @@ impl Visit<'_> {
             Endpoint::Tags(repo) => lists::tags(self, repo).await,
             Endpoint::Referrers(repo, digest) => lists::referrers(self, repo, digest).await,
             Endpoint::Catalog => lists::catalog(self).await,
-            Endpoint::Upload(_) => Err(Failure::new(
+            Endpoint::Uploads(_) | Endpoint::Upload(..) | Endpoint::Acr(_) => Err(Failure::new(
                 StatusCode::NOT_FOUND,
                 ErrorCode::BlobUploadUnknown,
                 "there is no such upload: this version of ocistern only pulls",

@@ -6,7 +6,7 @@ use super::asked::Asked;
 use super::caller::Allowed;
 use super::challenge::TokenError;
 use super::respond::Failure;
-use super::route::{Endpoint, Form, Route};
+use super::route::{Acr, Endpoint, Form, Route};
 use crate::config::Upstream;
 use crate::oci::{Action, Actions, Resource, Scope};
 
@@ -30,7 +30,15 @@ impl Need {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let (writes, actions, asked): (_, &[Action], _) = match &route.endpoint {
             Endpoint::Catalog => (!reads, &[Action::All], Actions::ALL),
-            Endpoint::Upload(_) => (true, &[Action::Push], Actions::PULL_AND_PUSH),
+            Endpoint::Uploads(_) | Endpoint::Upload(..) => (true, &[Action::Push], Actions::PULL_AND_PUSH),
+            Endpoint::Acr(Acr { repo: None, .. }) => (!reads, &[Action::All], Actions::ALL),
+            Endpoint::Acr(acr) => match (acr.deleted, reads) {
+                (true, true) => (false, &[Action::DeletedRead], Actions::DELETED_READ),
+                (true, false) => (true, &[Action::DeletedRestore], Actions::DELETED_RESTORE),
+                (false, true) => (false, &[Action::MetadataRead, Action::Pull], Actions::METADATA_READ),
+                (false, false) if *method == Method::DELETE => (true, &[Action::Delete], Actions::DELETE),
+                (false, false) => (true, &[Action::MetadataWrite], Actions::METADATA_WRITE),
+            },
             Endpoint::Tags(_) if reads => (false, &[Action::Pull, Action::MetadataRead], Actions::PULL),
             Endpoint::Manifest(..) | Endpoint::Blob(..) | Endpoint::Referrers(..) if reads => {
                 (false, &[Action::Pull], Actions::PULL)
@@ -38,9 +46,10 @@ impl Need {
             _ if *method == Method::DELETE => (true, &[Action::Delete], Actions::DELETE),
             _ => (true, &[Action::Push], Actions::PULL_AND_PUSH),
         };
-        let resource = match route.repo() {
-            Some(repo) => Resource::Repository { host: None, repo: repo.clone() },
-            None => Resource::Catalog,
+        let resource = match (route.repo(), &route.endpoint) {
+            (Some(repo), _) => Resource::Repository { host: None, repo: repo.clone() },
+            (None, Endpoint::Acr(Acr { deleted: true, .. })) => Resource::DeletedCatalog,
+            (None, _) => Resource::Catalog,
         };
         let scope = match (route.form, route.repo()) {
             // By the whole name that the client has for it, with which it asks at any realm.
@@ -86,6 +95,7 @@ mod tests {
     #[test]
     fn what_requests_need() {
         let blob = format!("/v2/org/app/blobs/{DIGEST}");
+        let restore = format!("/acr/v1/_deleted/org/app/_manifests/{DIGEST}");
         for (method, target, scope, writes) in [
             (Method::GET, "/v2/org/app/manifests/1", "repository:org/app:pull", false),
             (Method::HEAD, &blob, "repository:org/app:pull", false),
@@ -100,6 +110,12 @@ mod tests {
             (Method::DELETE, "/v2/org/app/blobs/uploads/x", "repository:org/app:pull,push", true),
             (Method::DELETE, "/v2/org/app/manifests/1", "repository:org/app:delete", true),
             (Method::DELETE, &blob, "repository:org/app:delete", true),
+            (Method::GET, "/acr/v1/org/app", "repository:org/app:metadata_read", false),
+            (Method::PATCH, "/acr/v1/org/app/_tags/1", "repository:org/app:metadata_write", true),
+            (Method::DELETE, "/acr/v1/org/app/_tags/1", "repository:org/app:delete", true),
+            (Method::GET, "/acr/v1/_catalog", "registry:catalog:*", false),
+            (Method::GET, "/acr/v1/_deleted/_catalog", "registry:deleted_catalog:*", false),
+            (Method::POST, &restore, "repository:org/app:deleted_restore", true),
         ] {
             let need = need(&method, target);
             assert_eq!((need.scope.as_str(), need.writes), (scope, writes), "{method} {target}");

@@ -15,7 +15,7 @@ use tracing::Span;
 
 use super::access::Peer;
 use super::respond::{Body, BodyError, Reason};
-use super::route::{Endpoint, Form, Ping, Route};
+use super::route::{AcrItem, Endpoint, Form, Ping, Route};
 use super::token_route::TokenRoute;
 use crate::metrics::{Kind, Metrics, Outcome, Source};
 use crate::oci::{RepoName, UpstreamName};
@@ -123,7 +123,13 @@ impl Record {
         self.reference = match &route.endpoint {
             Endpoint::Manifest(_, reference) => Some(reference.to_string()),
             Endpoint::Blob(_, digest) | Endpoint::Referrers(_, digest) => Some(digest.to_string()),
-            Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Upload(_) => None,
+            // The state of an upload is as good as the right to go on with it.
+            Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Uploads(_) | Endpoint::Upload(..) => None,
+            Endpoint::Acr(acr) => match &acr.item {
+                AcrItem::Tag(tag) => Some(tag.to_string()),
+                AcrItem::Manifest(digest) => Some(digest.to_string()),
+                AcrItem::Catalog | AcrItem::Repository | AcrItem::Tags | AcrItem::Manifests => None,
+            },
         };
     }
 

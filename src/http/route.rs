@@ -12,10 +12,11 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use super::access::without_port;
+use super::endpoint::Api;
+pub use super::endpoint::{Acr, AcrItem, Endpoint};
 use super::token_route::{self, TokenRoute};
 use crate::config::{Config, Listener, Upstream};
-use crate::metrics::Kind;
-use crate::oci::{Digest, InvalidDigest, InvalidName, Reference, RepoName, Tag, UpstreamName};
+use crate::oci::{InvalidDigest, InvalidName, RepoName, UpstreamName};
 
 /// Host names by which Docker Hub is known; they all mean the upstream `docker.io`.
 const DOCKER_HUB: [&str; 4] = ["docker.io", "registry-1.docker.io", "index.docker.io", "registry.hub.docker.com"];
@@ -75,23 +76,6 @@ pub struct Route {
     pub query: String,
     /// What stands before the path where clients see it: the path of the listener's `public_url`; usually empty.
     pub base: String,
-}
-
-/// The resources of a registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `_catalog`: the list of repositories.
-    Catalog,
-    /// `NAME/manifests/REFERENCE`.
-    Manifest(RepoName, Reference),
-    /// `NAME/blobs/DIGEST`.
-    Blob(RepoName, Digest),
-    /// `NAME/tags/list`.
-    Tags(RepoName),
-    /// `NAME/referrers/DIGEST`.
-    Referrers(RepoName, Digest),
-    /// `NAME/blobs/uploads/…`.
-    Upload(RepoName),
 }
 
 /// The forms of address, in the order in which they are tried.
@@ -219,11 +203,11 @@ pub fn parse(
     let namespace = namespace.filter(|ns| {
         address.entry.is_some_and(|entry| directory.entry(ns).is_some_and(|named| named.name == entry.name))
     });
-    if address.rest.is_empty() {
+    if address.api == Api::Registry && address.rest.is_empty() {
         let upstream = address.entry.map(|entry| entry.name.clone());
         return Ok(Routed::Ping(Ping { upstream, form: address.form, namespace }));
     }
-    let endpoint = Endpoint::parse(address.rest)?;
+    let endpoint = address.api.endpoint(address.rest)?;
     let entry = address.entry.ok_or(RouteError::NoDefault)?;
     let endpoint = if entry.library { endpoint.with_library() } else { endpoint };
     Ok(Routed::Resource(Route {
@@ -242,7 +226,8 @@ struct Address<'a> {
     entry: Option<&'a Entry>,
     form: Form,
     prefix: &'a str,
-    /// What follows `/v2/` and the prefix.
+    api: Api,
+    /// What follows `/v2/` (or `/acr/v1/`) and the prefix.
     rest: &'a str,
 }
 
@@ -253,54 +238,46 @@ fn address<'a>(
     path: &'a str,
     namespace: Option<&str>,
 ) -> Result<Address<'a>, RouteError> {
-    let Some(rest) = after_v2(path) else {
+    let Some((api, rest)) = Api::split(path) else {
         // A path is more particular than `ns`, which containerd adds by itself: the path decides.
-        let (prefix, tail) = path.strip_prefix('/').and_then(|p| p.split_once('/')).ok_or(RouteError::NoEndpoint)?;
-        let rest = after_v2_relative(tail).ok_or(RouteError::NoEndpoint)?;
-        return Ok(Address { entry: Some(directory.lookup(prefix)?), form: Form::Path, prefix, rest });
+        let (prefix, tail) = path.strip_prefix('/').and_then(split_part).ok_or(RouteError::NoEndpoint)?;
+        let (api, rest) = Api::split(tail).ok_or(RouteError::NoEndpoint)?;
+        return Ok(Address { entry: Some(directory.lookup(prefix)?), form: Form::Path, prefix, api, rest });
     };
     if let Some(namespace) = namespace {
         let entry = directory.lookup(namespace)?;
         // containerd adds `ns` also where `override_path` has put the host into the path: then it stands there twice.
         // No repository begins with the host name of its own registry.
         if let Some((first, behind)) = rest.split_once('/')
-            && after_first_part_comes_a_name(behind)
+            && api.has_name(behind)
             && directory.entry(first).is_some_and(|named| named.name == entry.name)
         {
-            return Ok(Address { entry: Some(entry), form: Form::Prefix, prefix: first, rest: behind });
+            return Ok(Address { entry: Some(entry), form: Form::Prefix, prefix: first, api, rest: behind });
         }
-        return Ok(Address { entry: Some(entry), form: Form::Namespace, prefix: "", rest });
+        return Ok(Address { entry: Some(entry), form: Form::Namespace, prefix: "", api, rest });
     }
     if let Some(name) = mapped(listener, host) {
-        return Ok(Address { entry: Some(directory.lookup(name.as_str())?), form: Form::Hostname, prefix: "", rest });
+        let entry = Some(directory.lookup(name.as_str())?);
+        return Ok(Address { entry, form: Form::Hostname, prefix: "", api, rest });
     }
     let (first, behind) = rest.split_once('/').unwrap_or((rest, ""));
     // What has one part only is a name: there is nothing behind it that it could be a prefix of.
-    let is_prefix = behind.is_empty() || after_first_part_comes_a_name(behind);
+    let is_prefix = (behind.is_empty() && api == Api::Registry) || api.has_name(behind);
     if is_prefix && !first.is_empty() {
         if let Some(entry) = directory.entry(first) {
-            return Ok(Address { entry: Some(entry), form: Form::Prefix, prefix: first, rest: behind });
+            return Ok(Address { entry: Some(entry), form: Form::Prefix, prefix: first, api, rest: behind });
         }
         if looks_like_host(first) {
             return Err(RouteError::unknown(first));
         }
     }
     let entry = listener.default_upstream.as_ref().and_then(|name| directory.entry(name.as_str()));
-    Ok(Address { entry, form: Form::Default, prefix: "", rest })
+    Ok(Address { entry, form: Form::Default, prefix: "", api, rest })
 }
 
-/// Whether `behind`, which follows the first part, is more than an endpoint of a repository with one part.
-fn after_first_part_comes_a_name(behind: &str) -> bool {
-    behind == "_catalog" || Endpoint::split(behind).is_some_and(|(name, _)| !name.is_empty())
-}
-
-fn after_v2(path: &str) -> Option<&str> {
-    after_v2_relative(path.strip_prefix('/')?)
-}
-
-fn after_v2_relative(path: &str) -> Option<&str> {
-    let rest = path.strip_prefix("v2")?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
+/// The first part of a path, and the rest with its slash.
+fn split_part(path: &str) -> Option<(&str, &str)> {
+    path.find('/').and_then(|slash| path.split_at_checked(slash))
 }
 
 /// What nobody needs and attackers try: the grammars would refuse it too, but this way one error says so.
@@ -370,19 +347,20 @@ impl Route {
             Endpoint::Catalog => Some("/v2/_catalog".to_owned()),
             Endpoint::Tags(repo) => Some(format!("/v2/{repo}/tags/list")),
             Endpoint::Referrers(repo, digest) => Some(format!("/v2/{repo}/referrers/{digest}")),
-            Endpoint::Manifest(..) | Endpoint::Blob(..) | Endpoint::Upload(_) => None,
+            Endpoint::Acr(acr) => Some(acr.to_string()),
+            Endpoint::Manifest(..) | Endpoint::Blob(..) | Endpoint::Uploads(_) | Endpoint::Upload(..) => None,
         }
     }
 
-    /// What a client has to ask here for `target` of the upstream (a path from `/v2/`, with its query), in the form of
-    /// address that it used: for a relative `Link` or `Location`. None where `target` is no such path.
+    /// What a client has to ask here for `target` of the upstream (a path from `/v2/` or `/acr/v1/`, with its query), in
+    /// the form of address that it used: for a relative `Link` or `Location`. None where `target` is no such path.
     pub fn local_target(&self, target: &str) -> Option<String> {
-        let rest = target.strip_prefix("/v2/")?;
-        let base = &self.base;
+        let (api, rest) = Api::split(target)?;
+        let (base, root) = (&self.base, api.root());
         let path = match self.form {
-            Form::Path => format!("{base}/{}/v2/{rest}", self.prefix),
-            Form::Prefix => format!("{base}/v2/{}/{rest}", self.prefix),
-            Form::Namespace | Form::Hostname | Form::Default => format!("{base}/v2/{rest}"),
+            Form::Path => format!("{base}/{}{root}{rest}", self.prefix),
+            Form::Prefix => format!("{base}{root}{}/{rest}", self.prefix),
+            Form::Namespace | Form::Hostname | Form::Default => format!("{base}{root}{rest}"),
         };
         Some(match &self.namespace {
             Some(namespace) => {
@@ -394,6 +372,27 @@ impl Route {
     }
 }
 
+/// Whose repository a client means that asks, by `route`, for a blob to be mounted from `from`: a name as it would stand
+/// in a path of the same form of address. None where it means nothing here.
+pub fn mount_source(
+    directory: &Directory,
+    listener: &Listener,
+    route: &Route,
+    from: &str,
+) -> Option<(UpstreamName, RepoName)> {
+    let (entry, name) = match route.form {
+        Form::Namespace | Form::Path | Form::Hostname => (directory.entry(route.upstream.as_str())?, from),
+        Form::Prefix | Form::Default => {
+            match from.split_once('/').map(|(first, name)| (directory.entry(first), name)) {
+                Some((Some(entry), name)) => (entry, name),
+                _ => (listener.default_upstream.as_ref().and_then(|name| directory.entry(name.as_str()))?, from),
+            }
+        }
+    };
+    let repo: RepoName = name.parse().ok()?;
+    Some((entry.name.clone(), if entry.library { repo.with_library() } else { repo }))
+}
+
 /// The path of the URL by which clients reach the listener; another proxy in front has taken it off.
 pub(super) fn public_path(listener: &Listener) -> &str {
     let rest = listener.public_url.as_deref().and_then(|url| url.split_once("://")).map_or("", |(_, rest)| rest);
@@ -402,96 +401,6 @@ pub(super) fn public_path(listener: &Listener) -> &str {
 
 /// Everything but what a host with a port is made of.
 const KEY: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'.').remove(b'-').remove(b'_');
-
-// === impl Endpoint ===
-
-impl Endpoint {
-    /// The `kind` label.
-    pub const fn kind(&self) -> Kind {
-        match self {
-            Self::Catalog => Kind::Other,
-            Self::Manifest(..) => Kind::Manifest,
-            Self::Blob(..) => Kind::Blob,
-            Self::Tags(_) => Kind::Tags,
-            Self::Referrers(..) => Kind::Referrers,
-            Self::Upload(_) => Kind::Upload,
-        }
-    }
-
-    /// The repository, for all but the catalog.
-    pub const fn repo(&self) -> Option<&RepoName> {
-        match self {
-            Self::Catalog => None,
-            Self::Manifest(repo, _)
-            | Self::Blob(repo, _)
-            | Self::Tags(repo)
-            | Self::Referrers(repo, _)
-            | Self::Upload(repo) => Some(repo),
-        }
-    }
-
-    /// `rest` is decoded and follows `/v2/`.
-    fn parse(rest: &str) -> Result<Self, RouteError> {
-        if rest == "_catalog" {
-            return Ok(Self::Catalog);
-        }
-        let (name, tail) = Self::split(rest).ok_or(RouteError::NoEndpoint)?;
-        let repo: RepoName = name.parse().map_err(RouteError::Name)?;
-        Ok(match tail {
-            Tail::Tags => Self::Tags(repo),
-            Tail::Upload => Self::Upload(repo),
-            Tail::Manifest(text) => Self::Manifest(repo, reference(text)?),
-            Tail::Blob(text) => Self::Blob(repo, text.parse().map_err(RouteError::Digest)?),
-            Tail::Referrers(text) => Self::Referrers(repo, text.parse().map_err(RouteError::Digest)?),
-        })
-    }
-
-    /// Splits from the right, for a repository may have a part called `manifests`; the name may come out empty.
-    fn split(rest: &str) -> Option<(&str, Tail<'_>)> {
-        let (front, last) = rest.rsplit_once('/')?;
-        let (name, word) = front.rsplit_once('/').unwrap_or(("", front));
-        match (word, last) {
-            ("tags", "list") => return Some((name, Tail::Tags)),
-            ("manifests", text) => return Some((name, Tail::Manifest(text))),
-            ("blobs", "uploads") => return Some((name, Tail::Upload)),
-            ("blobs", text) => return Some((name, Tail::Blob(text))),
-            ("referrers", text) => return Some((name, Tail::Referrers(text))),
-            ("uploads", _) => {}
-            _ => return None,
-        }
-        let (name, word) = name.rsplit_once('/').unwrap_or(("", name));
-        (word == "blobs").then_some((name, Tail::Upload))
-    }
-
-    /// The same under `library/`, where the name has one part only.
-    fn with_library(self) -> Self {
-        match self {
-            Self::Catalog => Self::Catalog,
-            Self::Manifest(repo, reference) => Self::Manifest(repo.with_library(), reference),
-            Self::Blob(repo, digest) => Self::Blob(repo.with_library(), digest),
-            Self::Tags(repo) => Self::Tags(repo.with_library()),
-            Self::Referrers(repo, digest) => Self::Referrers(repo.with_library(), digest),
-            Self::Upload(repo) => Self::Upload(repo.with_library()),
-        }
-    }
-}
-
-/// What follows a repository's name, not yet validated.
-enum Tail<'a> {
-    Tags,
-    Upload,
-    Manifest(&'a str),
-    Blob(&'a str),
-    Referrers(&'a str),
-}
-
-fn reference(text: &str) -> Result<Reference, RouteError> {
-    if text.contains(':') {
-        text.parse().map(Reference::Digest).map_err(RouteError::Digest)
-    } else {
-        text.parse::<Tag>().map(Reference::Tag).map_err(RouteError::Tag)
-    }
-}
 
 // === impl Form ===
 
@@ -528,6 +437,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Address, BaseUrl, Credentials, TagPolicy};
+    use crate::oci::{Digest, Reference};
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -664,9 +574,9 @@ mod tests {
             (format!("blobs/{DIGEST}"), Endpoint::Blob(repo.clone(), digest)),
             (format!("referrers/{DIGEST}"), Endpoint::Referrers(repo.clone(), digest)),
             ("tags/list".to_owned(), Endpoint::Tags(repo.clone())),
-            ("blobs/uploads".to_owned(), Endpoint::Upload(repo.clone())),
-            ("blobs/uploads/".to_owned(), Endpoint::Upload(repo.clone())),
-            ("blobs/uploads/some-id".to_owned(), Endpoint::Upload(repo)),
+            ("blobs/uploads".to_owned(), Endpoint::Uploads(repo.clone())),
+            ("blobs/uploads/".to_owned(), Endpoint::Uploads(repo.clone())),
+            ("blobs/uploads/some-id".to_owned(), Endpoint::Upload(repo, "some-id".to_owned())),
         ] {
             assert_eq!(resource(&format!("/v2/a/manifests/b/{tail}")).endpoint, expected, "{tail}");
         }
@@ -815,6 +725,50 @@ mod tests {
                 route.local_target("/v2/org/app/tags/list?n=1").unwrap(),
                 format!("{base}/v2/org/app/tags/list?n=1")
             );
+        }
+    }
+
+    #[test]
+    fn resources_of_azure_in_every_form_of_address() {
+        for (target, expected, link) in [
+            ("/acr/v1/org/app/_tags/1?ns=ghcr.io", "ghcr.io org/app ns", "/acr/v1/org/app/_tags?last=b&ns=ghcr.io"),
+            ("/ghcr.io/acr/v1/org%2Fapp/_tags", "ghcr.io org/app path", "/ghcr.io/acr/v1/org/app/_tags?last=b"),
+            ("/acr/v1/ghcr.io/org/app", "ghcr.io org/app prefix", "/acr/v1/ghcr.io/org/app/_tags?last=b"),
+            ("/acr/v1/team/_catalog", "team  prefix", "/acr/v1/team/org/app/_tags?last=b"),
+            ("/acr/v1/team/_tags", "docker.io team default", "/acr/v1/org/app/_tags?last=b"),
+            ("/acr/v1/org/app", "docker.io org/app default", "/acr/v1/org/app/_tags?last=b"),
+        ] {
+            let route = resource(target);
+            assert_eq!(means(&route), expected, "{target}");
+            assert_eq!(route.local_target("/acr/v1/org/app/_tags?last=b").unwrap(), link, "{target}");
+        }
+        let Ok(Routed::Resource(route)) = go("my.azurecr.io", "/acr/v1/ghcr.io/app/_manifests") else { panic!() };
+        assert_eq!(means(&route), "my.azurecr.io ghcr.io/app host");
+        for target in ["/acr/v1/", "/acr/v1", "/acr", "/acr/v2/a", "/ghcr.io/acr/v1/"] {
+            assert!(go("localhost", target).is_err(), "{target}");
+        }
+        assert!(matches!(go("h", "/acr/v1/evil.example/a"), Err(RouteError::UnknownUpstream { .. })));
+    }
+
+    #[test]
+    fn what_is_mounted_comes_from_where_the_client_means() {
+        let source = |target: &str, from: &str| {
+            let (directory, listener) = (directory(), listener(Some("docker.io")));
+            let source = mount_source(&directory, &listener, &resource(target), from);
+            source.map(|(upstream, repo)| format!("{upstream} {repo}"))
+        };
+        for (target, from, expected) in [
+            ("/v2/org/app/blobs/uploads/", "org/base", Some("docker.io org/base")),
+            ("/v2/org/app/blobs/uploads/", "alpine", Some("docker.io library/alpine")),
+            ("/v2/org/app/blobs/uploads/", "ghcr.io/org/base", Some("ghcr.io org/base")),
+            ("/v2/ghcr.io/org/app/blobs/uploads/", "ghcr.io/org/base", Some("ghcr.io org/base")),
+            ("/v2/ghcr.io/org/app/blobs/uploads/", "org/base", Some("docker.io org/base")),
+            ("/ghcr.io/v2/org/app/blobs/uploads/", "org/base", Some("ghcr.io org/base")),
+            ("/v2/org/app/blobs/uploads/?ns=ghcr.io", "org/base", Some("ghcr.io org/base")),
+            ("/v2/org/app/blobs/uploads/", "../x", None),
+            ("/v2/org/app/blobs/uploads/", "A", None),
+        ] {
+            assert_eq!(source(target, from).as_deref(), expected, "{target} from {from}");
         }
     }
 

@@ -6,11 +6,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ocistern::oci::{Algorithm, Digest, Hasher};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// Bytes of a body that are kept; beyond, only the hash goes on.
@@ -28,6 +30,17 @@ pub struct Ask {
     headers: HeaderMap,
     body: Bytes,
     http2: bool,
+    /// In chunks, without a length.
+    chunked: bool,
+}
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A request whose body the test sends piece by piece. Dropping it leaves.
+#[derive(Debug)]
+pub struct Sending {
+    pieces: mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,
+    answer: JoinSet<Got>,
 }
 
 /// An answer whose head has come and whose body is coming. Dropping it leaves: the connection is closed.
@@ -69,15 +82,22 @@ impl Client {
     pub async fn send(self, ask: Ask) -> Got {
         match self.open(ask).await {
             Ok(live) => live.finish().await,
-            Err(cut) => Got {
-                status: 0,
-                headers: HeaderMap::new(),
-                body: Bytes::new(),
-                length: 0,
-                digest: Digest::of(Algorithm::Sha256, b""),
-                cut: Some(cut),
-            },
+            Err(cut) => Got::none(cut),
         }
+    }
+
+    /// Begins a request whose body comes by [`Sending::send`], in chunks unless a Content-Length is set.
+    pub fn stream(self, ask: Ask) -> Sending {
+        let (pieces, mut taken) = mpsc::channel(1);
+        let frames = futures_util::stream::poll_fn(move |cx| taken.poll_recv(cx));
+        let mut answer = JoinSet::new();
+        answer.spawn(async move {
+            match self.open_with(ask, StreamBody::new(frames).boxed_unsync()).await {
+                Ok(live) => live.finish().await,
+                Err(cut) => Got::none(cut),
+            }
+        });
+        Sending { pieces, answer }
     }
 
     /// GET of a path.
@@ -91,6 +111,19 @@ impl Client {
     }
 
     async fn open_now(self, ask: Ask) -> Result<Live, String> {
+        let body = if ask.chunked {
+            let bytes = ask.body.clone();
+            let pieces = (0..bytes.len())
+                .step_by(10_000)
+                .map(move |at| Ok(Frame::data(bytes.slice(at..bytes.len().min(at + 10_000)))));
+            StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync()
+        } else {
+            Full::new(ask.body.clone()).map_err(|never| match never {}).boxed_unsync()
+        };
+        self.open_with(ask, body).await
+    }
+
+    async fn open_with(self, ask: Ask, body: Body) -> Result<Live, String> {
         let stream = TcpStream::connect(self.0).await.map_err(|error| format!("connect: {error}"))?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let io = TokioIo::new(stream);
@@ -102,7 +135,7 @@ impl Client {
                 .map_err(|error| format!("handshake: {error:?}"))?;
             driver.spawn(async move { drop(connection.await) });
             request = request.uri(format!("http://{}{}", self.0, ask.target));
-            let mut request = request.body(Full::new(ask.body)).map_err(|error| error.to_string())?;
+            let mut request = request.body(body).map_err(|error| error.to_string())?;
             request.headers_mut().extend(ask.headers);
             sender.send_request(request).await
         } else {
@@ -110,7 +143,7 @@ impl Client {
                 hyper::client::conn::http1::handshake(io).await.map_err(|error| format!("handshake: {error:?}"))?;
             driver.spawn(async move { drop(connection.await) });
             request = request.uri(ask.target);
-            let mut request = request.body(Full::new(ask.body)).map_err(|error| error.to_string())?;
+            let mut request = request.body(body).map_err(|error| error.to_string())?;
             let host = HeaderValue::from_str(&self.0.to_string()).map_err(|error| error.to_string())?;
             request.headers_mut().insert("host", host);
             request.headers_mut().extend(ask.headers);
@@ -133,7 +166,38 @@ impl Client {
 
 impl Ask {
     pub fn new(method: Method, target: impl Into<String>) -> Self {
-        Self { method, target: target.into(), headers: HeaderMap::new(), body: Bytes::new(), http2: false }
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        Self { method, target: target.into(), headers, http2: false, body, chunked: false }
+    }
+
+    pub fn post(target: impl Into<String>) -> Self {
+        Self::new(Method::POST, target)
+    }
+
+    pub fn put(target: impl Into<String>) -> Self {
+        Self::new(Method::PUT, target)
+    }
+
+    pub fn patch(target: impl Into<String>) -> Self {
+        Self::new(Method::PATCH, target)
+    }
+
+    pub fn delete(target: impl Into<String>) -> Self {
+        Self::new(Method::DELETE, target)
+    }
+
+    /// With a body.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// Without saying how long the body is.
+    #[must_use]
+    pub fn chunked(mut self) -> Self {
+        self.chunked = true;
+        self
     }
 
     pub fn get(target: impl Into<String>) -> Self {
@@ -155,13 +219,6 @@ impl Ask {
     #[must_use]
     pub fn at(mut self, target: impl Into<String>) -> Self {
         self.target = target.into();
-        self
-    }
-
-    /// With a body.
-    #[must_use]
-    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
-        self.body = body.into();
         self
     }
 
@@ -188,6 +245,27 @@ impl Ask {
     pub fn http2(mut self) -> Self {
         self.http2 = true;
         self
+    }
+}
+
+// === impl Sending ===
+
+impl Sending {
+    /// Sends a piece; false if nobody takes it any more.
+    pub async fn send(&self, piece: Bytes) -> bool {
+        super::patiently("a piece is taken", self.pieces.send(Ok(Frame::data(piece)))).await.is_ok()
+    }
+
+    /// Ends the body.
+    pub async fn finish(mut self) -> Got {
+        drop(self.pieces);
+        super::patiently("an answer", self.answer.join_next()).await.unwrap().unwrap()
+    }
+
+    /// Breaks the body off.
+    pub async fn abort(mut self) -> Got {
+        let _ = self.pieces.send(Err(std::io::Error::other("scripted"))).await;
+        super::patiently("an answer", self.answer.join_next()).await.unwrap().unwrap()
     }
 }
 
@@ -244,6 +322,12 @@ impl Live {
 // === impl Got ===
 
 impl Got {
+    /// No head came.
+    fn none(cut: String) -> Self {
+        let digest = Digest::of(Algorithm::Sha256, b"");
+        Self { status: 0, headers: HeaderMap::new(), body: Bytes::new(), length: 0, digest, cut: Some(cut) }
+    }
+
     /// The value of a header; empty where it is missing or not text.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()

@@ -22,7 +22,7 @@ pub mod invariants;
 pub mod upstream;
 
 pub use cistern::Cistern;
-pub use client::{Ask, Client, Got, Live};
+pub use client::{Ask, Client, Got, Live, Sending};
 pub use clock::{eventually, patiently};
 pub use content::Image;
 pub use upstream::{Gate, Upstream, acts};

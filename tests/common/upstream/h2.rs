@@ -45,6 +45,7 @@ async fn answer(
         query: head.uri.query().unwrap_or_default().to_owned(),
         headers: head.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect(),
         body: body.collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default(),
+        ..Request::default()
     };
     let reply = shared.reply(&request);
     let sent = Arc::new(AtomicU64::new(0));

@@ -8,6 +8,7 @@ pub mod acts;
 mod h2;
 pub mod registry;
 mod serve;
+pub mod uploads;
 mod wire;
 
 use std::ops::{Bound, RangeBounds};
@@ -38,6 +39,7 @@ pub struct Upstream {
 pub struct Shared {
     registry: Mutex<Registry>,
     script: Mutex<Vec<Rule>>,
+    intakes: Mutex<Vec<IntakeRule>>,
     log: watch::Sender<Vec<Entry>>,
     connections: AtomicU64,
     tls: Option<tokio_rustls::TlsAcceptor>,
@@ -53,6 +55,33 @@ pub struct Entry {
     pub status: u16,
     /// Bytes of the body sent so far.
     pub sent: Arc<AtomicU64>,
+}
+
+/// What goes wrong while a request's body comes.
+#[derive(Debug, Clone)]
+pub struct Intake {
+    /// When so many bytes of it have come.
+    pub at: u64,
+    pub then: Then,
+}
+
+#[derive(Debug, Clone)]
+pub enum Then {
+    /// The connection ends, and an upload is broken for good, as Azure's registry has it.
+    Cut(Cut),
+    /// Nothing more is read until the gate opens.
+    Hold(Gate),
+    /// An error is answered without reading on.
+    Answer(u16, &'static str),
+}
+
+struct IntakeRule {
+    method: String,
+    path: String,
+    from: usize,
+    to: usize,
+    seen: usize,
+    intake: Intake,
 }
 
 struct Rule {
@@ -89,6 +118,7 @@ impl Upstream {
         let shared = Arc::new(Shared {
             registry: Mutex::new(Registry { referrers: true, ..Registry::default() }),
             script: Mutex::default(),
+            intakes: Mutex::default(),
             log: watch::Sender::default(),
             connections: AtomicU64::new(0),
             tls,
@@ -160,23 +190,23 @@ impl Upstream {
     /// Adds a rule: `act` changes the answers to those requests among the matching ones whose number (from 0) lies
     /// in `times`. `*` in `path` stands for any text; `method` may be `*`. The first rule that acts wins.
     pub fn script(&self, method: &str, path: &str, times: impl RangeBounds<usize>, act: Act) {
-        let from = match times.start_bound() {
-            Bound::Included(&from) => from,
-            Bound::Excluded(&from) => from + 1,
-            Bound::Unbounded => 0,
-        };
-        let to = match times.end_bound() {
-            Bound::Included(&to) => to + 1,
-            Bound::Excluded(&to) => to,
-            Bound::Unbounded => usize::MAX,
-        };
+        let (from, to) = bounds(&times);
         let rule = Rule { method: method.to_owned(), path: path.to_owned(), from, to, seen: 0, act };
         self.shared.script.lock().push(rule);
+    }
+
+    /// Adds a rule for what happens while the bodies of matching requests come; all that match apply, in this order.
+    pub fn take_in(&self, method: &str, path: &str, times: impl RangeBounds<usize>, at: u64, then: Then) {
+        let (from, to) = bounds(&times);
+        let intake = Intake { at, then };
+        let rule = IntakeRule { method: method.to_owned(), path: path.to_owned(), from, to, seen: 0, intake };
+        self.shared.intakes.lock().push(rule);
     }
 
     /// Removes all rules.
     pub fn unscript(&self) {
         self.shared.script.lock().clear();
+        self.shared.intakes.lock().clear();
     }
 
     /// Every request so far.
@@ -229,9 +259,48 @@ impl Entry {
     }
 }
 
+fn bounds(times: &impl RangeBounds<usize>) -> (usize, usize) {
+    let from = match times.start_bound() {
+        Bound::Included(&from) => from,
+        Bound::Excluded(&from) => from + 1,
+        Bound::Unbounded => 0,
+    };
+    let to = match times.end_bound() {
+        Bound::Included(&to) => to + 1,
+        Bound::Excluded(&to) => to,
+        Bound::Unbounded => usize::MAX,
+    };
+    (from, to)
+}
+
 // === impl Shared ===
 
 impl Shared {
+    fn intakes(&self, request: &Request) -> Vec<Intake> {
+        let mut rules = self.intakes.lock();
+        let matching = rules
+            .iter_mut()
+            .filter(|rule| matches(&rule.method, &request.method) && matches(&rule.path, &request.path));
+        matching
+            .filter_map(|rule| {
+                rule.seen += 1;
+                (rule.from..rule.to).contains(&(rule.seen - 1)).then(|| rule.intake.clone())
+            })
+            .collect()
+    }
+
+    /// Whether the body of such a request is only hashed.
+    fn swallows(&self, request: &Request) -> bool {
+        self.registry.lock().swallow && request.path.contains("/blobs/uploads/")
+    }
+
+    /// A request of which only a part came. It is logged with status 0.
+    fn broken(&self, request: Request) {
+        self.registry.lock().broken(&request);
+        let at = tokio::time::Instant::now();
+        self.log.send_modify(|log| log.push(Entry { request, at, status: 0, sent: Arc::default() }));
+    }
+
     fn reply(&self, request: &Request) -> Reply {
         let honest = self.registry.lock().answer(request);
         let act = self.script.lock().iter_mut().find_map(|rule| {

@@ -9,6 +9,7 @@ use ocistern::oci::{Digest, media};
 
 use super::super::content::{Image, sha256};
 use super::accounts::Accounts;
+use super::uploads::Upload;
 use super::wire::{Reply, Request};
 
 /// Everything the registry holds, and how it behaves when it behaves.
@@ -27,6 +28,16 @@ pub struct Registry {
     pub referrers: bool,
     /// Largest page of a tag list; none: all at once.
     pub page: Option<usize>,
+    /// Uploads that are running.
+    pub uploads: BTreeMap<String, Upload>,
+    /// Whether an upload whose request broke off is gone, as in Azure's registry; else what came of it stays.
+    pub forgets_broken_uploads: bool,
+    /// Whether bodies of uploads are hashed and dropped.
+    pub swallow: bool,
+    /// Whether a tag may be deleted alone.
+    pub deletes_tags: bool,
+    /// Whether a blob is mounted that is in no named repository.
+    pub mounts_from_anywhere: bool,
     pub(super) issued: HashSet<String>,
     pub(super) serial: u64,
 }
@@ -126,6 +137,9 @@ impl Registry {
         let Some(path) = path.strip_prefix("/v2/") else { return error(404, "UNSUPPORTED") };
         if let Some(challenge) = self.challenge(request, path) {
             return error(401, "UNAUTHORIZED").with("WWW-Authenticate", challenge);
+        }
+        if let Some(reply) = self.answer_write(request, path) {
+            return reply.with("Docker-Distribution-Api-Version", "registry/2.0");
         }
         let reply = match (path, path.rsplitn(3, '/').collect::<Vec<_>>().as_slice()) {
             ("", _) => Reply::new(200, "application/json", "{}"),

@@ -4,14 +4,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ocistern::oci::{Algorithm, Hasher};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::wire::{Conn, Request};
-use super::{Entry, Shared};
+use super::registry::error;
+use super::wire::{Conn, Cut, Request};
+use super::{Entry, Shared, Then};
 
 /// A port, which may be listening or not.
 pub struct Server {
@@ -78,7 +80,34 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
         },
     };
     let mut buffer = Vec::new();
-    while let Ok(Some(request)) = Request::read(&mut conn, &mut buffer).await {
+    while let Ok(Some(mut request)) = Request::read_head(&mut conn, &mut buffer).await {
+        if shared.swallows(&request) {
+            request.hasher = Some(Hasher::new(Algorithm::Sha256));
+        }
+        for intake in shared.intakes(&request) {
+            if !matches!(request.read_body(&mut conn, &mut buffer, Some(intake.at)).await, Ok(true)) {
+                return shared.broken(request);
+            }
+            match &intake.then {
+                Then::Hold(gate) => gate.pass().await,
+                Then::Cut(cut) => {
+                    shared.broken(request);
+                    let _ = conn.end(*cut);
+                    return;
+                }
+                Then::Answer(status, code) => {
+                    let reply = error(*status, code);
+                    shared.broken(request);
+                    let _ = reply.write(&mut conn, &AtomicU64::new(0)).await;
+                    // As servers do that do not read on: the rest is not waited for.
+                    let _ = conn.end(Cut::Fin);
+                    return;
+                }
+            }
+        }
+        if !matches!(request.read_body(&mut conn, &mut buffer, None).await, Ok(true)) {
+            return shared.broken(request);
+        }
         let reply = shared.reply(&request);
         let sent = Arc::new(AtomicU64::new(0));
         let entry = Entry { request, at: tokio::time::Instant::now(), status: reply.status, sent: Arc::clone(&sent) };

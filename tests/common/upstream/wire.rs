@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ocistern::oci::Hasher;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -24,6 +25,10 @@ pub struct Request {
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// Bytes of the body that came, also of one that is not kept.
+    pub length: u64,
+    /// Instead of the body, where it is not kept.
+    pub hasher: Option<Hasher>,
 }
 
 /// A door in an answer: closed until the test opens it.
@@ -104,8 +109,8 @@ impl Request {
         })
     }
 
-    /// Reads the next request; none: the peer has closed.
-    pub async fn read(conn: &mut Conn, buffer: &mut Vec<u8>) -> io::Result<Option<Self>> {
+    /// Reads the head of the next request; none: the peer has closed.
+    pub async fn read_head(conn: &mut Conn, buffer: &mut Vec<u8>) -> io::Result<Option<Self>> {
         let end = loop {
             if let Some(at) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
                 break at + 4;
@@ -125,16 +130,55 @@ impl Request {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        let mut request = Self { method, path: path.to_owned(), query: query.to_owned(), headers, body: Vec::new() };
-        let length: usize = request.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-        while buffer.len() < length {
+        Ok(Some(Self { method, path: path.to_owned(), query: query.to_owned(), headers, ..Self::default() }))
+    }
+
+    /// Reads the body, or so much of it; false: the peer has closed before that.
+    pub async fn read_body(&mut self, conn: &mut Conn, buffer: &mut Vec<u8>, upto: Option<u64>) -> io::Result<bool> {
+        let chunked = self.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
+        let length: u64 = self.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        loop {
+            if chunked {
+                while let Some((at, size)) = chunk(buffer) {
+                    self.take(&buffer[at..at + size]);
+                    // The last chunk is empty, and trailers are not sent here.
+                    buffer.drain(..at + size + 2);
+                    if size == 0 {
+                        return Ok(true);
+                    }
+                }
+            } else {
+                let wanted = usize::try_from(length - self.length).unwrap().min(buffer.len());
+                self.take(&buffer[..wanted]);
+                buffer.drain(..wanted);
+                if self.length == length {
+                    return Ok(true);
+                }
+            }
+            if upto.is_some_and(|upto| self.length >= upto) {
+                return Ok(true);
+            }
             if !more(conn, buffer).await? {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        request.body = buffer.drain(..length).collect();
-        Ok(Some(request))
     }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.length += bytes.len() as u64;
+        match &mut self.hasher {
+            Some(hasher) => hasher.update(bytes),
+            None => self.body.extend_from_slice(bytes),
+        }
+    }
+}
+
+/// Where the content of the first chunk begins, and its size, if it is there with its end.
+fn chunk(buffer: &[u8]) -> Option<(usize, usize)> {
+    let line = buffer.windows(2).position(|two| two == b"\r\n")?;
+    let text = std::str::from_utf8(&buffer[..line]).unwrap();
+    let size = usize::from_str_radix(text.split(';').next().unwrap().trim(), 16).unwrap();
+    (buffer.len() >= line + 2 + size + 2).then_some((line + 2, size))
 }
 
 async fn more(conn: &mut Conn, buffer: &mut Vec<u8>) -> io::Result<bool> {
@@ -291,7 +335,7 @@ impl Reply {
 
 impl Conn {
     /// Prepares the end of the connection, which dropping it then brings.
-    fn end(&self, cut: Cut) -> io::Result<()> {
+    pub(super) fn end(&self, cut: Cut) -> io::Result<()> {
         let stream = match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,
