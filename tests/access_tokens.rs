@@ -305,6 +305,55 @@ async fn a_credential_that_upstream_cannot_confirm_reads_what_is_public() {
 }
 
 #[tokio::test]
+async fn what_upstream_allowed_before_holds_as_long_as_the_operator_says() {
+    let (upstream, _, private) = registry(35).await;
+    let cistern = Cistern::start(&upstream, "access_stale = \"10m\"").await;
+    upstream.registry(|registry| registry.accounts.user("bob", "CANARY-BOB"));
+    let scopes = ["repository:private:pull"];
+    let confirmed = token(&login(&cistern, &scopes).await);
+    cistern.send(Ask::get(PRIVATE).bearer(&confirmed)).await.assert_is(&private.manifest);
+    cistern.settle().await;
+    upstream.down();
+    // Another token of the same account: it is who asks that was allowed.
+    let unconfirmed = token(&login(&cistern, &scopes).await);
+    cistern.send(Ask::get(PRIVATE).bearer(&unconfirmed)).await.assert_is(&private.manifest);
+    let ask = Ask::get("/oauth2/token?scope=repository:private:pull").basic("bob", "CANARY-BOB");
+    let bob = token(&cistern.send(ask).await);
+    assert_ne!(cistern.send(Ask::get(PRIVATE).bearer(&bob)).await.status, 200);
+    // Who may be about to push is told by upstream alone what is there.
+    assert_eq!(cistern.send(Ask::head(PRIVATE).bearer(&unconfirmed)).await.status, 200);
+    let pusher = token(&login(&cistern, &["repository:private:pull,push"]).await);
+    let head = cistern.send(Ask::head(PRIVATE).bearer(&pusher)).await;
+    assert_eq!(head.status, 503, "{}", head.summary());
+    assert!(!head.header("retry-after").is_empty());
+}
+
+#[tokio::test]
+async fn heads_ask_upstream_unless_a_token_is_for_pull_alone() {
+    let (upstream, ..) = registry(37).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    let pull = token(&cistern.get("/oauth2/token?scope=repository:public:pull").await);
+    let push = token(&cistern.get("/oauth2/token?scope=repository:public:pull,push").await);
+    assert_eq!(cistern.send(Ask::get(PUBLIC).bearer(&pull)).await.status, 200);
+    for (ask, asks) in [
+        (Ask::head(PUBLIC).bearer(&pull), 0),
+        (Ask::head(PUBLIC).bearer(&push), 1),
+        (Ask::head(PUBLIC), 1),
+        (Ask::head(PUBLIC).basic("alice", PASSWORD), 1),
+    ] {
+        let before = upstream.count("HEAD", PUBLIC);
+        assert_eq!(cistern.send(ask.clone()).await.status, 200);
+        assert!(upstream.count("HEAD", PUBLIC) >= before + asks, "{ask:?}");
+        assert!(asks > 0 || upstream.count("HEAD", PUBLIC) == before, "{ask:?}");
+    }
+    let off = Cistern::start(&upstream, "push = \"off\"").await;
+    assert_eq!(off.get(PUBLIC).await.status, 200);
+    let before = upstream.log().len();
+    assert_eq!(off.head(PUBLIC).await.status, 200);
+    assert_eq!(upstream.log().len(), before);
+}
+
+#[tokio::test]
 async fn azures_clients_log_in() {
     let (upstream, _, private) = registry(11).await;
     upstream.registry(|registry| {
