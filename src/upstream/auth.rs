@@ -14,7 +14,7 @@ use super::error::{Demand, Fault, RealmFault, TokenFault};
 use super::exchange::{Endpoint, basic, bearer};
 use super::origin::{Origin, Url};
 use super::realm::RealmPolicy;
-use super::right::{Lent, Right};
+use super::right::{Holder, Lent, Right};
 use super::token::{DEFAULT_LIFE, Grant, TokenCache, TokenKey};
 use super::wire::Wire;
 use crate::metrics::Kind;
@@ -62,6 +62,8 @@ pub(crate) enum Action {
 /// Requests that need the same rights.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Topic {
+    /// Else the time that a stranger's question takes would tell that somebody has asked for the repository.
+    holder: Holder,
     repo: Option<RepoName>,
     /// Manifests and blobs are one.
     kind: Kind,
@@ -254,7 +256,13 @@ impl fmt::Debug for Auth {
 impl Topic {
     fn of(want: &Want<'_>) -> Self {
         let kind = if want.kind == Kind::Blob { Kind::Manifest } else { want.kind };
-        Self { repo: want.repo.cloned(), kind, action: want.action, scope: want.scope.map(str::to_owned) }
+        Self {
+            holder: want.right.holder(),
+            repo: want.repo.cloned(),
+            kind,
+            action: want.action,
+            scope: want.scope.map(str::to_owned),
+        }
     }
 }
 
