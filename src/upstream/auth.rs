@@ -96,6 +96,9 @@ impl Auth {
         let way = Arc::new(self.choose(&challenge::parse(headers), ask)?);
         if let Some(refused) = refused {
             self.tokens.invalidate(&refused.key, &refused.grant);
+            if *refused.way == Way::Basic {
+                self.credentials.forget();
+            }
             // Fresh, and asked for exactly this: another of the same kind will not be liked better.
             if refused.way == way && refused.grant.issued >= begun {
                 return Ok(None);
@@ -188,16 +191,29 @@ impl Topic {
 }
 
 async fn fetch(way: &Way, wire: &Wire, credentials: Option<&Source>) -> Result<Grant, Fault> {
+    let grant = exchange(way, wire, credentials).await;
+    match (&grant, credentials) {
+        // What a cloud gave was withdrawn before its time.
+        (Err(Fault::Unauthorized { .. }), Some(source)) if source.forget() => exchange(way, wire, credentials).await,
+        _ => grant,
+    }
+}
+
+async fn exchange(way: &Way, wire: &Wire, credentials: Option<&Source>) -> Result<Grant, Fault> {
+    let endpoint = match way {
+        Way::Token(endpoint) => Some(endpoint),
+        Way::Basic => None,
+    };
     let credential = match credentials {
-        Some(source) => source.read().await.map_err(Fault::Credential)?,
+        Some(source) => source.read(wire, endpoint).await?,
         None => Credential::None,
     };
-    match (way, credential) {
-        (Way::Token(endpoint), credential) => endpoint.fetch(wire, &credential).await,
-        (Way::Basic, Credential::Password { username, password }) => {
+    match (endpoint, credential) {
+        (Some(endpoint), credential) => endpoint.fetch(wire, &credential).await,
+        (None, Credential::Password { username, password }) => {
             Ok(Grant::new(basic(&username, &password)?, Via::Shared, DEFAULT_LIFE))
         }
-        (Way::Basic, _) => Err(Fault::Unauthorized {
+        (None, _) => Err(Fault::Unauthorized {
             message: "it wants a name and password, and the configured credential has none for it".to_owned(),
         }),
     }
