@@ -23,7 +23,7 @@ use crate::upstream::wire::{Outgoing, Wire};
 const CLOUD_TIMEOUT: Duration = Duration::from_secs(8);
 /// What is younger is not asked for again, even if the registry refuses it: a registry that refuses everything must not
 /// make us ask the cloud for every request.
-pub(super) const YOUNG: Duration = Duration::from_mins(1);
+pub(super) const YOUNG: Duration = Duration::from_secs(10);
 
 /// A credential with its time.
 pub(super) struct Kept {

@@ -206,7 +206,7 @@ impl Source {
         }
     }
 
-    /// Forgets what a cloud gave, because the upstream refused it; not what is so fresh that nothing better would come.
+    /// Forgets what a cloud gave, because the upstream refused it; not what is only seconds old.
     /// False: there was nothing to forget.
     pub(crate) fn forget(&self) -> bool {
         match &self.cloud {

@@ -249,11 +249,16 @@ async fn a_registry_that_refuses_everything_does_not_wear_out_the_cloud() {
 
 #[tokio::test]
 async fn what_aws_says_is_told() {
-    let server = basic_server(|_| true).await;
-    let said = r#"{"__type":"UnrecognizedClientException","message":"The security token included in the request is invalid."}"#;
-    let api = Server::start(move |_, _| reply(400, &[("content-type", "application/x-amz-json-1.1")], said)).await;
-    let (upstream, _file) = with_keys(settings(server.address), api.address);
-    let error = registry(upstream).fetch(manifest()).await.unwrap_err();
-    assert!(error.to_string().contains("refuses the account: The security token included"), "{error}");
-    assert_eq!(error.class(), Class::Bad);
+    let server = basic_server(|_| false).await;
+    for (status, said) in [
+        (400, r#"{"__type":"UnrecognizedClientException","message":"The token is invalid."}"#),
+        (403, r#"{"__type":"AccessDeniedException","Message":"The token is invalid."}"#),
+    ] {
+        let api =
+            Server::start(move |_, _| reply(status, &[("content-type", "application/x-amz-json-1.1")], said)).await;
+        let (upstream, _file) = with_keys(settings(server.address), api.address);
+        let error = registry(upstream).fetch(manifest()).await.unwrap_err();
+        assert!(error.to_string().contains("refuses the account: The token is invalid."), "{error}");
+        assert_eq!(error.class(), Class::Bad);
+    }
 }
