@@ -140,9 +140,11 @@ impl Caller {
             Credentials::Anonymous => Ok(Right::Anonymous),
             Credentials::Auto => Ok(lent.map_or(Right::Anonymous, Right::Client)),
             Credentials::Client => lent.map(Right::Client).ok_or_else(|| self.unknown(asked, upstream, need)),
-            Credentials::Static { .. } | Credentials::DockerConfig { .. } | Credentials::Helper { .. } => {
-                self.shared(asked, upstream, need)
-            }
+            Credentials::Static { .. }
+            | Credentials::DockerConfig { .. }
+            | Credentials::Helper { .. }
+            | Credentials::Azure { .. }
+            | Credentials::Ecr { .. } => self.shared(asked, upstream, need),
         }
     }
 
