@@ -248,8 +248,8 @@ async fn tokens_that_are_not_ours_are_invalid() {
     let other = Cistern::start(&upstream, "").await;
     let foreign = token(&login(&other, &["repository:private:pull"]).await);
     let (front, back) = good.rsplit_once('.').unwrap();
-    let flipped =
-        if back.starts_with('A') { format!("{front}.B{}", &back[1..]) } else { format!("{front}.A{}", &back[1..]) };
+    let first = if back.starts_with('A') { 'B' } else { 'A' };
+    let flipped = format!("{front}.{first}{}", &back[1..]);
     let before = upstream.count("GET", PRIVATE);
     for bad in ["", "x", "a.b.c", &upstreams, &foreign, &flipped, front, &good[..good.len() - 1]] {
         for target in ["/v2/", PRIVATE, PUBLIC] {

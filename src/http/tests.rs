@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::store::{Store, StoreOptions};
+use crate::upstream::Right;
 
 const LOCAL: &str = "127.0.0.1:40000";
 const AFAR: &str = "10.0.0.9:40000";
@@ -187,7 +188,6 @@ async fn the_shared_account_writes_for_known_callers_only() {
         let caller = caller::identify(&asked, &route).await;
         caller.map(|caller| (caller.right, caller.owner)).map_err(|failure| failure.status.as_u16())
     };
-    use crate::upstream::Right;
     assert_eq!(right(&bare, None).await, Err(403), "loopback is not enough");
     assert_eq!(right(&bare, Some(ALICE)).await, Err(403));
     assert_eq!(right(&with_users, None).await, Err(401));
