@@ -1,5 +1,6 @@
 //! The cache without HTTP in front: asked by whatever right a test gives it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -83,6 +84,13 @@ impl Direct {
         Self::open(root, toml).await
     }
 
+    /// Starts on a copy of the store as it is now: what a kill leaves.
+    pub async fn after_a_kill(&self) -> Self {
+        let copy = tempfile::tempdir().unwrap();
+        copy_tree(self.root.path(), copy.path());
+        Self::open(copy, self.toml.clone()).await
+    }
+
     /// Waits until nothing is under way.
     pub async fn settle(&self) {
         self.tasks.close();
@@ -127,6 +135,20 @@ impl Direct {
 
     pub async fn referrers(&self, right: &Right, repo: &str, subject: &Digest) -> Came {
         self.cache.referrers(&target(right, repo), subject, "").await.into()
+    }
+}
+
+/// All files below `from`.
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&to).unwrap();
+            copy_tree(&entry.path(), &to);
+        } else if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
