@@ -13,8 +13,10 @@
 
 pub mod access;
 pub mod admin;
+mod challenge;
 mod endpoint;
 mod explain;
+mod htpasswd;
 mod lists;
 mod pull;
 pub mod range;
@@ -22,6 +24,8 @@ mod record;
 mod represent;
 pub mod respond;
 pub mod route;
+mod seal;
+pub mod token_route;
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -197,6 +201,7 @@ async fn answer(
     let routed = route::parse(&app.directory, &listener.config, host, parts.uri.path(), parts.uri.query());
     let route = match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
         Routed::Resource(route) => route,
+        Routed::Token(_) => return Err(Failure::method("x")),
         Routed::Ping(ping) => {
             record.ping(&ping);
             let failure = Failure::method("/v2/ can be read only");

@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 use super::access::without_port;
 use super::endpoint::Api;
 pub use super::endpoint::{Acr, AcrItem, Endpoint};
+use super::token_route::{self, TokenRoute};
 use crate::config::{Config, Listener, Upstream};
 use crate::oci::{InvalidDigest, InvalidName, RepoName, UpstreamName};
 
@@ -28,10 +29,12 @@ pub struct Directory {
     entries: HashMap<String, Entry>,
 }
 
+/// An upstream, as far as names need it.
 #[derive(Debug, Clone)]
-struct Entry {
-    name: UpstreamName,
-    library: bool,
+pub(super) struct Entry {
+    pub(super) name: UpstreamName,
+    /// Whether one-part names get `library/`.
+    pub(super) library: bool,
 }
 
 /// What a path means.
@@ -39,6 +42,8 @@ struct Entry {
 pub enum Routed {
     /// `/v2/`: does a registry answer here?
     Ping(Ping),
+    /// A token endpoint.
+    Token(TokenRoute),
     /// A resource of an upstream.
     Resource(Route),
 }
@@ -172,7 +177,8 @@ impl Directory {
         }
     }
 
-    fn lookup(&self, key: &str) -> Result<&Entry, RouteError> {
+    /// The upstream that a client means by `key`, or the error that says that there is none.
+    pub(super) fn lookup(&self, key: &str) -> Result<&Entry, RouteError> {
         self.entry(key).ok_or_else(|| RouteError::unknown(key))
     }
 }
@@ -189,6 +195,9 @@ pub fn parse(
 ) -> Result<Routed, RouteError> {
     let path = percent_decode_str(path).decode_utf8().map_err(|_| RouteError::Malformed)?;
     refuse_malformed(&path)?;
+    if let Some(route) = token_route::parse(directory, listener, host, &path)? {
+        return Ok(Routed::Token(route));
+    }
     let (namespace, query) = split_namespace(query.unwrap_or_default())?;
     let address = address(directory, listener, host, &path, namespace.as_deref())?;
     let namespace = namespace.filter(|ns| {
@@ -305,7 +314,7 @@ fn split_namespace(query: &str) -> Result<(Option<String>, String), RouteError> 
 /// The upstream that the listener maps this `Host` to: as it is written, with or without the scheme's port, else by its
 /// name alone. Were a mapped name at an unexpected port (a container's published one) not that name, a private
 /// registry's repositories would be asked of the default upstream, where anybody may have made one of that name.
-fn mapped<'a>(listener: &'a Listener, host: Option<&str>) -> Option<&'a UpstreamName> {
+pub(super) fn mapped<'a>(listener: &'a Listener, host: Option<&str>) -> Option<&'a UpstreamName> {
     if listener.hostnames.is_empty() {
         return None;
     }
@@ -319,7 +328,7 @@ fn mapped<'a>(listener: &'a Listener, host: Option<&str>) -> Option<&'a Upstream
 }
 
 /// As docker tells `HOST/NAME` from `ORG/NAME`: a dot, a port, or `localhost`.
-fn looks_like_host(part: &str) -> bool {
+pub(super) fn looks_like_host(part: &str) -> bool {
     part.contains('.') || part.contains(':') || part == "localhost"
 }
 
@@ -385,7 +394,7 @@ pub fn mount_source(
 }
 
 /// The path of the URL by which clients reach the listener; another proxy in front has taken it off.
-fn public_path(listener: &Listener) -> &str {
+pub(super) fn public_path(listener: &Listener) -> &str {
     let rest = listener.public_url.as_deref().and_then(|url| url.split_once("://")).map_or("", |(_, rest)| rest);
     rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or_default()
 }

@@ -9,10 +9,12 @@ mod error;
 mod manifest;
 pub mod media;
 mod name;
+mod scope;
 mod via;
 
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::{ErrorBody, ErrorCode, ErrorEntry};
 pub use manifest::{ManifestFault, ManifestInfo};
 pub use name::{InvalidName, Reference, RepoName, Tag, UpstreamName};
+pub use scope::{Action, Actions, InvalidScope, Resource, Scope};
 pub use via::Via;
