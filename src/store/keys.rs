@@ -53,14 +53,18 @@ impl Inner {
                     Ok(())
                 });
                 permissions.map_err(|e| StoreError::io("close to others", &path, e))?;
-                let bytes = self.disk.read_all(&path, LIMIT);
-                match bytes.map_err(|e| StoreError::io("read", &path, e)).map(|bytes| parse(&bytes))? {
-                    Ok(key) => return Ok(key),
-                    Err(damage) => tracing::warn!(
-                        path = %path.display(), error = &damage as &dyn std::error::Error,
-                        "a key is damaged and is replaced: what was made with it is not accepted any more"
-                    ),
-                }
+                let damage: Box<dyn std::error::Error> = match self.disk.read_all(&path, LIMIT) {
+                    Ok(bytes) => match parse(&bytes) {
+                        Ok(key) => return Ok(key),
+                        Err(damage) => damage.into(),
+                    },
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => error.into(),
+                    Err(error) => return Err(StoreError::io("read", &path, error)),
+                };
+                tracing::warn!(
+                    path = %path.display(), error = &*damage,
+                    "a key is damaged and is replaced: what was made with it is not accepted any more"
+                );
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(StoreError::io("read", &path, error)),

@@ -23,7 +23,7 @@ pub struct Suspicion {
     repository: Arc<Repository>,
     up: UpstreamName,
     repo: RepoName,
-    whole: bool,
+    scope: Scope,
     /// None after the end.
     number: Option<u64>,
     runtime: Handle,
@@ -73,10 +73,12 @@ impl Store {
         let (up, repo, runtime) = (up.clone(), repo.clone(), Handle::current());
         let work = move |inner: &Arc<Inner>| {
             let repository = inner.repository(&up, &repo)?;
-            let whole = scope == Scope::Repository;
             let number = Some(repository.begin(scope.clone()));
-            let suspicion = Suspicion { inner: inner.clone(), repository, up, repo, whole, number, runtime };
-            suspicion.put_down(&scope)?;
+            let suspicion = Suspicion { inner: inner.clone(), repository, up, repo, scope, number, runtime };
+            match inner.with_room_for_record(|| suspicion.put_down()) {
+                Err(StoreError::NoSpace) => suspicion.forget_instead()?,
+                other => other?,
+            }
             Ok(suspicion)
         };
         self.blocking(work).await
@@ -160,7 +162,7 @@ impl Suspicion {
 
     /// Lets the file of a whole repository say that the write has ended. A crash before that costs questions.
     fn close(&self) {
-        if !self.whole {
+        if self.scope != Scope::Repository {
             return;
         }
         let (inner, repository) = (self.inner.clone(), self.repository.clone());
@@ -172,50 +174,45 @@ impl Suspicion {
 
     /// Writes the marks' files where there is something to mark. A tag that the store does not know needs none: after a
     /// crash it is asked for anyway. Blocks.
-    fn put_down(&self, scope: &Scope) -> Result<(), StoreError> {
+    fn put_down(&self) -> Result<(), StoreError> {
         let Self { inner, repository, up, repo, .. } = self;
-        let write = || {
-            // Whoever had the gate before has written its ref by now; whoever comes after finds the mark in memory.
-            let _gate = repository.gate();
-            match scope {
-                Scope::Tags(tags) => {
-                    for tag in tags {
-                        let known = inner.exists(&layout::tag(up, repo, tag))?;
-                        if let Some(Mark { since, kept: false }) = repository.mark(tag).filter(|_| known) {
-                            let record = MarkRecord { since, open: true };
-                            inner.records.write_through(&inner.disk, &layout::suspect(up, repo, tag), &record)?;
-                            repository.set_kept(tag);
-                        }
-                    }
-                }
-                Scope::Repository => {
-                    if let Some((mark, open)) = repository.mark_of_all()
-                        && (mark.kept || inner.exists(&layout::tags(up, repo))?)
-                    {
-                        inner.keep_mark_of_all(up, repo, Some(mark), open)?;
-                        repository.set_all_kept();
+        // Whoever had the gate before has written its ref by now; whoever comes after finds the mark in memory.
+        let _gate = repository.gate();
+        match &self.scope {
+            Scope::Tags(tags) => {
+                for tag in tags {
+                    let known = inner.exists(&layout::tag(up, repo, tag))?;
+                    if let Some(Mark { since, kept: false }) = repository.mark(tag).filter(|_| known) {
+                        let record = MarkRecord { since, open: true };
+                        inner.records.write_through(&inner.disk, &layout::suspect(up, repo, tag), &record)?;
+                        repository.set_kept(tag);
                     }
                 }
             }
-            Ok(())
-        };
-        match inner.with_room_for_record(write) {
-            Err(StoreError::NoSpace) => {
-                tracing::warn!(
-                    upstream = %up, repository = %repo,
-                    "no space to mark tags as suspect before a write: they are forgotten instead"
-                );
-                let gate = repository.gate();
-                match scope {
-                    Scope::Tags(tags) => inner.forget_tags(up, repo, |tag, _| tags.contains(tag))?,
-                    Scope::Repository => inner.forget_tags(up, repo, |_, _| true)?,
-                };
-                drop(gate);
-                inner.group.run(&inner.disk);
-                Ok(())
+            Scope::Repository => {
+                if let Some((mark, open)) = repository.mark_of_all()
+                    && (mark.kept || inner.exists(&layout::tags(up, repo))?)
+                {
+                    inner.keep_mark_of_all(up, repo, Some(mark), open)?;
+                    repository.set_all_kept();
+                }
             }
-            other => other,
         }
+        Ok(())
+    }
+
+    /// A full disk takes no marks, but gives up what they would stand for. Blocks.
+    pub(super) fn forget_instead(&self) -> Result<(), StoreError> {
+        let Self { inner, repository, up, repo, .. } = self;
+        tracing::warn!(
+            upstream = %up, repository = %repo,
+            "no space to mark tags as suspect before a write: they are forgotten instead"
+        );
+        let gate = repository.gate();
+        inner.forget_tags(up, repo, |tag, _| self.scope.covers(tag))?;
+        drop(gate);
+        inner.group.run(&inner.disk);
+        Ok(())
     }
 }
 

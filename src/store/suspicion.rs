@@ -3,7 +3,7 @@
 //! Pure: the files are the business of `marks`, and this is what a look-up sees. A repository's entry is read from its
 //! files at the first look; from then on it is always ahead of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -352,15 +352,19 @@ impl Repository {
         let now = Some(SystemTime::now());
         (state.content, state.lists) = (now, now);
         let State { tags, all, writes, .. } = &mut *state;
-        let covers = |tag: &Tag| writes.iter().any(|write| write.scope.covers(tag));
+        let (mut named, mut whole) = (HashSet::new(), false);
+        for write in writes {
+            write.before.fill(None);
+            match &write.scope {
+                Scope::Tags(tags) => named.extend(tags),
+                Scope::Repository => whole = true,
+            }
+        }
         tags.retain(|tag, mark| {
             mark.kept = false;
-            covers(tag)
+            named.contains(tag)
         });
-        *all = all.filter(|_| writes.iter().any(|write| write.scope == Scope::Repository));
-        if let Some(all) = all {
-            all.kept = false;
-        }
+        *all = all.filter(|_| whole).map(|mark| Mark { kept: false, ..mark });
     }
 }
 
@@ -405,7 +409,8 @@ impl State {
 // === impl Scope ===
 
 impl Scope {
-    fn covers(&self, tag: &Tag) -> bool {
+    /// Whether it says something about this tag.
+    pub(super) fn covers(&self, tag: &Tag) -> bool {
         match self {
             Self::Tags(tags) => tags.contains(tag),
             Self::Repository => true,

@@ -11,7 +11,11 @@ use super::index::{Index, IndexError, MemoryIndex};
 use super::*;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
+mod forget;
+mod keys;
+mod marks;
 mod spool;
+mod truth;
 
 /// An index in memory, so that tests of everything else are fast and show nothing of sled.
 struct InMemory;
@@ -82,6 +86,16 @@ impl Fixture {
         std::fs::read_dir(self.root.path().join("fills")).unwrap().count()
     }
 
+    /// A store on what is on the disk at this moment, as it would be after kill -9, whatever this one still holds.
+    async fn crashed(&self, index: impl Source + 'static) -> Self {
+        self.strays().await;
+        let root = tempfile::tempdir().unwrap();
+        copy(self.root.path(), root.path());
+        let metrics = Metrics::new().unwrap();
+        let store = Store::open_with(options(root.path(), 1 << 30), metrics.clone(), |_| Box::new(index)).unwrap();
+        Self { root, metrics, store }
+    }
+
     /// Ends as a crash would (nothing is closed) or cleanly, and opens again with sled.
     async fn restart(self, clean: bool, sled: bool) -> Self {
         let Self { root, store, .. } = self;
@@ -97,6 +111,19 @@ impl Fixture {
             Store::open_with(options, metrics.clone(), |_| Box::new(InMemory)).unwrap()
         };
         Self { root, metrics, store }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&to).unwrap();
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
