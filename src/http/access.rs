@@ -1,7 +1,7 @@
-//! Who may read what ocistern pulled by its own account.
+//! Which requests are this machine's own.
 //!
-//! What upstream gave to that account is private: it is for callers of this machine, or for clients with a certificate
-//! of the listener's CA. A browser or another proxy on this machine must not lend its loopback address to a stranger.
+//! What upstream gave to ocistern's own account is private: it is for such requests, and for callers that are known. A
+//! browser or another proxy on this machine must not lend its loopback address to a stranger.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -66,7 +66,7 @@ impl<'a> Place<'a> {
     }
 
     /// Host and port as clients know them.
-    fn authority(&self) -> Cow<'a, str> {
+    pub(super) fn authority(&self) -> Cow<'a, str> {
         let plain = |host: &&str| {
             let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
             !host.is_empty() && host.bytes().all(plain)

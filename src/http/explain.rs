@@ -3,15 +3,52 @@
 //! Statuses are chosen for what clients do with them: containerd goes on to the next host at a 404 or any 5xx, hammers
 //! at a 429, and docker falls back to its own registry at any error.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 
+use super::Visit;
+use super::challenge::TokenError;
 use super::respond::Failure;
 use crate::cache::CacheError;
 use crate::metrics::Kind;
 use crate::oci::{ErrorCode, UpstreamName};
-use crate::upstream::{Class, Fault, UpstreamError};
+use crate::upstream::{Class, Fault, Right, UpstreamError};
+
+// === impl Visit ===
+
+impl Visit<'_> {
+    /// The failure of a request for a resource of this kind. Where upstream refuses who a credential might help, it is
+    /// asked for.
+    pub(super) fn explain(&self, error: CacheError, kind: Kind) -> Failure {
+        let refused = match &error {
+            CacheError::Upstream(error) => Some(Arc::clone(error)),
+            _ => None,
+        };
+        refused.and_then(|error| self.refused(&error)).unwrap_or_else(|| explain(error, kind))
+    }
+
+    /// The answer to a caller whom upstream itself refused; none where no credential of the caller's counts.
+    pub(super) fn refused(&self, error: &Arc<UpstreamError>) -> Option<Failure> {
+        let (name, by_own) = (&error.upstream, matches!(self.caller.right, Right::Client(_)));
+        let (unauthorized, token_error) = match &error.fault {
+            Fault::Unauthorized { demand, .. } if demand.error == "insufficient_scope" => (true, TokenError::Scope),
+            Fault::Unauthorized { .. } => (true, TokenError::Invalid),
+            Fault::Forbidden { .. } => (false, TokenError::Scope),
+            _ => return None,
+        };
+        let failure = if by_own && !unauthorized {
+            Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, format!("upstream {error}"))
+        } else if by_own {
+            self.caller.challenged(self, Some(token_error), format!("upstream {error}"))?
+        } else {
+            let message = format!("upstream {error}. It does not exist there or is private: log in to {name}");
+            self.caller.challenged(self, None, message)?
+        };
+        Some(failure.with_source(Arc::clone(error)))
+    }
+}
 
 /// The failure of a request for a resource of this kind.
 pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
@@ -147,7 +184,6 @@ const fn unknown(kind: Kind) -> ErrorCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn of(fault: Fault) -> Failure {
         let error = UpstreamError { upstream: "docker.io".parse().unwrap(), fault };

@@ -4,13 +4,11 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LINK};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response};
 
-use super::App;
-use super::explain::explain;
-use super::pull::target;
+use super::Visit;
 use super::record::Served;
 use super::respond::{Body, Failure, empty, full};
 use super::route::Route;
-use crate::cache::{Found, List};
+use crate::cache::{CacheError, Found, List};
 use crate::metrics::{Kind, Source};
 use crate::oci::{Digest, RepoName};
 
@@ -18,34 +16,33 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// `NAME/tags/list`.
-pub(super) async fn tags(
-    app: &App,
-    route: &Route,
-    repo: &RepoName,
-    request: &Parts,
-) -> Result<Response<Body>, Failure> {
-    let target = target(app, route, repo);
-    let list = app.cache.tags(&target, &route.query).await;
-    list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Tags))
+pub(super) async fn tags(visit: &Visit<'_>, repo: &RepoName) -> Result<Response<Body>, Failure> {
+    let list = visit.asked.app.cache.tags(&visit.target(repo), &visit.route.query).await;
+    visit.list(list, Kind::Tags)
 }
 
 /// `NAME/referrers/DIGEST`.
 pub(super) async fn referrers(
-    app: &App,
-    route: &Route,
+    visit: &Visit<'_>,
     repo: &RepoName,
     subject: &Digest,
-    request: &Parts,
 ) -> Result<Response<Body>, Failure> {
-    let target = target(app, route, repo);
-    let list = app.cache.referrers(&target, subject, &route.query).await;
-    list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Referrers))
+    let list = visit.asked.app.cache.referrers(&visit.target(repo), subject, &visit.route.query).await;
+    visit.list(list, Kind::Referrers)
 }
 
 /// `_catalog`.
-pub(super) async fn catalog(app: &App, route: &Route, request: &Parts) -> Result<Response<Body>, Failure> {
-    let list = app.cache.catalog(&route.upstream, &route.query).await;
-    list.map(|list| respond(route, request, list)).map_err(|error| explain(error, Kind::Other))
+pub(super) async fn catalog(visit: &Visit<'_>) -> Result<Response<Body>, Failure> {
+    let list = visit.asked.app.cache.catalog(&visit.route.upstream, &visit.route.query).await;
+    visit.list(list, Kind::Other)
+}
+
+// === impl Visit ===
+
+impl Visit<'_> {
+    fn list(&self, list: Result<List, CacheError>, kind: Kind) -> Result<Response<Body>, Failure> {
+        list.map(|list| respond(self.route, self.asked.parts, list)).map_err(|error| self.explain(error, kind))
+    }
 }
 
 fn respond(route: &Route, request: &Parts, list: List) -> Response<Body> {

@@ -13,11 +13,18 @@
 
 pub mod access;
 pub mod admin;
+mod asked;
+mod caller;
 mod challenge;
+mod credential;
 mod endpoint;
 mod explain;
+mod form;
 mod htpasswd;
+mod inbound;
 mod lists;
+mod need;
+mod ping;
 mod pull;
 pub mod range;
 mod record;
@@ -26,6 +33,7 @@ pub mod respond;
 pub mod route;
 mod seal;
 pub mod token_route;
+mod tokens;
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -42,14 +50,20 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
 
 use self::access::Peer;
+use self::asked::Asked;
+use self::caller::Caller;
+pub use self::htpasswd::{Htpasswd, HtpasswdError};
+use self::inbound::Inbound;
 use self::record::Record;
 pub use self::record::Served;
 use self::respond::{Body, BodyError, Failure};
 use self::route::{Directory, Endpoint, Route, Routed};
+pub use self::seal::Seal;
 use crate::cache::Cache;
-use crate::config::{Config, Listener, ListenerTls};
+use crate::config::{Config, Listener};
 use crate::metrics::Metrics;
 use crate::oci::ErrorCode;
+use crate::upstream::Upstreams;
 
 /// Field and value by which clients know a registry.
 const API_VERSION: (HeaderName, HeaderValue) =
@@ -69,6 +83,10 @@ pub struct App {
     pub directory: Directory,
     /// What answers pulls.
     pub cache: Arc<Cache>,
+    /// What is asked for tokens, and where pushes go.
+    pub upstreams: Arc<Upstreams>,
+    /// The keys of the tokens that are given out.
+    pub seal: Seal,
     /// All metrics.
     pub metrics: Metrics,
 }
@@ -78,6 +96,26 @@ pub struct App {
 pub struct ListenerState {
     /// Its configuration.
     pub config: Listener,
+    /// Who may use ocistern's own accounts by name and password.
+    pub htpasswd: Option<Arc<Htpasswd>>,
+}
+
+/// A request whose caller and resource are known.
+#[derive(Clone, Copy)]
+struct Visit<'a> {
+    asked: Asked<'a>,
+    route: &'a Route,
+    caller: &'a Caller,
+}
+
+// === impl ListenerState ===
+
+impl ListenerState {
+    /// The state of a listener with this configuration.
+    pub fn new(config: Listener) -> Self {
+        let htpasswd = config.htpasswd.clone().map(Htpasswd::new);
+        Self { config, htpasswd }
+    }
 }
 
 // === the layers ===
@@ -144,22 +182,20 @@ fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response<Body> {
 // === the request ===
 
 /// Answers one request of a client.
-pub async fn handle<B: http_body::Body>(
-    app: &App,
-    listener: &ListenerState,
-    peer: Peer,
-    request: Request<B>,
-) -> Response<Body> {
+pub async fn handle<B>(app: &App, listener: &ListenerState, peer: Peer, request: Request<B>) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
+{
     let (parts, body) = request.into_parts();
     let mut record = Record::new(&app.metrics, peer, parts.method.clone());
-    // No request of this version has a body that is read. What is left of one must not be taken for the next request.
-    let has_body = !body.is_end_stream() || parts.headers.contains_key(TRANSFER_ENCODING);
-    let answered = answer(app, listener, peer, &parts, has_body, &mut record).await;
+    let (body, rest) = Inbound::new(body, parts.headers.contains_key(TRANSFER_ENCODING));
+    let answered = answer(app, listener, peer, &parts, body, &mut record).await;
     let mut response = match answered.and_then(|response| with_an_end(response, &parts)) {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     };
-    if has_body {
+    if rest.is_left() {
+        // What is left of a body must not be taken for the next request.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if parts.version >= Version::HTTP_2 {
@@ -185,7 +221,7 @@ async fn answer(
     listener: &ListenerState,
     peer: Peer,
     parts: &Parts,
-    has_body: bool,
+    body: Inbound,
     record: &mut Record,
 ) -> Result<Response<Body>, Failure> {
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
@@ -194,74 +230,58 @@ async fn answer(
     if !reads && !matches!(parts.method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE) {
         return Err(Failure::method("the registry API has no such method").closing());
     }
-    if reads && has_body {
+    if reads && !body.is_empty() {
         let message = "a GET or HEAD request has no body here; send it without one";
         return Err(Failure::bad_request(ErrorCode::Unsupported, message));
     }
+    let asked = Asked { app, listener, peer, host, parts };
     let routed = route::parse(&app.directory, &listener.config, host, parts.uri.path(), parts.uri.query());
-    let route = match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
-        Routed::Resource(route) => route,
-        Routed::Token(_) => return Err(Failure::method("x")),
+    match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
         Routed::Ping(ping) => {
             record.ping(&ping);
-            let failure = Failure::method("/v2/ can be read only");
-            let response = if reads { Ok(respond::json(StatusCode::OK, "{}")) } else { Err(failure) };
-            return response.map(|response| with_namespace(response, ping.namespace.as_deref()));
+            let response = ping::answer(&asked, &ping).await?;
+            Ok(with_namespace(response, ping.namespace.as_deref()))
         }
-    };
-    record.route(&route);
-    if !reads {
+        Routed::Token(route) => {
+            record.token(&route);
+            Box::pin(tokens::answer(&asked, &route, body)).await
+        }
+        Routed::Resource(route) => {
+            record.route(&route);
+            let caller = caller::identify(&asked, &route).await?;
+            let visit = Visit { asked, route: &route, caller: &caller };
+            let response = if reads { visit.read().await? } else { visit.write(body)? };
+            Ok(with_namespace(response, route.namespace.as_deref()))
+        }
+    }
+}
+
+// === impl Visit ===
+
+impl Visit<'_> {
+    async fn read(&self) -> Result<Response<Body>, Failure> {
+        match &self.route.endpoint {
+            Endpoint::Manifest(repo, reference) => pull::manifest(self, repo, reference).await,
+            Endpoint::Blob(repo, digest) => pull::blob(self, repo, digest).await,
+            Endpoint::Tags(repo) => lists::tags(self, repo).await,
+            Endpoint::Referrers(repo, digest) => lists::referrers(self, repo, digest).await,
+            Endpoint::Catalog => lists::catalog(self).await,
+            Endpoint::Uploads(_) | Endpoint::Upload(..) | Endpoint::Acr(_) => Err(Failure::new(
+                StatusCode::NOT_FOUND,
+                ErrorCode::BlobUploadUnknown,
+                "there is no such upload: this version of ocistern only pulls",
+            )),
+        }
+    }
+
+    /// Pushes, deletes, mounts.
+    fn write(&self, _body: Inbound) -> Result<Response<Body>, Failure> {
         let message = format!(
             "this version of ocistern only pulls; push to and delete from upstream {} itself, not through ocistern",
-            route.upstream
+            self.route.upstream
         );
-        return Err(Failure::method(message));
+        Err(Failure::method(message))
     }
-    check_access(app, listener, peer, host, parts, &route)?;
-    let namespace = route.namespace.clone();
-    let response = dispatch(app, &route, parts).await?;
-    Ok(with_namespace(response, namespace.as_deref()))
-}
-
-async fn dispatch(app: &App, route: &Route, parts: &Parts) -> Result<Response<Body>, Failure> {
-    match &route.endpoint {
-        Endpoint::Manifest(repo, reference) => pull::manifest(app, route, repo, reference, parts).await,
-        Endpoint::Blob(repo, digest) => pull::blob(app, route, repo, digest, parts).await,
-        Endpoint::Tags(repo) => lists::tags(app, route, repo, parts).await,
-        Endpoint::Referrers(repo, digest) => lists::referrers(app, route, repo, digest, parts).await,
-        Endpoint::Catalog => lists::catalog(app, route, parts).await,
-        Endpoint::Uploads(_) | Endpoint::Upload(..) | Endpoint::Acr(_) => Err(Failure::new(
-            StatusCode::NOT_FOUND,
-            ErrorCode::BlobUploadUnknown,
-            "there is no such upload: this version of ocistern only pulls",
-        )),
-    }
-}
-
-/// What the upstream gave to an account of ocistern's own is not for everybody who can connect.
-fn check_access(
-    app: &App,
-    listener: &ListenerState,
-    peer: Peer,
-    host: Option<&str>,
-    parts: &Parts,
-    route: &Route,
-) -> Result<(), Failure> {
-    let own_account =
-        app.config.upstreams.get(&route.upstream).is_some_and(|upstream| access::is_own_account(upstream));
-    // Who came this far on a listener with `client_ca` has shown a certificate of it.
-    let certified = matches!(&listener.config.tls, Some(ListenerTls { client_ca: Some(_), .. }));
-    if !own_account || certified {
-        return Ok(());
-    }
-    access::loopback_trust(&peer, &listener.config, host, &parts.headers).map_err(|reason| {
-        let message = format!(
-            "ocistern pulls {} by an account of its own, whose content is for clients on its machine only: {reason}; \
-             connect from there, or by a listener with tls.client_ca",
-            route.upstream
-        );
-        Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
-    })
 }
 
 /// Limits that hyper has not: it answers more than 100 fields and a head beyond its buffer by itself.

@@ -16,6 +16,7 @@ use tracing::Span;
 use super::access::Peer;
 use super::respond::{Body, BodyError, Reason};
 use super::route::{AcrItem, Endpoint, Form, Ping, Route};
+use super::token_route::TokenRoute;
 use crate::metrics::{Kind, Metrics, Outcome, Source};
 use crate::oci::{RepoName, UpstreamName};
 
@@ -106,6 +107,12 @@ impl Record {
     pub(super) fn ping(&mut self, ping: &Ping) {
         self.form = Some(ping.form);
         self.upstream.clone_from(&ping.upstream);
+    }
+
+    /// What is asked for there is not kept: it may hold credentials.
+    pub(super) fn token(&mut self, route: &TokenRoute) {
+        self.form = Some(route.form);
+        self.upstream.clone_from(&route.upstream);
     }
 
     pub(super) fn route(&mut self, route: &Route) {

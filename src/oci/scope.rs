@@ -87,6 +87,11 @@ impl Scope {
         Self { resource: Resource::Repository { host: None, repo }, actions }
     }
 
+    /// Whether nothing changes by it.
+    pub fn only_reads(&self) -> bool {
+        matches!(self.resource, Resource::Catalog | Resource::DeletedCatalog) || self.actions.only_read()
+    }
+
     /// Several scopes: each of `texts` may hold more than one, with spaces between them. Those about the same resource
     /// become one; those about what is not served here are left out.
     pub fn parse_all<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Self>, InvalidScope> {
@@ -199,6 +204,14 @@ impl Actions {
     pub const PULL_AND_PUSH: Self = Self(Action::Pull.bit() | Action::Push.bit());
     /// What deletes.
     pub const DELETE: Self = Self(Action::Delete.bit());
+    /// Read what is known of tags and manifests.
+    pub const METADATA_READ: Self = Self(Action::MetadataRead.bit());
+    /// Change it, and read it.
+    pub const METADATA_WRITE: Self = Self(Action::MetadataWrite.bit() | Action::MetadataRead.bit());
+    /// Read what was deleted.
+    pub const DELETED_READ: Self = Self(Action::DeletedRead.bit());
+    /// Bring it back.
+    pub const DELETED_RESTORE: Self = Self(Action::DeletedRead.bit() | Action::DeletedRestore.bit());
     /// Everything.
     pub const ALL: Self = Self(Action::All.bit());
 
@@ -220,7 +233,7 @@ impl Actions {
     }
 
     /// Whether nothing changes by them.
-    pub fn only_read(self) -> bool {
+    fn only_read(self) -> bool {
         self.each().all(Action::only_reads)
     }
 

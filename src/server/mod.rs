@@ -42,7 +42,7 @@ use crate::http::access::Peer;
 use crate::http::admin::{Admin, Readiness, Stage};
 use crate::http::respond::Body;
 use crate::http::route::Directory;
-use crate::http::{App, ListenerState, handle};
+use crate::http::{App, ListenerState, Seal, handle};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError, StoreOptions};
 use crate::upstream::{SetupError, Upstreams};
@@ -176,6 +176,8 @@ impl Server {
             directory: Directory::new(&config),
             config: config.clone(),
             cache,
+            upstreams: Arc::clone(&upstreams),
+            seal: seal(&store).await?,
             metrics: metrics.clone(),
         });
         let sockets = open_listeners(&app, &registry, inherited).await?;
@@ -257,6 +259,13 @@ async fn open_store(config: &Config, metrics: Metrics) -> Result<Store, StartErr
     Ok(spawn_blocking(move || Store::open(options, metrics)).await??)
 }
 
+/// The keys of the tokens that are given out.
+async fn seal(store: &Store) -> Result<Seal, StartError> {
+    let store = store.clone();
+    let key = spawn_blocking(move || store.private_key("token")).await??;
+    Ok(Seal::new(&key))
+}
+
 /// Opens the admin interface, on its socket and its address.
 async fn start_admin(
     config: &Config,
@@ -299,7 +308,7 @@ async fn open_listeners(
     let mut ready = Vec::with_capacity(sockets.len());
     for (socket, settings) in sockets {
         let tls = tls_of(&settings, &socket).await?;
-        let state = Arc::new(ListenerState { config: settings });
+        let state = Arc::new(ListenerState::new(settings));
         let handler = RegistryHandler { app: app.clone(), listener: state };
         ready.push((socket, Serving::new(handler, tls, permits.clone(), limits, run.clone())));
     }

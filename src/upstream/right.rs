@@ -118,6 +118,11 @@ impl Lent {
         Self::new(key, principal, Credential::Registry(Secret::new(token)))
     }
 
+    /// A refresh token of upstream: exchanged for tokens.
+    pub fn refresh(key: Principal, principal: Principal, token: String) -> Self {
+        Self::new(key, principal, Credential::Identity(Secret::new(token)))
+    }
+
     fn new(key: Principal, principal: Principal, credential: Credential) -> Self {
         Self(Arc::new(Inner { key, principal, credential }))
     }

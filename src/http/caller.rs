@@ -1,0 +1,334 @@
+//! Who asks: from the `Authorization` field, the listener and the upstream's configuration to the right by which a
+//! request acts.
+//!
+//! A credential belongs to the upstream of the Host, else to the listener's default; for all others its bearer is
+//! anonymous unless `relay_credentials` says otherwise. Tokens are ocistern's own and hold what is lent to upstream.
+
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+
+use super::Visit;
+use super::access::{is_own_account, loopback_trust};
+use super::asked::Asked;
+use super::challenge::TokenError;
+use super::credential::{Account, Presented};
+use super::need::Need;
+use super::respond::Failure;
+use super::route::Route;
+use super::seal::{Credential, Inner, Kind, Unopened};
+use crate::config::{Credentials, PushBy, Upstream};
+use crate::oci::{Action, ErrorCode, RepoName, Resource, Scope, UpstreamName};
+use crate::upstream::{Lent, Right};
+
+/// When a caller whose credential upstream could not confirm may try to write again.
+const CONFIRM_AGAIN: Duration = Duration::from_secs(5);
+
+/// Who asks for something of an upstream.
+#[derive(Debug)]
+pub(super) struct Caller {
+    /// By whose right this request acts.
+    pub(super) right: Right,
+    /// To whom uploads belong that it makes: a user, or the subject of a token that upstream gave.
+    pub(super) owner: Option<String>,
+    /// What its credential is for.
+    pub(super) allowed: Allowed,
+    /// Upstream could not be asked whether its credential is right: it writes nothing.
+    pub(super) unconfirmed: bool,
+    /// Let in by htpasswd or a client certificate.
+    pub(super) trusted: bool,
+    /// A request of this machine's own.
+    pub(super) loopback: bool,
+    /// What it showed.
+    pub(super) showed: Showed,
+}
+
+/// What a credential is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Allowed {
+    /// Whatever upstream allows: no token was shown.
+    All,
+    /// What the token was asked for.
+    Only(Vec<Scope>),
+}
+
+/// What kind of credential a request shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Showed {
+    /// None.
+    Nothing,
+    /// A name and password.
+    Basic,
+    /// A token of ocistern's.
+    Token,
+}
+
+/// What a credential makes of its bearer at one upstream.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// What upstream may be shown.
+    pub(super) credential: Option<Credential>,
+    /// The user of the listener's htpasswd file that it is.
+    pub(super) user: Option<String>,
+    pub(super) allowed: Allowed,
+    pub(super) showed: Showed,
+}
+
+/// Who asks for the resource of `route`, and whether it may: to the extent that ocistern decides it.
+pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller, Failure> {
+    let upstream = asked.upstream(&route.upstream)?;
+    let need = Need::of(route, &asked.parts.method);
+    let standing = match Presented::of(&asked.parts.headers) {
+        Ok(Presented::Nothing) => Standing::nobody(),
+        Ok(Presented::Basic(account)) => Standing::of_account(asked, upstream, &account).await?,
+        Ok(Presented::Bearer(token)) => Standing::of_token(asked, upstream, token.expose(), &need)?,
+        Err(malformed) => return Err(need.challenge(asked, upstream, None, malformed.to_string())),
+    };
+    if !need.is_met_by(&standing.allowed) {
+        let message = format!("the token was not issued for this; ask for one with the scope {}", need.scope);
+        return Err(need.challenge(asked, upstream, Some(TokenError::Scope), message));
+    }
+    let lent = standing.credential.as_ref().map(|credential| credential.lend(&asked.app.seal));
+    let mut caller = Caller {
+        right: Right::Anonymous,
+        owner: standing.user.map(|user| format!("user:{user}")),
+        allowed: standing.allowed,
+        unconfirmed: standing.credential.as_ref().is_some_and(|credential| credential.unconfirmed),
+        trusted: false,
+        loopback: loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers).is_ok(),
+        showed: standing.showed,
+    };
+    caller.trusted = caller.owner.is_some() || asked.is_certified();
+    caller.owner = caller.owner.or(standing.credential.and_then(|credential| credential.owner));
+    caller.right = if need.writes {
+        caller.writing(asked, upstream, &need, lent)?
+    } else {
+        caller.reading(asked, upstream, &need, lent)?
+    };
+    Ok(caller)
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// Whether a HEAD may be answered from the cache. A token with more than pull, a name and password, and nobody in
+    /// particular may be about to push, and would leave out what upstream does not have.
+    pub(super) fn head_from_cache(&self, upstream: &Upstream) -> bool {
+        upstream.push == PushBy::Off || self.allowed.only_reads()
+    }
+
+    /// Whether its credential is for this action in this repository, too: upstream still decides.
+    pub(super) fn allows(&self, repo: &RepoName, action: Action) -> bool {
+        self.allowed.allows(&Resource::Repository { host: None, repo: repo.clone() }, action)
+    }
+
+    /// Whose right a pull uses.
+    fn reading(
+        &self,
+        asked: &Asked<'_>,
+        upstream: &Upstream,
+        need: &Need,
+        lent: Option<Lent>,
+    ) -> Result<Right, Failure> {
+        match upstream.credentials {
+            Credentials::Anonymous => Ok(Right::Anonymous),
+            Credentials::Auto => Ok(lent.map_or(Right::Anonymous, Right::Client)),
+            Credentials::Client => lent.map(Right::Client).ok_or_else(|| self.unknown(asked, upstream, need)),
+            Credentials::Static { .. } | Credentials::DockerConfig { .. } | Credentials::Helper { .. } => {
+                self.shared(asked, upstream, need)
+            }
+        }
+    }
+
+    /// Whose right a push or delete uses.
+    fn writing(
+        &self,
+        asked: &Asked<'_>,
+        upstream: &Upstream,
+        need: &Need,
+        lent: Option<Lent>,
+    ) -> Result<Right, Failure> {
+        match upstream.push {
+            PushBy::Off => {
+                let message = format!("ocistern is configured not to push to {0} (push = \"off\")", upstream.name);
+                Err(Failure::method(message))
+            }
+            PushBy::Client if self.unconfirmed => {
+                let message = format!(
+                    "upstream {} could not be asked whether this credential is right, so nothing is written with it; \
+                     get another token and try again",
+                    upstream.name
+                );
+                let failure = Failure::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message);
+                Err(failure.with_retry_after(Some(CONFIRM_AGAIN)))
+            }
+            PushBy::Client => match lent {
+                Some(lent) => Ok(Right::Client(lent)),
+                None if matches!(upstream.credentials, Credentials::Client) => {
+                    Err(self.unknown(asked, upstream, need))
+                }
+                // Upstream may let everybody write; where it does not, its refusal becomes a challenge.
+                None => Ok(Right::Anonymous),
+            },
+            // What a name at the other end of a loopback connection is worth suffices to read, never to write.
+            PushBy::Shared if self.trusted && is_own_account(upstream) => Ok(Right::Shared),
+            PushBy::Shared => Err(self.not_trusted(
+                asked,
+                upstream,
+                need,
+                format!("ocistern pushes to {} by an account of its own, for callers that it knows only", upstream.name),
+            )),
+        }
+    }
+
+    /// What upstream gave to ocistern's own account is not for everybody who can connect.
+    fn shared(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need) -> Result<Right, Failure> {
+        if self.trusted || self.loopback {
+            return Ok(Right::Shared);
+        }
+        let trust = loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers);
+        trust.map(|()| Right::Shared).map_err(|reason| {
+            let message = format!(
+                "ocistern pulls {} by an account of its own, whose content is for clients on its machine only: {reason}",
+                upstream.name
+            );
+            self.not_trusted(asked, upstream, need, message)
+        })
+    }
+
+    fn not_trusted(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need, message: String) -> Failure {
+        if asked.listener.htpasswd.is_some() {
+            let message = format!("{message}; log in with a name and password of the listener's htpasswd file");
+            return need.challenge(asked, upstream, self.token_error(), message);
+        }
+        let message = format!("{message}; connect from there, or by a listener with htpasswd or tls.client_ca");
+        Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
+    }
+
+    /// Upstream wants to know who asks.
+    fn unknown(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need) -> Failure {
+        let message = format!("upstream {} is for callers with a credential of their own; log in", upstream.name);
+        need.challenge(asked, upstream, self.token_error(), message + &about_relay(asked, upstream))
+    }
+
+    /// What a challenge says about the token that was not enough.
+    fn token_error(&self) -> Option<TokenError> {
+        (self.showed == Showed::Token).then_some(TokenError::Scope)
+    }
+
+    /// The 401 that follows from upstream's own refusal; none where a credential of the caller's would change nothing.
+    pub(super) fn challenged(&self, visit: &Visit<'_>, error: Option<TokenError>, message: String) -> Option<Failure> {
+        let upstream = visit.asked.upstream(&visit.route.upstream).ok()?;
+        let need = Need::of(visit.route, &visit.asked.parts.method);
+        let counts = if need.writes {
+            upstream.push == PushBy::Client
+        } else {
+            matches!(upstream.credentials, Credentials::Auto | Credentials::Client)
+        };
+        let error = error.filter(|_| self.showed == Showed::Token).or_else(|| self.token_error());
+        let message = message + &about_relay(&visit.asked, upstream);
+        counts.then(|| need.challenge(&visit.asked, upstream, error, message))
+    }
+}
+
+// === impl Standing ===
+
+impl Standing {
+    /// Of who shows nothing.
+    pub(super) const fn nobody() -> Self {
+        Self { credential: None, user: None, allowed: Allowed::All, showed: Showed::Nothing }
+    }
+
+    /// Of a name and password.
+    pub(super) async fn of_account(
+        asked: &Asked<'_>,
+        upstream: &Upstream,
+        account: &Account,
+    ) -> Result<Self, Failure> {
+        asked.refuse_plain()?;
+        let mut standing = Self { showed: Showed::Basic, ..Self::nobody() };
+        if is_own_account(upstream)
+            && let Some(file) = &asked.listener.htpasswd
+        {
+            let right = file.check(&asked.app.seal, &account.username, account.password.expose()).await;
+            if right.map_err(Failure::internal)? {
+                // It is not upstream's: it goes no further.
+                standing.user = Some(account.username.clone());
+                return Ok(standing);
+            }
+        }
+        // Elsewhere its bearer is anonymous.
+        if !takes_credentials(upstream) || !asked.place().belongs_to(upstream) {
+            return Ok(standing);
+        }
+        let credential = account.credential(&asked.app.seal, &upstream.name, SystemTime::now());
+        standing.credential = credential.map_err(|unopened| invalid(asked, upstream, None, unopened))?;
+        Ok(standing)
+    }
+
+    /// Of a token.
+    fn of_token(asked: &Asked<'_>, upstream: &Upstream, token: &str, need: &Need) -> Result<Self, Failure> {
+        let pass = asked.app.seal.open(token, Kind::Access, SystemTime::now());
+        let pass = pass.map_err(|unopened| invalid(asked, upstream, Some(need), unopened))?;
+        asked.refuse_plain_pass(&pass)?;
+        let mut standing = Self { showed: Showed::Token, allowed: Allowed::Only(Vec::new()), ..Self::nobody() };
+        let Some(grant) = pass.grants.into_iter().find(|grant| grant.upstream == upstream.name) else {
+            return Ok(standing);
+        };
+        standing.allowed = Allowed::Only(grant.scopes);
+        match grant.inner {
+            Inner::Anonymous => {}
+            Inner::Lent(credential) => standing.credential = Some(credential),
+            Inner::Local { file, user } => {
+                // Another listener may have another file.
+                let own = asked.listener.htpasswd.as_ref().is_some_and(|own| own.path().as_os_str() == file.as_str());
+                standing.user = own.then_some(user);
+            }
+        }
+        Ok(standing)
+    }
+}
+
+/// Whether a caller's own credential is of any use at an upstream.
+pub(super) const fn takes_credentials(upstream: &Upstream) -> bool {
+    matches!(upstream.credentials, Credentials::Auto | Credentials::Client) || matches!(upstream.push, PushBy::Client)
+}
+
+/// How credentials get to an upstream that gets none of those that are shown here; empty where it gets them.
+pub(super) fn about_relay(asked: &Asked<'_>, upstream: &Upstream) -> String {
+    let place = asked.place();
+    if place.belongs_to(upstream) {
+        return String::new();
+    }
+    format!(
+        ". Credentials that clients show here belong to {}: relay_credentials = true in [upstream.\"{}\"] passes them \
+         on",
+        place.home().map_or("no upstream", UpstreamName::as_str),
+        upstream.name
+    )
+}
+
+fn invalid(asked: &Asked<'_>, upstream: &Upstream, need: Option<&Need>, unopened: Unopened) -> Failure {
+    let message = format!("{unopened}; get another one");
+    let scope = need.map(|need| need.scope.as_str());
+    asked.place().challenge(Some(&upstream.name), scope, Some(TokenError::Invalid), message)
+}
+
+// === impl Allowed ===
+
+impl Allowed {
+    /// Whether it is for this action.
+    pub(super) fn allows(&self, resource: &Resource, action: Action) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(scopes) => {
+                scopes.iter().any(|scope| scope.resource == *resource && scope.actions.allow(action))
+            }
+        }
+    }
+
+    /// Whether it is a token's, and for reading alone.
+    fn only_reads(&self) -> bool {
+        matches!(self, Self::Only(scopes) if scopes.iter().all(Scope::only_reads))
+    }
+}

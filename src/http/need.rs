@@ -1,0 +1,151 @@
+//! What a request needs to be allowed, and the challenge that says so.
+
+use http::Method;
+
+use super::asked::Asked;
+use super::caller::Allowed;
+use super::challenge::TokenError;
+use super::respond::Failure;
+use super::route::{Acr, Endpoint, Form, Route};
+use crate::config::Upstream;
+use crate::oci::{Action, Actions, Resource, Scope};
+
+/// What a request needs to be allowed.
+#[derive(Debug)]
+pub(super) struct Need {
+    /// Whether something may change by it.
+    pub(super) writes: bool,
+    /// What a token for it is asked for, in the client's words.
+    pub(super) scope: String,
+    resource: Resource,
+    /// Any of these suffices.
+    actions: &'static [Action],
+}
+
+// === impl Need ===
+
+impl Need {
+    /// What a request with this method for this resource needs.
+    pub(super) fn of(route: &Route, method: &Method) -> Self {
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        let (writes, actions, asked): (_, &[Action], _) = match &route.endpoint {
+            Endpoint::Catalog => (!reads, &[Action::All], Actions::ALL),
+            Endpoint::Uploads(_) | Endpoint::Upload(..) => (true, &[Action::Push], Actions::PULL_AND_PUSH),
+            Endpoint::Acr(acr) => of_acr(acr, method),
+            Endpoint::Tags(_) if reads => (false, &[Action::Pull, Action::MetadataRead], Actions::PULL),
+            Endpoint::Manifest(..) | Endpoint::Blob(..) | Endpoint::Referrers(..) if reads => {
+                (false, &[Action::Pull], Actions::PULL)
+            }
+            _ if *method == Method::DELETE => (true, &[Action::Delete], Actions::DELETE),
+            _ => (true, &[Action::Push], Actions::PULL_AND_PUSH),
+        };
+        let resource = match (route.repo(), &route.endpoint) {
+            (Some(repo), _) => Resource::Repository { host: None, repo: repo.clone() },
+            (None, Endpoint::Acr(Acr { deleted: true, .. })) => Resource::DeletedCatalog,
+            (None, _) => Resource::Catalog,
+        };
+        let scope = match (route.form, route.repo()) {
+            // By the whole name that the client has for it, with which it asks at any realm.
+            (Form::Prefix, Some(repo)) => format!("repository:{}/{repo}:{asked}", route.prefix),
+            _ => Scope { resource: resource.clone(), actions: asked }.to_string(),
+        };
+        Self { writes, scope, resource, actions }
+    }
+
+    /// Whether a credential is for it.
+    pub(super) fn is_met_by(&self, allowed: &Allowed) -> bool {
+        self.actions.iter().any(|action| allowed.allows(&self.resource, *action))
+    }
+
+    /// A 401 that says how to get a token for it.
+    pub(super) fn challenge(
+        &self,
+        asked: &Asked<'_>,
+        upstream: &Upstream,
+        error: Option<TokenError>,
+        message: String,
+    ) -> Failure {
+        asked.place().challenge(Some(&upstream.name), Some(&self.scope), error, message)
+    }
+}
+
+/// What Azure's registry asks for its own interface.
+fn of_acr(acr: &Acr, method: &Method) -> (bool, &'static [Action], Actions) {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    match (acr.deleted, method) {
+        _ if acr.repo.is_none() => (!reads, &[Action::All], Actions::ALL),
+        (true, _) if reads => (false, &[Action::DeletedRead], Actions::DELETED_READ),
+        (true, _) => (true, &[Action::DeletedRestore], Actions::DELETED_RESTORE),
+        // Where everybody may pull, everybody may look.
+        (false, _) if reads => (false, &[Action::MetadataRead, Action::Pull], Actions::METADATA_READ),
+        (false, &Method::DELETE) => (true, &[Action::Delete], Actions::DELETE),
+        (false, _) => (true, &[Action::MetadataWrite], Actions::METADATA_WRITE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::http::route::{Directory, Routed, parse};
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn need(method: &Method, target: &str) -> Need {
+        let config = Config::from_toml("").unwrap();
+        let listener = config.listeners.first().unwrap();
+        let routed = parse(&Directory::new(&config), listener, Some("localhost"), target, None).unwrap();
+        let Routed::Resource(route) = routed else { panic!("{target}") };
+        Need::of(&route, method)
+    }
+
+    #[test]
+    fn what_requests_need() {
+        let blob = format!("/v2/org/app/blobs/{DIGEST}");
+        for (method, target, scope, writes) in [
+            (Method::GET, "/v2/org/app/manifests/1", "repository:org/app:pull", false),
+            (Method::HEAD, &blob, "repository:org/app:pull", false),
+            (Method::GET, "/v2/alpine/tags/list", "repository:library/alpine:pull", false),
+            (Method::GET, "/v2/ghcr.io/org/app/manifests/1", "repository:ghcr.io/org/app:pull", false),
+            (Method::GET, "/ghcr.io/v2/org/app/manifests/1", "repository:org/app:pull", false),
+            (Method::GET, "/v2/_catalog", "registry:catalog:*", false),
+            (Method::GET, "/v2/ghcr.io/_catalog", "registry:catalog:*", false),
+            (Method::PUT, "/v2/org/app/manifests/1", "repository:org/app:pull,push", true),
+            (Method::POST, "/v2/org/app/blobs/uploads/", "repository:org/app:pull,push", true),
+            (Method::GET, "/v2/org/app/blobs/uploads/x", "repository:org/app:pull,push", true),
+            (Method::DELETE, "/v2/org/app/blobs/uploads/x", "repository:org/app:pull,push", true),
+            (Method::DELETE, "/v2/org/app/manifests/1", "repository:org/app:delete", true),
+            (Method::DELETE, &blob, "repository:org/app:delete", true),
+            (Method::GET, "/acr/v1/_catalog", "registry:catalog:*", false),
+            (Method::GET, "/acr/v1/_deleted/_catalog", "registry:deleted_catalog:*", false),
+            (Method::GET, "/acr/v1/org/app/_tags/1", "repository:org/app:metadata_read", false),
+            (Method::GET, "/acr/v1/_deleted/org/app/_tags", "repository:org/app:deleted_read", false),
+            (Method::PATCH, "/acr/v1/org/app", "repository:org/app:metadata_read,metadata_write", true),
+            (Method::DELETE, "/acr/v1/org/app/_tags/1", "repository:org/app:delete", true),
+            (Method::POST, "/acr/v1/_deleted/org/app/_tags", "repository:org/app:deleted_read,deleted_restore", true),
+        ] {
+            let need = need(&method, target);
+            assert_eq!((need.scope.as_str(), need.writes), (scope, writes), "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn what_tokens_suffice() {
+        let met = |method: Method, target: &str, scope: &str| {
+            need(&method, target).is_met_by(&Allowed::Only(Scope::parse_all([scope]).unwrap()))
+        };
+        let manifest = "/v2/org/app/manifests/1";
+        assert!(met(Method::GET, manifest, "repository:org/app:pull"));
+        assert!(met(Method::GET, manifest, "repository:org/app:push,pull"));
+        assert!(met(Method::GET, manifest, "repository:org/app:*"));
+        assert!(!met(Method::GET, manifest, "repository:org/app:push"));
+        assert!(!met(Method::GET, manifest, "repository:org/other:pull"));
+        assert!(!met(Method::GET, manifest, "registry:catalog:*"));
+        assert!(!met(Method::PUT, manifest, "repository:org/app:pull"));
+        assert!(!met(Method::DELETE, manifest, "repository:org/app:pull,push"));
+        assert!(met(Method::GET, "/v2/org/app/tags/list", "repository:org/app:metadata_read"));
+        assert!(met(Method::GET, "/v2/_catalog", "registry:catalog:*"));
+        assert!(!met(Method::GET, "/v2/_catalog", "repository:org/app:*"));
+        assert!(need(&Method::PUT, manifest).is_met_by(&Allowed::All));
+    }
+}
