@@ -145,9 +145,19 @@ async fn the_namespace_is_told_back() {
 #[tokio::test]
 async fn the_version_check_answers_in_every_form() {
     let (cistern, hub, other, ..) = two().await;
-    for target in ["/v2/", "/v2", "/docker.io/v2/", "/reg.example/v2/", "/v2/?ns=reg.example"] {
+    let own = cistern.client().0;
+    let (default, named) = (format!("http://{own}/oauth2/token"), format!("http://{own}/_ocistern/reg.example/token"));
+    for (target, realm) in [
+        ("/v2/", &default),
+        ("/v2", &default),
+        ("/docker.io/v2/", &default),
+        ("/reg.example/v2/", &named),
+        ("/v2/?ns=reg.example", &named),
+    ] {
         let got = cistern.get(target).await;
-        assert_eq!(got.status, 200, "{target}: {}", got.summary());
+        assert_eq!(got.status, 401, "{target}: {}", got.summary());
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"{own}\"");
+        assert_eq!(got.header("www-authenticate"), challenge, "{target}");
         assert_eq!(got.header("docker-distribution-api-version"), "registry/2.0");
     }
     assert_eq!(hub.log().len() + other.log().len(), 0);

@@ -110,11 +110,11 @@ fn a_signal_is_a_proper_stop() {
         stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
         daemon.signal(signal);
         let (code, log) = daemon.end();
         assert_eq!(code, Some(0), "{log}");
-        assert!(log.contains("\"message\":\"request\"") && log.contains("\"status\":200"), "{log}");
+        assert!(log.contains("\"message\":\"request\"") && log.contains("\"status\":401"), "{log}");
         assert!(log.contains("\"message\":\"stopped\""), "{log}");
     }
 }
@@ -241,7 +241,7 @@ fn sockets_readiness_and_the_cache_directory_of_systemd() {
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     assert!(directory.path().join("cache/oci-layout").exists(), "the store is where systemd says");
     daemon.signal(Signal::TERM);
     assert_eq!(said(), "STOPPING=1");
@@ -277,7 +277,7 @@ fn connections_do_not_take_the_last_file() {
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     drop(silent);
     daemon.signal(Signal::TERM);
     let (code, log) = daemon.end();

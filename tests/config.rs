@@ -83,6 +83,8 @@ fn the_service_unit_fits_the_program() {
     let stop: u64 = unit(&service, "TimeoutStopSec").concat().trim_end_matches('s').parse().unwrap();
     assert!(stop > config.limits.drain.as_secs(), "systemd must not kill what is being drained");
     assert_eq!(unit(&service, "RestartPreventExitStatus"), ["64"]);
+    let calls = unit(&service, "SystemCallFilter").concat();
+    assert!(calls.split([' ', '~']).any(|call| call == "mincore"), "@system-service is without it: {calls}");
 }
 
 #[test]

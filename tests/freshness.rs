@@ -201,7 +201,7 @@ async fn where_upstream_says_no_nothing_stale_is_served() {
     let acts: Vec<(&str, Act, [u16; 3])> = vec![
         ("404", acts::fail(404, "MANIFEST_UNKNOWN"), [404; 3]),
         ("404 without a body", acts::answer(404, "text/plain", ""), [404; 3]),
-        ("403", acts::fail(403, "DENIED"), [403; 3]),
+        ("403", acts::fail(403, "DENIED"), [401; 3]),
         ("401", acts::fail(401, "UNAUTHORIZED"), [401, 403, 502]),
         ("401 with a challenge to elsewhere", acts::challenge_again(challenge), [401, 403, 502]),
     ];
@@ -297,7 +297,7 @@ async fn errors_other_than_404_are_not_remembered() {
     let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
     upstream.script("*", "*", 0..1, acts::fail(403, "DENIED"));
     let cistern = Cistern::start(&upstream, "").await;
-    cistern.get(&target).await.assert_fails(403);
+    cistern.get(&target).await.assert_fails(401);
     cistern.get(&target).await.assert_is(&bytes);
     cistern.get(format!("/v2/app/blobs/{}", sha256(b"x"))).await.assert_fails(404);
 }

@@ -126,8 +126,9 @@ async fn a_stale_list_survives_a_restart_and_not_a_refusal() {
     cistern.restart().await;
     assert_eq!(json(&cistern.get(target).await), fresh);
     upstream.up();
-    for (status, code) in [(404, "NAME_UNKNOWN"), (403, "DENIED")] {
-        upstream.script("*", target, .., acts::fail(status, code));
+    // Who showed nothing is asked to, where upstream refuses.
+    for (said, code, status) in [(404, "NAME_UNKNOWN", 404), (403, "DENIED", 401)] {
+        upstream.script("*", target, .., acts::fail(said, code));
         common::eventually("upstream's refusal is relayed", || async { cistern.get(target).await.status == status })
             .await;
         upstream.unscript();

@@ -67,14 +67,16 @@ fn assert_error(answer: &str, status: u16, code: &str) {
 async fn ping() {
     let (server, address, _directory) = start("").await;
     let answer = get(address, "/v2/").await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n{}"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401 Unauthorized\r\n"), "{answer}");
+    let challenge = "www-authenticate: Bearer realm=\"http://localhost/oauth2/token\",service=\"localhost\"\r\n";
+    assert!(answer.contains(challenge), "{answer}");
     assert!(answer.contains("docker-distribution-api-version: registry/2.0\r\n"), "{answer}");
     assert!(!answer.contains("oci-namespace"), "{answer}");
     assert!(get(address, "/v2/?ns=ghcr.io").await.contains("oci-namespace: ghcr.io\r\n"));
     let head = raw(address, "HEAD /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
-    assert!(head.contains("content-length: 2\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    assert!(head.contains("content-length: 152\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     let text = server.metrics().expose();
-    let counted = "ocistern_requests_total{kind=\"other\",result=\"hit\",upstream=\"docker.io\"} 2";
+    let counted = "ocistern_requests_total{kind=\"other\",result=\"error\",upstream=\"docker.io\"} 2";
     assert!(text.contains(counted), "{text}");
     server.stop().await;
 }
@@ -237,7 +239,7 @@ async fn unix_listener() {
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     let request = "GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let answer = exchange(UnixStream::connect(&path).await.unwrap(), request).await;
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     server.stop().await;
     assert!(!path.exists());
 }
@@ -319,7 +321,7 @@ async fn tls_listener() {
         connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap()
     };
     let request = "GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    assert!(exchange(connect(&["http/1.1"]).await, request).await.starts_with("HTTP/1.1 200 "));
+    assert!(exchange(connect(&["http/1.1"]).await, request).await.starts_with("HTTP/1.1 401 "));
 
     let stream = connect(&["h2", "http/1.1"]).await;
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
@@ -329,8 +331,10 @@ async fn tls_listener() {
     tasks.spawn(connection);
     let ask = |path: &str| Request::get(format!("https://localhost{path}")).body(Empty::<Bytes>::new()).unwrap();
     let response = sender.send_request(ask("/v2/")).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "{}");
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    let challenge = response.headers()["www-authenticate"].to_str().unwrap();
+    assert_eq!(challenge, "Bearer realm=\"https://localhost/oauth2/token\",service=\"localhost\"");
+    assert!(!response.into_body().collect().await.unwrap().to_bytes().is_empty());
     let refused = sender.send_request(ask("/v2/?ns=evil.example")).await.unwrap();
     assert_eq!(refused.status(), StatusCode::NOT_FOUND);
 
@@ -357,7 +361,7 @@ async fn tls_listener_with_client_certificates() {
         let _ = stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
         let mut answer = Vec::new();
         let read = stream.read_to_end(&mut answer).await;
-        assert_eq!(read.is_ok() && answer.starts_with(b"HTTP/1.1 200 "), with_certificate);
+        assert_eq!(read.is_ok() && answer.starts_with(b"HTTP/1.1 401 "), with_certificate);
     }
     server.stop().await;
 }

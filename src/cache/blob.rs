@@ -1,15 +1,18 @@
 //! Blobs: from the store, from a running fill, or by a new one.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Content;
 use super::download::content_length;
+use super::entitle::{Held, When};
 use super::fill::Fill;
 use super::flight::Role;
+use super::manifest::Want;
+use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
 use crate::oci::{Digest, Via};
 use crate::store::{Link, LinkKind, StoredBlob, Trust};
@@ -49,7 +52,8 @@ pub enum BlobSource {
 pub(super) struct Proof {
     pub(super) via: Via,
     pub(super) headers: HeaderMap,
-    pub(super) asked_at: SystemTime,
+    /// When upstream was asked.
+    pub(super) asked: Asked,
 }
 
 // === impl Cache ===
@@ -59,7 +63,10 @@ impl Cache {
     pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let in_time = self.blob_until(target, digest, deadline);
-        timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target)))
+        match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
+            Ok(blob) => Ok(blob),
+            Err(error) => Err(self.told(target, error).await),
+        }
     }
 
     async fn blob_until(
@@ -68,10 +75,11 @@ impl Cache {
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Blob, CacheError> {
+        self.admit(target)?;
         let mut last = CacheError::Stopped;
         for _ in 0..TRIES {
             if let Some(stored) = self.stored(digest).await {
-                self.prove(target, digest, stored.len).await?;
+                self.entitled_to_blob(target, digest, stored.len).await?;
                 match self.trusted(digest, stored).await {
                     Ok(content) => {
                         return Ok(Blob { source: BlobSource::Content(content), status: Found::Hit.into() });
@@ -90,23 +98,26 @@ impl Cache {
             }
             self.check_missing(target, Wanted::Blob(*digest))?;
             let (fill, role) = self.fill(target, digest)?;
-            let foreign = role == Role::Follower && fill.target != *target;
-            if foreign {
+            // What another caller's right brings is no answer for this one, nor what was asked before a write.
+            let foreign = role == Role::Follower
+                && (fill.target != *target || !self.generations.holds(&target.repository(), &fill.asked));
+            if foreign && !self.passes_with(&fill, target).await {
                 self.prove_for_fill(target, digest, &fill).await?;
             }
             match fill.watcher.clone().head().await {
                 Ok(head) => {
                     let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher, None);
+                    let content = content.for_reader(self.origin(target, digest)?);
                     let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
                     return Ok(Blob { source: BlobSource::Content(content), status: found.into() });
                 }
                 Err(CacheError::NoSpace | CacheError::Store(_)) => return self.passed(target, digest, deadline).await,
                 // The next turn finds it, and proves it under this name.
                 Err(error @ CacheError::Arrived(_)) => last = error,
-                // It failed in another name's attempt: that says nothing about this one.
+                // It failed in another caller's attempt: that says nothing about this one.
                 Err(error) if foreign => last = error,
                 Err(error) => {
-                    self.note_missing(target, Wanted::Blob(*digest), &error);
+                    self.note_missing(target, Wanted::Blob(*digest), &error, &fill.asked);
                     return Err(error);
                 }
             }
@@ -120,25 +131,48 @@ impl Cache {
         Ok(Blob { source: BlobSource::Bypass(bypass), status: Found::Bypass.into() })
     }
 
-    /// The blob `digest` for a HEAD in `target`: what is not in the store is asked upstream, not downloaded.
-    pub async fn describe_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
+    /// The blob `digest` for a HEAD in `target`: what is not in the store is asked upstream, not downloaded. `want` says
+    /// whether upstream must be asked in any case.
+    pub async fn describe_blob(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        want: Want,
+    ) -> Result<Blob, CacheError> {
         let within = async {
+            self.admit(target)?;
+            if matches!(want, Want::Confirmed | Want::Required)
+                && let Some(answer) = self.confirmed(target, want, self.prove_blob(target, digest)).await
+            {
+                return answer;
+            }
             if let Some(stored) = self.stored(digest).await {
-                self.prove(target, digest, stored.len).await?;
-                let described = BlobSource::Described { length: Some(stored.len) };
+                let length = stored.len;
+                self.entitled_to_blob(target, digest, length).await?;
                 match self.trusted(digest, stored).await {
-                    Ok(_) => return Ok(Blob { source: described, status: Found::Hit.into() }),
+                    Ok(_) => {
+                        let described = BlobSource::Described { length: Some(length) };
+                        return Ok(Blob { source: described, status: Found::Hit.into() });
+                    }
                     // A damaged file's length is nobody's.
                     Err(CacheError::Damaged(_) | CacheError::NoSpace | CacheError::Store(_)) => {}
                     Err(error) => return Err(error),
                 }
             }
             self.check_missing(target, Wanted::Blob(*digest))?;
-            let proof = self.ask_proof(target, digest).await?;
-            let described = BlobSource::Described { length: content_length(&proof.headers) };
-            Ok(Blob { source: described, status: Found::Passed.into() })
+            self.prove_blob(target, digest).await
         };
-        timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(out_of_time(target)))
+        match timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(out_of_time(target))) {
+            Ok(blob) => Ok(blob),
+            Err(error) => Err(self.told(target, error).await),
+        }
+    }
+
+    /// The blob as upstream's HEAD describes it.
+    async fn prove_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
+        let proof = self.ask_proof(target, digest).await?;
+        let described = BlobSource::Described { length: content_length(&proof.headers) };
+        Ok(Blob { source: described, status: Found::Passed.into() })
     }
 
     /// The stored file of `digest`. A store that cannot be read is a miss: upstream may still answer.
@@ -165,50 +199,72 @@ impl Cache {
         }
     }
 
-    /// Makes sure that upstream serves `digest` under this name: by a link, else by one HEAD that all wait for.
-    async fn prove(self: &Arc<Self>, target: &Target, digest: &Digest, length: u64) -> Result<(), CacheError> {
-        if self.linked(target, digest, LinkKind::Blob).await?.is_some() {
-            return Ok(());
-        }
-        self.check_missing(target, Wanted::Blob(*digest))?;
-        let proof = self.ask_proof(target, digest).await?;
-        self.keep_link(target, digest, Link::blob(proof.via, length), proof.asked_at).await;
-        Ok(())
+    /// Makes sure that the caller may have the stored blob, and that this repository has it.
+    async fn entitled_to_blob(self: &Arc<Self>, target: &Target, digest: &Digest, size: u64) -> Result<(), CacheError> {
+        let via = self.linked(target, digest, LinkKind::Blob).await.map(|link| link.via);
+        self.entitled(target, &Wanted::Blob(*digest), Held { digest, size, via }).await
     }
 
-    /// As [`Self::prove`], for a blob that is still being filled in another name.
+    /// Whether what the fill brings to the same repository is for this caller too.
+    async fn passes_with(&self, fill: &Fill, target: &Target) -> bool {
+        let repository = target.repository();
+        fill.target.is_in(&repository)
+            && self.generations.holds(&repository, &fill.asked)
+            // Else there is no need to wait for its head.
+            && self.passes(target, Via::Anonymous, When::Now).await
+            && match fill.via().await {
+                Some(via) => self.passes(target, via, When::Now).await,
+                None => false,
+            }
+    }
+
+    /// As [`Self::entitled_to_blob`], for a blob that is still being filled by another right, or in another name.
     async fn prove_for_fill(self: &Arc<Self>, target: &Target, digest: &Digest, fill: &Fill) -> Result<(), CacheError> {
-        if self.linked(target, digest, LinkKind::Blob).await?.is_some() {
+        let link = self.linked(target, digest, LinkKind::Blob).await;
+        if let Some(link) = link
+            && self.passes(target, link.via, When::Now).await
+        {
             return Ok(());
         }
         let proof = self.ask_proof(target, digest).await?;
         if !fill.also_for(target, &proof)
             && let Some(stored) = self.stored(digest).await
         {
-            self.keep_link(target, digest, Link::blob(proof.via, stored.len), proof.asked_at).await;
+            self.keep_link(target, digest, Link::blob(proof.via, stored.len), &proof.asked).await;
         }
         Ok(())
     }
 
-    /// One HEAD for `digest` under this name, shared by all who wait for it.
-    async fn ask_proof(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Proof, CacheError> {
-        let registry = Arc::clone(self.registry(&target.upstream)?);
-        let (flight, _) = self.proofs.join(&(target.clone(), *digest), &self.tasks, &self.stop, || {
-            let (target, digest) = (target.clone(), *digest);
+    /// One HEAD for `digest` under this name, shared by all who wait for it. What it says about the caller's right is
+    /// remembered.
+    pub(super) async fn ask_proof(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Proof, CacheError> {
+        self.registry(&target.upstream)?;
+        let (flight, _) = self.proofs.join(&self.question(target, *digest), &self.tasks, &self.stop, || {
+            let (cache, target, digest) = (Arc::clone(self), target.clone(), *digest);
             async move {
-                let (asked_at, deadline) = (SystemTime::now(), Instant::now() + ANSWER_WITHIN);
-                let answer = registry.fetch(Ask::blob(Method::HEAD, &target.repo, &digest, deadline)).await?;
-                if answer.status == StatusCode::OK {
-                    Ok(Proof { via: answer.via, headers: answer.headers, asked_at })
-                } else {
-                    Err(CacheError::BadAnswer {
-                        upstream: target.upstream,
-                        reason: "a status other than 200 to a HEAD",
-                    })
-                }
+                let asked = cache.generations.asking();
+                let proof = cache.head_blob(&target, &digest, asked).await;
+                cache.heard(&target, &asked, proof.as_ref().map(|proof| proof.via)).await;
+                proof.inspect_err(|error| cache.note_missing(&target, Wanted::Blob(digest), error, &asked))
             }
         });
-        let proof = flight.result().await.unwrap_or(Err(CacheError::Stopped));
-        proof.inspect_err(|error| self.note_missing(target, Wanted::Blob(*digest), error))
+        flight.result().await.unwrap_or(Err(CacheError::Stopped))
+    }
+
+    async fn head_blob(&self, target: &Target, digest: &Digest, asked: Asked) -> Result<Proof, CacheError> {
+        let ask = Ask::blob(Method::HEAD, &target.repo, digest, Instant::now() + ANSWER_WITHIN);
+        let answer = self.registry(&target.upstream)?.fetch(ask.with_right(target.right.clone())).await?;
+        let bad = |reason| CacheError::BadAnswer { upstream: target.upstream.clone(), reason };
+        if answer.status != StatusCode::OK {
+            return Err(bad("a status other than 200 to a HEAD"));
+        }
+        // A web page that everybody gets would make the repository public.
+        let announced = content_length(&answer.headers);
+        if let Some(stored) = self.stored(digest).await
+            && announced.is_some_and(|announced| announced != stored.len)
+        {
+            return Err(bad("a blob of another length than the digest has"));
+        }
+        Ok(Proof { via: answer.via, headers: answer.headers, asked })
     }
 }

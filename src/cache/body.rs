@@ -15,6 +15,7 @@ use futures_util::stream::{self, Stream};
 
 use super::CacheError;
 use super::bypass::{Passing, Rest};
+use super::download::Origin;
 use super::progress::{State, Watcher};
 use crate::sendfile::{Outlet, Part};
 use crate::store::StoredBlob;
@@ -37,7 +38,14 @@ enum Source {
     /// A verified file of the store.
     Stored(StoredBlob),
     /// A file that is being filled or checked.
-    Watched { file: Arc<File>, length: Option<u64>, watcher: Watcher, _keep: Option<StoredBlob> },
+    Watched {
+        file: Arc<File>,
+        length: Option<u64>,
+        watcher: Watcher,
+        _keep: Option<StoredBlob>,
+        /// Where, and by whose right, the reader gets what the store cannot take.
+        reader: Option<Arc<Origin>>,
+    },
 }
 
 /// Why a body ends before its end. The transfer is broken, never ended cleanly.
@@ -59,10 +67,20 @@ struct Cursor {
     source: Source,
     at: u64,
     end: Option<u64>,
-    /// The file, where the kernel can send it.
-    part: Option<Part>,
+    part: Sent,
     /// What follows the file of a fill that was cut.
     passing: Option<Box<Passing>>,
+}
+
+/// The part of the file that the kernel sends.
+enum Sent {
+    /// None: the bytes are read.
+    Never,
+    /// To be prepared with the first bytes. The answer to many ranges has a body for each and sends one at a time, and
+    /// the mappings that a process may have are few.
+    Later(Outlet, Range<u64>),
+    /// Prepared.
+    Part(Part),
 }
 
 /// What may be read now.
@@ -83,7 +101,15 @@ impl Content {
 
     /// A file that is being filled (`keep` is none) or checked (`keep` is the file's guard).
     pub(super) fn watched(file: Arc<File>, length: Option<u64>, watcher: Watcher, keep: Option<StoredBlob>) -> Self {
-        Self(Source::Watched { file, length, watcher, _keep: keep })
+        Self(Source::Watched { file, length, watcher, _keep: keep, reader: None })
+    }
+
+    /// For a reader who gets from there what the store cannot take.
+    pub(super) fn for_reader(mut self, origin: Origin) -> Self {
+        if let Source::Watched { reader, .. } = &mut self.0 {
+            *reader = Some(Arc::new(origin));
+        }
+        self
     }
 
     /// Bytes of the whole blob, if they are known.
@@ -113,9 +139,10 @@ impl Content {
         outlet: Option<&Outlet>,
     ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
         let whole = range.clone().or_else(|| self.length().map(|length| 0..length));
-        let part = outlet.zip(whole.filter(|whole| whole.end - whole.start > READ_UP_TO));
-        // Without address space left the bytes are read.
-        let part = part.and_then(|(outlet, whole)| outlet.part(self.0.file(), whole).ok());
+        let part = match (outlet, whole) {
+            (Some(outlet), Some(whole)) if whole.end - whole.start > READ_UP_TO => Sent::Later(outlet.clone(), whole),
+            _ => Sent::Never,
+        };
         let (at, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
         let cursor = Cursor { source: self.0.clone(), at, end, part, passing: None };
         stream::try_unfold(cursor, |mut cursor| async move { Ok(cursor.next().await?.map(|bytes| (bytes, cursor))) })
@@ -133,13 +160,13 @@ impl Cursor {
         let readable = match self.readable().await? {
             Readable::To(readable) => readable,
             Readable::Rest(rest) => {
-                let passing = self.passing.insert(Box::new(rest.open().await?));
+                let passing = self.passing.insert(Box::new(rest.open(self.source.reader()).await?));
                 return pass(passing, &mut self.at, self.end).await;
             }
         };
         let Some(wanted) = readable.checked_sub(self.at).filter(|&wanted| wanted > 0) else { return Ok(None) };
-        let sent = self.part.as_ref().and_then(|part| part.bytes(self.at..self.at + wanted.min(SENT_CHUNK)));
-        if let Some(bytes) = sent {
+        let sent = self.at..self.at + wanted.min(SENT_CHUNK);
+        if let Some(bytes) = self.part().and_then(|part| part.bytes(sent)) {
             self.at += bytes.len() as u64;
             return Ok(Some(bytes));
         }
@@ -155,6 +182,21 @@ impl Cursor {
         }
         self.at += bytes.len() as u64;
         Ok(Some(bytes))
+    }
+
+    /// The file, where the kernel can send it.
+    fn part(&mut self) -> Option<&Part> {
+        if let Sent::Later(outlet, range) = &self.part {
+            // hyper drops the body when it has its last bytes, before it sends them: the source has to outlive it.
+            let source = self.source.clone();
+            let part = outlet.part(self.source.file(), range.clone(), move || source.distrust());
+            // Without address space left the bytes are read.
+            self.part = part.map_or(Sent::Never, Sent::Part);
+        }
+        match &self.part {
+            Sent::Part(part) => Some(part),
+            Sent::Never | Sent::Later(..) => None,
+        }
     }
 
     /// Waits until there are bytes past the position.
@@ -189,14 +231,6 @@ impl Cursor {
     }
 }
 
-impl Drop for Cursor {
-    fn drop(&mut self) {
-        if self.part.as_ref().is_some_and(Part::is_unreadable) {
-            self.source.distrust();
-        }
-    }
-}
-
 /// The next bytes from `at` on, as they come from upstream; none at the end.
 async fn pass(passing: &mut Passing, at: &mut u64, end: Option<u64>) -> Result<Option<Bytes>, BodyError> {
     while end.is_none_or(|end| *at < end) {
@@ -226,6 +260,13 @@ impl Source {
         }
     }
 
+    fn reader(&self) -> Option<&Origin> {
+        match self {
+            Self::Stored(_) => None,
+            Self::Watched { reader, .. } => reader.as_deref(),
+        }
+    }
+
     fn file(&self) -> &Arc<File> {
         match self {
             Self::Stored(blob) => &blob.file,
@@ -241,7 +282,11 @@ pub(super) fn read_at(file: &File, offset: u64, length: usize) -> std::io::Resul
         match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset) {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(Bytes::from(buffer)),
+            Ok(_) => {
+                // There may be more room than was asked for, and what follows may be held back.
+                buffer.truncate(length);
+                return Ok(Bytes::from(buffer));
+            }
         }
     }
 }
@@ -256,21 +301,27 @@ mod tests {
     use crate::oci::{Algorithm, Digest};
     use crate::store::{Store, StoreOptions, Trust};
 
-    #[tokio::test]
-    async fn a_file_that_cannot_be_read_is_not_trusted_again() {
-        let root = tempfile::tempdir().unwrap();
+    /// A store with one blob, and the blob.
+    async fn stored(root: &std::path::Path, content: &[u8]) -> (Store, Digest, StoredBlob) {
         let options = StoreOptions {
-            root: root.path().to_owned(),
+            root: root.to_owned(),
             capacity: Capacity::Default,
             durability: Durability::Fast,
             origins: Vec::new(),
         };
         let store = Store::open(options, Metrics::new().unwrap()).unwrap();
-        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let digest = Digest::of(Algorithm::Sha256, content);
         let mut writer = store.create(&digest, None).await.unwrap();
-        writer.write(Bytes::from_static(b"content")).await.unwrap();
-        let mut blob = writer.finish().await.unwrap();
+        writer.write(Bytes::copy_from_slice(content)).await.unwrap();
+        let blob = writer.finish().await.unwrap();
         assert_eq!(blob.trust, Trust::Verified);
+        (store, digest, blob)
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_is_not_trusted_again() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, digest, mut blob) = stored(root.path(), b"content").await;
         // Reading fails, as on a bad sector.
         blob.file = Arc::new(File::create(root.path().join("unreadable")).unwrap());
         let read = Content::stored(blob).read(None, None).try_collect::<Vec<_>>().await;
@@ -280,5 +331,34 @@ mod tests {
             Trust::Unverified,
             "the next reader's is checked"
         );
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_sent_is_not_trusted_again_when_the_body_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, digest, blob) = stored(root.path(), &vec![5; 100_000]).await;
+        let outlet = Outlet::default();
+        // A connection drops the body with its last bytes, before it sends them.
+        let bytes = Content::stored(blob).read(None, Some(&outlet)).try_collect::<Vec<_>>().await.unwrap();
+        assert_eq!(store.blob(&digest).await.unwrap().unwrap().trust, Trust::Verified);
+        outlet.find(&bytes[0]).unwrap().unreadable();
+        assert_eq!(store.blob(&digest).await.unwrap().unwrap().trust, Trust::Unverified);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_read_yet_takes_no_mapping() {
+        let root = tempfile::tempdir().unwrap();
+        let (_store, _, blob) = stored(root.path(), &vec![5; 100_000]).await;
+        let mappings = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.lines().filter(|line| line.contains(root.path().to_str().unwrap())).count()
+        };
+        let (content, outlet) = (Content::stored(blob), Outlet::default());
+        // As the parts of a multipart answer, of which one is sent at a time.
+        let mut bodies: Vec<_> = (0..64).map(|n| Box::pin(content.read(Some(n..n + 90_000), Some(&outlet)))).collect();
+        assert_eq!(mappings(), 0);
+        let bytes = bodies[0].try_next().await.unwrap().unwrap();
+        assert!(outlet.find(&bytes).is_some());
+        assert_eq!(mappings(), 1);
     }
 }

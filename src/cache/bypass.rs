@@ -105,11 +105,12 @@ impl Rest {
         self.remnant.written
     }
 
-    /// Asks upstream for it, on behalf of one reader.
-    pub(super) async fn open(&self) -> Result<Passing, CacheError> {
+    /// Asks upstream for it, on behalf of one reader and by its right.
+    pub(super) async fn open(&self, reader: Option<&Origin>) -> Result<Passing, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let download = Download::rest(self.origin.clone(), self.mark.clone(), deadline).await?;
-        Ok(Passing::new(self.origin.clone(), download, self.remnant.hasher.clone(), self.at()))
+        let origin = reader.unwrap_or(&self.origin).clone();
+        let download = Download::rest(origin.clone(), self.mark.clone(), deadline).await?;
+        Ok(Passing::new(origin, download, self.remnant.hasher.clone(), self.at()))
     }
 }
 

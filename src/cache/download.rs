@@ -10,6 +10,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
+use super::fill::Proven;
 use super::{ANSWER_WITHIN, CacheError, Target};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Via};
@@ -45,6 +46,8 @@ pub(super) struct Download {
     mark: Mark,
     via: Via,
     body: UpstreamBody,
+    /// Others who may have it too, by whose right it can go on.
+    lenders: Option<Arc<Proven>>,
     /// Bytes to pass over, from an upstream that does not know ranges.
     skip: u64,
     /// Breaks since the last byte that came.
@@ -62,13 +65,18 @@ impl Download {
         }
         origin.check_announced(&answer.headers)?;
         let mark = Mark { at: 0, length: content_length(&answer.headers), etag: strong_etag(&answer.headers) };
-        Ok(Self { origin, mark, via: answer.via, body: answer.body, skip: 0, fruitless: 0 })
+        Ok(Self { origin, mark, via: answer.via, body: answer.body, lenders: None, skip: 0, fruitless: 0 })
+    }
+
+    /// Goes on by the right of others where that of who began is withdrawn.
+    pub(super) fn with_lenders(self, lenders: Arc<Proven>) -> Self {
+        Self { lenders: Some(lenders), ..self }
     }
 
     /// Asks for what follows `mark`; returns when upstream's head is there.
     pub(super) async fn rest(origin: Origin, mut mark: Mark, deadline: Instant) -> Result<Self, CacheError> {
         let (answer, skip) = origin.ask_rest(&mut mark, deadline).await?;
-        Ok(Self { origin, mark, via: answer.via, body: answer.body, skip, fruitless: 0 })
+        Ok(Self { origin, mark, via: answer.via, body: answer.body, lenders: None, skip, fruitless: 0 })
     }
 
     /// Bytes of the whole blob, if upstream said so.
@@ -142,8 +150,28 @@ impl Download {
                     return Ok(());
                 }
                 Err(CacheError::Upstream(next)) if next.is_retryable() => error = CacheError::Upstream(next),
+                // It answers only for the one whose right was shown.
+                Err(next) if next.is_upstreams_word() && self.borrow_another_right() => error = next,
                 Err(next) => return Err(next),
             }
+        }
+    }
+
+    /// Goes on in the name of somebody else to whom upstream said that it has the blob. False: there is nobody.
+    fn borrow_another_right(&mut self) -> bool {
+        let Some(lenders) = &self.lenders else { return false };
+        let mut lenders = lenders.lock();
+        let Some(lenders) = lenders.as_mut() else { return false };
+        // They are linked at the end, so they stay. A credential of another upstream never goes to this one.
+        let refused = &self.origin.target;
+        let at = lenders.iter().position(|(target, ..)| target == refused).map_or(0, |at| at + 1);
+        let next = lenders.iter().skip(at).find(|(target, ..)| target.upstream == refused.upstream);
+        match next {
+            Some((target, ..)) => {
+                self.origin.target = target.clone();
+                true
+            }
+            None => false,
         }
     }
 }
@@ -152,7 +180,7 @@ impl Download {
 
 impl Origin {
     fn ask(&self, deadline: Instant) -> Ask {
-        Ask::blob(Method::GET, &self.target.repo, &self.digest, deadline)
+        Ask::blob(Method::GET, &self.target.repo, &self.digest, deadline).with_right(self.target.right.clone())
     }
 
     /// Upstream's answer to what follows `mark`, and how many of its bytes come before that.

@@ -32,6 +32,13 @@ pub enum CacheError {
         /// Who is not asked.
         upstream: UpstreamName,
     },
+    /// A credential is wanted: the upstream is configured so, or what is asked for was private when upstream was last
+    /// asked, and now it cannot be asked.
+    #[error("{upstream} is read with the caller's credential, and there is none")]
+    CredentialWanted {
+        /// Whose content it is.
+        upstream: UpstreamName,
+    },
     /// Upstream's bytes do not hash to the digest that was asked for or that it announced.
     #[error(transparent)]
     WrongContent(Box<WrongContent>),
@@ -105,6 +112,35 @@ impl CacheError {
         }
     }
 
+    /// Whether upstream refused the caller: 401, 403, or a 401 whose challenge cannot be answered.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Upstream(error) => {
+                error.class() == Class::Refused
+                    || matches!(error.fault, Fault::Token(TokenFault::Realm(_) | TokenFault::NoChallenge))
+            }
+            Self::CredentialWanted { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The same without upstream's words. Its GET says more than its HEAD, so they would tell a stranger which of them
+    /// was asked, and from that whether there was something in the store.
+    pub(super) fn without_words(self) -> Self {
+        let Self::Upstream(error) = &self else { return self };
+        let mut silent = UpstreamError::clone(error);
+        match &mut silent.fault {
+            Fault::Unauthorized { message, .. } => "it wants a credential that may read this".clone_into(message),
+            Fault::Forbidden { message } => "it does not let this caller read this".clone_into(message),
+            Fault::NotFound { code, message } => {
+                *code = None;
+                "no such thing for this caller".clone_into(message);
+            }
+            _ => return self,
+        }
+        silent.into()
+    }
+
     /// `upstream` sent content that hashes to `actual`.
     pub(super) fn wrong_content(upstream: &UpstreamName, expected: Digest, actual: Digest) -> Self {
         Self::WrongContent(Box::new(WrongContent { upstream: upstream.clone(), expected, actual }))
@@ -113,15 +149,7 @@ impl CacheError {
     /// Whether it is upstream's own word about the content: refused, or not there. Anything else, nonsense like the web
     /// page of a captive portal included, says nothing about a tag that is known, which is then served as stale.
     pub fn is_upstreams_word(&self) -> bool {
-        match self {
-            // A 401 whose challenge cannot be answered is a refusal all the same.
-            Self::Upstream(error) => {
-                matches!(error.class(), Class::Refused | Class::Missing)
-                    || matches!(error.fault, Fault::Token(TokenFault::Realm(_) | TokenFault::NoChallenge))
-            }
-            Self::RecentlyMissing { .. } => true,
-            _ => false,
-        }
+        self.is_refusal() || self.is_missing()
     }
 
     /// Whether upstream said that it does not have it.

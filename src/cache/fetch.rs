@@ -2,7 +2,6 @@
 //! whether a tag moved. Each runs once however many requests wait for it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -10,8 +9,10 @@ use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::download::content_length;
+use super::entitle::When;
 use super::flight::{Flight, Role};
 use super::hot::HotManifest;
+use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target};
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, Via, media};
 use crate::store::{Link, LinkKind, TagRecord};
@@ -37,7 +38,7 @@ pub(super) struct Described {
     pub(super) etag: Option<String>,
     pub(super) via: Via,
     /// When upstream was asked.
-    pub(super) asked_at: SystemTime,
+    pub(super) asked: Asked,
 }
 
 /// What the check of a known tag found.
@@ -68,23 +69,22 @@ impl Cache {
         reference: &Reference,
     ) -> Result<(FetchFlight, Role), CacheError> {
         self.registry(&target.upstream)?;
-        let key = (target.clone(), reference.clone());
-        Ok(self.fetches.join(&key, &self.tasks, &self.stop, || {
+        let question = self.question(target, reference.clone());
+        Ok(self.fetches.join(&question, &self.tasks, &self.stop, || {
             let (cache, target, reference) = (Arc::clone(self), target.clone(), reference.clone());
             async move {
                 // Whoever asks saw nothing in the store; another flight may have kept it and landed since.
                 if let Reference::Digest(digest) = reference
                     && let Some(hot) = cache.hot.get(&target, &digest)
                     && cache.store.touch(&digest)
+                    && cache.passes(&target, hot.via, When::Now).await
                 {
                     let HotManifest { media_type, bytes, via } = hot;
                     let media_type = media_type.as_ref().to_owned();
                     return Ok(Arc::new(Fetched { digest, media_type, bytes, via, kept: true }));
                 }
-                cache
-                    .fetch(&target, &reference, None)
-                    .await
-                    .and_then(|fetched| fetched.ok_or_else(|| bad(&target, "304 to an unconditional GET")))
+                let fetched = cache.fetch(&target, &reference, None).await;
+                fetched.and_then(|fetched| fetched.ok_or_else(|| bad(&target, "304 to an unconditional GET")))
             }
         }))
     }
@@ -97,17 +97,17 @@ impl Cache {
         known: TagRecord,
     ) -> Result<(CheckFlight, Role), CacheError> {
         self.registry(&target.upstream)?;
-        let key = (target.clone(), tag.clone());
-        Ok(self.tag_checks.join(&key, &self.tasks, &self.stop, || {
-            let (cache, key) = (Arc::clone(self), key.clone());
+        let question = self.question(target, tag.clone());
+        Ok(self.tag_checks.join(&question, &self.tasks, &self.stop, || {
+            let (cache, key) = (Arc::clone(self), (target.clone(), tag.clone()));
             async move {
                 let (target, tag) = &key;
-                let asked_at = SystemTime::now();
-                let checked = cache.check_tag(target, tag, &known, asked_at).await;
+                let asked = cache.generations.asking();
+                let checked = cache.check_tag(target, tag, &known, &asked).await;
                 match &checked {
                     Ok(_) => cache.failed_checks.remove(&key),
                     // The tag is gone. It must not come back as stale when upstream is away.
-                    Err(error) if error.is_missing() => cache.forget_tag(target, tag, asked_at).await,
+                    Err(error) if error.is_missing() => cache.forget_tag(target, tag, &asked).await,
                     Err(error) if error.is_upstreams_word() => {}
                     Err(error) => {
                         tracing::warn!(
@@ -128,20 +128,22 @@ impl Cache {
         target: &Target,
         tag: &Tag,
         known: &TagRecord,
-        asked_at: SystemTime,
+        asked: &Asked,
     ) -> Result<Checked, CacheError> {
         let reference = Reference::Tag(tag.clone());
         if let Some(described) = self.head(target, &reference).await? {
             if described.digest == known.digest {
-                self.keep_tag(target, tag, known, asked_at).await;
+                self.raise_manifest_link(target, &described).await;
+                self.keep_tag(target, tag, known, asked).await;
                 return Ok(Checked::Current);
             }
-            if self.stored_manifest(target, &described.digest).await?.is_some() {
+            if self.stored_manifest(target, &described.digest).await.is_some() {
+                self.raise_manifest_link(target, &described).await;
                 let Described { digest, media_type, size, etag, .. } = described;
-                self.keep_tag(target, tag, &TagRecord { digest, media_type, size, etag }, asked_at).await;
+                self.keep_tag(target, tag, &TagRecord { digest, media_type, size, etag }, asked).await;
                 return Ok(Checked::Back(digest));
             }
-            self.seen_tags.insert((target.clone(), tag.clone()), described.clone());
+            self.seen_tags.insert((target.repository(), tag.clone()), described.clone());
             return Ok(Checked::Moved(described));
         }
         let fetched = self.fetch(target, &reference, known.etag.as_deref()).await?;
@@ -149,7 +151,7 @@ impl Cache {
         self.remember_unusable_head(target);
         match fetched {
             None => {
-                self.keep_tag(target, tag, known, asked_at).await;
+                self.keep_tag(target, tag, known, asked).await;
                 Ok(Checked::Current)
             }
             Some(fetched) if fetched.digest == known.digest => Ok(Checked::Current),
@@ -157,15 +159,15 @@ impl Cache {
         }
     }
 
-    /// Describes what is not in the store, by HEAD; where upstream's HEAD is unusable, by GET.
+    /// Describes what is not in the store, or must be confirmed, by HEAD; where upstream's HEAD is unusable, by GET.
     pub(super) async fn describe_upstream(
         self: &Arc<Self>,
         target: &Target,
         reference: &Reference,
     ) -> Result<Described, CacheError> {
         self.registry(&target.upstream)?;
-        let key = (target.clone(), reference.clone());
-        let (flight, _) = self.descriptions.join(&key, &self.tasks, &self.stop, || {
+        let question = self.question(target, reference.clone());
+        let (flight, _) = self.descriptions.join(&question, &self.tasks, &self.stop, || {
             let (cache, target, reference) = (Arc::clone(self), target.clone(), reference.clone());
             async move {
                 if let Some(described) = cache.head(&target, &reference).await? {
@@ -174,7 +176,7 @@ impl Cache {
                     }
                     return Ok(described);
                 }
-                let asked_at = SystemTime::now();
+                let asked = cache.generations.asking();
                 let (flight, _) = cache.start_fetch(&target, &reference)?;
                 let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
                 cache.remember_unusable_head(&target);
@@ -184,7 +186,7 @@ impl Cache {
                     size: fetched.bytes.len() as u64,
                     etag: None,
                     via: fetched.via,
-                    asked_at,
+                    asked,
                 })
             }
         });
@@ -192,31 +194,46 @@ impl Cache {
     }
 
     /// Upstream's HEAD; none where it is unusable: refused by a registry that answers GET, or without a digest. That
-    /// is remembered, so that it costs one request once.
+    /// is remembered, so that it costs one request once. What it says about the caller's right is remembered too.
     async fn head(self: &Arc<Self>, target: &Target, reference: &Reference) -> Result<Option<Described>, CacheError> {
         if self.heads_unusable.lock().contains(&target.upstream) {
             return Ok(None);
         }
         let registry = self.registry(&target.upstream)?;
         let ask = Ask::manifest(Method::HEAD, &target.repo, reference, Instant::now() + ANSWER_WITHIN);
-        let asked_at = SystemTime::now();
-        match registry.fetch(ask).await {
+        let asked = self.generations.asking();
+        match registry.fetch(ask.with_right(target.right.clone())).await {
             Ok(answer) => {
-                let described = describe(&answer, reference, asked_at);
-                if described.is_none() {
-                    self.remember_unusable_head(target);
+                let described = describe(&answer, reference, asked);
+                match &described {
+                    Some(described) => {
+                        self.remember_usable_head(target);
+                        self.heard(target, &asked, Ok(described.via)).await;
+                    }
+                    None => self.remember_unusable_head(target),
                 }
                 Ok(described)
             }
             Err(error) => match &error.fault {
                 // It may be the content that is refused: the GET that follows tells.
-                Fault::Forbidden { .. } => Ok(None),
+                Fault::Forbidden { .. } if !self.heads_usable.lock().contains(&target.upstream) => Ok(None),
                 Fault::Status { status, .. } if matches!(status.as_u16(), 400 | 405 | 501) => {
                     self.remember_unusable_head(target);
                     Ok(None)
                 }
-                _ => Err(error.into()),
+                _ => {
+                    let error = error.into();
+                    self.heard(target, &asked, Err(&error)).await;
+                    Err(error)
+                }
             },
+        }
+    }
+
+    fn remember_usable_head(&self, target: &Target) {
+        let mut usable = self.heads_usable.lock();
+        if !usable.contains(&target.upstream) {
+            usable.insert(target.upstream.clone());
         }
     }
 
@@ -237,15 +254,24 @@ impl Cache {
         etag: Option<&str>,
     ) -> Result<Option<Arc<Fetched>>, CacheError> {
         let registry = Arc::clone(self.registry(&target.upstream)?);
-        let asked_at = SystemTime::now();
-        let mut ask = Ask::manifest(Method::GET, &target.repo, reference, Instant::now() + ANSWER_WITHIN);
+        let asked = self.generations.asking();
+        let mut ask = Ask::manifest(Method::GET, &target.repo, reference, Instant::now() + ANSWER_WITHIN)
+            .with_right(target.right.clone());
         let condition = etag.and_then(|etag| HeaderValue::from_str(etag).ok());
         let conditional = condition.is_some();
         if let Some(condition) = condition {
             ask = ask.with_header(header::IF_NONE_MATCH, condition);
         }
-        let answer = registry.fetch(ask).await?;
+        let answer = match registry.fetch(ask).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let error = error.into();
+                self.heard(target, &asked, Err(&error)).await;
+                return Err(error);
+            }
+        };
         if conditional && answer.status == StatusCode::NOT_MODIFIED {
+            self.heard(target, &asked, Ok(answer.via)).await;
             return Ok(None);
         }
         if answer.status != StatusCode::OK {
@@ -267,15 +293,16 @@ impl Cache {
             subject: info.subject,
             artifact_type: info.artifact_type,
         };
-        let kept = self.keep_manifest(target, &digest, link, bytes.clone(), asked_at).await;
+        self.heard(target, &asked, Ok(via)).await;
+        let kept = self.keep_manifest(target, &digest, link, bytes.clone(), &asked).await;
         if kept && let Reference::Tag(tag) = reference {
             let etag = text(&headers, &header::ETAG);
             let record = TagRecord { digest, media_type: media_type.clone(), size: bytes.len() as u64, etag };
-            self.keep_tag(target, tag, &record, asked_at).await;
+            self.keep_tag(target, tag, &record, &asked).await;
         }
         if kept {
             let hot = HotManifest { media_type: media_type.as_str().into(), bytes: bytes.clone(), via };
-            self.hot.insert(target, &digest, hot);
+            self.heat(target, &digest, hot, &asked);
             self.keep_seen_tags(target, &digest).await;
         }
         Ok(Some(Arc::new(Fetched { digest, media_type, bytes, via, kept })))
@@ -341,18 +368,16 @@ fn announced_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
 }
 
-/// A HEAD's answer as a description; none if it lacks what clients need (ggcr demands all three).
-fn describe(answer: &Answer, reference: &Reference, asked_at: SystemTime) -> Option<Described> {
-    let asked = match reference {
-        Reference::Digest(digest) => Some(*digest),
-        Reference::Tag(_) => None,
+/// A HEAD's answer as a description; none if it lacks what clients need (ggcr demands all three), or may just as well be
+/// a web page.
+fn describe(answer: &Answer, reference: &Reference, asked: Asked) -> Option<Described> {
+    let media_type = text(&answer.headers, &header::CONTENT_TYPE)?;
+    let digest = match (reference, announced_digest(&answer.headers)) {
+        (Reference::Tag(_), announced) => announced?,
+        (Reference::Digest(digest), None) => media::is_manifest(&media_type).then_some(*digest)?,
+        (Reference::Digest(digest), Some(announced)) => (announced == *digest).then_some(announced)?,
     };
-    Some(Described {
-        digest: asked.or_else(|| announced_digest(&answer.headers))?,
-        media_type: text(&answer.headers, &header::CONTENT_TYPE)?,
-        size: content_length(&answer.headers)?,
-        etag: text(&answer.headers, &header::ETAG),
-        via: answer.via,
-        asked_at,
-    })
+    let size = content_length(&answer.headers)?;
+    let etag = text(&answer.headers, &header::ETAG);
+    Some(Described { digest, media_type, size, etag, via: answer.via, asked })
 }

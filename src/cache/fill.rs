@@ -6,8 +6,7 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -17,6 +16,7 @@ use super::bypass::Rest;
 use super::download::{Download, Mark, Origin};
 use super::flight::Role;
 use super::progress::{self, Head, Reporter, Watcher};
+use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, blame};
 use crate::oci::{Digest, Via};
 use crate::store::{BlobWriter, Link, StoreError, Trust};
@@ -29,15 +29,19 @@ pub(super) struct Fills {
 }
 
 /// Names under which upstream has said that it has the blob too; none once they were turned into links.
-type Proven = Mutex<Option<Vec<(Target, Via, SystemTime)>>>;
+pub(super) type Proven = Mutex<Option<Vec<(Target, Via, Asked)>>>;
 
 /// A running fill, as a reader holds it.
 #[derive(Clone)]
 pub(super) struct Fill {
     /// In whose name upstream is asked.
     pub(super) target: Target,
+    /// When it was.
+    pub(super) asked: Asked,
     /// How far it is.
     pub(super) watcher: Watcher,
+    /// By whose right upstream gives it; known when the head is.
+    via: Arc<OnceLock<Via>>,
     proven: Arc<Proven>,
 }
 
@@ -45,6 +49,7 @@ pub(super) struct Fill {
 struct Landing {
     cache: Arc<Cache>,
     digest: Digest,
+    proven: Arc<Proven>,
 }
 
 // === impl Fill ===
@@ -54,8 +59,14 @@ impl Fill {
     pub(super) fn also_for(&self, target: &Target, proof: &Proof) -> bool {
         let mut proven = self.proven.lock();
         let Some(proven) = proven.as_mut() else { return false };
-        proven.push((target.clone(), proof.via, proof.asked_at));
+        proven.push((target.clone(), proof.via, proof.asked));
         true
+    }
+
+    /// By whose right upstream gives it, when its head has come; none if it fails before that.
+    pub(super) async fn via(&self) -> Option<Via> {
+        self.watcher.clone().head().await.ok()?;
+        self.via.get().copied()
     }
 }
 
@@ -66,16 +77,23 @@ impl Cache {
     pub(super) fn fill(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(Fill, Role), CacheError> {
         let origin = self.origin(target, digest)?;
         let mut running = self.fills.running.lock();
-        if let Some(fill) = running.get(digest) {
+        // One that has failed is about to leave the table; whoever comes now is not answered by it.
+        if let Some(fill) = running.get(digest).filter(|fill| !fill.watcher.has_failed()) {
             return Ok((fill.clone(), Role::Follower));
         }
         let (reporter, watcher) = progress::channel();
-        let fill = Fill { target: target.clone(), watcher, proven: Arc::new(Mutex::new(Some(Vec::new()))) };
+        let fill = Fill {
+            target: target.clone(),
+            asked: self.generations.asking(),
+            watcher,
+            via: Arc::default(),
+            proven: Arc::new(Mutex::new(Some(Vec::new()))),
+        };
         running.insert(*digest, fill.clone());
         drop(running);
         self.metrics.fills_in_progress.inc();
-        let landing = Landing { cache: Arc::clone(self), digest: *digest };
-        let task = FillTask { cache: Arc::clone(self), origin, reporter, proven: Arc::clone(&fill.proven) };
+        let landing = Landing { cache: Arc::clone(self), digest: *digest, proven: Arc::clone(&fill.proven) };
+        let task = FillTask { cache: Arc::clone(self), origin, reporter, fill: fill.clone() };
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             // The landing comes last: until the blob is published a new request finds the fill, and after it the file.
@@ -92,7 +110,12 @@ impl Cache {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.cache.fills.running.lock().remove(&self.digest);
+        let mut running = self.cache.fills.running.lock();
+        // There may be another one in its place.
+        if running.get(&self.digest).is_some_and(|fill| Arc::ptr_eq(&fill.proven, &self.proven)) {
+            running.remove(&self.digest);
+        }
+        drop(running);
         self.cache.metrics.fills_in_progress.dec();
     }
 }
@@ -102,7 +125,7 @@ struct FillTask {
     cache: Arc<Cache>,
     origin: Origin,
     reporter: Reporter,
-    proven: Arc<Proven>,
+    fill: Fill,
 }
 
 /// Why receiving ended.
@@ -134,10 +157,19 @@ impl FillTask {
 
     async fn attempt(&self) -> Result<(), CacheError> {
         let Origin { target, digest, .. } = &self.origin;
-        let asked_at = SystemTime::now();
-        let mut download = Download::whole(self.origin.clone(), Instant::now() + ANSWER_WITHIN).await?;
+        let asked = self.fill.asked;
+        let download = Download::whole(self.origin.clone(), Instant::now() + ANSWER_WITHIN).await;
+        let mut download = match download {
+            Ok(download) => download.with_lenders(Arc::clone(&self.fill.proven)),
+            Err(error) => {
+                self.cache.heard(target, &asked, Err(&error)).await;
+                return Err(error);
+            }
+        };
         let (length, via) = (download.length(), download.via());
         let mut writer = self.cache.store.create(digest, length).await?;
+        // Before the head: who sees that may look.
+        let _ = self.fill.via.set(via);
         self.reporter.head(Head { file: writer.file(), length });
 
         match self.receive(&mut writer, &mut download).await {
@@ -157,9 +189,10 @@ impl FillTask {
                 return Ok(());
             }
         }
-        let also = self.proven.lock().take().unwrap_or_default();
-        for (target, via, asked_at) in std::iter::once((target.clone(), via, asked_at)).chain(also) {
-            self.cache.keep_link(&target, digest, Link::blob(via, bytes), asked_at).await;
+        let also = self.fill.proven.lock().take().unwrap_or_default();
+        for (target, via, asked) in std::iter::once((target.clone(), via, asked)).chain(also) {
+            self.cache.heard(&target, &asked, Ok(via)).await;
+            self.cache.keep_link(&target, digest, Link::blob(via, bytes), &asked).await;
         }
         Ok(())
     }
@@ -210,6 +243,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
+    use super::super::hot::HotManifest;
     use super::*;
     use crate::config::{Capacity, Config, Durability};
     use crate::metrics::Metrics;
@@ -275,10 +309,23 @@ mod tests {
             subject: None,
             artifact_type: None,
         };
-        assert!(cache.keep_manifest(&target(), &digest, link, bytes.clone(), SystemTime::now()).await);
-        assert!(cache.stored_manifest(&target(), &digest).await.unwrap().is_some(), "and it is in memory");
+        let asked = cache.generations.asking();
+        cache.heard(&target(), &asked, Ok(Via::Anonymous)).await;
+        assert!(cache.keep_manifest(&target(), &digest, link, bytes.clone(), &asked).await);
+        assert!(cache.stored_manifest(&target(), &digest).await.is_some(), "and it is in memory");
         let (flight, role) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
         assert_eq!(role, Role::Leader);
         assert_eq!(flight.result().await.unwrap().unwrap().bytes, bytes);
+
+        cache.tasks.close();
+        cache.tasks.wait().await;
+        cache.tasks.reopen();
+
+        // As after an account that pulls no more.
+        let hot = HotManifest { media_type: media::OCI_INDEX.into(), bytes, via: Via::Shared };
+        cache.hot.insert(&target(), &digest, hot);
+        let (flight, _) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
+        let refused = flight.result().await.unwrap().unwrap_err();
+        assert!(matches!(refused, CacheError::Upstream(_)), "what does not cover the caller is no answer: {refused}");
     }
 }

@@ -7,6 +7,8 @@ use crate::config::TagPolicy;
 /// How long a client waits for the revalidation of a tag that is known; then the known one is served as stale and the
 /// check goes on behind it.
 pub(super) const REVALIDATION_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a client that wants upstream's own word waits for it, where what is known will do as well.
+pub(super) const CONFIRMATION_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a known tag is served as stale at once after a check that failed: a failed check moves the clock too,
 /// else every pull would wait for an upstream that is away.
 pub(super) const AFTER_FAILED_CHECK: Duration = Duration::from_secs(5);
@@ -23,10 +25,11 @@ pub(super) enum Freshness {
 }
 
 /// Decides by the tag's policy and when upstream last confirmed it. A time in the future counts as expired: the clock
-/// has been set back since.
-pub(super) fn judge(policy: TagPolicy, checked_at: Option<SystemTime>, now: SystemTime) -> Freshness {
+/// has been set back since. What is `suspect`, because a write may have changed it, is expired whatever the policy says.
+pub(super) fn judge(policy: TagPolicy, checked_at: Option<SystemTime>, now: SystemTime, suspect: bool) -> Freshness {
     match policy {
         TagPolicy::Sealed => Freshness::Sealed,
+        _ if suspect => Freshness::Expired,
         TagPolicy::Immutable => Freshness::Fresh,
         TagPolicy::Always => Freshness::Expired,
         TagPolicy::For(lifetime) => match checked_at.map(|at| now.duration_since(at)) {
@@ -44,6 +47,7 @@ mod tests {
     fn by_policy_and_age() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let ago = |seconds| Some(now - Duration::from_secs(seconds));
+        let judge = |policy, checked_at, now| judge(policy, checked_at, now, false);
         let five_minutes = TagPolicy::For(Duration::from_mins(5));
         assert_eq!(judge(five_minutes, ago(299), now), Freshness::Fresh);
         assert_eq!(judge(five_minutes, ago(300), now), Freshness::Expired);
@@ -53,5 +57,14 @@ mod tests {
         assert_eq!(judge(TagPolicy::Always, ago(0), now), Freshness::Expired);
         assert_eq!(judge(TagPolicy::Immutable, None, now), Freshness::Fresh);
         assert_eq!(judge(TagPolicy::Sealed, ago(0), now), Freshness::Sealed);
+    }
+
+    #[test]
+    fn what_is_suspect_is_never_fresh() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        for policy in [TagPolicy::Immutable, TagPolicy::For(Duration::from_mins(5)), TagPolicy::Always] {
+            assert_eq!(judge(policy, Some(now), now, true), Freshness::Expired, "{policy:?}");
+        }
+        assert_eq!(judge(TagPolicy::Sealed, Some(now), now, true), Freshness::Sealed, "nobody may be asked");
     }
 }

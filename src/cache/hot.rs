@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::Target;
+use super::{Repository, Target};
 use crate::oci::{Digest, Via};
 
 /// Bytes of manifests that are kept in all.
@@ -29,7 +29,7 @@ pub(super) struct Hot {
 #[derive(Default)]
 struct State {
     /// By digest, then by the names that have a link to it; those are few.
-    entries: HashMap<Digest, Vec<(Target, HotManifest)>>,
+    entries: HashMap<Digest, Vec<(Repository, HotManifest)>>,
     bytes: usize,
 }
 
@@ -49,7 +49,7 @@ impl Hot {
     pub(super) fn get(&self, target: &Target, digest: &Digest) -> Option<HotManifest> {
         let state = self.state.lock();
         let names = state.entries.get(digest)?;
-        names.iter().find(|(of, _)| of == target).map(|(_, manifest)| manifest.clone())
+        names.iter().find(|(of, _)| target.is_in(of)).map(|(_, manifest)| manifest.clone())
     }
 
     /// Remembers. Where there is no room, any others go: what is hot is back at once.
@@ -65,13 +65,31 @@ impl Hot {
         }
         state.bytes += cost;
         let names = state.entries.entry(*digest).or_default();
-        let before = if let Some((_, entry)) = names.iter_mut().find(|(of, _)| of == target) {
+        let before = if let Some((_, entry)) = names.iter_mut().find(|(of, _)| target.is_in(of)) {
             std::mem::replace(entry, manifest).cost()
         } else {
-            names.push((target.clone(), manifest));
+            names.push((target.repository(), manifest));
             0
         };
         state.bytes -= before;
+    }
+
+    /// Forgets `digest` under one name.
+    pub(super) fn remove_from(&self, repository: &Repository, digest: &Digest) {
+        let state = &mut *self.state.lock();
+        if let Some(names) = state.entries.get_mut(digest) {
+            let gone = names.extract_if(.., |(of, _)| of == repository);
+            state.bytes -= gone.map(|(_, manifest)| manifest.cost()).sum::<usize>();
+        }
+    }
+
+    /// Forgets everything under one name.
+    pub(super) fn remove_all_from(&self, repository: &Repository) {
+        let state = &mut *self.state.lock();
+        for names in state.entries.values_mut() {
+            let gone = names.extract_if(.., |(of, _)| of == repository);
+            state.bytes -= gone.map(|(_, manifest)| manifest.cost()).sum::<usize>();
+        }
     }
 
     /// Forgets `digest` under all names.
@@ -125,6 +143,12 @@ mod tests {
             hot.insert(&target(repo), &digest(7), manifest(10));
         }
         assert!(hot.get(&target("c"), &digest(7)).is_none(), "another name has no link");
+        hot.insert(&target("d"), &digest(7), manifest(10));
+        hot.insert(&target("d"), &digest(8), manifest(10));
+        hot.remove_from(&target("b").repository(), &digest(7));
+        assert!(hot.get(&target("a"), &digest(7)).is_some() && hot.get(&target("b"), &digest(7)).is_none());
+        hot.remove_all_from(&target("d").repository());
+        assert!(hot.get(&target("d"), &digest(7)).is_none() && hot.get(&target("d"), &digest(8)).is_none());
         for n in 0..1001 {
             hot.remove(&digest(n));
         }

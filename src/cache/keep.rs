@@ -1,32 +1,47 @@
 //! What is kept of upstream's answers, in the order blob → link → tag. Nothing here fails a pull: what cannot be kept
 //! costs a question next time.
 
-use std::time::SystemTime;
-
 use bytes::Bytes;
 
+use super::entitle::When;
 use super::fetch::Described;
+use super::hot::HotManifest;
+use super::writes::Asked;
 use super::{Cache, Target};
 use crate::oci::{Digest, Tag, Via};
-use crate::store::{Access, Link, LinkKind, TagRecord};
+use crate::store::{Link, LinkKind, TagRecord};
+use crate::upstream::Right;
 
 // === impl Cache ===
 
 impl Cache {
-    /// Records that upstream served `digest` in `target` when it was asked at `asked_at`, unless something was deleted
-    /// there since. A failure costs a question next time, nothing else.
-    pub(super) async fn keep_link(&self, target: &Target, digest: &Digest, link: Link, asked_at: SystemTime) {
+    /// Records that upstream, asked then, served `digest` in `target`, unless something was deleted there since; what was
+    /// known of it before is not lost. False if it is not recorded, which costs a question next time and nothing else.
+    pub(super) async fn keep_link(&self, target: &Target, digest: &Digest, link: Link, asked: &Asked) -> bool {
         let Target { upstream, repo, .. } = target;
-        let access = if link.via == Via::Anonymous { Access::Public } else { Access::Private };
-        let kept = async {
-            self.store.set_link(upstream, repo, digest, &link, asked_at).await?;
-            self.store.set_access(upstream, repo, access).await
-        };
-        if let Err(error) = kept.await {
-            tracing::warn!(
-                %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
-                "a link could not be kept"
-            );
+        let before = self.linked(target, digest, LinkKind::Blob).await;
+        let link = before.as_ref().map_or_else(|| link.clone(), |before| merged(before, &link));
+        match self.store.set_link(upstream, repo, digest, &link, asked.at).await {
+            Ok(true) => {
+                let repository = target.repository();
+                if before.as_ref() != Some(&link) {
+                    // It says by whose right, too.
+                    self.hot.remove_from(&repository, digest);
+                }
+                self.keep_access(&repository).await;
+                true
+            }
+            Ok(false) => {
+                tracing::debug!(%upstream, repository = %repo, %digest, "an answer was overtaken by a delete");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
+                    "a link could not be kept"
+                );
+                false
+            }
         }
     }
 
@@ -37,7 +52,7 @@ impl Cache {
         digest: &Digest,
         link: Link,
         bytes: Bytes,
-        asked_at: SystemTime,
+        asked: &Asked,
     ) -> bool {
         let publish = async {
             let mut writer = self.store.create(digest, Some(link.size)).await?;
@@ -51,7 +66,7 @@ impl Cache {
             );
             return false;
         }
-        self.keep_link(target, digest, link, asked_at).await;
+        self.keep_link(target, digest, link, asked).await;
         true
     }
 
@@ -60,10 +75,10 @@ impl Cache {
     pub(super) async fn see_tag(&self, target: Target, tag: Tag, described: Described) {
         let digest = described.digest;
         let stored = self.stored(&digest).await.is_some();
-        if stored && !matches!(self.linked(&target, &digest, LinkKind::Manifest).await, Ok(Some(_))) {
+        if stored {
             self.keep_manifest_link(&target, &described).await;
         }
-        self.seen_tags.insert((target.clone(), tag), described);
+        self.seen_tags.insert((target.repository(), tag), described);
         if stored {
             self.keep_seen_tags(&target, &digest).await;
         }
@@ -71,9 +86,9 @@ impl Cache {
 
     /// Keeps the tags that were seen to mean a manifest which is in the store now.
     pub(super) async fn keep_seen_tags(&self, target: &Target, digest: &Digest) {
-        for ((_, tag), seen) in self.seen_tags.take(|(of, _), seen| of == target && seen.digest == *digest) {
-            let Described { digest, media_type, size, etag, asked_at, .. } = seen;
-            self.keep_tag(target, &tag, &TagRecord { digest, media_type, size, etag }, asked_at).await;
+        for ((_, tag), seen) in self.seen_tags.take(|(of, _), seen| target.is_in(of) && seen.digest == *digest) {
+            let Described { digest, media_type, size, etag, asked, .. } = seen;
+            self.keep_tag(target, &tag, &TagRecord { digest, media_type, size, etag }, &asked).await;
         }
     }
 
@@ -87,18 +102,41 @@ impl Cache {
             subject: None,
             artifact_type: None,
         };
-        self.keep_link(target, &proof.digest, link, proof.asked_at).await;
+        self.keep_link(target, &proof.digest, link, &proof.asked).await;
     }
 
-    /// Keeps what upstream said about a tag when it was asked at `asked_at`, unless a later question was answered
-    /// before.
-    pub(super) async fn keep_tag(&self, target: &Target, tag: &Tag, record: &TagRecord, asked_at: SystemTime) {
-        match self.store.set_tag(&target.upstream, &target.repo, tag, record, asked_at).await {
-            Ok(true) => {}
-            Ok(false) => tracing::debug!(
+    /// The same, where the link may say less than that; nothing is said to more callers than everybody.
+    pub(super) async fn raise_manifest_link(&self, target: &Target, proof: &Described) {
+        if self.hot.get(target, &proof.digest).is_none_or(|hot| hot.via != Via::Anonymous) {
+            self.keep_manifest_link(target, proof).await;
+        }
+    }
+
+    /// Puts a manifest, read or fetched at that time, into memory, unless a write was on its way.
+    pub(super) fn heat(&self, target: &Target, digest: &Digest, manifest: HotManifest, asked: &Asked) {
+        self.hot.insert(target, digest, manifest);
+        // After the insertion: whoever forgets it raises the generation first.
+        let repository = target.repository();
+        if !self.generations.holds(&repository, asked) {
+            self.hot.remove_from(&repository, digest);
+        }
+    }
+
+    /// Keeps what upstream said about a tag when it was asked then, unless a later question was answered before, or the
+    /// repository was written to since.
+    pub(super) async fn keep_tag(&self, target: &Target, tag: &Tag, record: &TagRecord, asked: &Asked) {
+        let overtaken = || {
+            tracing::debug!(
                 upstream = %target.upstream, repository = %target.repo, %tag, digest = %record.digest,
                 "an answer about a tag was overtaken by a later one"
-            ),
+            );
+        };
+        if !self.generations.holds(&target.repository(), asked) {
+            return overtaken();
+        }
+        match self.store.set_tag(&target.upstream, &target.repo, tag, record, asked.at).await {
+            Ok(true) => {}
+            Ok(false) => overtaken(),
             Err(error) => tracing::warn!(
                 upstream = %target.upstream, repository = %target.repo, %tag,
                 error = &error as &dyn std::error::Error, "a tag could not be kept"
@@ -106,12 +144,73 @@ impl Cache {
         }
     }
 
-    pub(super) async fn forget_tag(&self, target: &Target, tag: &Tag, asked_at: SystemTime) {
-        if let Err(error) = self.store.remove_tag(&target.upstream, &target.repo, tag, asked_at).await {
+    /// Upstream, asked then, did not have the tag. That counts from a caller who may read the repository: some
+    /// registries say to strangers that there is nothing.
+    pub(super) async fn forget_tag(&self, target: &Target, tag: &Tag, asked: &Asked) {
+        let may_read = match target.right {
+            Right::Shared => true,
+            Right::Anonymous | Right::Client(_) => self.passes(target, Via::Anonymous, When::Away).await,
+        };
+        if !may_read || !self.generations.holds(&target.repository(), asked) {
+            return;
+        }
+        if let Err(error) = self.store.remove_tag(&target.upstream, &target.repo, tag, asked.at).await {
             tracing::warn!(
                 upstream = %target.upstream, repository = %target.repo, %tag,
                 error = &error as &dyn std::error::Error, "a tag that upstream no longer has could not be removed"
             );
+        }
+    }
+}
+
+/// What two answers prove together: a manifest stays one though it was fetched as a blob, and what upstream gave to more
+/// callers counts. A caller's own proof does not replace that of ocistern's account, nor anything that of everybody.
+fn merged(before: &Link, now: &Link) -> Link {
+    let (more, less) =
+        if before.kind == LinkKind::Manifest && now.kind == LinkKind::Blob { (before, now) } else { (now, before) };
+    let reach = |via: Via| match via {
+        Via::Client => 0,
+        Via::Shared => 1,
+        Via::Anonymous => 2,
+    };
+    Link {
+        kind: more.kind,
+        via: if reach(before.via) > reach(now.via) { before.via } else { now.via },
+        media_type: more.media_type.clone().or_else(|| less.media_type.clone()),
+        size: more.size,
+        subject: more.subject.or(less.subject),
+        artifact_type: more.artifact_type.clone().or_else(|| less.artifact_type.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+
+    #[test]
+    fn proofs_add_up() {
+        let subject = Some(Digest::of(Algorithm::Sha256, b"subject"));
+        let manifest = |via, subject| Link {
+            kind: LinkKind::Manifest,
+            via,
+            media_type: Some("text/x".to_owned()),
+            size: 7,
+            subject,
+            artifact_type: None,
+        };
+        let full = manifest(Via::Client, subject);
+        assert_eq!(merged(&full, &Link::blob(Via::Client, 7)), full, "a manifest stays a manifest");
+        assert_eq!(merged(&Link::blob(Via::Client, 7), &full), full);
+        assert_eq!(merged(&full, &manifest(Via::Client, None)), full, "a HEAD knows no subject");
+        for (before, now, both) in [
+            (Via::Client, Via::Anonymous, Via::Anonymous),
+            (Via::Anonymous, Via::Client, Via::Anonymous),
+            (Via::Shared, Via::Client, Via::Shared),
+            (Via::Client, Via::Shared, Via::Shared),
+            (Via::Anonymous, Via::Shared, Via::Anonymous),
+        ] {
+            assert_eq!(merged(&manifest(before, None), &manifest(now, None)).via, both, "{before:?}, then {now:?}");
         }
     }
 }

@@ -1,20 +1,25 @@
 //! Tag lists, referrers and the catalog: upstream's answer is passed on, and of the first two the last one is kept for
 //! the time when upstream is down.
+//!
+//! They are asked for every time, by the caller's right, so what upstream says to one caller is not told to another. Kept
+//! is what it gives to everybody or to ocistern's account, never what it gave to a caller. To list is not to pull:
+//! registries may allow the one and refuse the other, so neither says anything about the other here.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
+use super::entitle::When;
 use super::flight::Role;
 use super::manifest::Want;
+use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, out_of_time};
 use crate::oci::{Digest, Reference, Tag, UpstreamName, Via, media};
 use crate::store::{ListKind, StoredList};
-use crate::upstream::{Answer, Ask, Class, Fault};
+use crate::upstream::{Answer, Ask, Class, Fault, Right};
 
 /// Longest list that is passed on: some 100,000 tags.
 const MAX_LIST: usize = 16 * 1024 * 1024;
@@ -59,11 +64,12 @@ impl Cache {
     /// Asked once however many wait for it, and then in memory once.
     async fn list(self: &Arc<Self>, target: &Target, kind: ListKind, query: &str) -> Result<List, CacheError> {
         self.registry(&target.upstream)?;
-        let key = (target.clone(), kind, query.to_owned());
-        let (flight, role) = self.lists.join(&key, &self.tasks, &self.stop, || {
-            let (cache, (target, kind, query)) = (Arc::clone(self), key.clone());
+        self.check_identity(target)?;
+        let question = self.question(target, (kind, query.to_owned()));
+        let (flight, role) = self.lists.join(&question, &self.tasks, &self.stop, || {
+            let (cache, target, (kind, query)) = (Arc::clone(self), target.clone(), question.what.clone());
             async move {
-                let (asked_at, deadline) = (SystemTime::now(), Instant::now() + ANSWER_WITHIN);
+                let (begun, deadline) = (cache.generations.asking(), Instant::now() + ANSWER_WITHIN);
                 let asked = async {
                     match &kind {
                         ListKind::Tags => cache.pass(&target, Ask::tags(&target.repo, &query, deadline)).await,
@@ -71,21 +77,31 @@ impl Cache {
                     }
                 };
                 let asked = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(out_of_time(&target)));
-                cache.kept_list(&target, &kind, &query, asked, asked_at).await
+                cache.kept_list(&target, &kind, &query, asked, &begun).await
             }
         });
-        let mut list = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
+        let mut list = match flight.result().await.unwrap_or(Err(CacheError::Stopped)) {
+            Ok(list) => list,
+            Err(error) => return Err(self.told(target, error).await),
+        };
         if role == Role::Follower && list.status.found == Found::Passed {
             list.status = Found::Collapsed.into();
         }
         Ok(list)
     }
 
-    /// The repositories of an upstream, as far as it tells.
-    pub async fn catalog(self: &Arc<Self>, upstream: &UpstreamName, query: &str) -> Result<List, CacheError> {
+    /// The repositories of an upstream, as far as it tells a caller of this right.
+    pub async fn catalog(
+        self: &Arc<Self>,
+        upstream: &UpstreamName,
+        right: &Right,
+        query: &str,
+    ) -> Result<List, CacheError> {
         let registry = Arc::clone(self.registry(upstream)?);
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let asked = async { receive(upstream, registry.fetch(Ask::catalog(query, deadline)).await?).await };
+        let asked = async {
+            receive(upstream, registry.fetch(Ask::catalog(query, deadline).with_right(right.clone())).await?).await
+        };
         let too_late = |_| Err(CacheError::Timeout { upstream: upstream.clone() });
         Ok(timeout_at(deadline, asked).await.unwrap_or_else(too_late)?.0)
     }
@@ -101,17 +117,14 @@ impl Cache {
             Ok((list, via)) if media::essence(&list.content_type) == media::OCI_INDEX => Ok((list, via)),
             // A web page, or a redirect to one, is no referrers API; nor is a refusal to know the path.
             Ok((_, via)) => self.fallback_tag(target, subject, via).await,
-            Err(error) if has_no_referrers_api(&error) => {
-                let via = self.registry(&target.upstream)?.via();
-                self.fallback_tag(target, subject, via).await
-            }
+            Err(error) if has_no_referrers_api(&error) => self.fallback_tag(target, subject, target.right.via()).await,
             Err(error) => Err(error),
         }
     }
 
     async fn pass(self: &Arc<Self>, target: &Target, ask: Ask) -> Result<(List, Via), CacheError> {
         let registry = Arc::clone(self.registry(&target.upstream)?);
-        receive(&target.upstream, registry.fetch(ask).await?).await
+        receive(&target.upstream, registry.fetch(ask.with_right(target.right.clone())).await?).await
     }
 
     /// Referrers by the tag under which clients put them where the API is missing.
@@ -145,14 +158,15 @@ impl Cache {
         kind: &ListKind,
         query: &str,
         asked: Result<(List, Via), CacheError>,
-        asked_at: SystemTime,
+        begun: &Asked,
     ) -> Result<List, CacheError> {
         let Target { upstream, repo, .. } = target;
         let warn = |error: &(dyn std::error::Error + 'static), what: &'static str| {
             tracing::warn!(%upstream, repository = %repo, error, "{what}");
         };
         match asked {
-            Ok((list, _)) if !is_keepable(query) => Ok(list),
+            Ok((list, via)) if via == Via::Client || !is_keepable(query) => Ok(list),
+            Ok((list, _)) if !self.generations.holds(&target.repository(), begun) => Ok(list),
             Ok((list, via)) => {
                 let stored = StoredList {
                     body: list.body.clone(),
@@ -161,7 +175,7 @@ impl Cache {
                     filters_applied: list.filters_applied.clone(),
                     via,
                 };
-                if let Err(error) = self.store.set_list(upstream, repo, kind, query, &stored, asked_at).await {
+                if let Err(error) = self.store.set_list(upstream, repo, kind, query, &stored, begun.at).await {
                     warn(&error, "a list could not be kept");
                 }
                 Ok(list)
@@ -172,7 +186,7 @@ impl Cache {
                     None
                 });
                 match stored {
-                    Some(stored) if self.covers(target, stored.via)? => Ok(List {
+                    Some(stored) if self.may_list(target, stored.via).await => Ok(List {
                         body: stored.body,
                         content_type: stored.content_type,
                         link: stored.link,
@@ -182,7 +196,23 @@ impl Cache {
                     _ => Err(error),
                 }
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                if target.right == Right::Anonymous && error.is_refusal() {
+                    // What was given to everybody is not any more.
+                    let forgotten = self.store.forget_lists(upstream, repo).await;
+                    forgotten
+                        .unwrap_or_else(|error| warn(&error, "lists that are not public any more were not removed"));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a caller may have a list that upstream gave `via` when it was last asked, while it cannot be asked.
+    async fn may_list(&self, target: &Target, via: Via) -> bool {
+        match (&target.right, via) {
+            (_, Via::Anonymous) => self.may_be_public(target).await || self.passes(target, via, When::Away).await,
+            (right, via) => *right == Right::Shared && via == Via::Shared,
         }
     }
 }

@@ -6,13 +6,14 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::freshness::{Freshness, REVALIDATION_PATIENCE, judge};
+use super::entitle::{Held, When};
+use super::freshness::{CONFIRMATION_PATIENCE, Freshness, REVALIDATION_PATIENCE, judge};
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
 use crate::cache::fetch::{Checked, Described, Fetched};
 use crate::cache::flight::Role;
 use crate::cache::hot::HotManifest;
 use crate::config::TagPolicy;
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, Reference, Tag, Via};
 use crate::store::{LinkKind, TagRecord, Trust};
 
 /// A manifest to answer with.
@@ -30,13 +31,24 @@ pub struct Manifest {
     pub status: CacheStatus,
 }
 
-/// Whether the bytes are wanted.
+/// What is wanted of a manifest, or of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
     /// GET.
     Bytes,
     /// HEAD: what is not in the store is asked upstream by HEAD, which is free of charge on Docker Hub.
     Description,
+    /// HEAD that upstream answers, for callers who act on it, such as clients that push what is not there; where it
+    /// cannot be asked, as [`Want::Description`].
+    Confirmed,
+    /// HEAD that upstream answers, or nobody.
+    Required,
+}
+
+/// A manifest in the store, of which it is not known yet whether the caller may have it.
+pub(super) struct Known {
+    pub(super) manifest: Manifest,
+    pub(super) via: Via,
 }
 
 // === impl Cache ===
@@ -50,12 +62,45 @@ impl Cache {
         want: Want,
     ) -> Result<Manifest, CacheError> {
         let answer = async {
+            self.admit(target)?;
+            if matches!(want, Want::Confirmed | Want::Required) {
+                match self.confirmed(target, want, self.describe_upstream(target, reference)).await {
+                    Some(answer) => return answer.map(Described::into_manifest),
+                    None => tracing::debug!(?target, %reference, "upstream cannot be asked; what is known answers"),
+                }
+            }
             match reference {
                 Reference::Digest(digest) => self.manifest_by_digest(target, digest, want).await,
                 Reference::Tag(tag) => self.manifest_by_tag(target, tag, want).await,
             }
         };
-        timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(out_of_time(target)))
+        let answer = timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(out_of_time(target)));
+        match answer {
+            Ok(manifest) => Ok(manifest),
+            Err(error) => Err(self.told(target, error).await),
+        }
+    }
+
+    /// Upstream's answer to a question that must be put to it; none if it cannot be asked and what is known will do.
+    pub(super) async fn confirmed<T>(
+        &self,
+        target: &Target,
+        want: Want,
+        asking: impl Future<Output = Result<T, CacheError>>,
+    ) -> Option<Result<T, CacheError>> {
+        if want == Want::Required {
+            return Some(asking.await);
+        }
+        if self.unanswered.get(target).is_some() {
+            return None;
+        }
+        match timeout(CONFIRMATION_PATIENCE, asking).await {
+            Ok(Err(error)) if !error.is_upstreams_word() => {}
+            Ok(answer) => return Some(answer),
+            Err(_) => {}
+        }
+        self.unanswered.insert(target.clone(), ());
+        None
     }
 
     async fn manifest_by_digest(
@@ -64,121 +109,157 @@ impl Cache {
         digest: &Digest,
         want: Want,
     ) -> Result<Manifest, CacheError> {
-        if let Some(manifest) = self.stored_manifest(target, digest).await? {
-            return Ok(manifest);
+        let reference = Reference::Digest(*digest);
+        // It may be stored under another name only: upstream must confirm it under this one.
+        let mut known = self.stored_manifest(target, digest).await;
+        let (size, via) = match &known {
+            Some(known) => (known.manifest.size, Some(known.via)),
+            None => match self.manifest_bytes(digest).await {
+                Some(bytes) => (bytes.len() as u64, None),
+                None => return self.ask(target, &reference, want).await,
+            },
+        };
+        self.entitled(target, &Wanted::Manifest(reference.clone()), Held { digest, size, via }).await?;
+        if known.is_none() {
+            known = self.stored_manifest(target, digest).await;
         }
-        if self.manifest_bytes(digest).await.is_some() {
-            // Stored under another name: upstream must confirm it under this one.
-            let reference = Reference::Digest(*digest);
-            self.check_missing(target, Wanted::Manifest(reference.clone()))?;
-            let proof = self.describe_upstream(target, &reference).await;
-            let proof = proof.inspect_err(|error| self.note_missing(target, Wanted::Manifest(reference), error))?;
-            // Where upstream's HEAD is unusable, its GET has left a link that says more.
-            if self.linked(target, digest, LinkKind::Manifest).await?.is_none() {
-                self.keep_manifest_link(target, &proof).await;
-            }
-            self.keep_seen_tags(target, digest).await;
-            if let Some(manifest) = self.stored_manifest(target, digest).await? {
-                return Ok(manifest);
-            }
+        match known {
+            Some(known) => Ok(known.manifest),
+            None => self.ask(target, &reference, want).await,
         }
-        self.ask(target, &Reference::Digest(*digest), want).await
     }
 
     async fn manifest_by_tag(self: &Arc<Self>, target: &Target, tag: &Tag, want: Want) -> Result<Manifest, CacheError> {
         let policy = self.tag_policy(target, tag);
         let record = self.tag_record(target, tag).await;
         let known = match &record {
-            Some(record) => self.stored_manifest(target, &record.digest).await?,
+            Some(record) => self.stored_manifest(target, &record.digest).await,
             None => None,
+        };
+        let (Some(known), Some(record)) = (known, record) else {
+            return match policy {
+                TagPolicy::Sealed => Err(CacheError::Sealed { upstream: target.upstream.clone() }),
+                _ => self.ask(target, &Reference::Tag(tag.clone()), want).await,
+            };
         };
         let checked_at = match policy {
             TagPolicy::For(_) => self.store.checked_at(&target.upstream, &target.repo, tag).await,
             _ => None,
         };
-        match (judge(policy, checked_at, SystemTime::now()), known, record) {
-            (Freshness::Fresh | Freshness::Sealed, Some(known), _) => Ok(known),
-            (Freshness::Sealed, None, _) => Err(CacheError::Sealed { upstream: target.upstream.clone() }),
-            (Freshness::Expired, Some(known), Some(record)) => self.revalidate(target, tag, known, record, want).await,
-            _ => self.ask(target, &Reference::Tag(tag.clone()), want).await,
+        let suspect = self.is_suspect(target, tag).await;
+        match judge(policy, checked_at, SystemTime::now(), suspect) {
+            Freshness::Fresh if self.passes(target, known.via, When::Now).await => Ok(known.manifest),
+            // It is not to be asked about again: whether the caller may have it is a question about what it means.
+            Freshness::Fresh if policy == TagPolicy::Immutable => {
+                let Manifest { digest, size, .. } = &known.manifest;
+                let wanted = Wanted::Manifest(Reference::Digest(*digest));
+                self.entitled(target, &wanted, Held { digest, size: *size, via: Some(known.via) }).await?;
+                Ok(known.manifest)
+            }
+            Freshness::Sealed if !suspect && self.passes(target, known.via, When::Away).await => Ok(known.manifest),
+            Freshness::Sealed => Err(CacheError::Sealed { upstream: target.upstream.clone() }),
+            // Whether the tag moved and whether the caller may have it are one question.
+            Freshness::Fresh | Freshness::Expired => self.revalidate(target, tag, known, record, want, suspect).await,
         }
     }
 
-    /// Asks upstream whether a known tag moved, for at most [`REVALIDATION_PATIENCE`].
+    /// Asks upstream whether a known tag moved. Where the caller may have what is known, it is served as stale after
+    /// [`REVALIDATION_PATIENCE`], and where upstream cannot be asked; but not if a write may have changed it.
     async fn revalidate(
         self: &Arc<Self>,
         target: &Target,
         tag: &Tag,
-        known: Manifest,
+        known: Known,
         record: TagRecord,
         want: Want,
+        suspect: bool,
     ) -> Result<Manifest, CacheError> {
+        let may_be_stale = !suspect && self.passes(target, known.via, When::Away).await;
+        let known = known.manifest;
         let stale = |known: Manifest| Manifest { status: Found::Stale.into(), ..known };
-        let key = (target.clone(), tag.clone());
-        if self.failed_checks.get(&key).is_some() {
+        if may_be_stale && self.failed_checks.get(&(target.clone(), tag.clone())).is_some() {
             return Ok(stale(known));
         }
         let (flight, role) = self.start_check(target, tag, record)?;
-        let moved_to = match timeout(REVALIDATION_PATIENCE, flight.result()).await {
-            Err(_) | Ok(None) => return Ok(stale(known)),
-            Ok(Some(Ok(Checked::Current))) => return Ok(known),
-            Ok(Some(Ok(Checked::Back(digest)))) => {
+        let checked = if may_be_stale {
+            match timeout(REVALIDATION_PATIENCE, flight.result()).await {
+                Ok(Some(checked)) => checked,
+                Err(_) | Ok(None) => return Ok(stale(known)),
+            }
+        } else {
+            flight.result().await.unwrap_or(Err(CacheError::Stopped))
+        };
+        let moved_to = match checked {
+            Ok(Checked::Current) => return Ok(known),
+            Ok(Checked::Back(digest)) => {
                 // Stored a moment ago; if it has been evicted since, this is a miss like any other.
-                return match self.stored_manifest(target, &digest).await? {
-                    Some(manifest) => Ok(manifest),
+                return match self.stored_manifest(target, &digest).await {
+                    Some(back) => Ok(back.manifest),
                     None => self.ask(target, &Reference::Tag(tag.clone()), want).await,
                 };
             }
-            Ok(Some(Ok(Checked::Moved(described)))) => described,
-            Ok(Some(Ok(Checked::Fetched(fetched)))) => return Ok(fetched.into_manifest(role, want)),
-            Ok(Some(Err(error))) if !error.is_upstreams_word() => return Ok(stale(known)),
-            Ok(Some(Err(error))) => return Err(error),
+            Ok(Checked::Moved(described)) => described,
+            Ok(Checked::Fetched(fetched)) => return Ok(fetched.into_manifest(role, want)),
+            Err(error) if may_be_stale && !error.is_upstreams_word() => return Ok(stale(known)),
+            Err(error) => return Err(error),
         };
-        if want == Want::Description {
+        if want != Want::Bytes {
             return Ok(moved_to.into_manifest());
         }
         let (flight, role) = self.start_fetch(target, &Reference::Tag(tag.clone()))?;
         match flight.result().await.unwrap_or(Err(CacheError::Stopped)) {
             Ok(fetched) => Ok(fetched.into_manifest(role, want)),
-            Err(error) if !error.is_upstreams_word() => Ok(stale(known)),
+            Err(error) if may_be_stale && !error.is_upstreams_word() => Ok(stale(known)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a write may have changed what the tag means. What cannot be read is suspect.
+    async fn is_suspect(&self, target: &Target, tag: &Tag) -> bool {
+        match self.store.suspected_since(&target.upstream, &target.repo, tag).await {
+            Ok(since) => since.is_some(),
+            Err(error) => {
+                tracing::warn!(
+                    upstream = %target.upstream, repository = %target.repo, %tag,
+                    error = &error as &dyn std::error::Error, "whether a tag is suspect cannot be read; it counts as that"
+                );
+                true
+            }
         }
     }
 
     /// Asks upstream for what is not in the store.
     async fn ask(self: &Arc<Self>, target: &Target, reference: &Reference, want: Want) -> Result<Manifest, CacheError> {
         self.check_missing(target, Wanted::Manifest(reference.clone()))?;
+        let asked = self.generations.asking();
         let answer = match want {
-            Want::Description => self.describe_upstream(target, reference).await.map(Described::into_manifest),
+            Want::Description | Want::Confirmed | Want::Required => {
+                self.describe_upstream(target, reference).await.map(Described::into_manifest)
+            }
             Want::Bytes => {
                 let (flight, role) = self.start_fetch(target, reference)?;
                 let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped));
                 fetched.map(|fetched| fetched.into_manifest(role, want))
             }
         };
-        answer.inspect_err(|error| self.note_missing(target, Wanted::Manifest(reference.clone()), error))
+        answer.inspect_err(|error| self.note_missing(target, Wanted::Manifest(reference.clone()), error, &asked))
     }
 
-    /// The stored manifest, if this name has a link to it: from memory, else from the disk.
-    pub(super) async fn stored_manifest(
-        self: &Arc<Self>,
-        target: &Target,
-        digest: &Digest,
-    ) -> Result<Option<Manifest>, CacheError> {
+    /// The stored manifest, if this name has a link to it, whoever asks: from memory, else from the disk.
+    pub(super) async fn stored_manifest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Option<Known> {
         if let Some(hot) = self.hot.get(target, digest) {
-            if !self.store.touch(digest) {
-                self.hot.remove(digest);
-            } else if self.covers(target, hot.via)? {
-                return Ok(Some(hit(digest, hot)));
+            if self.store.touch(digest) {
+                return Some(Known::new(digest, hot));
             }
+            self.hot.remove(digest);
         }
-        let Some(link) = self.linked(target, digest, LinkKind::Manifest).await? else { return Ok(None) };
-        let Some(bytes) = self.manifest_bytes(digest).await else { return Ok(None) };
+        let read = self.generations.asking();
+        let link = self.linked(target, digest, LinkKind::Manifest).await?;
+        let bytes = self.manifest_bytes(digest).await?;
         // A link that does not say was not written by a manifest's answer.
-        let Some(media_type) = link.media_type else { return Ok(None) };
-        let hot = HotManifest { media_type: media_type.into(), bytes, via: link.via };
-        self.hot.insert(target, digest, hot.clone());
-        Ok(Some(hit(digest, hot)))
+        let hot = HotManifest { media_type: link.media_type?.into(), bytes, via: link.via };
+        self.heat(target, digest, hot.clone(), &read);
+        Some(Known::new(digest, hot))
     }
 
     /// The stored bytes of a manifest, hashed again where the stamp is void. Damaged ones are quarantined and absent.
@@ -226,13 +307,18 @@ impl Cache {
     }
 }
 
-fn hit(digest: &Digest, stored: HotManifest) -> Manifest {
-    Manifest {
-        digest: *digest,
-        media_type: stored.media_type,
-        size: stored.bytes.len() as u64,
-        bytes: Some(stored.bytes),
-        status: Found::Hit.into(),
+// === impl Known ===
+
+impl Known {
+    fn new(digest: &Digest, stored: HotManifest) -> Self {
+        let manifest = Manifest {
+            digest: *digest,
+            media_type: stored.media_type,
+            size: stored.bytes.len() as u64,
+            bytes: Some(stored.bytes),
+            status: Found::Hit.into(),
+        };
+        Self { manifest, via: stored.via }
     }
 }
 

@@ -7,6 +7,7 @@ mod blob;
 mod body;
 mod bypass;
 mod download;
+mod entitle;
 mod error;
 mod fetch;
 mod fill;
@@ -17,9 +18,13 @@ mod keep;
 mod lists;
 mod manifest;
 mod progress;
+mod published;
 mod recent;
+mod rights;
 mod status;
+mod verdict;
 mod verify;
+mod writes;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -31,7 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Upstream};
 use crate::metrics::Metrics;
-use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName, Via};
+use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName};
 use crate::store::{Link, LinkKind, ListKind, Store, StoreError};
 use crate::upstream::{Registry, Right, Upstreams};
 
@@ -41,7 +46,10 @@ pub use bypass::Bypass;
 pub use error::{CacheError, WrongContent};
 pub use lists::List;
 pub use manifest::{Manifest, Want};
+pub use published::PublishedManifest;
 pub use status::{CacheStatus, Found};
+use writes::Asked;
+pub use writes::WriteGuard;
 
 /// Headers or an error go out within this time, all waits and retries included: containerd gives up after 30 s.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -64,6 +72,22 @@ pub struct Target {
     pub right: Right,
 }
 
+/// A repository of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Repository {
+    upstream: UpstreamName,
+    repo: RepoName,
+}
+
+/// A question to upstream, as requests share it: by the same right, and begun under the same generation of the
+/// repository, so that nobody who comes after a write is told what was so before it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Question<T> {
+    target: Target,
+    what: T,
+    generation: u64,
+}
+
 /// The cache.
 pub struct Cache {
     store: Store,
@@ -79,23 +103,33 @@ pub struct Cache {
     /// Checks of stored files.
     checks: verify::Checks,
     /// GETs of manifests.
-    fetches: flight::Flights<(Target, Reference), Result<Arc<fetch::Fetched>, CacheError>>,
-    /// HEADs of manifests that are not in the store.
-    descriptions: flight::Flights<(Target, Reference), Result<fetch::Described, CacheError>>,
+    fetches: flight::Flights<Question<Reference>, Result<Arc<fetch::Fetched>, CacheError>>,
+    /// HEADs of manifests that are not in the store, or that must be confirmed.
+    descriptions: flight::Flights<Question<Reference>, Result<fetch::Described, CacheError>>,
     /// HEADs that prove that a name has a blob.
-    proofs: flight::Flights<(Target, Digest), Result<blob::Proof, CacheError>>,
+    proofs: flight::Flights<Question<Digest>, Result<blob::Proof, CacheError>>,
     /// Lists of tags and referrers.
-    lists: flight::Flights<(Target, ListKind, String), Result<List, CacheError>>,
+    lists: flight::Flights<Question<(ListKind, String)>, Result<List, CacheError>>,
     /// Revalidations of tags.
-    tag_checks: flight::Flights<(Target, Tag), Result<fetch::Checked, CacheError>>,
+    tag_checks: flight::Flights<Question<Tag>, Result<fetch::Checked, CacheError>>,
     /// Revalidations that failed a moment ago.
     failed_checks: recent::Recent<(Target, Tag), ()>,
+    /// Whose right upstream could not be asked about a moment ago.
+    unanswered: recent::Recent<Target, ()>,
     /// What upstream did not have a moment ago.
     missing: recent::Recent<(Target, Wanted), ()>,
     /// Tags as upstream's HEAD described them, whose manifests are not in the store yet.
-    seen_tags: recent::Recent<(Target, Tag), fetch::Described>,
+    seen_tags: recent::Recent<(Repository, Tag), fetch::Described>,
+    /// What upstream gives to everybody.
+    verdicts: verdict::Verdicts,
+    /// What upstream gives to callers.
+    rights: rights::Rights,
+    /// Writes on their way, and when the last ones were.
+    generations: writes::Generations,
     /// Upstreams that cannot be asked for manifests by HEAD.
     heads_unusable: Mutex<HashSet<UpstreamName>>,
+    /// Upstreams that have answered a HEAD usefully: their 403 to one is meant.
+    heads_usable: Mutex<HashSet<UpstreamName>>,
 }
 
 /// What upstream is asked for. A digest that is no manifest may be a blob.
@@ -149,8 +183,13 @@ impl Cache {
             lists: flight::Flights::new(),
             tag_checks: flight::Flights::new(),
             failed_checks: recent::Recent::new(freshness::AFTER_FAILED_CHECK, MEMORY),
+            unanswered: recent::Recent::new(freshness::AFTER_FAILED_CHECK, MEMORY),
             missing: recent::Recent::new(MISSING_FOR, MEMORY),
             seen_tags: recent::Recent::new(SEEN_TAG_FOR, MEMORY),
+            verdicts: verdict::Verdicts::default(),
+            rights: rights::Rights::default(),
+            generations: writes::Generations::default(),
+            heads_usable: Mutex::default(),
             heads_unusable: Mutex::default(),
         })
     }
@@ -159,15 +198,9 @@ impl Cache {
         self.upstreams.get(upstream).ok_or_else(|| CacheError::NoUpstream(upstream.clone()))
     }
 
-    /// Whether what upstream gave `via` may be served to a caller that was let through to this upstream: what it gives
-    /// to everybody always, what it gave to ocistern's own account only while that account is still the one that pulls.
-    fn covers(&self, target: &Target, via: Via) -> Result<bool, CacheError> {
-        Ok(via == Via::Anonymous || via == self.registry(&target.upstream)?.via())
-    }
-
-    /// The link of `digest` in `target`, if it covers the caller and is of the kind that is asked for. A manifest may
-    /// be asked for as a blob, not the other way round: the media type of a blob is not known.
-    async fn linked(&self, target: &Target, digest: &Digest, kind: LinkKind) -> Result<Option<Link>, CacheError> {
+    /// The link of `digest` in `target`, if it is of the kind that is asked for, whoever asks. A manifest may be asked
+    /// for as a blob, not the other way round: the media type of a blob is not known.
+    async fn linked(&self, target: &Target, digest: &Digest, kind: LinkKind) -> Option<Link> {
         let link = match self.store.link(&target.upstream, &target.repo, digest).await {
             Ok(link) => link,
             Err(error) => {
@@ -175,12 +208,12 @@ impl Cache {
                 None
             }
         };
-        match link {
-            Some(link) if (link.kind == kind || kind == LinkKind::Blob) && self.covers(target, link.via)? => {
-                Ok(Some(link))
-            }
-            _ => Ok(None),
-        }
+        link.filter(|link| link.kind == kind || kind == LinkKind::Blob)
+    }
+
+    /// A question about `target`, as requests share it.
+    fn question<T>(&self, target: &Target, what: T) -> Question<T> {
+        Question { target: target.clone(), what, generation: self.generations.of(&target.repository()) }
     }
 
     /// Fails if upstream said a moment ago that it does not have `what`.
@@ -191,11 +224,28 @@ impl Cache {
         }
     }
 
-    /// Remembers an error that says that upstream does not have `what`.
-    fn note_missing(&self, target: &Target, what: Wanted, error: &CacheError) {
-        if matches!(error, CacheError::Upstream(_)) && error.is_missing() {
+    /// Remembers an error that says that upstream, asked then, does not have `what`.
+    fn note_missing(&self, target: &Target, what: Wanted, error: &CacheError, asked: &Asked) {
+        if matches!(error, CacheError::Upstream(_))
+            && error.is_missing()
+            && self.generations.holds(&target.repository(), asked)
+        {
             self.missing.insert((target.clone(), what), ());
         }
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The repository, whoever asks.
+    fn repository(&self) -> Repository {
+        Repository { upstream: self.upstream.clone(), repo: self.repo.clone() }
+    }
+
+    /// Whether it is the same repository, whoever asks.
+    fn is_in(&self, repository: &Repository) -> bool {
+        self.upstream == repository.upstream && self.repo == repository.repo
     }
 }
 

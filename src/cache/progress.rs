@@ -133,6 +133,11 @@ impl Watcher {
         self.0.borrow().state.clone()
     }
 
+    /// Whether it will not become whole.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.0.borrow().state, State::Failed(_))
+    }
+
     /// The state now, marked as seen, so that [`Self::changed`] waits for a newer one.
     pub(super) fn next_state(&mut self) -> State {
         self.0.borrow_and_update().state.clone()

@@ -47,6 +47,11 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
         self.entries.lock().remove(key);
     }
 
+    /// Forgets every entry that `unwanted` accepts.
+    pub(super) fn forget(&self, unwanted: impl Fn(&K) -> bool) {
+        self.entries.lock().retain(|key, _| !unwanted(key));
+    }
+
     /// Takes out every recent entry that `wanted` accepts.
     pub(super) fn take(&self, wanted: impl Fn(&K, &V) -> bool) -> Vec<(K, V)> {
         let mut entries = self.entries.lock();

@@ -17,6 +17,7 @@ use super::need::Need;
 use super::respond::Failure;
 use super::route::Route;
 use super::seal::{Credential, Inner, Kind, Unopened};
+use crate::cache::Want;
 use crate::config::{Credentials, PushBy, Upstream};
 use crate::oci::{Action, ErrorCode, RepoName, Resource, Scope, UpstreamName};
 use crate::upstream::{Lent, Right};
@@ -111,10 +112,15 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
 // === impl Caller ===
 
 impl Caller {
-    /// Whether a HEAD may be answered from the cache. A token with more than pull, a name and password, and nobody in
-    /// particular may be about to push, and would leave out what upstream does not have.
-    pub(super) fn head_from_cache(&self, upstream: &Upstream) -> bool {
-        upstream.push == PushBy::Off || self.allowed.only_reads()
+    /// What a HEAD is answered from. The cache alone may answer where nobody can push, and who holds a token that was
+    /// issued for pull alone; anybody else may be about to push, and would leave out what upstream does not have.
+    pub(super) fn head(&self, upstream: &Upstream) -> Want {
+        match &self.allowed {
+            _ if upstream.push == PushBy::Off => Want::Description,
+            Allowed::All => Want::Confirmed,
+            Allowed::Only(scopes) if scopes.iter().all(Scope::only_reads) => Want::Description,
+            Allowed::Only(_) => Want::Required,
+        }
     }
 
     /// Whether its credential is for this action in this repository, too: upstream still decides.
@@ -164,9 +170,7 @@ impl Caller {
             }
             PushBy::Client => match lent {
                 Some(lent) => Ok(Right::Client(lent)),
-                None if matches!(upstream.credentials, Credentials::Client) => {
-                    Err(self.unknown(asked, upstream, need))
-                }
+                None if matches!(upstream.credentials, Credentials::Client) => Err(self.unknown(asked, upstream, need)),
                 // Upstream may let everybody write; where it does not, its refusal becomes a challenge.
                 None => Ok(Right::Anonymous),
             },
@@ -176,7 +180,10 @@ impl Caller {
                 asked,
                 upstream,
                 need,
-                format!("ocistern pushes to {} by an account of its own, for callers that it knows only", upstream.name),
+                format!(
+                    "ocistern pushes to {} by an account of its own, for callers that it knows only",
+                    upstream.name
+                ),
             )),
         }
     }
@@ -240,11 +247,7 @@ impl Standing {
     }
 
     /// Of a name and password.
-    pub(super) async fn of_account(
-        asked: &Asked<'_>,
-        upstream: &Upstream,
-        account: &Account,
-    ) -> Result<Self, Failure> {
+    pub(super) async fn of_account(asked: &Asked<'_>, upstream: &Upstream, account: &Account) -> Result<Self, Failure> {
         asked.refuse_plain()?;
         let mut standing = Self { showed: Showed::Basic, ..Self::nobody() };
         if is_own_account(upstream)
@@ -321,14 +324,7 @@ impl Allowed {
     pub(super) fn allows(&self, resource: &Resource, action: Action) -> bool {
         match self {
             Self::All => true,
-            Self::Only(scopes) => {
-                scopes.iter().any(|scope| scope.resource == *resource && scope.actions.allow(action))
-            }
+            Self::Only(scopes) => scopes.iter().any(|scope| scope.resource == *resource && scope.actions.allow(action)),
         }
-    }
-
-    /// Whether it is a token's, and for reading alone.
-    fn only_reads(&self) -> bool {
-        matches!(self, Self::Only(scopes) if scopes.iter().all(Scope::only_reads))
     }
 }

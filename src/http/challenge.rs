@@ -156,13 +156,7 @@ mod tests {
                 "https://cache.example/base/oauth2/token",
                 "cache.example",
             ),
-            (
-                public,
-                "inner:5000",
-                "ghcr.io",
-                "https://cache.example/base/_ocistern/ghcr.io/token",
-                "cache.example",
-            ),
+            (public, "inner:5000", "ghcr.io", "https://cache.example/base/_ocistern/ghcr.io/token", "cache.example"),
             ("", "localhost:5000", "docker.io", "http://localhost:5000/oauth2/token", "localhost:5000"),
             ("", "[::1]:5000", "ghcr.io", "http://[::1]:5000/_ocistern/ghcr.io/token", "[::1]:5000"),
             (MAPPED, "my.azurecr.io", "ghcr.io", "http://my.azurecr.io/_ocistern/ghcr.io/token", "my.azurecr.io"),
@@ -187,10 +181,7 @@ mod tests {
             assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
             response.headers()[WWW_AUTHENTICATE].to_str().unwrap().to_owned()
         };
-        assert_eq!(
-            text(None, None),
-            r#"Bearer realm="http://my.azurecr.io/oauth2/token",service="my.azurecr.io""#
-        );
+        assert_eq!(text(None, None), r#"Bearer realm="http://my.azurecr.io/oauth2/token",service="my.azurecr.io""#);
         assert_eq!(
             text(Some("repository:a/b:pull"), Some(TokenError::Scope)),
             r#"Bearer realm="http://my.azurecr.io/oauth2/token",service="my.azurecr.io",scope="repository:a/b:pull",error="insufficient_scope""#

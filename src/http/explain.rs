@@ -6,15 +6,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 
 use super::Visit;
 use super::challenge::TokenError;
 use super::respond::Failure;
-use crate::cache::CacheError;
+use crate::cache::{CacheError, Want};
 use crate::metrics::Kind;
 use crate::oci::{ErrorCode, UpstreamName};
 use crate::upstream::{Class, Fault, Right, UpstreamError};
+
+/// When to ask again for what upstream alone may answer, and could not.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 // === impl Visit ===
 
@@ -23,10 +26,29 @@ impl Visit<'_> {
     /// asked for.
     pub(super) fn explain(&self, error: CacheError, kind: Kind) -> Failure {
         let refused = match &error {
-            CacheError::Upstream(error) => Some(Arc::clone(error)),
+            CacheError::Upstream(error) => self.refused(error),
+            CacheError::CredentialWanted { upstream } => {
+                let message = format!("upstream {upstream} gives this to callers with a credential only: log in");
+                self.caller.challenged(self, None, message)
+            }
             _ => None,
         };
-        refused.and_then(|error| self.refused(&error)).unwrap_or_else(|| explain(error, kind))
+        let unconfirmed = self.must_ask() && error.is_unavailable();
+        let mut failure = refused.unwrap_or_else(|| explain(error, kind));
+        if unconfirmed && failure.status.is_server_error() {
+            failure.status = StatusCode::SERVICE_UNAVAILABLE;
+            failure.retry_after = failure.retry_after.or(Some(ASK_AGAIN));
+        }
+        failure
+    }
+
+    /// Whether upstream alone may answer this, whatever is known here.
+    fn must_ask(&self) -> bool {
+        let head = self
+            .asked
+            .upstream(&self.route.upstream)
+            .is_ok_and(|upstream| self.caller.head(upstream) == Want::Required);
+        head && self.asked.parts.method == Method::HEAD
     }
 
     /// The answer to a caller whom upstream itself refused; none where no credential of the caller's counts.
@@ -59,6 +81,11 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
             return Failure::new(StatusCode::NOT_FOUND, unknown(kind), message);
         }
         CacheError::Sealed { upstream } => return sealed(upstream, kind),
+        CacheError::CredentialWanted { upstream } => {
+            let message =
+                format!("upstream {upstream} gives this to callers with a credential only: log in to ocistern");
+            return Failure::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
+        }
         CacheError::NoUpstream(upstream) => {
             let message = format!("ocistern has no upstream named {upstream}; add a table [upstream.\"{upstream}\"]");
             return Failure::new(StatusCode::NOT_FOUND, ErrorCode::NameUnknown, message);

@@ -223,7 +223,8 @@ mod tests {
         let path = directory.path().join("htpasswd");
         // As Apache writes it: with $2y$.
         let own = line("own", "p:w").replace("$2b$", "$2y$");
-        fs::write(&path, format!("# users\n\n{own}{}plain:secret\nmd5:$apr1$x$y\nno-colon\n", line("me", "pw"))).unwrap();
+        fs::write(&path, format!("# users\n\n{own}{}plain:secret\nmd5:$apr1$x$y\nno-colon\n", line("me", "pw")))
+            .unwrap();
         let (file, seal) = (Htpasswd::new(path), Seal::new(&[1; 32]));
         for (name, password, expected) in [
             ("me", "pw", true),

@@ -22,18 +22,14 @@ pub(super) async fn tags(visit: &Visit<'_>, repo: &RepoName) -> Result<Response<
 }
 
 /// `NAME/referrers/DIGEST`.
-pub(super) async fn referrers(
-    visit: &Visit<'_>,
-    repo: &RepoName,
-    subject: &Digest,
-) -> Result<Response<Body>, Failure> {
+pub(super) async fn referrers(visit: &Visit<'_>, repo: &RepoName, subject: &Digest) -> Result<Response<Body>, Failure> {
     let list = visit.asked.app.cache.referrers(&visit.target(repo), subject, &visit.route.query).await;
     visit.list(list, Kind::Referrers)
 }
 
 /// `_catalog`.
 pub(super) async fn catalog(visit: &Visit<'_>) -> Result<Response<Body>, Failure> {
-    let list = visit.asked.app.cache.catalog(&visit.route.upstream, &visit.route.query).await;
+    let list = visit.asked.app.cache.catalog(&visit.route.upstream, &visit.caller.right, &visit.route.query).await;
     visit.list(list, Kind::Other)
 }
 

@@ -32,6 +32,8 @@ mod represent;
 pub mod respond;
 pub mod route;
 mod seal;
+#[cfg(test)]
+mod tests;
 pub mod token_route;
 mod tokens;
 
@@ -239,8 +241,7 @@ async fn answer(
     match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
         Routed::Ping(ping) => {
             record.ping(&ping);
-            let response = ping::answer(&asked, &ping).await?;
-            Ok(with_namespace(response, ping.namespace.as_deref()))
+            with_namespace(ping::answer(&asked, &ping).await, ping.namespace.as_deref())
         }
         Routed::Token(route) => {
             record.token(&route);
@@ -248,12 +249,15 @@ async fn answer(
         }
         Routed::Resource(route) => {
             record.route(&route);
-            let caller = caller::identify(&asked, &route).await?;
-            let visit = Visit { asked, route: &route, caller: &caller };
-            let response = if reads { visit.read().await? } else { visit.write(body)? };
-            Ok(with_namespace(response, route.namespace.as_deref()))
+            with_namespace(resource(asked, &route, body).await, route.namespace.as_deref())
         }
     }
+}
+
+async fn resource(asked: Asked<'_>, route: &Route, body: Inbound) -> Result<Response<Body>, Failure> {
+    let caller = caller::identify(&asked, route).await?;
+    let visit = Visit { asked, route, caller: &caller };
+    if matches!(asked.parts.method, Method::GET | Method::HEAD) { visit.read().await } else { visit.write(body) }
 }
 
 // === impl Visit ===
@@ -320,9 +324,14 @@ fn branded(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-fn with_namespace(mut response: Response<Body>, namespace: Option<&str>) -> Response<Body> {
-    if let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) {
-        response.headers_mut().insert(OCI_NAMESPACE, value);
+/// With the field that says whose it is, where the client said so itself (distribution-spec, "Registry Proxying").
+fn with_namespace(answer: Result<Response<Body>, Failure>, namespace: Option<&str>) -> Result<Response<Body>, Failure> {
+    let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) else { return answer };
+    match answer {
+        Ok(mut response) => {
+            response.headers_mut().insert(OCI_NAMESPACE, value);
+            Ok(response)
+        }
+        Err(failure) => Err(failure.with_header(OCI_NAMESPACE, value)),
     }
-    response
 }

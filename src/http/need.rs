@@ -31,7 +31,14 @@ impl Need {
         let (writes, actions, asked): (_, &[Action], _) = match &route.endpoint {
             Endpoint::Catalog => (!reads, &[Action::All], Actions::ALL),
             Endpoint::Uploads(_) | Endpoint::Upload(..) => (true, &[Action::Push], Actions::PULL_AND_PUSH),
-            Endpoint::Acr(acr) => of_acr(acr, method),
+            Endpoint::Acr(Acr { repo: None, .. }) => (!reads, &[Action::All], Actions::ALL),
+            Endpoint::Acr(acr) => match (acr.deleted, reads) {
+                (true, true) => (false, &[Action::DeletedRead], Actions::DELETED_READ),
+                (true, false) => (true, &[Action::DeletedRestore], Actions::DELETED_RESTORE),
+                (false, true) => (false, &[Action::MetadataRead, Action::Pull], Actions::METADATA_READ),
+                (false, false) if *method == Method::DELETE => (true, &[Action::Delete], Actions::DELETE),
+                (false, false) => (true, &[Action::MetadataWrite], Actions::METADATA_WRITE),
+            },
             Endpoint::Tags(_) if reads => (false, &[Action::Pull, Action::MetadataRead], Actions::PULL),
             Endpoint::Manifest(..) | Endpoint::Blob(..) | Endpoint::Referrers(..) if reads => {
                 (false, &[Action::Pull], Actions::PULL)
@@ -69,20 +76,6 @@ impl Need {
     }
 }
 
-/// What Azure's registry asks for its own interface.
-fn of_acr(acr: &Acr, method: &Method) -> (bool, &'static [Action], Actions) {
-    let reads = matches!(*method, Method::GET | Method::HEAD);
-    match (acr.deleted, method) {
-        _ if acr.repo.is_none() => (!reads, &[Action::All], Actions::ALL),
-        (true, _) if reads => (false, &[Action::DeletedRead], Actions::DELETED_READ),
-        (true, _) => (true, &[Action::DeletedRestore], Actions::DELETED_RESTORE),
-        // Where everybody may pull, everybody may look.
-        (false, _) if reads => (false, &[Action::MetadataRead, Action::Pull], Actions::METADATA_READ),
-        (false, &Method::DELETE) => (true, &[Action::Delete], Actions::DELETE),
-        (false, _) => (true, &[Action::MetadataWrite], Actions::METADATA_WRITE),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,6 +95,7 @@ mod tests {
     #[test]
     fn what_requests_need() {
         let blob = format!("/v2/org/app/blobs/{DIGEST}");
+        let restore = format!("/acr/v1/_deleted/org/app/_manifests/{DIGEST}");
         for (method, target, scope, writes) in [
             (Method::GET, "/v2/org/app/manifests/1", "repository:org/app:pull", false),
             (Method::HEAD, &blob, "repository:org/app:pull", false),
@@ -116,13 +110,12 @@ mod tests {
             (Method::DELETE, "/v2/org/app/blobs/uploads/x", "repository:org/app:pull,push", true),
             (Method::DELETE, "/v2/org/app/manifests/1", "repository:org/app:delete", true),
             (Method::DELETE, &blob, "repository:org/app:delete", true),
+            (Method::GET, "/acr/v1/org/app", "repository:org/app:metadata_read", false),
+            (Method::PATCH, "/acr/v1/org/app/_tags/1", "repository:org/app:metadata_write", true),
+            (Method::DELETE, "/acr/v1/org/app/_tags/1", "repository:org/app:delete", true),
             (Method::GET, "/acr/v1/_catalog", "registry:catalog:*", false),
             (Method::GET, "/acr/v1/_deleted/_catalog", "registry:deleted_catalog:*", false),
-            (Method::GET, "/acr/v1/org/app/_tags/1", "repository:org/app:metadata_read", false),
-            (Method::GET, "/acr/v1/_deleted/org/app/_tags", "repository:org/app:deleted_read", false),
-            (Method::PATCH, "/acr/v1/org/app", "repository:org/app:metadata_read,metadata_write", true),
-            (Method::DELETE, "/acr/v1/org/app/_tags/1", "repository:org/app:delete", true),
-            (Method::POST, "/acr/v1/_deleted/org/app/_tags", "repository:org/app:deleted_read,deleted_restore", true),
+            (Method::POST, &restore, "repository:org/app:deleted_restore", true),
         ] {
             let need = need(&method, target);
             assert_eq!((need.scope.as_str(), need.writes), (scope, writes), "{method} {target}");

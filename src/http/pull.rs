@@ -18,7 +18,7 @@ pub(super) async fn manifest(
     reference: &Reference,
 ) -> Result<Response<Body>, Failure> {
     let request = visit.asked.parts;
-    let want = if request.method == Method::HEAD { Want::Description } else { Want::Bytes };
+    let want = if request.method == Method::HEAD { visit.head()? } else { Want::Bytes };
     let found = visit.asked.app.cache.manifest(&visit.target(repo), reference, want).await;
     let found = found.map_err(|error| visit.explain(error, Kind::Manifest))?;
     let representation = Representation {
@@ -32,15 +32,11 @@ pub(super) async fn manifest(
 }
 
 /// `NAME/blobs/DIGEST`.
-pub(super) async fn blob(
-    visit: &Visit<'_>,
-    repo: &RepoName,
-    digest: &Digest,
-) -> Result<Response<Body>, Failure> {
+pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) -> Result<Response<Body>, Failure> {
     let (request, cache) = (visit.asked.parts, &visit.asked.app.cache);
     let target = visit.target(repo);
     let found = if request.method == Method::HEAD {
-        cache.describe_blob(&target, digest).await
+        cache.describe_blob(&target, digest, visit.head()?).await
     } else {
         cache.blob(&target, digest).await
     };
@@ -58,6 +54,11 @@ pub(super) async fn blob(
 // === impl Visit ===
 
 impl Visit<'_> {
+    /// What a HEAD is answered from.
+    fn head(&self) -> Result<Want, Failure> {
+        self.asked.upstream(&self.route.upstream).map(|upstream| self.caller.head(upstream))
+    }
+
     /// The repository, and by whose right it is asked for.
     pub(super) fn target(&self, repo: &RepoName) -> Target {
         Target { upstream: self.route.upstream.clone(), repo: repo.clone(), right: self.caller.right.clone() }

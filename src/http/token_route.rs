@@ -150,7 +150,16 @@ mod tests {
             let route = go(host, path).unwrap().unwrap_or_else(|| panic!("{path}"));
             assert_eq!(route, TokenRoute { upstream: upstream.parse().ok(), form, what }, "{host} {path}");
         }
-        for path in ["/", "/v2/", "/token", "/oauth2", "/_ocistern/ghcr.io", "/x/y/z/token", "/v2/oauth2/tags", "/v2/_ocistern/x/token"] {
+        for path in [
+            "/",
+            "/v2/",
+            "/token",
+            "/oauth2",
+            "/_ocistern/ghcr.io",
+            "/x/y/z/token",
+            "/v2/oauth2/tags",
+            "/v2/_ocistern/x/token",
+        ] {
             assert_eq!(go("localhost:5000", path), Ok(None), "{path}");
         }
         for path in ["/oauth2/x", "/oauth2/", "/_ocistern/nobody.example/token", "/nobody.example/oauth2/token"] {
@@ -161,11 +170,8 @@ mod tests {
     #[test]
     fn names_in_scopes() {
         let (directory, _) = world();
-        let route = |upstream: &str, form| TokenRoute {
-            upstream: upstream.parse().ok(),
-            form,
-            what: TokenEndpoint::Token,
-        };
+        let route =
+            |upstream: &str, form| TokenRoute { upstream: upstream.parse().ok(), form, what: TokenEndpoint::Token };
         let at_default = route("docker.io", Form::Default);
         let at_ghcr = route("ghcr.io", Form::Path);
         let at_host = route("my.azurecr.io", Form::Hostname);

@@ -267,10 +267,9 @@ async fn give(
         return Ok(Given { grant: grant(Inner::Anonymous), life: ANONYMOUS_LIFE, refresh: None });
     };
     let shown = match &credential.secret {
-        Shown::Basic { username, password } => ClientCredential::Basic {
-            username: username.clone(),
-            password: Secret::new(password.expose()),
-        },
+        Shown::Basic { username, password } => {
+            ClientCredential::Basic { username: username.clone(), password: Secret::new(password.expose()) }
+        }
         Shown::Token(token) | Shown::Refresh(token) => ClientCredential::Refresh(Secret::new(token.expose())),
     };
     let wanted = GrantRequest {

@@ -31,10 +31,19 @@ pub fn essence(content_type: &str) -> &str {
     content_type.split(';').next().unwrap_or_default().trim()
 }
 
+/// Whether it is the media type of a manifest of any kind, with or without parameters.
+pub fn is_manifest(content_type: &str) -> bool {
+    let known =
+        [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST, OCI_ARTIFACT, DOCKER_SCHEMA1_SIGNED, DOCKER_SCHEMA1];
+    known.contains(&essence(content_type))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn essence_drops_parameters() {
         assert_eq!(super::essence("application/json ; charset=utf-8"), "application/json");
+        assert!(super::is_manifest("application/vnd.oci.image.index.v1+json; charset=utf-8"));
+        assert!(!super::is_manifest("text/html"));
     }
 }

@@ -204,14 +204,14 @@ impl Actions {
     pub const PULL_AND_PUSH: Self = Self(Action::Pull.bit() | Action::Push.bit());
     /// What deletes.
     pub const DELETE: Self = Self(Action::Delete.bit());
-    /// Read what is known of tags and manifests.
+    /// What reads what a registry knows about tags and manifests.
     pub const METADATA_READ: Self = Self(Action::MetadataRead.bit());
-    /// Change it, and read it.
-    pub const METADATA_WRITE: Self = Self(Action::MetadataWrite.bit() | Action::MetadataRead.bit());
-    /// Read what was deleted.
+    /// What changes it.
+    pub const METADATA_WRITE: Self = Self(Action::MetadataWrite.bit());
+    /// What reads what was deleted.
     pub const DELETED_READ: Self = Self(Action::DeletedRead.bit());
-    /// Bring it back.
-    pub const DELETED_RESTORE: Self = Self(Action::DeletedRead.bit() | Action::DeletedRestore.bit());
+    /// What brings it back.
+    pub const DELETED_RESTORE: Self = Self(Action::DeletedRestore.bit());
     /// Everything.
     pub const ALL: Self = Self(Action::All.bit());
 

@@ -2,20 +2,27 @@
 #![expect(unsafe_code, reason = "mmap, munmap and mincore; every block says why it is sound")]
 
 use std::ffi::c_void;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
+use parking_lot::Mutex;
 use rustix::mm::{MapFlags, ProtFlags};
+use tokio::time::Instant;
 
 /// Pages that one mincore(2) asks about: of a megabyte.
 const PAGES: usize = 257;
 
+/// That mincore(2) is refused is said once.
+static UNKNOWN: Once = Once::new();
+
+/// Is told that a file could not be read.
+pub(super) type Unreadable = Box<dyn Fn() + Send + Sync>;
+
 /// A mapped range of a file, widened to whole pages.
-#[derive(Debug)]
 pub(super) struct Mapping {
     base: NonNull<c_void>,
     /// Bytes mapped.
@@ -25,7 +32,9 @@ pub(super) struct Mapping {
     /// The range that was asked for.
     range: Range<u64>,
     file: Arc<File>,
-    unreadable: AtomicBool,
+    unreadable: Unreadable,
+    /// When pages were last found in memory for somebody to send them.
+    looked: Mutex<Instant>,
 }
 
 // SAFETY: the mapping is not bound to a thread, and is never written through: all access is by shared slices and by
@@ -35,31 +44,37 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
+    pub(super) fn new(file: Arc<File>, range: Range<u64>, unreadable: Unreadable) -> io::Result<Self> {
         if range.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let page = rustix::param::page_size() as u64;
         let offset = range.start - range.start % page;
-        let length = usize::try_from(range.end - offset).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        // More than this no slice may have, which matters where addresses have 32 bits.
+        let length = isize::try_from(range.end - offset).map_err(|_| io::ErrorKind::OutOfMemory)?.unsigned_abs();
         // SAFETY: the kernel chooses an address that nothing else has (no MAP_FIXED), so no Rust object is touched.
         let base = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &*file, offset)?
         };
         let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, length, offset, range, file, unreadable: AtomicBool::new(false) })
+        Ok(Self { base, length, offset, range, file, unreadable, looked: Mutex::new(Instant::now()) })
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    pub(super) fn unreadable(&self) {
-        self.unreadable.store(true, Ordering::Relaxed);
+    /// Notes that what is sent next was in memory now.
+    pub(super) fn looked(&self) {
+        *self.looked.lock() = Instant::now();
     }
 
-    pub(super) fn is_unreadable(&self) -> bool {
-        self.unreadable.load(Ordering::Relaxed)
+    pub(super) fn last_look(&self) -> Instant {
+        *self.looked.lock()
+    }
+
+    pub(super) fn unreadable(&self) {
+        (self.unreadable)();
     }
 
     /// The offset in the file of `bytes`, if they lie in this mapping.
@@ -84,6 +99,12 @@ impl Mapping {
             let answer = unsafe {
                 libc::mincore(self.base.as_ptr().byte_add(first + pages * page), asked, resident.as_mut_ptr())
             };
+            if answer != 0 {
+                let error = io::Error::last_os_error();
+                UNKNOWN.call_once(|| {
+                    tracing::warn!(%error, "mincore does not say what is in memory: files are copied instead of sent by the kernel");
+                });
+            }
             answer == 0 && resident.iter().take(asked.div_ceil(page)).all(|flags| flags & 1 == 1)
         })
     }
@@ -103,12 +124,19 @@ impl Mapping {
     /// The bytes of `range`, which the caller has asked [`Self::is_resident`] about: they are in the file.
     pub(super) fn slice(&self, range: &Range<u64>) -> &[u8] {
         let Some((first, length)) = self.pages(range, 1) else { return &[] };
-        // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self`. The bytes are initialised:
+        // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self` and is no longer than a slice
+        // may be. The bytes are initialised:
         // they were in the file when `is_resident` said so. Nobody changes them meanwhile: a blob's file is written
         // once, from the start on, no byte of it twice, and never truncated. Another process with rights to the store
         // could break that; as nothing reads through the slice where the file is sent by the kernel, it would be seen
         // by sendfile(2) as a short file, and is an error there.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast::<u8>().add(first), length) }
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping").field("file", &self.file).field("range", &self.range).finish_non_exhaustive()
     }
 }
 

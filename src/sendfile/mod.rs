@@ -11,11 +11,15 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use mapping::Mapping;
+
+/// How long what was found in memory is taken to be there: longer than it takes to send it to all but slow clients.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// The parts of files that are on their way to one connection. One for each connection; clones are the same.
 #[derive(Debug, Clone, Default)]
@@ -42,12 +46,18 @@ struct Slice {
 // === impl Outlet ===
 
 impl Outlet {
-    /// Prepares the bytes of `range` of `file`, which need not be there yet.
+    /// Prepares the bytes of `range` of `file`, which need not be there yet. `unreadable` is called when the file cannot
+    /// be read while it is sent, which may be long after the part was dropped; it must not block.
     ///
     /// # Errors
     /// That the range is empty, or that address space or mappings are used up.
-    pub fn part(&self, file: &Arc<File>, range: Range<u64>) -> io::Result<Part> {
-        let mapping = Arc::new(Mapping::new(Arc::clone(file), range)?);
+    pub fn part(
+        &self,
+        file: &Arc<File>,
+        range: Range<u64>,
+        unreadable: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Part> {
+        let mapping = Arc::new(Mapping::new(Arc::clone(file), range, Box::new(unreadable))?);
         let mut parts = self.0.lock();
         parts.retain(|part| part.strong_count() > 0);
         parts.push(Arc::downgrade(&mapping));
@@ -70,12 +80,10 @@ impl Part {
     /// The bytes of `range` of the file, all of which are in it by now, if none of them has to be fetched from the
     /// disk: sending those would block. None too where `range` is not within the part.
     pub fn bytes(&self, range: Range<u64>) -> Option<Bytes> {
-        self.0.is_resident(&range).then(|| Bytes::from_owner(Slice { mapping: Arc::clone(&self.0), range }))
-    }
-
-    /// Whether sending failed because the file could not be read.
-    pub fn is_unreadable(&self) -> bool {
-        self.0.is_unreadable()
+        self.0.is_resident(&range).then(|| {
+            self.0.looked();
+            Bytes::from_owner(Slice { mapping: Arc::clone(&self.0), range })
+        })
     }
 }
 
@@ -83,11 +91,21 @@ impl Part {
 
 impl Place {
     /// The file.
-    pub fn file(&self) -> &File {
+    pub fn file(&self) -> &Arc<File> {
         self.mapping.file()
     }
 
-    /// Notes for [`Part::is_unreadable`] that the file could not be read.
+    /// Whether it is so long since the bytes were found in memory that they may have left it.
+    pub fn is_stale(&self) -> bool {
+        self.mapping.last_look().elapsed() > FRESH
+    }
+
+    /// Whether so many bytes from here on are in memory.
+    pub fn is_resident(&self, length: usize) -> bool {
+        self.mapping.is_resident(&(self.offset..self.offset + length as u64))
+    }
+
+    /// Tells whoever prepared the part that the file could not be read.
     pub fn unreadable(&self) {
         self.mapping.unreadable();
     }
@@ -104,6 +122,7 @@ impl AsRef<[u8]> for Slice {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -117,7 +136,7 @@ mod tests {
     fn bytes_are_found_by_their_address_while_they_live() {
         let content: Vec<u8> = (0..=255).cycle().take(20_000).collect();
         let (outlet, other) = (Outlet::default(), Outlet::default());
-        let part = outlet.part(&file(&content), 5_000..20_000).unwrap();
+        let part = outlet.part(&file(&content), 5_000..20_000, || ()).unwrap();
         let bytes = part.bytes(6_000..7_000).unwrap();
         assert_eq!(outlet.find(&bytes).unwrap().offset, 6_000);
         assert_eq!(outlet.find(&bytes[10..]).unwrap().offset, 6_010);
@@ -127,7 +146,7 @@ mod tests {
         drop(part);
         assert!(outlet.find(&bytes).is_some(), "bytes keep their part");
         drop(bytes);
-        assert!(outlet.part(&file(&content), 0..1).unwrap().bytes(0..1).is_some());
+        assert!(outlet.part(&file(&content), 0..1, || ()).unwrap().bytes(0..1).is_some());
         assert_eq!(outlet.0.lock().len(), 1, "what is gone is forgotten");
     }
 
@@ -135,8 +154,8 @@ mod tests {
     fn what_is_outside_is_refused() {
         let outlet = Outlet::default();
         let file = file(&[7; 9_000]);
-        assert!(outlet.part(&file, 3..3).is_err());
-        let part = outlet.part(&file, 4_096..8_192).unwrap();
+        assert!(outlet.part(&file, 3..3, || ()).is_err());
+        let part = outlet.part(&file, 4_096..8_192, || ()).unwrap();
         for range in [0..4_096, 4_095..4_097, 8_191..8_193, 8_192..9_000, 5_000..5_000] {
             assert!(part.bytes(range.clone()).is_none(), "{range:?}");
         }
@@ -147,7 +166,7 @@ mod tests {
     fn a_part_may_be_ahead_of_the_file() {
         let file = file(&[1; 10]);
         let outlet = Outlet::default();
-        let part = outlet.part(&file, 0..1 << 30).unwrap();
+        let part = outlet.part(&file, 0..1 << 30, || ()).unwrap();
         assert!(part.bytes(1 << 20..2 << 20).is_none(), "nothing there to be sent");
         (&*file).write_all(&[2; 10]).unwrap();
         assert_eq!(part.bytes(5..15).unwrap(), [[1; 5], [2; 5]].concat());
@@ -155,11 +174,13 @@ mod tests {
 
     #[test]
     fn that_a_file_is_unreadable_is_told() {
-        let outlet = Outlet::default();
-        let part = outlet.part(&file(b"content"), 0..7).unwrap();
+        let (outlet, told) = (Outlet::default(), Arc::new(AtomicBool::new(false)));
+        let tell = Arc::clone(&told);
+        let part = outlet.part(&file(b"content"), 0..7, move || tell.store(true, Ordering::Relaxed)).unwrap();
         let bytes = part.bytes(0..7).unwrap();
-        assert!(!part.is_unreadable());
+        drop(part);
+        assert!(!told.load(Ordering::Relaxed));
         outlet.find(&bytes).unwrap().unreadable();
-        assert!(part.is_unreadable());
+        assert!(told.load(Ordering::Relaxed));
     }
 }

@@ -1,15 +1,18 @@
 //! The stream of a plain connection that has the kernel send files: bytes that stand for a part of a file
 //! ([`crate::sendfile`]) are sent with sendfile(2), all others are written.
 
+use std::fs::File;
+use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::task::coop;
+use tokio::task::{JoinHandle, coop, spawn_blocking};
 
 use super::stream::Plain;
 use crate::sendfile::{Outlet, Place};
@@ -18,23 +21,42 @@ use crate::sendfile::{Outlet, Place};
 const SLICES: usize = 16;
 /// What is copied at once where the file system does not let the kernel send its files.
 const COPY: usize = 64 * 1024;
+/// What is fetched at once of what has left the memory.
+const FETCH: usize = 128 * 1024;
 
 /// A plain socket and the parts of files that are on their way to it.
 #[derive(Debug)]
 pub(super) struct Sending {
     inner: Plain,
     outlet: Outlet,
+    /// Brings what is sent next back into memory.
+    fetching: Option<JoinHandle<()>>,
 }
 
 // === impl Sending ===
 
 impl Sending {
     pub(super) const fn new(inner: Plain, outlet: Outlet) -> Self {
-        Self { inner, outlet }
+        Self { inner, outlet, fetching: None }
     }
 
     /// Sends what the first slice stands for. Never more than the slice: what follows is found in the next call.
-    fn poll_send(&self, cx: &mut Context<'_>, place: &Place, length: usize) -> Poll<io::Result<usize>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, place: &Place, mut length: usize) -> Poll<io::Result<usize>> {
+        // A slow client takes its time for what was in memory when it was handed over, and reading the disk would keep
+        // the worker from the others.
+        if self.fetching.is_some() || place.is_stale() {
+            ready!(self.inner.poll_write_ready(cx))?;
+            length = length.min(FETCH);
+            if self.fetching.is_none() && !place.is_resident(length) {
+                let (file, offset) = (Arc::clone(place.file()), place.offset);
+                self.fetching = Some(spawn_blocking(move || fetch(&file, offset, length)));
+            }
+            // Then it is sent, whether it has stayed or not, lest it be fetched for ever.
+            if let Some(fetching) = &mut self.fetching {
+                drop(ready!(Pin::new(fetching).poll(cx)));
+                self.fetching = None;
+            }
+        }
         let sent = ready!(self.poll_try(cx, || {
             let mut offset = place.offset;
             match rustix::fs::sendfile(&self.inner, place.file(), Some(&mut offset), length) {
@@ -82,13 +104,22 @@ impl Sending {
     }
 }
 
+/// Reads a part of a file for the kernel to have it in memory. Errors are left to who sends it.
+fn fetch(file: &File, offset: u64, length: usize) {
+    let mut buffer = Vec::<u8>::with_capacity(length);
+    let _ = rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset);
+}
+
 /// As sendfile(2), through user space. The pages are in memory, so reading them does not block.
 fn copy(socket: &impl AsFd, place: &Place, length: usize) -> io::Result<usize> {
-    let mut buffer = Vec::with_capacity(length.min(COPY));
+    let length = length.min(COPY);
+    let mut buffer = Vec::with_capacity(length);
     let read = rustix::io::pread(place.file(), rustix::buffer::spare_capacity(&mut buffer), place.offset)?;
     if read == 0 {
         return Ok(0);
     }
+    // There may be more room than was asked for, and what follows may not be sent yet.
+    buffer.truncate(length);
     Ok(rustix::net::send(socket, &buffer, SendFlags::NOSIGNAL)?)
 }
 
@@ -104,17 +135,19 @@ impl AsyncWrite for Sending {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
         let empty = bufs.iter().take_while(|slice| slice.is_empty()).count();
-        let bufs = bufs.get(empty..).unwrap_or_default();
-        let found = bufs.iter().take(SLICES).enumerate().find_map(|(n, slice)| Some((n, self.outlet.find(slice)?)));
+        // What is not looked at is not written either: it may be a part.
+        let bufs = bufs.get(empty..bufs.len().min(empty + SLICES)).unwrap_or_default();
+        let found = bufs.iter().enumerate().find_map(|(n, slice)| Some((n, this.outlet.find(slice)?)));
         match found {
-            None => Pin::new(&mut self.inner).poll_write_vectored(cx, bufs),
-            Some((0, place)) => self.poll_send(cx, &place, bufs.first().map_or(0, |slice| slice.len())),
-            Some((n, _)) => self.poll_lead(cx, bufs.get(..n).unwrap_or_default()),
+            None => Pin::new(&mut this.inner).poll_write_vectored(cx, bufs),
+            Some((0, place)) => this.poll_send(cx, &place, bufs.first().map_or(0, |slice| slice.len())),
+            Some((n, _)) => this.poll_lead(cx, bufs.get(..n).unwrap_or_default()),
         }
     }
 
@@ -134,7 +167,7 @@ impl AsyncWrite for Sending {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -148,7 +181,7 @@ mod tests {
         (Sending::new(Plain::Tcp(server), outlet.clone()), client)
     }
 
-    fn file(content: &[u8]) -> Arc<std::fs::File> {
+    fn file(content: &[u8]) -> Arc<File> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
         Arc::new(file)
@@ -169,7 +202,7 @@ mod tests {
     async fn parts_and_bytes_arrive_in_their_order() {
         let content: Vec<u8> = (0..=250).cycle().take(3_000_000).collect();
         let (outlet, file) = (Outlet::default(), file(&content));
-        let part = outlet.part(&file, 0..3_000_000).unwrap();
+        let part = outlet.part(&file, 0..3_000_000, || ()).unwrap();
         let (first, second) = (part.bytes(1_000..1_500_000).unwrap(), part.bytes(0..10).unwrap());
         let expected = [b"head", &content[1_000..1_500_000], b"between", &content[..10], b"end"].concat();
         let (mut server, mut client) = pair(&outlet).await;
@@ -183,9 +216,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn no_part_is_read_for_want_of_a_look() {
+        let (outlet, content) = (Outlet::default(), vec![3; 100_000]);
+        let part = outlet.part(&file(&content), 0..100_000, || ()).unwrap();
+        let bytes = part.bytes(0..100_000).unwrap();
+        let (mut server, _client) = pair(&outlet).await;
+        let mut slices = vec![IoSlice::new(b"a"); 63];
+        slices.push(IoSlice::new(&bytes));
+        let mut written = 0;
+        while written < 63 {
+            let count = server.write_vectored(&slices[written..]).await.unwrap();
+            assert!(written + count <= 63, "the part was written with what is before it");
+            written += count;
+        }
+    }
+
+    #[tokio::test]
     async fn unix_sockets_send_files_too() {
         let (outlet, content) = (Outlet::default(), vec![3; 200_000]);
-        let part = outlet.part(&file(&content), 0..200_000).unwrap();
+        let part = outlet.part(&file(&content), 0..200_000, || ()).unwrap();
         let bytes = part.bytes(0..200_000).unwrap();
         let (server, mut client) = UnixStream::pair().unwrap();
         let mut server = Sending::new(Plain::Unix(server), outlet);
@@ -199,7 +248,9 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_was_cut_breaks_the_connection() {
         let (outlet, file) = (Outlet::default(), file(&vec![1; 100_000]));
-        let part = outlet.part(&file, 0..100_000).unwrap();
+        let told = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&told);
+        let part = outlet.part(&file, 0..100_000, move || tell.store(true, Ordering::Relaxed)).unwrap();
         let bytes = part.bytes(0..100_000).unwrap();
         file.set_len(50_000).unwrap();
         let (mut server, mut client) = pair(&outlet).await;
@@ -213,14 +264,38 @@ mod tests {
         let (error, _) = tokio::join!(sending, client.read_to_end(&mut got));
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert!(got.len() <= 50_000, "{}", got.len());
-        assert!(part.is_unreadable(), "and the reader of the file learns of it");
+        assert!(told.load(Ordering::Relaxed), "and the reader of the file learns of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_left_the_memory_is_fetched_by_another_thread() {
+        let content: Vec<u8> = (0..=250).cycle().take(300_000).collect();
+        let (outlet, file) = (Outlet::default(), file(&content));
+        file.sync_all().unwrap();
+        let part = outlet.part(&file, 0..300_000, || ()).unwrap();
+        let bytes = part.bytes(0..300_000).unwrap();
+        let (mut server, mut client) = pair(&outlet).await;
+        server.write_all(b"head").await.unwrap();
+        // A slow client has let time pass, and other files have taken the memory.
+        tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        if part.bytes(0..300_000).is_some() {
+            return; // On a file system that has nothing but memory.
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut server).poll_write(&mut cx, &bytes).is_pending(), "the worker read the disk");
+        let sending = async move { write_all(&mut server, &[&bytes]).await };
+        let mut got = Vec::new();
+        let (sent, _) = tokio::join!(sending, client.read_to_end(&mut got));
+        sent.unwrap();
+        assert!(got == [b"head", &content[..]].concat(), "{} bytes", got.len());
     }
 
     #[tokio::test]
     async fn what_cannot_be_sent_by_the_kernel_is_copied() {
         let content: Vec<u8> = (0..=250).cycle().take(100_000).collect();
         let (outlet, file) = (Outlet::default(), file(&content));
-        let part = outlet.part(&file, 0..100_000).unwrap();
+        let part = outlet.part(&file, 0..100_000, || ()).unwrap();
         let bytes = part.bytes(500..90_000).unwrap();
         let place = outlet.find(&bytes).unwrap();
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -69,6 +69,7 @@ impl Store {
     /// Remembers the answer to a list that was asked for at `asked_at`. False, and nothing is done, if the repository may
     /// have been written since, or is just being written. Written only if it differs; a repository keeps a bounded number
     /// of lists, and none of more than 4 MiB.
+    #[expect(clippy::too_many_arguments, reason = "which list, what it says, and as of when")]
     pub async fn set_list(
         &self,
         up: &UpstreamName,

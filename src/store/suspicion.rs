@@ -275,16 +275,15 @@ impl Repository {
                 let mut gone = Vec::new();
                 for (tag, before) in tags.into_iter().zip(write.before) {
                     let Some(mark) = state.tags.get_mut(&tag) else { continue };
-                    match before {
+                    if let Some(before) = before {
                         // Its file may be a new one; that says the same.
-                        Some(before) => mark.since = before.since,
-                        None => {
-                            if mark.kept {
-                                gone.push(tag.clone());
-                            }
-                            state.tags.remove(&tag);
-                        }
+                        mark.since = before.since;
+                        continue;
                     }
+                    if mark.kept {
+                        gone.push(tag.clone());
+                    }
+                    state.tags.remove(&tag);
                 }
                 Withdrawn::Tags(gone)
             }
@@ -422,5 +421,90 @@ impl Scope {
             (Self::Tags(tags), other) | (other, Self::Tags(tags)) => tags.iter().any(|tag| other.covers(tag)),
             (Self::Repository, Self::Repository) => true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up() -> UpstreamName {
+        "u".parse().unwrap()
+    }
+
+    fn repo(n: usize) -> RepoName {
+        format!("r{n}").parse().unwrap()
+    }
+
+    fn load(table: &Table, n: usize) -> Arc<Repository> {
+        let drops = table.drops();
+        table.get(&up(), &repo(n)).or_else(|| table.insert(&up(), &repo(n), drops, HashMap::new(), None)).unwrap()
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_what_it_drops_still_refuses() {
+        let table = Table::default();
+        let tag: Tag = "t".parse().unwrap();
+        let held = load(&table, 0);
+        let write = held.begin(Scope::Tags(vec![tag.clone()]));
+        let asked_at = SystemTime::now();
+        load(&table, 1).raise();
+        for n in 0..3 * REPOSITORIES {
+            load(&table, n);
+            assert!(table.0.read().count <= REPOSITORIES);
+        }
+        assert!(table.0.read().drops > 0);
+        assert!(Arc::ptr_eq(&load(&table, 0), &held), "a write keeps its entry");
+        let again = load(&table, 1);
+        assert!(again.refuses_link(asked_at) && again.refuses_tag(&tag, asked_at) && again.refuses_list(asked_at));
+        assert!(!again.refuses_link(SystemTime::now()) && !again.refuses_tag(&tag, SystemTime::now()));
+        let entries = table.0.read();
+        let all = entries.by_upstream.values().map(HashMap::len).sum::<usize>();
+        assert_eq!(all, entries.count, "the count is right");
+        drop(entries);
+        assert!(held.end(write).is_some());
+    }
+
+    #[test]
+    fn what_was_read_before_entries_were_dropped_is_read_again() {
+        let table = Table::default();
+        let drops = table.drops();
+        for n in 1..REPOSITORIES + 2 {
+            load(&table, n);
+        }
+        let mark = Mark { since: SystemTime::now(), kept: true };
+        assert!(table.insert(&up(), &repo(0), drops, HashMap::new(), Some(mark)).is_none());
+        let known = load(&table, REPOSITORIES + 1);
+        let found = table.insert(&up(), &repo(REPOSITORIES + 1), drops, HashMap::new(), Some(mark)).unwrap();
+        assert!(Arc::ptr_eq(&known, &found), "what is in memory is ahead of the files");
+        assert_eq!(found.judge(&"t".parse().unwrap()), Judgement::Trusted);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_holds_nothing_up() {
+        let table = Table::default();
+        let future = SystemTime::now() + Duration::from_hours(1000);
+        let tag: Tag = "t".parse().unwrap();
+        let mark = Mark { since: future, kept: false };
+        let tags = HashMap::from([(tag.clone(), mark)]);
+        let repository = table.insert(&up(), &repo(0), 0, tags, Some(mark)).unwrap();
+        {
+            let mut state = repository.state.lock();
+            (state.content, state.lists) = (Some(future), Some(future));
+        }
+        assert!(repository.refuses_tag(&tag, SystemTime::now() - Duration::from_secs(1)));
+        let asked_at = SystemTime::now() + Duration::from_nanos(1);
+        assert!(!repository.refuses_tag(&tag, asked_at) && !repository.refuses_link(asked_at));
+        assert!(!repository.refuses_list(asked_at));
+        assert!(repository.confirm(&tag, asked_at));
+    }
+
+    #[test]
+    fn scopes_meet_where_they_share_a_tag() {
+        let tags = |names: &[&str]| Scope::Tags(names.iter().map(|name| name.parse().unwrap()).collect());
+        assert!(tags(&["a", "b"]).meets(&tags(&["b", "c"])));
+        assert!(!tags(&["a"]).meets(&tags(&["b"])) && !tags(&[]).meets(&Scope::Repository));
+        assert!(tags(&["a"]).meets(&Scope::Repository) && Scope::Repository.meets(&tags(&["a"])));
+        assert!(Scope::Repository.meets(&Scope::Repository));
     }
 }

@@ -58,9 +58,11 @@ pub(crate) struct Form<'a> {
 /// What a token endpoint gives.
 #[derive(Debug)]
 pub(crate) struct Token {
-    pub(crate) token: Secret,
+    /// To be shown as Bearer.
+    pub(crate) access: Secret,
     pub(crate) life: Duration,
-    pub(crate) refresh_token: Option<Secret>,
+    /// For more of them.
+    pub(crate) refresh: Option<Secret>,
 }
 
 #[derive(Deserialize)]
@@ -106,8 +108,8 @@ impl Endpoint {
         if let Credential::Registry(token) = credential {
             return bearer(token.expose(), via, DEFAULT_LIFE);
         }
-        let Token { token, life, .. } = self.token(wire, Form::of(credential)).await?;
-        bearer(token.expose(), via, life)
+        let Token { access, life, .. } = self.token(wire, Form::of(credential)).await?;
+        bearer(access.expose(), via, life)
     }
 
     /// A token. What it is asked for is that which `form` says; the first form that the endpoint knows decides.
@@ -123,7 +125,7 @@ impl Endpoint {
             return Err(self.malformed());
         }
         let life = life(&token, expires_in, SystemTime::now());
-        Ok(Token { token: Secret::new(token), life, refresh_token: set(answer.refresh_token).map(Secret::new) })
+        Ok(Token { access: Secret::new(token), life, refresh: set(answer.refresh_token).map(Secret::new) })
     }
 
     /// A refresh token for what the fields of `form` say, with the service that this endpoint knows.

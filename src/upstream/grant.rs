@@ -219,9 +219,9 @@ impl Registry {
             offline: request.offline,
             client_id: request.client_id.as_deref(),
         };
-        let Token { token, life, refresh_token } = endpoint.token(&self.wire, form).await?;
-        let claims = claims(token.expose());
-        Ok(Granted::Token { token, expires_in: life, refresh_token, claims })
+        let Token { access, life, refresh } = endpoint.token(&self.wire, form).await?;
+        let claims = claims(access.expose());
+        Ok(Granted::Token { token: access, expires_in: life, refresh_token: refresh, claims })
     }
 
     async fn exchanged(&self, form: &[(String, String)], deadline: Instant) -> Result<String, Fault> {

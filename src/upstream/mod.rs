@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! Registry::fetch → retries, breaker → one walk: token → request → 401? new token · 3xx? next hop → Answer | Fault
+//! Registry::relay → token → one request, whose body may stream → Reply | Fault
+//! Registry::{challenge, grant, exchange, accepts} → tokens and their endpoint, for a caller
 //!                                                  wire (headers, deadline, metrics) → client (TLS, proxy) → connect
 //! ```
 //!

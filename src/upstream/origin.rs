@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
+use super::call::Location;
 use crate::config::BaseUrl;
 
 /// Longest URL that is taken from an upstream: signed storage URLs have 2 to 4 KiB.
@@ -170,6 +171,14 @@ impl Url {
         Ok(Self { origin, target: target(path)? })
     }
 
+    /// As it is kept by who will ask it: without the origin where that is `own`.
+    pub(crate) fn location(&self, own: &Origin) -> Location {
+        // A path that begins with two slashes would name a host.
+        let short = self.origin == *own && !self.target.as_str().starts_with("//");
+        let origin = if short { String::new() } else { self.origin.to_string() };
+        Location::new(format!("{origin}{}", self.target))
+    }
+
     /// As the client wants it.
     pub(crate) fn to_uri(&self) -> Result<Uri, UrlFault> {
         let scheme = if self.origin.https { Scheme::HTTPS } else { Scheme::HTTP };
@@ -281,6 +290,16 @@ mod tests {
     }
 
     #[test]
+    fn a_location_that_is_kept_leads_to_the_same_place() {
+        let kept = |text: &str| Url::parse(text, &base()).unwrap().location(&base().origin).as_str().to_owned();
+        assert_eq!(kept("/v2/a/blobs/uploads/1?_state=a%2Fb"), "/v2/a/blobs/uploads/1?_state=a%2Fb");
+        assert_eq!(kept("https://reg.example:443/x"), "/x");
+        assert_eq!(kept("https://reg.example//evil.example/x"), "https://reg.example//evil.example/x");
+        assert_eq!(kept("https://reg.example:8443/x"), "https://reg.example:8443/x");
+        assert_eq!(kept("https://cdn.example/x?sig=y"), "https://cdn.example/x?sig=y");
+    }
+
+    #[test]
     fn signatures_are_not_printed() {
         let url = Url::parse("https://x/y?sig=canary", &base()).unwrap();
         assert_eq!(format!("{url:?}"), "https://x/y?…");
@@ -294,6 +313,8 @@ mod tests {
                 let uri = url.to_uri().unwrap();
                 prop_assert_eq!(Origin::of(&uri), Some(url.origin.clone()));
                 prop_assert_eq!(uri.path_and_query(), Some(&url.target));
+                let root = Url::new(base().origin, "/").unwrap();
+                prop_assert_eq!(Url::parse(url.location(&root.origin).as_str(), &root), Ok(url), "kept and asked later");
             }
         }
     }

@@ -57,9 +57,12 @@ impl Registry {
         let (call, body) = call.split();
         let mut body = Some(body);
         let mut retries = Retries::until(call.deadline.unwrap_or_else(|| Instant::now() + PREPARATION));
+        let mut last = None;
         loop {
             let fault = match Box::pin(self.relay_once(&call, shape, &mut body)).await {
                 Ok(reply) => return Ok(reply),
+                // What opened the breaker tells more than that it is open.
+                Err(fault @ Fault::BreakerOpen { .. }) => return Err(last.unwrap_or(fault).of(self.name())),
                 Err(fault) => fault,
             };
             let repeats = body.is_some()
@@ -71,6 +74,7 @@ impl Registry {
             let pause = if repeats { retries.after(&fault) } else { None };
             let Some(pause) = pause else { return Err(fault.of(self.name())) };
             tracing::debug!(upstream = %self.name(), ?call, %fault, ?pause, "relaying again");
+            last = Some(fault);
             sleep(pause).await;
         }
     }
@@ -132,15 +136,16 @@ impl Registry {
             return Ok(shown);
         }
         match self.scheme(deadline).await {
-            Ok(Scheme::Open) => Ok(None),
             Ok(Scheme::Basic) => self.auth.prepared(want, None).await,
             Ok(Scheme::Bearer { realm, service }) => {
                 let bearer = Bearer { realm, service, scope: String::new(), error: String::new() };
                 self.auth.prepared(want, Some(&bearer)).await
             }
+            // What it says to the request itself is worth more, and if that is a challenge it can be answered.
+            Err(Fault::RateLimited { .. } | Fault::Status { .. }) if shape == Shape::Whole => Ok(None),
             Err(fault) if fault.class() == Class::Unavailable => Err(fault),
-            // What is wrong with the challenge is told by the one to the request itself.
-            Err(_) => Ok(None),
+            // What is wrong with a challenge is told by the one to the request itself.
+            Ok(Scheme::Open) | Err(_) => Ok(None),
         }
     }
 }
@@ -268,9 +273,7 @@ impl Relay<'_> {
             return Ok(None);
         }
         let url = redirect::target(&self.url, headers)?;
-        let own = url.origin == self.registry.origin;
-        let origin = if own { String::new() } else { url.origin.to_string() };
-        Ok(Some(Location::new(format!("{origin}{}", url.target))))
+        Ok(Some(url.location(&self.registry.origin)))
     }
 
     fn streamed(&self) -> Fault {

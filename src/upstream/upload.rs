@@ -290,3 +290,69 @@ impl Drop for Stopper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn streamed(pieces: &[&'static str], length: Option<u64>) -> (RequestBody, Arc<Watch>) {
+        let pieces: Vec<_> = pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes())))).collect();
+        let inner = StreamBody::new(futures_util::StreamExt::chain(stream::iter(pieces), stream::pending()));
+        let body = RequestBody::stream(inner.boxed_unsync(), length);
+        let watch = body.watch().unwrap();
+        (body, watch)
+    }
+
+    /// Polls once; whether there was something.
+    async fn poll(body: &mut RequestBody) -> bool {
+        futures_util::poll!(body.frame()).is_ready()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_upstreams_silence_counts() {
+        let (mut body, watch) = streamed(&["hello", "", "world"], Some(11));
+        let silent = async || {
+            let begun = Instant::now();
+            (format!("{:?}", watch.silence().await), begun.elapsed())
+        };
+        assert_eq!(silent().await, ("Timeout(Upload)".to_owned(), IDLE_TIMEOUT), "it takes nothing at all");
+        assert!(poll(&mut body).await);
+        advance(IDLE_TIMEOUT / 2).await;
+        assert!(poll(&mut body).await, "an empty piece is none");
+        assert_eq!(silent().await.1, IDLE_TIMEOUT, "from the last piece on");
+        assert!(!poll(&mut body).await && !watch.is_whole());
+        let waiting = tokio::time::timeout(IDLE_TIMEOUT * 100, watch.silence()).await;
+        assert!(waiting.is_err(), "the source is awaited, not upstream");
+
+        let (mut body, watch) = streamed(&["hello", "world"], Some(10));
+        assert!(poll(&mut body).await && poll(&mut body).await && body.is_end_stream());
+        assert!(watch.is_whole());
+        let begun = Instant::now();
+        assert!(matches!(watch.silence().await, Fault::Timeout(Phase::Header)));
+        assert_eq!(begun.elapsed(), ANSWER_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn a_body_is_held_and_then_stopped() {
+        let (mut body, watch) = streamed(&["hello", "world"], None);
+        let stopper = Stopper::new(Arc::clone(&watch));
+        assert!(poll(&mut body).await);
+        watch.hold();
+        assert!(!poll(&mut body).await, "nothing more, but no end either");
+        let (frame, ()) = tokio::join!(body.frame(), async { drop(stopper) });
+        assert_eq!(frame.unwrap().unwrap_err().to_string(), "nobody wants the rest", "and whoever waits is woken");
+        assert!(watch.failure().is_none(), "that is not the source's fault");
+    }
+
+    #[tokio::test]
+    async fn nothing_at_all_is_whole_at_once() {
+        let (body, watch) = streamed(&[], Some(0));
+        assert!(watch.is_whole() && body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
+        assert_eq!(streamed(&[], None).0.size_hint().exact(), None);
+    }
+}

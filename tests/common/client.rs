@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -26,8 +28,8 @@ pub struct Ask {
     method: Method,
     target: String,
     headers: HeaderMap,
-    http2: bool,
     body: Bytes,
+    http2: bool,
     /// In chunks, without a length.
     chunked: bool,
 }
@@ -213,6 +215,31 @@ impl Ask {
         self
     }
 
+    /// The same for another target.
+    #[must_use]
+    pub fn at(mut self, target: impl Into<String>) -> Self {
+        self.target = target.into();
+        self
+    }
+
+    /// With a form as body.
+    #[must_use]
+    pub fn form(self, form: &str) -> Self {
+        self.with("content-type", "application/x-www-form-urlencoded").body(form.to_owned())
+    }
+
+    /// With a name and password.
+    #[must_use]
+    pub fn basic(self, name: &str, password: &str) -> Self {
+        self.with("authorization", &format!("Basic {}", STANDARD.encode(format!("{name}:{password}"))))
+    }
+
+    /// With a token.
+    #[must_use]
+    pub fn bearer(self, token: &str) -> Self {
+        self.with("authorization", &format!("Bearer {token}"))
+    }
+
     /// Over HTTP/2 with prior knowledge.
     #[must_use]
     pub fn http2(mut self) -> Self {
@@ -309,6 +336,12 @@ impl Got {
     /// Whether it is a 200 that ended cleanly.
     pub fn complete(&self) -> bool {
         self.status == 200 && self.cut.is_none()
+    }
+
+    /// The body as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.summary()))
     }
 
     /// The code of the specification's error body.

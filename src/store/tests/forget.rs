@@ -218,13 +218,14 @@ async fn lists_go_alone() {
 async fn pulls_that_go_on_bring_nothing_back() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
+    let tasks = TaskTracker::new();
     for round in 0..40 {
         let image = pull(store, "a", None, true, 0).await;
         let asked_at = SystemTime::now();
         let pulls: Vec<_> = (0..8)
             .map(|n| {
                 let store = store.clone();
-                tokio::spawn(async move {
+                tasks.spawn(async move {
                     if n % 2 == 0 {
                         set_tag(&store, "a", &format!("t{n}"), image, asked_at).await
                     } else {

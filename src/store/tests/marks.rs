@@ -363,13 +363,14 @@ async fn marks_that_cannot_be_put_down_stop_the_write() {
 async fn no_answer_slips_in_between() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
+    let tasks = TaskTracker::new();
     for round in 0..60 {
         assert!(keep(store, "t", 0).await);
         let asked_at = SystemTime::now();
         let readers: Vec<_> = (1..5)
             .map(|n| {
                 let store = store.clone();
-                tokio::spawn(async move { keep_of(&store, "t", n, asked_at).await })
+                tasks.spawn(async move { keep_of(&store, "t", n, asked_at).await })
             })
             .collect();
         let write = suspect(store, &["t"]).await;

@@ -79,7 +79,7 @@ async fn another_digest_or_length_leaves_nothing() {
 #[tokio::test]
 async fn an_announced_length_evicts_nothing_and_what_comes_does() {
     let fixture = fixture(100_000);
-    let older = put(&fixture.store, &[5; 50_000]).await;
+    let older = put(&fixture.store, &vec![5; 50_000]).await;
     let error = fixture.store.spool(Some(100_001)).await.unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { length: 100_001, capacity: 100_000 }), "{error}");
     let mut upload = fixture.store.spool(Some(90_000)).await.unwrap();
@@ -94,7 +94,7 @@ async fn an_announced_length_evicts_nothing_and_what_comes_does() {
 #[tokio::test]
 async fn no_space_is_said_and_given_back() {
     let fixture = fixture(100_000);
-    let mut upload = spool(&fixture.store, &[1; 60_000], None).await;
+    let mut upload = spool(&fixture.store, &vec![1; 60_000], None).await;
     upload.flush().await.unwrap();
     assert!(fixture.metrics.store_bytes.get() >= 60_000, "it counts while it is there");
     upload.write(vec![2; 60_000].into()).await.unwrap();

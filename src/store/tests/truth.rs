@@ -213,13 +213,13 @@ impl World {
     async fn check(&self, after: &Step) {
         let (up, repo) = name();
         let store = &self.fixture.store;
-        for t in 0..NAMES.len() {
+        for (t, name) in NAMES.iter().enumerate() {
             let found = store.tag(&up, &repo, &tag(t)).await.unwrap();
             if let Some(found) = found
                 && store.suspected_since(&up, &repo, &tag(t)).await.unwrap().is_none()
             {
                 let is = self.upstream.tags.get(&t).map(|n| sha256(&[*n]));
-                assert_eq!(Some(found.digest), is, "{} after {after:?}", NAMES[t]);
+                assert_eq!(Some(found.digest), is, "{name} after {after:?}");
             }
         }
         for n in &self.deleted {

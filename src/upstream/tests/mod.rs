@@ -1,7 +1,10 @@
 //! Behaviour of an upstream client against scripted servers on loopback.
 
 mod faults;
+mod grants;
 mod redirects;
+mod relay;
+mod rights;
 mod tls;
 mod tokens;
 
@@ -20,6 +23,7 @@ use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -44,6 +48,8 @@ type Script = dyn Fn(&Seen, usize) -> Response<Full<Bytes>> + Send + Sync;
 struct Server {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// Where requests went whose bodies broke off.
+    broken: Mutex<mpsc::UnboundedReceiver<String>>,
     _accepting: JoinSet<()>,
 }
 
@@ -61,13 +67,16 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let (log, script): (_, Arc<Script>) = (Arc::clone(&seen), Arc::new(script));
+        let (breaks, broken) = mpsc::unbounded_channel();
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (log, script, tls) = (Arc::clone(&log), Arc::clone(&script), tls.clone());
+                let (log, script, tls, breaks) = (Arc::clone(&log), Arc::clone(&script), tls.clone(), breaks.clone());
                 connections.spawn(async move {
-                    let service = service_fn(move |request| serve(request, Arc::clone(&log), Arc::clone(&script)));
+                    let service = service_fn(move |request| {
+                        serve(request, Arc::clone(&log), Arc::clone(&script), breaks.clone())
+                    });
                     let builder = auto::Builder::new(TokioExecutor::new());
                     if let Some(tls) = tls {
                         let Ok(stream) = tls.accept(stream).await else { return };
@@ -78,7 +87,7 @@ impl Server {
                 });
             }
         });
-        Self { address, seen, _accepting: accepting }
+        Self { address, seen, broken: Mutex::new(broken), _accepting: accepting }
     }
 
     /// Every request to a path that starts so.
@@ -90,6 +99,11 @@ impl Server {
         self.requests(prefix).len()
     }
 
+    /// Waits for a body to break off.
+    async fn break_off(&self) -> String {
+        std::future::poll_fn(|context| self.broken.lock().poll_recv(context)).await.unwrap()
+    }
+
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -99,10 +113,12 @@ async fn serve(
     request: Request<Incoming>,
     log: Arc<Mutex<Vec<Seen>>>,
     script: Arc<Script>,
+    breaks: mpsc::UnboundedSender<String>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (head, body) = request.into_parts();
-    let body = String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned();
     let target = head.uri.path_and_query().unwrap().to_string();
+    let body = body.collect().await.inspect_err(|_| breaks.send(target.clone()).unwrap_or_default())?;
+    let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
     let seen = Seen { method: head.method, target, headers: head.headers, body };
     let before = {
         let mut log = log.lock();
@@ -197,6 +213,18 @@ fn with_account(mut upstream: Upstream) -> (Upstream, tempfile::NamedTempFile) {
     std::fs::write(file.path(), "canary-password\n").unwrap();
     upstream.credentials = Credentials::Static { username: "me".into(), password_file: file.path().to_owned() };
     (upstream, file)
+}
+
+/// A caller with a name and password; the number is what tells callers apart.
+fn caller(number: u8, username: &str, password: &str) -> Right {
+    let principal = Principal::new([number; 16]);
+    Right::Client(Lent::basic(principal, principal, username.into(), password.into()))
+}
+
+/// A caller with a token of upstream.
+fn bearer(number: u8, token: &str) -> Right {
+    let principal = Principal::new([number; 16]);
+    Right::Client(Lent::token(principal, principal, token.into()))
 }
 
 fn soon() -> Instant {

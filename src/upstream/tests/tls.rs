@@ -6,13 +6,13 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use super::*;
 
 /// A CA of our own: `file` is what an upstream's `ca` names.
-struct Authority {
+pub(super) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     file: tempfile::NamedTempFile,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -21,7 +21,7 @@ impl Authority {
         Self { issuer, file }
     }
 
-    fn acceptor(&self, names: &[&str], protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
+    pub(super) fn acceptor(&self, names: &[&str], protocols: &[&str]) -> tokio_rustls::TlsAcceptor {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &self.issuer).unwrap();
@@ -38,7 +38,7 @@ impl Authority {
     }
 
     /// Settings of `https://HOST:PORT` that trust this authority.
-    fn settings(&self, host: &str, port: u16) -> Upstream {
+    pub(super) fn settings(&self, host: &str, port: u16) -> Upstream {
         let mut upstream = settings(([127, 0, 0, 1], port).into());
         upstream.url = BaseUrl { https: true, host: host.into(), port, prefix: String::new() };
         upstream.ca = Some(self.file.path().to_owned());

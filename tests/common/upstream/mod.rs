@@ -3,6 +3,7 @@
 //! `registry` answers honestly; a script of rules (method, path pattern, which of the matching requests) changes
 //! answers by the functions in `acts`; `wire` sends them, faults included. Every request is logged.
 
+pub mod accounts;
 pub mod acts;
 mod h2;
 pub mod registry;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::content::{Image, sha256, sha512};
+pub use accounts::Accounts;
 pub use registry::{Auth, Registry};
 pub use wire::{Cut, Framing, Gate, Reply, Request};
 

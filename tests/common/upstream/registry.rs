@@ -8,6 +8,7 @@ use bytes::Bytes;
 use ocistern::oci::{Digest, media};
 
 use super::super::content::{Image, sha256};
+use super::accounts::Accounts;
 use super::uploads::Upload;
 use super::wire::{Reply, Request};
 
@@ -20,6 +21,8 @@ pub struct Registry {
     /// Answers at exact paths: the storage that redirects lead to. Refuses credentials, as Azure's does.
     pub files: HashMap<String, Bytes>,
     pub auth: Auth,
+    /// Of [`Auth::Accounts`].
+    pub accounts: Accounts,
     pub token: TokenAnswer,
     /// Whether it has the referrers API.
     pub referrers: bool,
@@ -57,6 +60,8 @@ pub enum Auth {
     Bearer(Option<(String, String)>),
     /// Who sends this account with every request.
     Basic(String, String),
+    /// Who has a token of the token endpoint that allows it: see [`Accounts`].
+    Accounts,
 }
 
 /// What the token endpoint answers.
@@ -124,6 +129,9 @@ impl Registry {
         }
         if request.path == "/token" {
             return self.answer_token(request);
+        }
+        if request.path == "/oauth2/exchange" && request.method == "POST" {
+            return self.accounts.exchange(request);
         }
         let path = percent_encoding::percent_decode_str(&request.path).decode_utf8_lossy().into_owned();
         let Some(path) = path.strip_prefix("/v2/") else { return error(404, "UNSUPPORTED") };
@@ -213,6 +221,16 @@ impl Registry {
                 let right = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
                 (sent != Some(&right)).then(|| "Basic realm=\"scripted\"".to_owned())
             }
+            Auth::Accounts => {
+                let name = path.rsplitn(3, '/').nth(2);
+                let action = match request.method.as_str() {
+                    "GET" | "HEAD" => "pull",
+                    "DELETE" => "delete",
+                    _ => "push",
+                };
+                let refusal = self.accounts.refusal(request, name, action)?;
+                Some(format!("Bearer realm=\"{}/token\",service=\"scripted\"{refusal}", self.url))
+            }
             Auth::Bearer(_) => {
                 let known = sent.and_then(|text| text.strip_prefix("Bearer ")).is_some_and(|t| self.issued.contains(t));
                 let name = path.rsplitn(3, '/').nth(2);
@@ -225,6 +243,10 @@ impl Registry {
     fn answer_token(&mut self, request: &Request) -> Reply {
         if request.method == "POST" && self.token.get_only {
             return error(404, "UNSUPPORTED");
+        }
+        if matches!(self.auth, Auth::Accounts) {
+            let port = self.url.rsplit(':').next().unwrap_or_default().to_owned();
+            return self.accounts.answer(request, self.token.field, &port);
         }
         if let Auth::Bearer(Some((user, password))) = &self.auth {
             let basic = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
@@ -281,8 +303,14 @@ fn ranged(request: &Request, whole: Reply) -> Reply {
 
 /// A token that reads as a JWT; its signature is none.
 fn jwt(lifetime: i64, serial: u64) -> String {
+    jwt_of(lifetime, serial, "scripted")
+}
+
+/// The same about somebody.
+pub fn jwt_of(lifetime: i64, serial: u64, subject: &str) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    let claims = format!(r#"{{"exp":{},"jti":"{serial}"}}"#, now.saturating_add_signed(lifetime));
+    let exp = now.saturating_add_signed(lifetime);
+    let claims = format!(r#"{{"exp":{exp},"iat":{now},"jti":"{serial}","sub":"{subject}"}}"#);
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     format!("{}.{}.CANARY", part(r#"{"alg":"none"}"#), part(&claims))
 }

@@ -1,0 +1,181 @@
+//! Public or private: what upstream said last when a caller without any credential asked for a repository.
+//!
+//! In memory with the time of the question, so that it can grow old; on the disk for the time when upstream cannot be
+//! asked, also after a restart. Only what upstream gives to everybody, and what it refuses to everybody, says anything:
+//! an answer to a caller's credential never does.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::writes::Asked;
+use super::{Cache, Repository};
+use crate::store::{Access, AccessRecord};
+
+/// Repositories that are remembered; of others the disk tells.
+const CAPACITY: usize = 10_000;
+
+/// What is known of repositories.
+#[derive(Default)]
+pub(super) struct Verdicts {
+    /// Held for look-ups only, never over an await.
+    known: Mutex<HashMap<Repository, Verdict>>,
+}
+
+/// What upstream said last to a caller without a credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) access: Access,
+    /// When it was asked; none: longer ago than the clock can tell.
+    asked: Option<Instant>,
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// Whether it is public, and upstream was asked less than `public_for` ago.
+    pub(super) fn is_fresh_public(&self, public_for: Duration) -> bool {
+        self.access == Access::Public && self.asked.is_some_and(|asked| asked.elapsed() < public_for)
+    }
+
+    /// As it stands on the disk: it was learned then, and perhaps confirmed since. A time in the future counts as the
+    /// beginning of time.
+    fn stored(record: &AccessRecord) -> Self {
+        let age = SystemTime::now().duration_since(record.since).ok();
+        Self { access: record.access, asked: age.and_then(|age| Instant::now().checked_sub(age)) }
+    }
+}
+
+// === impl Verdicts ===
+
+impl Verdicts {
+    /// The verdict, if it is in memory.
+    pub(super) fn get(&self, repository: &Repository) -> Option<Verdict> {
+        self.known.lock().get(repository).copied()
+    }
+
+    /// Remembers what upstream said when it was asked at `asked`, unless a later question was answered already. True if
+    /// it is news.
+    fn learn(&self, repository: &Repository, access: Access, asked: Instant) -> bool {
+        self.put(repository, Verdict { access, asked: Some(asked) })
+    }
+
+    fn put(&self, repository: &Repository, verdict: Verdict) -> bool {
+        let mut known = self.known.lock();
+        let before = known.get(repository).copied();
+        if before.is_some_and(|before| before.asked > verdict.asked) {
+            return false;
+        }
+        if before.is_none() && known.len() >= CAPACITY {
+            // It only ever saves a question, and the disk has the last word of what is kept.
+            known.clear();
+        }
+        known.insert(repository.clone(), verdict);
+        before.is_none_or(|before| before.access != verdict.access)
+    }
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// The last verdict: from memory, else from the disk.
+    pub(super) async fn verdict(&self, repository: &Repository) -> Option<Verdict> {
+        if let Some(verdict) = self.verdicts.get(repository) {
+            return Some(verdict);
+        }
+        let Repository { upstream, repo } = repository;
+        match self.store.access(upstream, repo).await {
+            Ok(record) => {
+                let verdict = Verdict::stored(&record?);
+                self.verdicts.put(repository, verdict);
+                // Somebody may have learned better meanwhile.
+                self.verdicts.get(repository).or(Some(verdict))
+            }
+            Err(error) => {
+                tracing::warn!(
+                    %upstream, repository = %repo, error = &error as &dyn std::error::Error,
+                    "whether a repository is public cannot be read; it counts as private"
+                );
+                None
+            }
+        }
+    }
+
+    /// Upstream gave something of the repository to a caller without a credential, or refused it. On the disk this
+    /// changes what is known of a repository of which something is kept; names that strangers make up leave no trace.
+    pub(super) async fn learn_access(&self, repository: &Repository, access: Access, asked: &Asked) {
+        if !self.verdicts.learn(repository, access, asked.instant) {
+            return;
+        }
+        let Repository { upstream, repo } = repository;
+        if matches!(self.store.access(upstream, repo).await, Ok(Some(record)) if record.access != access) {
+            tracing::info!(%upstream, repository = %repo, access = access.as_str(), "upstream changed who may read");
+            self.keep_access(repository).await;
+        }
+    }
+
+    /// Writes the verdict down, where there is one, because something of the repository is kept.
+    pub(super) async fn keep_access(&self, repository: &Repository) {
+        let Some(verdict) = self.verdicts.get(repository) else { return };
+        let Repository { upstream, repo } = repository;
+        if let Err(error) = self.store.set_access(upstream, repo, verdict.access).await {
+            tracing::warn!(
+                %upstream, repository = %repo, error = &error as &dyn std::error::Error,
+                "whether a repository is public could not be kept"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repository() -> Repository {
+        Repository { upstream: "up".parse().unwrap(), repo: "app".parse().unwrap() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn public_grows_old_and_the_later_question_decides() {
+        let (verdicts, app, ten_minutes) = (Verdicts::default(), repository(), Duration::from_mins(10));
+        assert_eq!(verdicts.get(&app), None);
+        let early = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let later = Instant::now();
+        assert!(verdicts.learn(&app, Access::Private, later), "news");
+        assert!(!verdicts.learn(&app, Access::Public, early), "asked before, answered after: nothing");
+        assert_eq!(verdicts.get(&app).unwrap().access, Access::Private);
+        assert!(!verdicts.get(&app).unwrap().is_fresh_public(ten_minutes));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(verdicts.learn(&app, Access::Public, Instant::now()));
+        assert!(!verdicts.learn(&app, Access::Public, Instant::now()), "no news");
+        tokio::time::advance(ten_minutes - Duration::from_millis(1)).await;
+        assert!(verdicts.get(&app).unwrap().is_fresh_public(ten_minutes));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!verdicts.get(&app).unwrap().is_fresh_public(ten_minutes), "ten minutes are over");
+        assert_eq!(verdicts.get(&app).unwrap().access, Access::Public, "but it was the last word");
+    }
+
+    #[tokio::test]
+    async fn a_stored_verdict_is_as_old_as_it_says() {
+        let at = |since| Verdict::stored(&AccessRecord { access: Access::Public, since });
+        let now = SystemTime::now();
+        assert!(at(now - Duration::from_secs(1)).is_fresh_public(Duration::from_mins(1)));
+        assert!(!at(now - Duration::from_mins(2)).is_fresh_public(Duration::from_mins(1)));
+        assert!(!at(SystemTime::UNIX_EPOCH).is_fresh_public(Duration::from_mins(1)));
+        assert!(!at(now + Duration::from_hours(1)).is_fresh_public(Duration::from_mins(1)), "the clock was set back");
+    }
+
+    #[tokio::test]
+    async fn the_memory_is_bounded() {
+        let verdicts = Verdicts::default();
+        for n in 0..=CAPACITY {
+            let name = Repository { repo: format!("r{n}").parse().unwrap(), ..repository() };
+            verdicts.learn(&name, Access::Public, Instant::now());
+            assert!(verdicts.known.lock().len() <= CAPACITY);
+            assert!(verdicts.get(&name).is_some());
+        }
+    }
+}
