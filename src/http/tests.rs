@@ -49,8 +49,15 @@ impl Edge {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let cache = Cache::new(store, Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
         let listener = ListenerState::new(config.listeners[0].clone());
-        let app =
-            App { directory: Directory::new(&config), config, cache, upstreams, seal: Seal::new(&[1; 32]), metrics };
+        let app = App {
+            directory: Directory::new(&config),
+            config,
+            cache,
+            upstreams,
+            seal: Seal::new(&[1; 32]),
+            locations: Locations::new([2; 32]),
+            metrics,
+        };
         Self { app, listener, _root: root }
     }
 
