@@ -459,7 +459,9 @@ fn judge_error(error: WriteError) -> Failed {
 /// The same of a request that streams: it is not repeated after a 401, and a new upload begins with a fresh token.
 fn judge_error_of_part(error: WriteError) -> Failed {
     match &error {
-        WriteError::Cache(CacheError::Upstream(cause)) if matches!(cause.fault, Fault::Unauthorized { .. }) => {
+        WriteError::Cache(CacheError::Upstream(cause))
+            if matches!(cause.fault, Fault::Unauthorized { .. } | Fault::Token(_)) =>
+        {
             Failed::Broken(error, None)
         }
         _ => judge_error(error),
