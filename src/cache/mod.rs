@@ -19,11 +19,14 @@ mod lists;
 mod manifest;
 mod progress;
 mod published;
+mod push;
 mod recent;
 mod rights;
 mod status;
+mod upload;
 mod verdict;
 mod verify;
+mod write;
 mod writes;
 
 use std::collections::{HashMap, HashSet};
@@ -47,7 +50,10 @@ pub use error::{CacheError, WrongContent};
 pub use lists::List;
 pub use manifest::{Manifest, Want};
 pub use published::PublishedManifest;
+pub use push::{Doomed, LARGEST_MANIFEST, Put};
 pub use status::{CacheStatus, Found};
+pub use upload::{Begun, ClientBody, ClientFault, IDLE as UPLOAD_IDLE, Opening, Part, Upload, UploadId};
+pub use write::{Said, WriteError};
 use writes::Asked;
 pub use writes::WriteGuard;
 
@@ -126,6 +132,8 @@ pub struct Cache {
     rights: rights::Rights,
     /// Writes on their way, and when the last ones were.
     generations: writes::Generations,
+    /// Uploads on their way through.
+    uploads: upload::Uploads,
     /// Upstreams that cannot be asked for manifests by HEAD.
     heads_unusable: Mutex<HashSet<UpstreamName>>,
     /// Upstreams that have answered a HEAD usefully: their 403 to one is meant.
@@ -190,6 +198,7 @@ impl Cache {
             rights: rights::Rights::default(),
             generations: writes::Generations::default(),
             heads_usable: Mutex::default(),
+            uploads: upload::Uploads::default(),
             heads_unusable: Mutex::default(),
         })
     }

@@ -120,6 +120,12 @@ impl Cache {
         guard.done();
     }
 
+    /// Upstream has brought something back that was deleted: any tag, and any content.
+    pub(super) async fn restored(&self, guard: WriteGuard, target: &Target) {
+        self.forget_answers(&target.repository()).await;
+        guard.done();
+    }
+
     /// Forgets answers that a write has overtaken: what was not there, what tags were seen to mean, lists.
     async fn forget_answers(&self, repository: &Repository) {
         self.missing.forget(|(of, _)| of.is_in(repository));

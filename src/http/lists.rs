@@ -62,7 +62,7 @@ fn respond(route: &Route, request: &Parts, list: List) -> Response<Body> {
 
 /// Upstream's `Link: <…>; rel="next"` for this client: relative, in the form of address that it used. Az keeps only
 /// the query, others the whole path. None if there is no next page, or if it leads elsewhere than to the registry API.
-fn local_link(route: &Route, link: &str) -> Option<String> {
+pub(super) fn local_link(route: &Route, link: &str) -> Option<String> {
     let values = link_values(link);
     let is_next = |parameters: &str| parameters.to_ascii_lowercase().contains("next");
     // Of a single link without parameters it is clear what it means.
@@ -75,6 +75,7 @@ fn local_link(route: &Route, link: &str) -> Option<String> {
 /// The path from `/v2/` on, with the query, that `target` leads to (RFC 3986, section 5).
 fn api_path(route: &Route, target: &str) -> Option<String> {
     let own = route.upstream_path()?;
+    let root = if own.starts_with("/acr/v1/") { "/acr/v1/" } else { "/v2/" };
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
     // Absolute: the authority is upstream's, and none of the client's business.
     let absolute = path.split_once("://").map(|(_, rest)| rest).or_else(|| path.strip_prefix("//"));
@@ -84,8 +85,8 @@ fn api_path(route: &Route, target: &str) -> Option<String> {
         None if path.starts_with('/') => path.to_owned(),
         None => format!("{}/{path}", own.rsplit_once('/').map_or("", |(directory, _)| directory)),
     };
-    // Of a registry behind a path, what counts starts at /v2/.
-    let path = path.get(path.find("/v2/")?..)?;
+    // Of a registry behind a path, what counts starts at /v2/, or where the resource's own path starts.
+    let path = path.get(path.find(root)?..)?;
     Some(query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")))
 }
 

@@ -12,6 +12,7 @@
 //! at the end of the body, on a panic, and when the client leaves before the answer.
 
 pub mod access;
+mod acr;
 pub mod admin;
 mod asked;
 mod caller;
@@ -23,11 +24,14 @@ mod form;
 mod htpasswd;
 mod inbound;
 mod lists;
+mod location;
 mod need;
 mod ping;
 mod pull;
+mod push;
 pub mod range;
 mod record;
+mod relayed;
 mod represent;
 pub mod respond;
 pub mod route;
@@ -36,6 +40,7 @@ mod seal;
 mod tests;
 pub mod token_route;
 mod tokens;
+mod uploads;
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -56,6 +61,7 @@ use self::asked::Asked;
 use self::caller::Caller;
 pub use self::htpasswd::{Htpasswd, HtpasswdError};
 use self::inbound::Inbound;
+pub use self::location::Locations;
 use self::record::Record;
 pub use self::record::Served;
 use self::respond::{Body, BodyError, Failure};
@@ -89,6 +95,8 @@ pub struct App {
     pub upstreams: Arc<Upstreams>,
     /// The keys of the tokens that are given out.
     pub seal: Seal,
+    /// The addresses of uploads.
+    pub locations: Locations,
     /// All metrics.
     pub metrics: Metrics,
 }
@@ -257,34 +265,24 @@ async fn answer(
 async fn resource(asked: Asked<'_>, route: &Route, body: Inbound) -> Result<Response<Body>, Failure> {
     let caller = caller::identify(&asked, route).await?;
     let visit = Visit { asked, route, caller: &caller };
-    if matches!(asked.parts.method, Method::GET | Method::HEAD) { visit.read().await } else { visit.write(body) }
+    let reads = matches!(asked.parts.method, Method::GET | Method::HEAD);
+    if reads { visit.read(body).await } else { visit.write(body).await }
 }
 
 // === impl Visit ===
 
 impl Visit<'_> {
-    async fn read(&self) -> Result<Response<Body>, Failure> {
+    async fn read(&self, body: Inbound) -> Result<Response<Body>, Failure> {
         match &self.route.endpoint {
             Endpoint::Manifest(repo, reference) => pull::manifest(self, repo, reference).await,
             Endpoint::Blob(repo, digest) => pull::blob(self, repo, digest).await,
             Endpoint::Tags(repo) => lists::tags(self, repo).await,
             Endpoint::Referrers(repo, digest) => lists::referrers(self, repo, digest).await,
             Endpoint::Catalog => lists::catalog(self).await,
-            Endpoint::Uploads(_) | Endpoint::Upload(..) | Endpoint::Acr(_) => Err(Failure::new(
-                StatusCode::NOT_FOUND,
-                ErrorCode::BlobUploadUnknown,
-                "there is no such upload: this version of ocistern only pulls",
-            )),
+            Endpoint::Acr(resource) => acr::read(self, resource).await,
+            Endpoint::Upload(repo, state) => Box::pin(uploads::go_on(self, repo, state, body)).await,
+            Endpoint::Uploads(_) => Err(Failure::method("uploads are begun by POST")),
         }
-    }
-
-    /// Pushes, deletes, mounts.
-    fn write(&self, _body: Inbound) -> Result<Response<Body>, Failure> {
-        let message = format!(
-            "this version of ocistern only pulls; push to and delete from upstream {} itself, not through ocistern",
-            self.route.upstream
-        );
-        Err(Failure::method(message))
     }
 }
 

@@ -42,7 +42,7 @@ use crate::http::access::Peer;
 use crate::http::admin::{Admin, Readiness, Stage};
 use crate::http::respond::Body;
 use crate::http::route::Directory;
-use crate::http::{App, ListenerState, Seal, handle};
+use crate::http::{App, ListenerState, Locations, Seal, handle};
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError, StoreOptions};
 use crate::upstream::{SetupError, Upstreams};
@@ -177,7 +177,8 @@ impl Server {
             config: config.clone(),
             cache,
             upstreams: Arc::clone(&upstreams),
-            seal: seal(&store).await?,
+            seal: Seal::new(&private_key(&store, "token").await?),
+            locations: Locations::new(private_key(&store, "upload").await?),
             metrics: metrics.clone(),
         });
         let sockets = open_listeners(&app, &registry, inherited).await?;
@@ -259,11 +260,10 @@ async fn open_store(config: &Config, metrics: Metrics) -> Result<Store, StartErr
     Ok(spawn_blocking(move || Store::open(options, metrics)).await??)
 }
 
-/// The keys of the tokens that are given out.
-async fn seal(store: &Store) -> Result<Seal, StartError> {
+/// A key of this root: for the tokens that are given out, for the addresses of uploads.
+async fn private_key(store: &Store, name: &'static str) -> Result<[u8; 32], StartError> {
     let store = store.clone();
-    let key = spawn_blocking(move || store.private_key("token")).await??;
-    Ok(Seal::new(&key))
+    Ok(spawn_blocking(move || store.private_key(name)).await??)
 }
 
 /// Opens the admin interface, on its socket and its address.

@@ -57,12 +57,12 @@ impl Registry {
         let (call, body) = call.split();
         let mut body = Some(body);
         let mut retries = Retries::until(call.deadline.unwrap_or_else(|| Instant::now() + PREPARATION));
-        let mut last = None;
+        // The failure that tells most: what opened the breaker, and once the request may have been done, that it may.
+        let mut telling = None;
         loop {
             let fault = match Box::pin(self.relay_once(&call, shape, &mut body)).await {
                 Ok(reply) => return Ok(reply),
-                // What opened the breaker tells more than that it is open.
-                Err(fault @ Fault::BreakerOpen { .. }) => return Err(last.unwrap_or(fault).of(self.name())),
+                Err(fault @ Fault::BreakerOpen { .. }) => return Err(telling.unwrap_or(fault).of(self.name())),
                 Err(fault) => fault,
             };
             let repeats = body.is_some()
@@ -72,9 +72,13 @@ impl Registry {
                     _ => false,
                 };
             let pause = if repeats { retries.after(&fault) } else { None };
+            let fault = match telling.take() {
+                Some(broken @ Fault::Broken(_)) => broken,
+                _ => fault,
+            };
             let Some(pause) = pause else { return Err(fault.of(self.name())) };
             tracing::debug!(upstream = %self.name(), ?call, %fault, ?pause, "relaying again");
-            last = Some(fault);
+            telling = Some(fault);
             sleep(pause).await;
         }
     }

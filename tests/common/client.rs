@@ -262,6 +262,11 @@ impl Sending {
         super::patiently("an answer", self.answer.join_next()).await.unwrap().unwrap()
     }
 
+    /// The answer to what was sent so far: the body does not end.
+    pub async fn answer(mut self) -> Got {
+        super::patiently("an answer", self.answer.join_next()).await.unwrap().unwrap()
+    }
+
     /// Breaks the body off.
     pub async fn abort(mut self) -> Got {
         let _ = self.pieces.send(Err(std::io::Error::other("scripted"))).await;

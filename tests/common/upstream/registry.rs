@@ -225,8 +225,10 @@ impl Registry {
                 (sent != Some(&right)).then(|| "Basic realm=\"scripted\"".to_owned())
             }
             Auth::Accounts => {
-                let name = path.rsplitn(3, '/').nth(2);
+                let upload = path.split_once("/blobs/uploads/").map(|(name, _)| name);
+                let name = upload.or_else(|| path.rsplitn(3, '/').nth(2));
                 let action = match request.method.as_str() {
+                    _ if upload.is_some() => "push",
                     "GET" | "HEAD" => "pull",
                     "DELETE" => "delete",
                     _ => "push",

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ocistern::oci::{Algorithm, Hasher};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use socket2::{Domain, Socket, Type};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -99,8 +100,9 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
                     let reply = error(*status, code);
                     shared.broken(request);
                     let _ = reply.write(&mut conn, &AtomicU64::new(0)).await;
-                    // As servers do that do not read on: the rest is not waited for.
                     let _ = conn.end(Cut::Fin);
+                    // What still comes is thrown away, as servers do: a reset would overtake the answer.
+                    while matches!(conn.read_buf(&mut Vec::new()).await, Ok(1..)) {}
                     return;
                 }
             }

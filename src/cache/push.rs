@@ -1,0 +1,316 @@
+//! Manifests on their way up, and deletes: what they may change is doubtful before they are forwarded, and known again
+//! only when upstream has answered.
+//!
+//! Each runs on a task of its own that goes on when its client leaves: upstream may do what it was asked all the same,
+//! and until it has answered nothing that it says about the repository counts.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method};
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant, timeout};
+
+use super::upload::{CLIENT_IDLE, ClientBody, ClientFault};
+use super::write::{Said, WriteError};
+use super::{Cache, CacheError, PublishedManifest, Target, WriteGuard};
+use crate::metrics::Kind;
+use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, media};
+use crate::upstream::{Call, CallBody, CallTarget};
+
+/// The largest manifest that is passed on; one that is larger than `store.max_manifest` is not kept.
+pub const LARGEST_MANIFEST: u64 = 64 << 20;
+/// Time for upstream's answer to a manifest or a delete: some registries look for every part of it in their storage.
+const WRITTEN_WITHIN: Duration = Duration::from_mins(2);
+
+/// A manifest to be put.
+pub struct Put {
+    /// Where.
+    pub target: Target,
+    /// Under which name.
+    pub reference: Reference,
+    /// Under which further names (`?tag=`).
+    pub tags: Vec<Tag>,
+    /// As the client wrote it.
+    pub query: String,
+    /// What goes along.
+    pub headers: HeaderMap,
+    /// The manifest.
+    pub body: ClientBody,
+}
+
+/// What is deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Doomed {
+    /// A manifest, or a tag.
+    Manifest(Reference),
+    /// A blob.
+    Blob(Digest),
+    /// A tag, and nothing else.
+    Tag(Tag),
+    /// Everything.
+    Repository,
+    /// Nothing: the opposite, what was deleted comes back.
+    Restored,
+}
+
+/// A client's manifest.
+enum Manifest {
+    /// All of it.
+    Whole(Bytes),
+    /// Larger than what is kept.
+    Large(ClientBody, Option<u64>),
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// Puts a manifest upstream, and keeps it here. The digest by which it can be asked for from now on.
+    pub async fn put_manifest(self: &Arc<Self>, put: Put) -> Result<(Said, Digest), WriteError> {
+        let cache = Arc::clone(self);
+        self.to_the_end(async move { cache.put(put).await }).await
+    }
+
+    async fn put(self: &Arc<Self>, put: Put) -> Result<(Said, Digest), WriteError> {
+        let Put { target, reference, mut tags, query, headers, body } = put;
+        let manifest = self.receive(body).await?;
+        let digest = match (&manifest, &reference) {
+            (Manifest::Whole(bytes), Reference::Digest(expected)) => {
+                let actual = Digest::of(expected.algorithm(), bytes);
+                if actual != *expected {
+                    let (expected, actual) = (Box::new(*expected), Box::new(actual));
+                    return Err(WriteError::WrongDigest { expected, actual });
+                }
+                Some(actual)
+            }
+            (Manifest::Whole(bytes), Reference::Tag(_)) => Some(Digest::of(Algorithm::Sha256, bytes)),
+            (Manifest::Large(..), Reference::Digest(digest)) => Some(*digest),
+            (Manifest::Large(..), Reference::Tag(_)) => None,
+        };
+        if let Reference::Tag(tag) = &reference
+            && !tags.contains(tag)
+        {
+            tags.push(tag.clone());
+        }
+        let path = format!("/v2/{}/manifests/{reference}", target.repo);
+        let mut call = call(Kind::Manifest, Method::PUT, with_query(path, &query), &target);
+        let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        call.headers = headers;
+        let kept = match manifest {
+            Manifest::Whole(bytes) => {
+                call.body = CallBody::Bytes(bytes.clone());
+                Some(bytes)
+            }
+            Manifest::Large(body, length) => {
+                call.body = CallBody::Stream(body, length);
+                None
+            }
+        };
+        let guard = self.writing(&target, &tags).await.map_err(WriteError::Unmarked)?;
+        let said = match self.relay(&target.upstream, call).await.and_then(Said::into_success) {
+            Ok(said) => said,
+            Err(error) => {
+                if error.is_refusal() {
+                    guard.refused().await;
+                }
+                return Err(error);
+            }
+        };
+        // Upstream decides by which algorithm it names what was put under a tag.
+        let digest = said.digest().or(digest).ok_or_else(|| WriteError::Cache(no_digest(&target)))?;
+        // What is too large to be kept is empty here, and has another digest.
+        let bytes = kept.unwrap_or_default();
+        let media_type = media_type.unwrap_or_else(|| media_type_of(&bytes));
+        self.published_manifest(guard, &target, &tags, PublishedManifest { digest, media_type, bytes }).await;
+        Ok((said, digest))
+    }
+
+    /// Deletes upstream, and here before and after it. `probe` is a path that shows whether the caller may ask at all:
+    /// nothing is forgotten for somebody whom upstream does not know, nor while it is away.
+    pub async fn delete(
+        self: &Arc<Self>,
+        target: &Target,
+        doomed: Doomed,
+        probe: Option<String>,
+        delete: Call,
+    ) -> Result<Said, WriteError> {
+        let (cache, target) = (Arc::clone(self), target.clone());
+        self.to_the_end(async move {
+            if let Some(path) = probe {
+                let head = call(delete.kind, Method::HEAD, path, &target);
+                let said = cache.relay(&target.upstream, head).await?;
+                if matches!(said.status.as_u16(), 403 | 429 | 502 | 503 | 504) {
+                    return Err(WriteError::Refused(Box::new(said)));
+                }
+            }
+            let guard = match &doomed {
+                Doomed::Manifest(Reference::Tag(tag)) | Doomed::Tag(tag) => {
+                    cache.writing(&target, std::slice::from_ref(tag)).await
+                }
+                _ => cache.deleting(&target).await,
+            };
+            let guard = guard.map_err(WriteError::Unmarked)?;
+            // A crash between upstream's answer and what follows it leaves nothing that is deleted.
+            if let Err(error) = cache.forget(&target, &doomed).await {
+                guard.refused().await;
+                return Err(WriteError::Unmarked(error));
+            }
+            match cache.relay(&target.upstream, delete).await.and_then(Said::into_success) {
+                Ok(said) => {
+                    cache.deleted(guard, &target, &doomed).await;
+                    Ok(said)
+                }
+                Err(error) => {
+                    if error.is_refusal() {
+                        guard.refused().await;
+                    }
+                    Err(error)
+                }
+            }
+        })
+        .await
+    }
+
+    /// `DELETE NAME/manifests/REFERENCE`.
+    pub async fn delete_manifest(
+        self: &Arc<Self>,
+        target: &Target,
+        reference: &Reference,
+        query: &str,
+    ) -> Result<Said, WriteError> {
+        let path = with_query(format!("/v2/{}/manifests/{reference}", target.repo), query);
+        let probe = path.clone();
+        let delete = call(Kind::Manifest, Method::DELETE, path, target);
+        self.delete(target, Doomed::Manifest(reference.clone()), Some(probe), delete).await
+    }
+
+    /// `DELETE NAME/blobs/DIGEST`.
+    pub async fn delete_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Said, WriteError> {
+        let path = format!("/v2/{}/blobs/{digest}", target.repo);
+        let probe = path.clone();
+        let delete = call(Kind::Blob, Method::DELETE, path, target);
+        self.delete(target, Doomed::Blob(*digest), Some(probe), delete).await
+    }
+
+    /// Forgets what is about to be deleted. Tags are suspect already.
+    async fn forget(&self, target: &Target, doomed: &Doomed) -> Result<(), CacheError> {
+        let Target { upstream, repo, .. } = target;
+        let repository = target.repository();
+        match doomed {
+            Doomed::Manifest(Reference::Digest(digest)) => {
+                self.store.forget_manifest(upstream, repo, digest).await?;
+                self.hot.remove_all_from(&repository);
+            }
+            Doomed::Blob(digest) => {
+                self.store.forget_blob(upstream, repo, digest).await?;
+                self.hot.remove_from(&repository, digest);
+            }
+            Doomed::Repository => {
+                self.store.forget_repository(upstream, repo).await?;
+                self.hot.remove_all_from(&repository);
+            }
+            Doomed::Manifest(Reference::Tag(_)) | Doomed::Tag(_) | Doomed::Restored => {}
+        }
+        Ok(())
+    }
+
+    /// Upstream has deleted it.
+    async fn deleted(&self, guard: WriteGuard, target: &Target, doomed: &Doomed) {
+        match doomed {
+            Doomed::Manifest(Reference::Digest(digest)) => self.deleted_manifest(guard, target, digest).await,
+            Doomed::Manifest(Reference::Tag(tag)) | Doomed::Tag(tag) => self.deleted_tag(guard, target, tag).await,
+            Doomed::Blob(digest) => self.deleted_blob(guard, target, digest).await,
+            Doomed::Repository => self.deleted_repository(guard, target).await,
+            Doomed::Restored => self.restored(guard, target).await,
+        }
+    }
+
+    /// Upstream has mounted a blob.
+    pub async fn mounted_blob(self: &Arc<Self>, target: &Target, digest: &Digest) {
+        match self.stored(digest).await {
+            Some(stored) => self.published_blob(target, digest, stored.len).await,
+            None => self.forget_missing_blob(target, digest),
+        }
+    }
+
+    /// Runs `work` on a task of its own, to its end whatever becomes of who waits for it; only a stop ends it.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, WriteError>> + Send + 'static,
+    ) -> Result<T, WriteError> {
+        let (sender, result) = oneshot::channel();
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            if let Some(outcome) = stop.run_until_cancelled(work).await {
+                // Nobody may be waiting any more.
+                let _ = sender.send(outcome);
+            }
+        });
+        result.await.unwrap_or(Err(WriteError::Cache(CacheError::Stopped)))
+    }
+
+    /// Takes a manifest from the client: into memory, if it is to be kept.
+    async fn receive(&self, mut body: ClientBody) -> Result<Manifest, WriteError> {
+        let announced = body.size_hint().exact();
+        if announced.is_some_and(|length| length > LARGEST_MANIFEST) {
+            return Err(ClientFault::TooLarge { limit: LARGEST_MANIFEST }.into());
+        }
+        let mut bytes = BytesMut::new();
+        loop {
+            if bytes.len() as u64 > self.config.max_manifest {
+                return Ok(Manifest::Large(large(bytes.freeze(), body), announced));
+            }
+            match timeout(CLIENT_IDLE, body.frame()).await.map_err(|_| ClientFault::Idle)? {
+                Some(frame) => {
+                    let data = frame.map_err(ClientFault::Broken)?.into_data().unwrap_or_default();
+                    bytes.extend_from_slice(&data);
+                }
+                None => return Ok(Manifest::Whole(bytes.freeze())),
+            }
+        }
+    }
+}
+
+/// What has come of a manifest, and what still comes: as a body that is not held in memory and ends at the limit.
+fn large(start: Bytes, rest: ClientBody) -> ClientBody {
+    let first = start.len() as u64;
+    let state = (Some(start), rest, first);
+    let frames = futures_util::stream::try_unfold(state, |(start, mut rest, mut count)| async move {
+        if let Some(start) = start {
+            return Ok(Some((Frame::data(start), (None, rest, count))));
+        }
+        let frame = timeout(CLIENT_IDLE, rest.frame()).await.map_err(|_| ClientFault::Idle)?;
+        let Some(frame) = frame else { return Ok(None) };
+        let data = frame.map_err(ClientFault::Broken)?.into_data().unwrap_or_default();
+        count += data.len() as u64;
+        if count > LARGEST_MANIFEST {
+            return Err(ClientFault::TooLarge { limit: LARGEST_MANIFEST });
+        }
+        Ok::<_, ClientFault>(Some((Frame::data(data), (None, rest, count))))
+    });
+    StreamBody::new(frames).map_err(Into::into).boxed_unsync()
+}
+
+/// What a manifest says that it is, where the client did not.
+fn media_type_of(bytes: &[u8]) -> String {
+    let info = ManifestInfo::check(None, bytes).ok();
+    info.and_then(|info| info.media_type).unwrap_or_else(|| media::OCI_MANIFEST.to_owned())
+}
+
+fn no_digest(target: &Target) -> CacheError {
+    let reason = "a manifest was put and it did not say by which digest";
+    CacheError::BadAnswer { upstream: target.upstream.clone(), reason }
+}
+
+fn with_query(path: String, query: &str) -> String {
+    if query.is_empty() { path } else { format!("{path}?{query}") }
+}
+
+fn call(kind: Kind, method: Method, path: String, target: &Target) -> Call {
+    Call::new(kind, method, CallTarget::Path(path), target.right.clone())
+        .with_repo(&target.repo)
+        .with_deadline(Instant::now() + WRITTEN_WITHIN)
+}

@@ -1,0 +1,152 @@
+//! What an upload leaves on this side while it runs: a file in the store, so that it can be replayed and published.
+//!
+//! Nothing here fails an upload. Without room it goes on without the file: then it can be neither replayed nor kept, and
+//! is only hashed.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::super::body::read_at;
+use crate::oci::{Algorithm, Digest, Hasher};
+use crate::store::{Spool, Store, StoreError, StoredBlob};
+
+/// Bytes that are copied at once.
+const STEP: usize = 1 << 20;
+
+/// What is kept of an upload.
+pub(super) enum Kept {
+    /// Nothing has come yet.
+    Nothing,
+    /// All of it, in a file.
+    Spool(Box<Spool>),
+    /// There is no room: only the sum of what has gone upstream.
+    Hashed(Box<Hasher>),
+    /// Not even that is known any more: writing failed in the middle.
+    Lost,
+}
+
+// === impl Kept ===
+
+impl Kept {
+    /// Gets ready for the first bytes. `length` of all, if it is known; `algorithm` of the digest, as far as is known.
+    pub(super) async fn begin(&mut self, store: &Store, length: Option<u64>, algorithm: Algorithm) {
+        if !matches!(self, Self::Nothing) {
+            return;
+        }
+        *self = match store.spool(length).await {
+            Ok(spool) => Self::Spool(Box::new(spool)),
+            Err(error) => {
+                report(&error);
+                Self::Hashed(Box::new(Hasher::new(algorithm)))
+            }
+        };
+    }
+
+    /// Adds a piece. When this is dropped before it is done, the piece is not in.
+    pub(super) async fn add(&mut self, piece: &Bytes) {
+        match self {
+            Self::Spool(spool) => {
+                let Err(error) = spool.write(piece.clone()).await else { return };
+                report(&error);
+                *self = Self::Lost;
+            }
+            Self::Hashed(hasher) => hasher.update(piece),
+            Self::Nothing | Self::Lost => *self = Self::Lost,
+        }
+    }
+
+    /// Whether all that was added can be read again.
+    pub(super) const fn is_whole(&self) -> bool {
+        matches!(self, Self::Nothing | Self::Spool(_))
+    }
+
+    /// The digest of all that was added; none if that cannot be told.
+    pub(super) async fn digest(&mut self, algorithm: Algorithm) -> Option<Digest> {
+        match self {
+            Self::Nothing => Some(Digest::of(algorithm, b"")),
+            Self::Spool(spool) => match spool.digest_so_far(algorithm).await {
+                Ok(digest) => Some(digest),
+                Err(error) => {
+                    report(&error);
+                    *self = Self::Lost;
+                    None
+                }
+            },
+            Self::Hashed(hasher) => {
+                let digest = Hasher::clone(hasher).finish();
+                (digest.algorithm() == algorithm).then_some(digest)
+            }
+            Self::Lost => None,
+        }
+    }
+
+    /// The file, with all that was added in it; none if there is none.
+    pub(super) async fn file(&mut self) -> Option<Arc<File>> {
+        let Self::Spool(spool) = self else { return None };
+        match spool.flush().await {
+            Ok(_) => Some(spool.file()),
+            Err(error) => {
+                report(&error);
+                *self = Self::Lost;
+                None
+            }
+        }
+    }
+
+    /// Forgets all but the first `length` bytes: what came after them was not acknowledged and will come again.
+    pub(super) async fn rewind(&mut self, store: &Store, length: u64) {
+        if length == 0 {
+            *self = Self::Nothing;
+            return;
+        }
+        let Some(file) = self.file().await else {
+            *self = Self::Lost;
+            return;
+        };
+        // A file that others may read at this moment is not cut: the part that counts is copied.
+        let old = std::mem::replace(self, Self::Lost);
+        let mut new = Self::Nothing;
+        new.begin(store, None, Algorithm::Sha256).await;
+        let mut at = 0;
+        while at < length && matches!(new, Self::Spool(_)) {
+            let (file, step) = (Arc::clone(&file), STEP.min(usize::try_from(length - at).unwrap_or(STEP)));
+            let read = tokio::task::spawn_blocking(move || read_at(&file, at, step)).await;
+            match read {
+                Ok(Ok(bytes)) if !bytes.is_empty() => {
+                    at += bytes.len() as u64;
+                    new.add(&bytes).await;
+                }
+                _ => return,
+            }
+        }
+        drop(old);
+        *self = if at == length { new } else { Self::Lost };
+    }
+
+    /// Publishes it under its digest; none if there is nothing to publish.
+    pub(super) async fn publish(self, store: &Store, digest: &Digest) -> Option<StoredBlob> {
+        let published = match self {
+            Self::Spool(spool) => spool.finish(digest).await,
+            // An empty blob never had a file.
+            Self::Nothing => match store.create(digest, Some(0)).await {
+                Ok(writer) => writer.finish().await,
+                Err(error) => Err(error),
+            },
+            Self::Hashed(_) | Self::Lost => return None,
+        };
+        published.inspect_err(report).ok()
+    }
+}
+
+fn report(error: &StoreError) {
+    if error.is_full() {
+        tracing::info!("the store has no room for an upload; it goes through and is not kept");
+    } else {
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "an upload cannot be kept; it goes through all the same"
+        );
+    }
+}

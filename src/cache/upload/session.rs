@@ -1,0 +1,469 @@
+//! One upload: where it is upstream, what is kept of it here, and how it goes on when upstream breaks it.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::feed::Feed;
+use super::kept::Kept;
+use super::pump::Pump;
+use super::{ClientBody, ClientFault, Part};
+use crate::cache::write::{Said, WriteError};
+use crate::cache::{ANSWER_WITHIN, Cache, CacheError, Target};
+use crate::metrics::Kind;
+use crate::oci::{Algorithm, Digest};
+use crate::upstream::{Call, CallBody, CallTarget, Class, Fault, Location};
+
+/// How often an upload that upstream broke is begun anew, for one request of the client.
+const REPLAYS: u32 = 3;
+/// The first pause before that; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// The longest pause that upstream may ask for without the client being told.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// One upload.
+pub(super) struct Session {
+    remote: Remote,
+    kept: Kept,
+    /// Bytes that were acknowledged.
+    offset: u64,
+    /// A request came in the middle of which something failed, or its client left: what it brought does not count.
+    interrupted: bool,
+    /// Of the digest that will close it, as far as is known.
+    algorithm: Algorithm,
+}
+
+/// Where the upload is upstream.
+enum Remote {
+    /// It goes on there, with as many bytes as were acknowledged.
+    Open(Location),
+    /// There is none, or upstream has broken it: the next byte begins a new one, with all the bytes before it.
+    Broken,
+    /// It is closed or given up: nothing more comes.
+    Closed,
+}
+
+/// A request of a client on an upload.
+pub(super) struct Job<'a> {
+    pub(super) cache: &'a Cache,
+    pub(super) target: &'a Target,
+    /// The upload is over.
+    pub(super) gone: &'a CancellationToken,
+    pub(super) body: ClientBody,
+    pub(super) length: Option<u64>,
+    pub(super) part: Option<Part>,
+    pub(super) last: Last,
+}
+
+/// Whether more comes after this request.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Last {
+    /// Yes: PATCH.
+    Part,
+    /// No, and all is what this names: PUT.
+    Closing(Digest),
+}
+
+/// Why a try failed.
+enum Failed {
+    /// For good.
+    Final(WriteError),
+    /// Upstream broke the upload: it is worth a new one, after a pause if upstream asked for it.
+    Broken(WriteError, Option<Duration>),
+}
+
+/// What a request works with.
+struct Context<'a> {
+    cache: &'a Cache,
+    target: &'a Target,
+    part: Option<Part>,
+    length: Option<u64>,
+    last: Last,
+}
+
+// === impl Session ===
+
+impl Session {
+    pub(super) const fn new(algorithm: Algorithm) -> Self {
+        Self { remote: Remote::Broken, kept: Kept::Nothing, offset: 0, interrupted: false, algorithm }
+    }
+
+    pub(super) const fn is_open(&self) -> bool {
+        matches!(self.remote, Remote::Open(_))
+    }
+
+    /// Bytes that were acknowledged.
+    pub(super) const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Whether it cannot go on: closed, or broken with nothing to replay.
+    pub(super) const fn is_lost(&self) -> bool {
+        match self.remote {
+            Remote::Closed => true,
+            Remote::Broken => self.offset > 0 && !self.kept.is_whole(),
+            Remote::Open(_) => false,
+        }
+    }
+
+    /// What was uploaded, after it was closed: its length, and the file.
+    pub(super) fn take(&mut self) -> (u64, Kept) {
+        self.remote = Remote::Closed;
+        (self.offset, std::mem::replace(&mut self.kept, Kept::Nothing))
+    }
+
+    /// Begins the upload upstream. Not open afterwards: upstream had no need of it, for a mount.
+    pub(super) async fn open(
+        &mut self,
+        cache: &Cache,
+        target: &Target,
+        query: &str,
+        scope: Option<&str>,
+    ) -> Result<Said, WriteError> {
+        // Nothing has come yet that could be lost: the client tries again by itself, and knows how often.
+        self.try_open(cache, target, query, scope).await.map_err(|failed| match failed {
+            Failed::Final(error) | Failed::Broken(error, _) => error,
+        })
+    }
+
+    async fn try_open(
+        &mut self,
+        cache: &Cache,
+        target: &Target,
+        query: &str,
+        scope: Option<&str>,
+    ) -> Result<Said, Failed> {
+        let mut path = format!("/v2/{}/blobs/uploads/", target.repo);
+        if !query.is_empty() {
+            path.push('?');
+            path.push_str(query);
+        }
+        let mut call = call(Method::POST, CallTarget::Path(path), target).with_deadline(Instant::now() + ANSWER_WITHIN);
+        call.scope = scope.map(str::to_owned);
+        let said = Box::pin(cache.relay(&target.upstream, call)).await.map_err(judge_error)?;
+        match (said.status, &said.location) {
+            (StatusCode::ACCEPTED, Some(location)) => {
+                self.remote = Remote::Open(location.clone());
+                Ok(said)
+            }
+            (StatusCode::CREATED, _) if query.contains("mount=") => Ok(said),
+            (StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT | StatusCode::OK, _) => {
+                let upstream = target.upstream.clone();
+                let reason = "an upload was begun and it did not say where it goes on";
+                Err(Failed::Final(CacheError::BadAnswer { upstream, reason }.into()))
+            }
+            // To POST, 404 is said of the repository.
+            (StatusCode::NOT_FOUND, _) => Err(Failed::Final(WriteError::Refused(Box::new(said)))),
+            _ => Err(judge(said)),
+        }
+    }
+
+    /// Takes a request's body, and sends it upstream. It counts whole or not at all.
+    pub(super) async fn transmit(&mut self, job: Job<'_>) -> Result<Said, WriteError> {
+        let Job { cache, target, gone, body, length, part, last } = job;
+        self.repair(cache).await?;
+        check_part(part.as_ref(), self.offset, length)?;
+        let length = length.or(part.as_ref().map(|part| part.end - part.start));
+        let context = Context { cache, target, part, length, last };
+        let mut pump = Pump::new(body, length, matches!(last, Last::Closing(_)));
+        if matches!((length, last), (Some(0), Last::Part)) {
+            // Some registries have no use for a part without bytes.
+            return Ok(Said::accepted(target.right.via()));
+        }
+        self.interrupted = true;
+        let said = tokio::select! {
+            said = self.insist(&context, &mut pump) => said?,
+            () = gone.cancelled() => {
+                let stops = cache.stop.is_cancelled();
+                return Err(if stops { CacheError::Stopped.into() } else { WriteError::UnknownUpload });
+            }
+        };
+        self.interrupted = false;
+        self.offset += pump.accepted();
+        Ok(said)
+    }
+
+    /// Tries until upstream has it, or there is no hope.
+    async fn insist(&mut self, context: &Context<'_>, pump: &mut Pump) -> Result<Said, WriteError> {
+        let mut pause = FIRST_PAUSE;
+        let mut replays = 0;
+        loop {
+            let (error, after) = match self.attempt(context, pump).await {
+                Ok(said) => return Ok(said),
+                Err(Failed::Final(error)) => return Err(error),
+                Err(Failed::Broken(error, after)) => (error, after),
+            };
+            self.remote = Remote::Broken;
+            if let Last::Closing(digest) = &context.last
+                && pump.has_ended()
+                && let Some(said) = has_arrived(context, digest, self.offset + pump.accepted()).await
+            {
+                return Ok(said);
+            }
+            replays += 1;
+            if replays > REPLAYS || !self.kept.is_whole() {
+                return Err(error);
+            }
+            tracing::info!(
+                upstream = %context.target.upstream, repository = %context.target.repo, bytes = self.offset + pump.accepted(),
+                error = &error as &dyn std::error::Error, "upstream broke an upload; it is begun anew and replayed"
+            );
+            sleep(after.unwrap_or(pause)).await;
+            pause *= 2;
+        }
+    }
+
+    /// One request upstream.
+    async fn attempt(&mut self, context: &Context<'_>, pump: &mut Pump) -> Result<Said, Failed> {
+        let Context { cache, target, length, last, .. } = context;
+        let replays = !self.is_open();
+        if replays {
+            Box::pin(self.try_open(cache, target, "", None)).await?;
+        }
+        let Remote::Open(location) = &self.remote else {
+            return Err(Failed::Final(WriteError::UnknownUpload));
+        };
+        let location = location.clone();
+        let replay = if replays { self.replay(pump).await? } else { None };
+        let algorithm = match last {
+            Last::Closing(digest) => digest.algorithm(),
+            Last::Part => self.algorithm,
+        };
+        let whole_length = length.filter(|_| matches!(last, Last::Closing(_)) && self.offset == 0);
+        if *length == Some(0) {
+            pump.run(&mut self.kept, None).await.map_err(|fault| Failed::Final(fault.into()))?;
+            self.check(last, pump).await?;
+        } else {
+            self.kept.begin(&cache.store, whole_length, algorithm).await;
+        }
+        // What the client has said of the part is not true of a replay, which begins at the beginning.
+        let range = context.part.as_ref().filter(|_| replay.is_none() || self.offset == 0).map(|part| &part.text);
+        let sent_before = replay.as_ref().map_or(0, |_| self.offset);
+        let total = length.map(|length| sent_before + length);
+        let mut call = match last {
+            Last::Part => call(Method::PATCH, CallTarget::Url(location), target),
+            Last::Closing(digest) => call(Method::PUT, CallTarget::Url(location.with_digest(digest)), target),
+        };
+        if let Some(range) = range {
+            call.headers.insert(CONTENT_RANGE, range.clone());
+        }
+        if total == Some(0) {
+            // The client's own request has ended with nothing in it: this one cannot be half done.
+            return self.settle(context, cache.relay(&target.upstream, call).await, pump);
+        }
+        call.headers.insert(CONTENT_TYPE, OCTETS);
+        let (inlet, feed) = Feed::new(replay);
+        let mut relayed =
+            Box::pin(cache.relay(&target.upstream, call.with_body(CallBody::Stream(feed.boxed_unsync(), total))));
+        let early = {
+            let work = async {
+                pump.run(&mut self.kept, Some(&inlet)).await.map_err(|fault| Failed::Final(fault.into()))?;
+                if pump.has_ended() && !inlet.is_closed() {
+                    self.check(last, pump).await?;
+                    pump.finish(&inlet).await;
+                }
+                Ok::<(), Failed>(())
+            };
+            tokio::select! {
+                biased;
+                said = &mut relayed => Some(said),
+                worked = work => worked.map(|()| None)?,
+            }
+        };
+        drop(inlet);
+        let said = match early {
+            Some(said) => said,
+            None => relayed.await,
+        };
+        if let (Ok(said), Last::Closing(_)) = (&said, last)
+            && said.status == StatusCode::CREATED
+            && !said.whole
+        {
+            // It has the blob already. What the client sends is looked at all the same.
+            pump.run(&mut self.kept, None).await.map_err(|fault| Failed::Final(fault.into()))?;
+            self.check(last, pump).await?;
+            return Ok(Said { whole: true, ..said.clone() });
+        }
+        self.settle(context, said, pump)
+    }
+
+    /// What a relayed request means for the upload.
+    fn settle(&mut self, context: &Context<'_>, said: Result<Said, WriteError>, pump: &Pump) -> Result<Said, Failed> {
+        let said = said.map_err(judge_error_of_part)?;
+        let closing = matches!(context.last, Last::Closing(_));
+        if !said.status.is_success() {
+            // Of a sum that was checked here, upstream's complaint is of its own making.
+            return Err(judge(said));
+        }
+        if !said.whole || !pump.has_ended() || (closing && said.status == StatusCode::ACCEPTED) {
+            return Err(Failed::Broken(WriteError::Refused(Box::new(said)), None));
+        }
+        if let (Some(location), false) = (&said.location, closing) {
+            self.remote = Remote::Open(location.clone());
+        }
+        Ok(said)
+    }
+
+    /// What is to be sent again to a new upload: everything but what is held back.
+    async fn replay(&mut self, pump: &mut Pump) -> Result<Option<(Arc<File>, u64)>, Failed> {
+        pump.restart();
+        let end = self.offset + pump.accepted() - pump.held();
+        if end == 0 {
+            return Ok(None);
+        }
+        match self.kept.file().await {
+            Some(file) => Ok(Some((file, end))),
+            None => Err(Failed::Final(WriteError::UnknownUpload)),
+        }
+    }
+
+    /// Whether all that came is what the closing digest names. Where that cannot be told, upstream has to.
+    async fn check(&mut self, last: &Last, pump: &mut Pump) -> Result<(), Failed> {
+        if let Last::Closing(expected) = last
+            && pump.holds_back()
+            && let Some(actual) = self.kept.digest(expected.algorithm()).await
+            && actual != *expected
+        {
+            let (expected, actual) = (Box::new(*expected), Box::new(actual));
+            return Err(Failed::Final(WriteError::WrongDigest { expected, actual }));
+        }
+        pump.release();
+        Ok(())
+    }
+
+    /// Lets go of what is of no use any more when a request ends: of one that failed, nothing counts.
+    pub(super) fn rest(&mut self) {
+        if self.interrupted && self.offset == 0 {
+            self.kept = Kept::Nothing;
+        }
+    }
+
+    /// Takes back what an interrupted request brought.
+    async fn repair(&mut self, cache: &Cache) -> Result<(), WriteError> {
+        if std::mem::replace(&mut self.interrupted, false) {
+            self.remote = Remote::Broken;
+            self.kept.rewind(&cache.store, self.offset).await;
+        }
+        if self.is_lost() { Err(WriteError::UnknownUpload) } else { Ok(()) }
+    }
+
+    /// Gives it up, here and upstream. Where upstream will not hear of it, it goes on.
+    pub(super) async fn cancel(&mut self, cache: &Cache, target: &Target) -> Result<(), WriteError> {
+        let location = match &self.remote {
+            Remote::Open(location) if !self.interrupted => location.clone(),
+            _ => {
+                self.remote = Remote::Closed;
+                return Ok(());
+            }
+        };
+        match cache.relay(&target.upstream, cancelling(&location, target)).await {
+            Ok(said) if !said.status.is_success() && said.status != StatusCode::NOT_FOUND => {
+                return Err(WriteError::Refused(Box::new(said)));
+            }
+            Err(error) if error.is_refusal() => return Err(error),
+            // Where it could not be asked, it forgets the upload by itself.
+            Ok(_) | Err(_) => {}
+        }
+        self.remote = Remote::Closed;
+        Ok(())
+    }
+
+    /// Gives it up here. Where it may still be open upstream is returned.
+    pub(super) fn abandon(&mut self) -> Option<Location> {
+        self.kept = Kept::Nothing;
+        match std::mem::replace(&mut self.remote, Remote::Closed) {
+            Remote::Open(location) => Some(location),
+            Remote::Broken | Remote::Closed => None,
+        }
+    }
+}
+
+/// The request that gives an upload up.
+pub(super) fn cancelling(location: &Location, target: &Target) -> Call {
+    let deadline = Instant::now() + ANSWER_WITHIN;
+    call(Method::DELETE, CallTarget::Url(location.clone()), target).with_deadline(deadline)
+}
+
+fn call(method: Method, to: CallTarget, target: &Target) -> Call {
+    Call::new(Kind::Upload, method, to, target.right.clone()).with_repo(&target.repo)
+}
+
+/// Whether upstream has the blob, although it did not say so: its answer may have been lost.
+async fn has_arrived(context: &Context<'_>, digest: &Digest, size: u64) -> Option<Said> {
+    let Context { cache, target, .. } = context;
+    let path = CallTarget::Path(format!("/v2/{}/blobs/{digest}", target.repo));
+    let head = Call::new(Kind::Blob, Method::HEAD, path, target.right.clone()).with_repo(&target.repo);
+    let said = cache.relay(&target.upstream, head.with_deadline(Instant::now() + ANSWER_WITHIN)).await.ok()?;
+    let length = said.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let there = said.status == StatusCode::OK && length.is_none_or(|length| length == size);
+    there.then(|| Said::created(said.via))
+}
+
+/// A part must follow the one before, and be as long as it says.
+fn check_part(part: Option<&Part>, offset: u64, length: Option<u64>) -> Result<(), WriteError> {
+    match part {
+        Some(part) if part.start != offset => Err(WriteError::OutOfOrder { offset }),
+        Some(part) if length.is_some_and(|length| length != part.end - part.start) => Err(ClientFault::Length.into()),
+        _ => Ok(()),
+    }
+}
+
+/// What an answer other than a success means for the upload.
+fn judge(said: Said) -> Failed {
+    let about_the_upload = || {
+        let code = said.code().unwrap_or_default();
+        // Of bytes that were checked here, a complaint about their digest or number means that upstream lost some.
+        ["BLOB_UPLOAD_INVALID", "BLOB_UPLOAD_UNKNOWN", "DIGEST_INVALID", "SIZE_INVALID", "RANGE_INVALID"]
+            .contains(&code.as_str())
+    };
+    let broken = match said.status.as_u16() {
+        404 | 408 | 410 | 416 | 425 | 429 | 500 | 502 | 503 | 504 => true,
+        400 => about_the_upload(),
+        _ => false,
+    };
+    let after = said.headers.get(RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
+    let after = after.map(Duration::from_secs);
+    let error = WriteError::Refused(Box::new(said));
+    if broken && after.is_none_or(|after| after <= LONGEST_PAUSE) {
+        Failed::Broken(error, after)
+    } else {
+        Failed::Final(error)
+    }
+}
+
+/// What a request that got no answer means for the upload.
+fn judge_error(error: WriteError) -> Failed {
+    let (broken, after) = match &error {
+        WriteError::Cache(CacheError::Upstream(cause)) => match &cause.fault {
+            Fault::Sealed | Fault::OwnListener => (false, None),
+            Fault::RateLimited { retry_after, .. } => (true, *retry_after),
+            Fault::BreakerOpen { retry_after } => (true, Some(*retry_after)),
+            _ => (cause.class() == Class::Unavailable, None),
+        },
+        _ => (false, None),
+    };
+    if broken && after.is_none_or(|after| after <= LONGEST_PAUSE) {
+        Failed::Broken(error, after)
+    } else {
+        Failed::Final(error)
+    }
+}
+
+/// The same of a request that streams: it is not repeated after a 401, and a new upload begins with a fresh token.
+fn judge_error_of_part(error: WriteError) -> Failed {
+    match &error {
+        WriteError::Cache(CacheError::Upstream(cause))
+            if matches!(cause.fault, Fault::Unauthorized { .. } | Fault::Token(_)) =>
+        {
+            Failed::Broken(error, None)
+        }
+        _ => judge_error(error),
+    }
+}
