@@ -64,10 +64,10 @@ impl Cache {
         let answer = async {
             self.admit(target)?;
             if matches!(want, Want::Confirmed | Want::Required) {
-                match self.confirmed(target, want, self.describe_upstream(target, reference)).await {
-                    Some(answer) => return answer.map(Described::into_manifest),
-                    None => tracing::debug!(?target, %reference, "upstream cannot be asked; what is known answers"),
+                if let Some(answer) = self.confirmed(target, want, self.describe_upstream(target, reference)).await {
+                    return answer.map(Described::into_manifest);
                 }
+                tracing::debug!(?target, %reference, "upstream cannot be asked; what is known answers");
             }
             match reference {
                 Reference::Digest(digest) => self.manifest_by_digest(target, digest, want).await,
@@ -159,7 +159,7 @@ impl Cache {
             Freshness::Sealed if !suspect && self.passes(target, known.via, When::Away).await => Ok(known.manifest),
             Freshness::Sealed => Err(CacheError::Sealed { upstream: target.upstream.clone() }),
             // Whether the tag moved and whether the caller may have it are one question.
-            Freshness::Fresh | Freshness::Expired => self.revalidate(target, tag, known, record, want, suspect).await,
+            Freshness::Fresh | Freshness::Expired => self.revalidate(target, tag, (known, record), want, suspect).await,
         }
     }
 
@@ -169,8 +169,7 @@ impl Cache {
         self: &Arc<Self>,
         target: &Target,
         tag: &Tag,
-        known: Known,
-        record: TagRecord,
+        (known, record): (Known, TagRecord),
         want: Want,
         suspect: bool,
     ) -> Result<Manifest, CacheError> {

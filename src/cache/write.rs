@@ -156,8 +156,7 @@ impl WriteError {
                     | Fault::Credential(_)
                     | Fault::Unauthorized { .. }
             ),
-            Self::Cache(CacheError::NoUpstream(_)) => true,
-            Self::Unmarked(_) | Self::WrongDigest { .. } => true,
+            Self::Cache(CacheError::NoUpstream(_)) | Self::Unmarked(_) | Self::WrongDigest { .. } => true,
             _ => false,
         }
     }

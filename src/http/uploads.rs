@@ -285,13 +285,9 @@ pub(super) fn parameters<'a>(query: &'a str, name: &str) -> impl Iterator<Item =
 }
 
 fn closing_digest(query: &str) -> Result<Digest, Failure> {
-    match parameter(query, "digest") {
-        Some(text) => parse_digest(&text),
-        None => {
-            let message = "the request that closes an upload says what it is: add ?digest=";
-            Err(Failure::bad_request(ErrorCode::DigestInvalid, message))
-        }
-    }
+    let message = "the request that closes an upload says what it is: add ?digest=";
+    let missing = || Failure::bad_request(ErrorCode::DigestInvalid, message);
+    parse_digest(&parameter(query, "digest").ok_or_else(missing)?)
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Failure> {

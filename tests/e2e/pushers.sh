@@ -27,7 +27,7 @@ push_flow() {
     # Of a chart it is the version.
     [[ $name != helm ]] || tag=1.0.0
     mkdir -p "$STORAGE"
-    fails "push_login_$name" "$user" wrong-password
+    [[ ${LOGIN_IS_CHECKED:-1} == 0 ]] || fails "push_login_$name" "$user" wrong-password
     "push_login_$name" "$user" "$password"
     pushed=$("push_$name" "$repository")
     same "digest upstream" "${pushed#manifest }" "$("$upstream" "$repository" "$tag")"

@@ -58,7 +58,7 @@ impl Registry {
                 Some(from) => *name == from,
                 None => self.mounts_from_anywhere,
             });
-            if let Some(bytes) = places.filter_map(|(_, repo)| repo.blobs.get(&digest)).next().cloned() {
+            if let Some(bytes) = places.find_map(|(_, repo)| repo.blobs.get(&digest)).cloned() {
                 self.put_blob(repo, digest, &bytes);
                 return created(repo, "blobs", &digest);
             }
