@@ -54,7 +54,7 @@ impl Registry {
     fn begin(&mut self, request: &Request, repo: &str) -> Reply {
         if let Some(digest) = request.parameter("mount").and_then(|text| text.parse::<Digest>().ok()) {
             let from = request.parameter("from");
-            let places = self.repos.iter().filter(|(name, _)| match &from {
+            let mut places = self.repos.iter().filter(|(name, _)| match &from {
                 Some(from) => *name == from,
                 None => self.mounts_from_anywhere,
             });
