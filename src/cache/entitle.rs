@@ -104,8 +104,7 @@ impl Cache {
     pub(super) async fn passes(&self, target: &Target, via: Via, when: When) -> bool {
         match (&target.right, via) {
             (Right::Shared, via) => via != Via::Client,
-            (_, Via::Shared) => false,
-            (Right::Anonymous, Via::Client) => false,
+            (_, Via::Shared) | (Right::Anonymous, Via::Client) => false,
             (Right::Anonymous, Via::Anonymous) => self.is_public(target, when).await,
             (Right::Client(_), Via::Client) => self.is_allowed(target, when),
             (Right::Client(_), Via::Anonymous) => self.is_public(target, when).await || self.is_allowed(target, when),
@@ -203,14 +202,14 @@ impl Cache {
                 let terms = self.terms(target);
                 self.rights.allow(lent, &repository, asked.instant, terms.access_ttl + terms.access_stale);
             }
-            (Ok(_), _) => {}
             (Err(error), Right::Anonymous) if error.is_refusal() => {
                 self.learn_access(&repository, Access::Private, asked).await;
             }
             (Err(error), Right::Client(lent)) if error.is_refusal() => {
                 self.rights.refuse(lent, &repository, asked.instant, error);
             }
-            (Err(_), _) => {}
+            // What the account gets, and what says nothing about rights.
+            _ => {}
         }
     }
 
