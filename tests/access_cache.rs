@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::content::{blob, image, sha256};
-use common::direct::{Came, account, target};
+use common::direct::{Came, account, apart, target};
 use common::upstream::{Accounts, Auth};
 use common::{Direct, Gate, Image, Upstream, acts, clock};
 use ocistern::cache::{Found, Want};
@@ -442,20 +442,20 @@ async fn a_refusal_of_who_began_a_fill_answers_nobody_else() {
         direct.tags(&account("eve"), "secret").await;
         let gate = Gate::new();
         upstream.script("GET", "/v2/secret/blobs/*", 0..1, acts::hold_head(&gate));
-        let eve = tokio::spawn({
+        let eve = apart({
             let direct = direct.clone();
             async move { direct.blob(&account("eve"), "secret", &digest).await }
         });
         gate.reached(1).await;
-        let ann = tokio::spawn({
+        let ann = apart({
             let direct = direct.clone();
             async move { direct.blob(&account("ann"), "secret", &digest).await }
         });
         upstream.until("HEAD", "/v2/secret/blobs/*", 1).await;
         gate.open();
-        let eve = eve.await.unwrap();
+        let eve = eve.done().await;
         assert!(matches!(eve, Came::Refused(_) | Came::Missing(_)), "{refusal}: {eve:?}");
-        ann.await.unwrap().found(&digest);
+        ann.done().await.found(&digest);
     }
 }
 
@@ -470,7 +470,7 @@ async fn a_fill_goes_on_by_the_right_of_another_reader() {
     upstream.script("GET", "/v2/secret/blobs/*", .., acts::where_status(200, broken));
     let ask = |user: &str| {
         let (direct, user) = (direct.clone(), account(user));
-        tokio::spawn(async move { direct.blob(&user, "secret", &digest).await })
+        apart(async move { direct.blob(&user, "secret", &digest).await })
     };
     let ann = ask("ann");
     gate.reached(1).await;
@@ -482,8 +482,8 @@ async fn a_fill_goes_on_by_the_right_of_another_reader() {
     direct.get(&account("bob"), "secret", "v1").await;
     revoke(&upstream, "ann");
     gate.open();
-    bob.await.unwrap().found(&digest);
-    ann.await.unwrap().found(&digest);
+    bob.done().await.found(&digest);
+    ann.done().await.found(&digest);
 }
 
 #[tokio::test]

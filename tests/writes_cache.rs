@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::content::{artifact, blob, image, sha256};
-use common::direct::{Came, target};
+use common::direct::{Came, apart, target};
 use common::{Direct, Gate, Image, Upstream, acts, clock};
 use ocistern::cache::{Found, PublishedManifest, Want};
 use ocistern::oci::{Digest, Tag};
@@ -136,7 +136,7 @@ async fn an_answer_that_was_in_flight_is_dropped() {
     let direct = Arc::new(direct);
     let ask = |name: &'static str, want: Want| {
         let direct = direct.clone();
-        tokio::spawn(async move { direct.manifest(&CALLER, "app", name, want).await })
+        apart(async move { direct.manifest(&CALLER, "app", name, want).await })
     };
     for want in [Want::Bytes, Want::Description] {
         let gate = Gate::new();
@@ -150,7 +150,7 @@ async fn an_answer_that_was_in_flight_is_dropped() {
         // Nobody joins what was asked before.
         direct.get(&CALLER, "app", "v2").await.assert_hit(&new.digest);
         gate.open();
-        early.await.unwrap().found(&old.digest);
+        early.done().await.found(&old.digest);
         direct.settle().await;
         direct.get(&CALLER, "app", "v2").await.assert_hit(&new.digest);
         direct.get(&CALLER, "app", &old.digest.to_string()).await.found(&old.digest);
@@ -171,7 +171,7 @@ async fn a_404_that_was_in_flight_is_not_remembered() {
     upstream.script("*", "*", 0..2, acts::hold_head(&gate));
     let early = {
         let direct = direct.clone();
-        tokio::spawn(async move {
+        apart(async move {
             tokio::join!(direct.get(&CALLER, "app", "v2"), direct.head_blob(&CALLER, "app", &layer, Want::Description))
         })
     };
@@ -183,7 +183,7 @@ async fn a_404_that_was_in_flight_is_not_remembered() {
     let other = PublishedManifest { bytes: Bytes::new(), ..published(&new) };
     direct.cache.published_manifest(guard, &at, &[tag("v2")], other).await;
     gate.open();
-    let (tagged, blob) = early.await.unwrap();
+    let (tagged, blob) = early.done().await;
     assert!(matches!((&tagged, &blob), (Came::Missing(_), Came::Missing(_))), "{tagged:?} {blob:?}");
     direct.get(&CALLER, "app", "v2").await.found(&new.digest);
     direct.head_blob(&CALLER, "app", &layer, Want::Description).await.found(&layer);
@@ -198,7 +198,7 @@ async fn nobody_who_comes_after_a_write_joins_what_was_asked_before_it() {
     upstream.script("GET", "/v2/app/tags/list", 0..1, acts::hold_head(&gate));
     let early = {
         let direct = direct.clone();
-        tokio::spawn(async move { tokio::join!(direct.get(&CALLER, "app", "v1"), direct.tags(&CALLER, "app")) })
+        apart(async move { tokio::join!(direct.get(&CALLER, "app", "v1"), direct.tags(&CALLER, "app")) })
     };
     gate.reached(2).await;
     let guard = direct.cache.writing(&at, &[tag("v1")]).await.unwrap();
@@ -209,7 +209,7 @@ async fn nobody_who_comes_after_a_write_joins_what_was_asked_before_it() {
     let listed = sha256(br#"{"name":"app","tags":["v1","v2"]}"#);
     assert_eq!(direct.tags(&CALLER, "app").await, Came::Content(listed, Found::Passed));
     gate.open();
-    let (tagged, list) = early.await.unwrap();
+    let (tagged, list) = early.done().await;
     assert_eq!(tagged.found(&old.digest), Found::Hit);
     assert_ne!(list, Came::Content(listed, Found::Passed), "it was asked before");
     upstream.down();
@@ -315,11 +315,11 @@ async fn content_on_its_way_while_it_is_deleted_does_not_come_back() {
     upstream.script("GET", "/v2/app/manifests/*", 0..1, acts::hold_head(&of_manifest));
     let filling = {
         let direct = direct.clone();
-        tokio::spawn(async move { direct.blob(&CALLER, "app", &digest).await })
+        apart(async move { direct.blob(&CALLER, "app", &digest).await })
     };
     let fetching = {
         let direct = direct.clone();
-        tokio::spawn(async move { direct.get(&CALLER, "app", &old.digest.to_string()).await })
+        apart(async move { direct.get(&CALLER, "app", &old.digest.to_string()).await })
     };
     of_blob.reached(1).await;
     of_manifest.reached(1).await;
@@ -328,8 +328,8 @@ async fn content_on_its_way_while_it_is_deleted_does_not_come_back() {
     direct.cache.deleted_repository(guard, &at).await;
     of_blob.open();
     of_manifest.open();
-    filling.await.unwrap().found(&digest);
-    fetching.await.unwrap().found(&old.digest);
+    filling.done().await.found(&digest);
+    fetching.done().await.found(&old.digest);
     direct.settle().await;
     assert!(matches!(direct.blob(&CALLER, "app", &digest).await, Came::Missing(_)));
     let came = direct.get(&CALLER, "app", &old.digest.to_string()).await;

@@ -208,7 +208,8 @@ impl Cache {
             (Err(error), Right::Client(lent)) if error.is_refusal() => {
                 self.rights.refuse(lent, &repository, asked.instant, error);
             }
-            (Ok(_) | Err(_), _) => {}
+            // What the account gets, and what says nothing about rights.
+            _ => {}
         }
     }
 

@@ -51,6 +51,14 @@ pub(super) struct Known {
     pub(super) via: Via,
 }
 
+/// What is known of a tag.
+struct KnownTag {
+    known: Known,
+    record: TagRecord,
+    /// A write may have changed it.
+    suspect: bool,
+}
+
 // === impl Cache ===
 
 impl Cache {
@@ -64,10 +72,10 @@ impl Cache {
         let answer = async {
             self.admit(target)?;
             if matches!(want, Want::Confirmed | Want::Required) {
-                if let Some(answer) = self.confirmed(target, want, self.describe_upstream(target, reference)).await {
+                let asking = self.describe_upstream(target, reference);
+                if let Some(answer) = self.confirmed(target, want, asking).await {
                     return answer.map(Described::into_manifest);
                 }
-                tracing::debug!(?target, %reference, "upstream cannot be asked; what is known answers");
             }
             match reference {
                 Reference::Digest(digest) => self.manifest_by_digest(target, digest, want).await,
@@ -159,7 +167,9 @@ impl Cache {
             Freshness::Sealed if !suspect && self.passes(target, known.via, When::Away).await => Ok(known.manifest),
             Freshness::Sealed => Err(CacheError::Sealed { upstream: target.upstream.clone() }),
             // Whether the tag moved and whether the caller may have it are one question.
-            Freshness::Fresh | Freshness::Expired => self.revalidate(target, tag, (known, record), want, suspect).await,
+            Freshness::Fresh | Freshness::Expired => {
+                self.revalidate(target, tag, want, KnownTag { known, record, suspect }).await
+            }
         }
     }
 
@@ -169,9 +179,8 @@ impl Cache {
         self: &Arc<Self>,
         target: &Target,
         tag: &Tag,
-        (known, record): (Known, TagRecord),
         want: Want,
-        suspect: bool,
+        KnownTag { known, record, suspect }: KnownTag,
     ) -> Result<Manifest, CacheError> {
         let may_be_stale = !suspect && self.passes(target, known.via, When::Away).await;
         let known = known.manifest;

@@ -151,7 +151,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(verdicts.learn(&app, Access::Public, Instant::now()));
         assert!(!verdicts.learn(&app, Access::Public, Instant::now()), "no news");
-        tokio::time::advance(ten_minutes - Duration::from_millis(1)).await;
+        tokio::time::advance(Duration::from_millis(599_999)).await;
         assert!(verdicts.get(&app).unwrap().is_fresh_public(ten_minutes));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(!verdicts.get(&app).unwrap().is_fresh_public(ten_minutes), "ten minutes are over");

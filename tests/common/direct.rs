@@ -12,6 +12,7 @@ use ocistern::oci::{Digest, Reference};
 use ocistern::store::{Store, StoreOptions};
 use ocistern::upstream::{Lent, Principal, Right, Upstreams};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -164,6 +165,26 @@ pub fn account(user: &str) -> Right {
     principal.copy_from_slice(&hash.as_bytes()[..16]);
     let principal = Principal::new(principal);
     Right::Client(Lent::basic(principal, principal, user.to_owned(), password))
+}
+
+/// A request that runs beside the test.
+pub struct Apart<T>(JoinSet<T>);
+
+/// Starts a request beside the test.
+pub fn apart<F>(request: F) -> Apart<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    let mut set = JoinSet::new();
+    set.spawn(request);
+    Apart(set)
+}
+
+impl<T: 'static> Apart<T> {
+    /// What it came to.
+    pub async fn done(mut self) -> T {
+        super::patiently("the request beside the test", self.0.join_next()).await.unwrap().unwrap()
+    }
 }
 
 /// All bytes of a blob.
