@@ -240,13 +240,9 @@ async fn a_credential_that_upstream_cannot_confirm_reads_what_is_public() {
         push.assert_fails(503);
         assert!(!push.header("retry-after").is_empty(), "{}", push.summary());
     }
-    assert_ne!(
-        cistern
-            .send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&confirmed))
-            .await
-            .header("retry-after"),
-        "5"
-    );
+    // With one that was confirmed before, upstream is asked, as far as it can be.
+    let push = cistern.send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&confirmed)).await;
+    assert!(!String::from_utf8_lossy(&push.body).contains("get another token"), "{push:?}");
     // A refusal is one, as soon as upstream can say so.
     upstream.up();
     let wrong = Ask::get("/oauth2/token?service=x").basic("alice", "CANARY-WRONG");

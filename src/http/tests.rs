@@ -48,8 +48,8 @@ impl Edge {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let cache = Cache::new(store, Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
         let listener = ListenerState::new(config.listeners[0].clone());
-        let app =
-            App { directory: Directory::new(&config), config, cache, upstreams, seal: Seal::new(&[1; 32]), metrics };
+        let (seal, locations) = (Seal::new(&[1; 32]), Locations::new([2; 32]));
+        let app = App { directory: Directory::new(&config), config, cache, upstreams, seal, locations, metrics };
         Self { app, listener, _root: root }
     }
 

@@ -14,6 +14,7 @@ use super::wire::{Reply, Request};
 
 /// Everything the registry holds, and how it behaves when it behaves.
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "switches, each for itself")]
 pub struct Registry {
     /// `http://127.0.0.1:PORT`.
     pub url: String,

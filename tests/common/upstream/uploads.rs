@@ -54,11 +54,11 @@ impl Registry {
     fn begin(&mut self, request: &Request, repo: &str) -> Reply {
         if let Some(digest) = request.parameter("mount").and_then(|text| text.parse::<Digest>().ok()) {
             let from = request.parameter("from");
-            let places = self.repos.iter().filter(|(name, _)| match &from {
+            let mut places = self.repos.iter().filter(|(name, _)| match &from {
                 Some(from) => *name == from,
                 None => self.mounts_from_anywhere,
             });
-            if let Some(bytes) = places.filter_map(|(_, repo)| repo.blobs.get(&digest)).next().cloned() {
+            if let Some(bytes) = places.find_map(|(_, repo)| repo.blobs.get(&digest)).cloned() {
                 self.put_blob(repo, digest, &bytes);
                 return created(repo, "blobs", &digest);
             }
