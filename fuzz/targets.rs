@@ -9,7 +9,7 @@ use http::HeaderValue;
 use ocistern::config::{Config, Listener};
 use ocistern::http::range::{self, Multipart, Ranges};
 use ocistern::http::route::{self, Directory, Endpoint, Routed};
-use ocistern::oci::{Digest, Reference, RepoName, Tag, UpstreamName};
+use ocistern::oci::{Digest, Reference, RepoName, Scope, Tag, UpstreamName};
 use ocistern::upstream::{Challenge, parse_challenges};
 
 /// `HOST \n PATH \n QUERY`: whatever parses is within the grammar and within the configured upstreams.
@@ -69,6 +69,17 @@ pub fn route(data: &[u8]) {
     let asked_ns =
         |pair: &str| pair.split('=').next().is_some_and(|key| percent_encoding::percent_decode_str(key).eq(*b"ns"));
     assert!(!found.query.split('&').any(asked_ns), "ns is taken out of the query");
+}
+
+/// Scopes: what parses prints as text that parses as the same, and that fits into a quoted string.
+pub fn scope(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(scopes) = Scope::parse_all([text]) else { return };
+    for scope in scopes {
+        let shown = scope.to_string();
+        assert!(!shown.contains(['"', '\\', ' ']) && shown.is_ascii());
+        assert_eq!(shown.parse(), Ok(scope));
+    }
 }
 
 /// Names, tags, references and names of upstreams: what parses prints as it was, and is one harmless file name a part.

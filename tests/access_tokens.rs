@@ -78,8 +78,9 @@ fn claims(token: &str) -> serde_json::Value {
 
 /// A token by name and password, by GET as docker asks for it.
 async fn login(cistern: &Cistern, scopes: &[&str]) -> Got {
-    let scopes: String = scopes.iter().map(|scope| format!("&scope={scope}")).collect();
-    cistern.send(Ask::get(format!("/oauth2/token?account=alice&service=x{scopes}")).basic("alice", PASSWORD)).await
+    let scopes = scopes.join("&scope=");
+    let target = format!("/oauth2/token?account=alice&service=x&scope={scopes}");
+    cistern.send(Ask::get(target).basic("alice", PASSWORD)).await
 }
 
 const PRIVATE: &str = "/v2/private/manifests/1.0";
@@ -161,6 +162,56 @@ async fn a_login_and_a_pull_as_docker_does_them() {
     check(&cistern).await;
 }
 
+/// What a stranger sees of an answer.
+fn seen(got: &Got) -> String {
+    let mut headers = got.headers.clone();
+    headers.remove("date");
+    headers.remove("x-request-id");
+    let mut fields: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
+    fields.sort();
+    format!("{} {fields:?} {}", got.status, String::from_utf8_lossy(&got.body))
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_tell_what_is_in_the_store() {
+    let (upstream, _, private) = registry(33).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    upstream.registry(|registry| registry.accounts.user("bob", "CANARY-BOB"));
+    let nobody = token(&cistern.get("/oauth2/token?scope=repository:private:pull").await);
+    let alice = token(&login(&cistern, &["repository:private:pull"]).await);
+    let ask = Ask::get("/oauth2/token?scope=repository:private:pull").basic("bob", "CANARY-BOB");
+    let bob = token(&cistern.send(ask).await);
+    let layer = format!("/v2/private/blobs/{}", sha256(&private.layers[0]));
+    let none = format!("/v2/private/blobs/{}", sha256(b"none"));
+    let by_digest = format!("/v2/private/manifests/{}", sha256(&private.manifest));
+    let mut asks = Vec::new();
+    for target in [PRIVATE, &by_digest, &layer, &none, "/v2/private/tags/list", "/v2/private/manifests/none"] {
+        for ask in [Ask::get(target), Ask::head(target), Ask::get(target).with("range", "bytes=0-1")] {
+            asks.push(ask.clone());
+            asks.push(ask.clone().bearer(&nobody));
+            asks.push(ask.clone().bearer(&bob));
+            asks.push(ask.basic("bob", "CANARY-BOB"));
+        }
+    }
+    let look = async || {
+        let mut all = Vec::new();
+        for ask in &asks {
+            let got = cistern.send(ask.clone()).await;
+            assert!(!got.complete() && got.status != 206, "{ask:?}: {}", got.summary());
+            all.push(format!("{ask:?} {}", seen(&got)));
+        }
+        all
+    };
+    let before = look().await;
+    for target in [PRIVATE, &by_digest, &layer, "/v2/private/tags/list"] {
+        assert_eq!(cistern.send(Ask::get(target).bearer(&alice)).await.status, 200, "{target}");
+    }
+    cistern.settle().await;
+    for (before, after) in before.iter().zip(look().await) {
+        assert_eq!(*before, after, "with and without a friend's pull");
+    }
+}
+
 #[tokio::test]
 async fn a_token_is_for_what_it_was_asked_for() {
     let (upstream, ..) = registry(5).await;
@@ -197,8 +248,8 @@ async fn tokens_that_are_not_ours_are_invalid() {
     let other = Cistern::start(&upstream, "").await;
     let foreign = token(&login(&other, &["repository:private:pull"]).await);
     let (front, back) = good.rsplit_once('.').unwrap();
-    let flipped =
-        if back.starts_with('A') { format!("{front}.B{}", &back[1..]) } else { format!("{front}.A{}", &back[1..]) };
+    let first = if back.starts_with('A') { 'B' } else { 'A' };
+    let flipped = format!("{front}.{first}{}", &back[1..]);
     let before = upstream.count("GET", PRIVATE);
     for bad in ["", "x", "a.b.c", &upstreams, &foreign, &flipped, front, &good[..good.len() - 1]] {
         for target in ["/v2/", PRIVATE, PUBLIC] {
@@ -240,13 +291,62 @@ async fn a_credential_that_upstream_cannot_confirm_reads_what_is_public() {
         push.assert_fails(503);
         assert!(!push.header("retry-after").is_empty(), "{}", push.summary());
     }
-    // With one that was confirmed before, upstream is asked, as far as it can be.
     let push = cistern.send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&confirmed)).await;
-    assert!(!String::from_utf8_lossy(&push.body).contains("get another token"), "{push:?}");
+    let message = push.json()["errors"][0]["message"].to_string();
+    assert!(!message.contains("whether this credential is right"), "it is upstream that is away: {message}");
     // A refusal is one, as soon as upstream can say so.
     upstream.up();
     let wrong = Ask::get("/oauth2/token?service=x").basic("alice", "CANARY-WRONG");
     common::eventually("upstream is asked again", || async { cistern.send(wrong.clone()).await.status == 401 }).await;
+}
+
+#[tokio::test]
+async fn what_upstream_allowed_before_holds_as_long_as_the_operator_says() {
+    let (upstream, _, private) = registry(35).await;
+    let cistern = Cistern::start(&upstream, "access_stale = \"10m\"").await;
+    upstream.registry(|registry| registry.accounts.user("bob", "CANARY-BOB"));
+    let scopes = ["repository:private:pull"];
+    let confirmed = token(&login(&cistern, &scopes).await);
+    cistern.send(Ask::get(PRIVATE).bearer(&confirmed)).await.assert_is(&private.manifest);
+    cistern.settle().await;
+    upstream.down();
+    // Another token of the same account: it is who asks that was allowed.
+    let unconfirmed = token(&login(&cistern, &scopes).await);
+    cistern.send(Ask::get(PRIVATE).bearer(&unconfirmed)).await.assert_is(&private.manifest);
+    let ask = Ask::get("/oauth2/token?scope=repository:private:pull").basic("bob", "CANARY-BOB");
+    let bob = token(&cistern.send(ask).await);
+    assert_ne!(cistern.send(Ask::get(PRIVATE).bearer(&bob)).await.status, 200);
+    // Who may be about to push is told by upstream alone what is there.
+    assert_eq!(cistern.send(Ask::head(PRIVATE).bearer(&unconfirmed)).await.status, 200);
+    let pusher = token(&login(&cistern, &["repository:private:pull,push"]).await);
+    let head = cistern.send(Ask::head(PRIVATE).bearer(&pusher)).await;
+    assert_eq!(head.status, 503, "{}", head.summary());
+    assert!(!head.header("retry-after").is_empty());
+}
+
+#[tokio::test]
+async fn heads_ask_upstream_unless_a_token_is_for_pull_alone() {
+    let (upstream, ..) = registry(37).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    let pull = token(&cistern.get("/oauth2/token?scope=repository:public:pull").await);
+    let push = token(&cistern.get("/oauth2/token?scope=repository:public:pull,push").await);
+    assert_eq!(cistern.send(Ask::get(PUBLIC).bearer(&pull)).await.status, 200);
+    for (ask, asks) in [
+        (Ask::head(PUBLIC).bearer(&pull), 0),
+        (Ask::head(PUBLIC).bearer(&push), 1),
+        (Ask::head(PUBLIC), 1),
+        (Ask::head(PUBLIC).basic("alice", PASSWORD), 1),
+    ] {
+        let before = upstream.count("HEAD", PUBLIC);
+        assert_eq!(cistern.send(ask.clone()).await.status, 200);
+        assert!(upstream.count("HEAD", PUBLIC) >= before + asks, "{ask:?}");
+        assert!(asks > 0 || upstream.count("HEAD", PUBLIC) == before, "{ask:?}");
+    }
+    let off = Cistern::start(&upstream, "push = \"off\"").await;
+    assert_eq!(off.get(PUBLIC).await.status, 200);
+    let before = upstream.log().len();
+    assert_eq!(off.head(PUBLIC).await.status, 200);
+    assert_eq!(upstream.log().len(), before);
 }
 
 #[tokio::test]

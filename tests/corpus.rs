@@ -36,6 +36,11 @@ fn name() {
 }
 
 #[test]
+fn scope() {
+    replay("scope", targets::scope);
+}
+
+#[test]
 fn digest() {
     replay("digest", targets::digest);
 }

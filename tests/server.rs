@@ -22,9 +22,6 @@ use tokio_util::task::TaskTracker;
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// A default upstream to which nobody pushes: no request gets as far as the network.
-const NO_PUSH: &str = "[upstream.\"docker.io\"]\npush = \"off\"";
-
 /// A configuration on free ports, with more text at its end.
 fn config(root: &Path, more: &str) -> Config {
     let root = root.display();
@@ -86,7 +83,7 @@ async fn ping() {
 
 #[tokio::test]
 async fn requests_that_no_client_sends() {
-    let (server, address, _directory) = start(NO_PUSH).await;
+    let (server, address, _directory) = start("[upstream.\"docker.io\"]\npush = \"off\"").await;
     let fields = "Host: localhost\r\nConnection: close\r\n";
     for (request, status, code) in [
         (format!("GET /v2/?ns=evil.example HTTP/1.1\r\n{fields}\r\n"), 404, "NAME_UNKNOWN"),
@@ -149,7 +146,7 @@ async fn what_hyper_refuses_by_itself() {
 
 #[tokio::test]
 async fn a_second_request_hidden_in_a_body_is_not_answered() {
-    let (server, address, _directory) = start(NO_PUSH).await;
+    let (server, address, _directory) = start("[upstream.\"docker.io\"]\npush = \"off\"").await;
     let hidden = "GET /v2/?ns=ghcr.io HTTP/1.1\r\nHost: a\r\n\r\n";
     for first in [
         format!("GET /v2/ HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", hidden.len()),

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::body::Content;
 use super::download::content_length;
 use super::entitle::{Held, When};
+use super::fetch::announced_digest;
 use super::fill::Fill;
 use super::flight::Role;
 use super::manifest::Want;
@@ -54,6 +55,8 @@ pub(super) struct Proof {
     pub(super) headers: HeaderMap,
     /// When upstream was asked.
     pub(super) asked: Asked,
+    /// Whether it can be nothing else than an answer about this blob. A web page that everybody gets is no proof.
+    is_sure: bool,
 }
 
 // === impl Cache ===
@@ -227,6 +230,14 @@ impl Cache {
             return Ok(());
         }
         let proof = self.ask_proof(target, digest).await?;
+        if !proof.is_sure {
+            // What becomes of the other's attempt is seen by who waits for it.
+            let Ok(head) = fill.watcher.clone().head().await else { return Ok(()) };
+            if head.length.is_none() || content_length(&proof.headers) != head.length {
+                let reason = "a HEAD of a blob that does not tell which";
+                return Err(CacheError::BadAnswer { upstream: target.upstream.clone(), reason });
+            }
+        }
         if !fill.also_for(target, &proof)
             && let Some(stored) = self.stored(digest).await
         {
@@ -244,6 +255,9 @@ impl Cache {
             async move {
                 let asked = cache.generations.asking();
                 let proof = cache.head_blob(&target, &digest, asked).await;
+                if proof.as_ref().is_ok_and(|proof| !proof.is_sure) {
+                    return proof;
+                }
                 cache.heard(&target, &asked, proof.as_ref().map(|proof| proof.via)).await;
                 proof.inspect_err(|error| cache.note_missing(&target, Wanted::Blob(digest), error, &asked))
             }
@@ -258,13 +272,21 @@ impl Cache {
         if answer.status != StatusCode::OK {
             return Err(bad("a status other than 200 to a HEAD"));
         }
-        // A web page that everybody gets would make the repository public.
-        let announced = content_length(&answer.headers);
-        if let Some(stored) = self.stored(digest).await
-            && announced.is_some_and(|announced| announced != stored.len)
-        {
-            return Err(bad("a blob of another length than the digest has"));
+        let named = announced_digest(&answer.headers);
+        let length = content_length(&answer.headers);
+        let is_sure = match self.stored(digest).await {
+            Some(stored) if length.is_some_and(|length| length != stored.len) => {
+                return Err(bad("a blob of another length than its digest has"));
+            }
+            Some(_) if named.is_none() && length.is_none() => {
+                return Err(bad("a HEAD of a blob without its length or digest"));
+            }
+            Some(_) => true,
+            None => named == Some(*digest),
+        };
+        if named.is_some_and(|named| named != *digest && named.algorithm() == digest.algorithm()) {
+            return Err(bad("a HEAD of another blob"));
         }
-        Ok(Proof { via: answer.via, headers: answer.headers, asked })
+        Ok(Proof { via: answer.via, headers: answer.headers, asked, is_sure })
     }
 }

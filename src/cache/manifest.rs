@@ -180,6 +180,9 @@ impl Cache {
         if may_be_stale && self.failed_checks.get(&(target.clone(), tag.clone())).is_some() {
             return Ok(stale(known));
         }
+        let wanted = Wanted::Manifest(Reference::Tag(tag.clone()));
+        self.check_missing(target, wanted.clone())?;
+        let asked = self.generations.asking();
         let (flight, role) = self.start_check(target, tag, record)?;
         let checked = if may_be_stale {
             match timeout(REVALIDATION_PATIENCE, flight.result()).await {
@@ -201,7 +204,10 @@ impl Cache {
             Ok(Checked::Moved(described)) => described,
             Ok(Checked::Fetched(fetched)) => return Ok(fetched.into_manifest(role, want)),
             Err(error) if may_be_stale && !error.is_upstreams_word() => return Ok(stale(known)),
-            Err(error) => return Err(error),
+            Err(error) => {
+                self.note_missing(target, wanted, &error, &asked);
+                return Err(error);
+            }
         };
         if want != Want::Bytes {
             return Ok(moved_to.into_manifest());

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigError, Credentials, Flags};
+use crate::config::{Config, ConfigError, Flags};
 
 /// Checks the configuration that `serve` would use, and says where it came from and which files it names that cannot be
 /// read from here (no error: `serve` may run as another user, or on another machine).
@@ -53,12 +53,8 @@ fn files(config: &Config) -> Vec<(String, PathBuf)> {
     add("admin.token_file".to_owned(), config.admin.token_file.as_ref());
     for (name, upstream) in &config.upstreams {
         add(format!("upstream.\"{name}\".ca"), upstream.ca.as_ref());
-        match &upstream.credentials {
-            Credentials::Static { password_file, .. } => {
-                add(format!("upstream.\"{name}\".credentials.password_file"), Some(password_file));
-            }
-            Credentials::DockerConfig { path } => add(format!("upstream.\"{name}\".credentials.path"), path.as_ref()),
-            Credentials::Auto | Credentials::Anonymous | Credentials::Client | Credentials::Helper { .. } => {}
+        for (key, file) in upstream.credentials.files() {
+            add(format!("upstream.\"{name}\".credentials.{key}"), Some(&file.to_owned()));
         }
     }
     files

@@ -56,8 +56,10 @@ pub enum Fault {
     /// `[upstream.docker.io]` without quotes makes a table in a table.
     #[error("unknown key; a name with dots needs quotes: write [upstream.\"{0}\"]")]
     UnquotedName(String),
-    /// A password where a file's name belongs.
-    #[error("passwords are not written here: put it into a file and name that with password_file")]
+    /// A password or key where a file's name belongs.
+    #[error(
+        "passwords are not written here: put it into a file and name that with password_file (secret_file for a cloud's)"
+    )]
     PasswordInline,
     /// The value does not fit.
     #[error("{got:?} is not {want}")]

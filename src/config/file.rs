@@ -163,6 +163,22 @@ pub(super) struct CredentialsTable {
     pub(super) path: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tenant: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client_id: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) secret_file: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) authority: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) region: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) endpoint: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) access_key_id: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) session_token_file: Option<Scalar>,
 }
 
 /// `[[upstream."NAME".rule]]`
@@ -240,19 +256,19 @@ impl File {
 
     /// Makes paths absolute that are written relative to the file's directory.
     pub(super) fn rebase(&mut self, directory: &Path) {
-        let listener_paths = self
-            .listener
-            .iter_mut()
-            .filter_map(|listener| listener.tls.as_mut())
-            .flat_map(|tls| [&mut tls.certificate, &mut tls.key, &mut tls.client_ca]);
+        let listener_paths = self.listener.iter_mut().flat_map(|listener| {
+            let tls = listener.tls.as_mut();
+            let [certificate, key, client_ca] = tls.map_or([None, None, None], |tls| {
+                [Some(&mut tls.certificate), Some(&mut tls.key), Some(&mut tls.client_ca)]
+            });
+            [Some(&mut listener.htpasswd), certificate, key, client_ca]
+        });
         let upstream_paths = self.upstream.values_mut().flat_map(|upstream| {
-            let credentials = upstream.credentials.as_mut();
-            let [password_file, path] =
-                credentials.map_or([None, None], |c| [Some(&mut c.password_file), Some(&mut c.path)]);
-            [Some(&mut upstream.ca), password_file, path]
+            let files = upstream.credentials.as_mut().map(CredentialsTable::paths);
+            files.into_iter().flatten().chain([&mut upstream.ca])
         });
         let fixed = [&mut self.root, &mut self.admin.token_file, &mut self.admin.socket];
-        for slot in fixed.into_iter().chain(listener_paths).chain(upstream_paths.flatten()) {
+        for slot in fixed.into_iter().chain(listener_paths.flatten()).chain(upstream_paths) {
             if let Some(Scalar::Text(text)) = slot
                 && !text.is_empty()
                 && let Some(joined) = directory.join(&text).to_str()
@@ -260,6 +276,14 @@ impl File {
                 joined.clone_into(text);
             }
         }
+    }
+}
+
+// === impl CredentialsTable ===
+
+impl CredentialsTable {
+    fn paths(&mut self) -> [&mut Option<Scalar>; 4] {
+        [&mut self.password_file, &mut self.path, &mut self.secret_file, &mut self.session_token_file]
     }
 }
 

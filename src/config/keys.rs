@@ -19,6 +19,10 @@ const LATER: [(Table, &[&str]); 2] = [
     (Table::Upstream, &["mirrors", "max_rate", "max_connections", "schedule"]),
 ];
 
+/// What somebody writes who has the secret itself at hand.
+const SECRETS: [&str; 7] =
+    ["password", "token", "secret", "password-file", "client_secret", "secret_access_key", "session_token"];
+
 /// The kinds of tables in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Table {
@@ -51,7 +55,7 @@ pub(super) fn unknown(path: &KeyPath, document: &Document) -> Fault {
     if LATER.iter().any(|(owner, keys)| *owner == table && keys.contains(&key.as_str())) {
         return Fault::NotInThisVersion(format!("{key:?}"));
     }
-    if table == Table::Credentials && ["password", "token", "secret", "password-file"].contains(&key.as_str()) {
+    if table == Table::Credentials && SECRETS.contains(&key.as_str()) {
         return Fault::PasswordInline;
     }
     let parent: KeyPath = parents.iter().cloned().collect();

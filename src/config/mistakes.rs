@@ -145,6 +145,39 @@ const MISTAKES: &[(&str, &str)] = &[
         "line 2: upstream.\"a.b\".credentials.name: \"docker-credential-pass\" is not the name of a credential helper",
     ),
     (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"azure\", client_id = \"i\", secret_file = \"s\" }",
+        "line 2: upstream.\"a.b\".credentials: missing: tenant",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"azure\", tenant = \"../x\", client_id = \"i\", secret_file = \"s\" }",
+        "line 2: upstream.\"a.b\".credentials.tenant: \"../x\" is not a tenant",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"azure\", tenant = \"t\", client_id = \"i\", client_secret = \"hunter2\" }",
+        "line 2: upstream.\"a.b\".credentials.client_secret: passwords are not written here",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"azure\", tenant = \"t\", client_id = \"i\", secret_file = \"s\", authority = \"https://u:hunter2@x\" }",
+        "line 2: upstream.\"a.b\".credentials.authority: a URL must not carry a user or password",
+    ),
+    ("[upstream.\"a.b\"]\ncredentials = { from = \"ecr\" }", "line 2: upstream.\"a.b\".credentials: missing: region"),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"ecr\", region = \"Frankfurt\" }",
+        "line 2: upstream.\"a.b\".credentials.region: \"Frankfurt\" is not a region",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"ecr\", region = \"eu-west-1\", access_key_id = \"AKIA\" }",
+        "line 2: upstream.\"a.b\".credentials: access_key_id and secret_file are written both, or neither",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"ecr\", region = \"eu-west-1\", session_token_file = \"t\" }",
+        "line 2: upstream.\"a.b\".credentials: session_token_file belongs to",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"static\", username = \"u\", password_file = \"p\", secret_file = \"s\" }",
+        "line 2: upstream.\"a.b\".credentials: secret_file has a meaning only with",
+    ),
+    (
         "[upstream.\"a.b\"]\ncredentials = { from = \"anonymous\", username = \"u\" }",
         "line 2: upstream.\"a.b\".credentials: username and password_file have a meaning only with",
     ),

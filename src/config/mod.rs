@@ -1,6 +1,7 @@
 //! The validated configuration: what constructors read. Made from flags, environment, file and defaults.
 
 mod builtin;
+mod credentials;
 mod error;
 mod file;
 mod flags;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::credentials::{AwsKeys, Credentials};
 pub use self::error::{ConfigError, Fault, Problem};
 pub use self::flags::Flags;
 use crate::oci::UpstreamName;
@@ -193,34 +195,6 @@ pub struct BaseUrl {
     pub port: u16,
     /// Path before `/v2/`: empty, or `/prefix` without a trailing slash.
     pub prefix: String,
-}
-
-/// Who pulls from an upstream.
-#[derive(Debug, Clone)]
-pub enum Credentials {
-    /// The caller where upstream wants to know who asks; what it gives to everybody is public.
-    Auto,
-    /// Nobody in particular.
-    Anonymous,
-    /// The caller, always: nothing is public.
-    Client,
-    /// An account: name, and a file whose first line is the password.
-    Static {
-        /// Account name.
-        username: String,
-        /// File with the password; read at each token request, so it can be rotated.
-        password_file: PathBuf,
-    },
-    /// A `config.json` of docker (auths, credHelpers, credsStore, identitytoken); read at each token request.
-    DockerConfig {
-        /// The file; none: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
-        path: Option<PathBuf>,
-    },
-    /// A credential helper: `docker-credential-NAME`.
-    Helper {
-        /// NAME.
-        name: String,
-    },
 }
 
 /// Who pushes to an upstream, and deletes there.

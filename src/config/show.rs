@@ -11,7 +11,8 @@ use super::file::{
 };
 use super::parse::{show_address, show_duration, show_size, show_tags};
 use super::{
-    Admin, Capacity, Config, Credentials, Durability, Limits, Listener, LogFormat, PushBy, Rule, Store, Upstream,
+    Admin, AwsKeys, Capacity, Config, Credentials, Durability, Limits, Listener, LogFormat, PushBy, Rule, Store,
+    Upstream,
 };
 
 // === impl Config ===
@@ -145,6 +146,25 @@ fn credentials(credentials: &Credentials) -> CredentialsTable {
             CredentialsTable { path: file.as_deref().and_then(path), ..from("docker-config") }
         }
         Credentials::Helper { name } => CredentialsTable { name: text(name), ..from("helper") },
+        Credentials::Azure { tenant, client_id, secret_file, authority } => CredentialsTable {
+            tenant: text(tenant),
+            client_id: text(client_id),
+            secret_file: path(secret_file),
+            authority: text(authority.to_string()),
+            ..from("azure")
+        },
+        Credentials::Ecr { region, endpoint, keys } => {
+            let table = CredentialsTable { region: text(region), endpoint: text(endpoint.to_string()), ..from("ecr") };
+            match keys {
+                AwsKeys::Standard => table,
+                AwsKeys::Files { access_key_id, secret_file, session_token_file } => CredentialsTable {
+                    access_key_id: text(access_key_id),
+                    secret_file: path(secret_file),
+                    session_token_file: session_token_file.as_deref().and_then(path),
+                    ..table
+                },
+            }
+        }
     }
 }
 

@@ -504,6 +504,12 @@ fn what_is_shown_reads_back_as_the_same() {
         [upstream.helper]
         url = "h.example"
         credentials = { from = "helper", name = "pass" }
+        [upstream.azure]
+        url = "https://my.azurecr.us"
+        credentials = { from = "azure", tenant = "t", client_id = "i", secret_file = "/s" }
+        [upstream.ecr]
+        url = "https://1.dkr.ecr.eu-west-1.amazonaws.com"
+        credentials = { from = "ecr", access_key_id = "A", secret_file = "/s", session_token_file = "/t" }
         [upstream."d.example"]
         credentials = { from = "docker-config", path = "/d" }
         tags = "sealed""#,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::error::Fault;
-use super::file::{CredentialsTable, File, RuleTable, Scalar, UpstreamTable};
+use super::file::{File, RuleTable, Scalar, UpstreamTable};
 use super::layer::{Word, boolean, path, text, value};
 use super::place::{At, KeyPath, Problems};
-use super::{Address, BaseUrl, Credentials, Listener, Rule, TagPolicy, Upstream, builtin, keys, parse, pattern};
+use super::{Address, BaseUrl, Listener, Rule, TagPolicy, Upstream, builtin, credentials, keys, parse, pattern};
 use crate::oci::UpstreamName;
 
 /// Upstreams by name.
@@ -15,17 +15,6 @@ pub(super) type Named = BTreeMap<UpstreamName, Upstream>;
 const NAME: &str = "a name for an upstream: write its host, such as \"registry.example\", or a word of lower-case letters and digits with single . _ or - between them";
 const NO_URL: &str =
     "url, such as url = \"https://registry.example\" (it may be left out where the upstream's name is a host)";
-const FROM: &str = "a source of credentials: write \"auto\", \"anonymous\", \"client\", \"static\" (username, password_file), \"docker-config\" (path) or \"helper\" (name)";
-const NO_FROM: &str = "from, such as from = \"static\"";
-const NO_USERNAME: &str = "username, which from = \"static\" needs";
-const NO_PASSWORD_FILE: &str =
-    "password_file, the path of a file whose first line is the password, which from = \"static\" needs";
-const NO_NAME: &str = "name, which from = \"helper\" needs: \"pass\" for the program docker-credential-pass";
-const HELPER: &str = "the name of a credential helper: write NAME for the program docker-credential-NAME, without path";
-const USERNAME: &str = "an account name: it must not be empty nor contain a colon";
-const ONLY_STATIC: &str = "username and password_file have a meaning only with from = \"static\"";
-const ONLY_DOCKER_CONFIG: &str = "path has a meaning only with from = \"docker-config\"";
-const ONLY_HELPER: &str = "name has a meaning only with from = \"helper\"";
 const NO_TAGS: &str = "tags, the time that this rule sets, such as tags = \"immutable\"";
 const TWO_DEFAULTS: &str = "only one upstream can be the default one; write NAME=URL for the others";
 
@@ -122,7 +111,7 @@ fn merge(at: &KeyPath, mut upstream: Upstream, table: &UpstreamTable, problems: 
         upstream.relay_credentials = relay;
     }
     if let Some(table) = &table.credentials
-        && let Some(credentials) = credentials(&at.key("credentials"), table, problems)
+        && let Some(credentials) = credentials::build(&at.key("credentials"), table, &upstream.url, problems)
     {
         upstream.credentials = credentials;
     }
@@ -138,62 +127,6 @@ fn merge(at: &KeyPath, mut upstream: Upstream, table: &UpstreamTable, problems: 
 fn each<T>(at: &KeyPath, list: &[String], parse: fn(&str) -> Result<T, Fault>, problems: &mut Problems) -> Vec<T> {
     let items = list.iter().enumerate();
     items.filter_map(|(index, text)| problems.check(at.index(index), parse(text))).collect()
-}
-
-fn credentials(at: &KeyPath, table: &CredentialsTable, problems: &mut Problems) -> Option<Credentials> {
-    let username = |scalar: &Scalar| {
-        let name = text(scalar)?;
-        if name.is_empty() || name.contains(':') { Err(Fault::value(&name, USERNAME)) } else { Ok(name) }
-    };
-    let helper = |scalar: &Scalar| {
-        let name = text(scalar)?;
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        let fits = !name.is_empty() && name.bytes().all(plain) && !name.starts_with("docker-credential-");
-        if fits { Ok(name) } else { Err(Fault::value(&name, HELPER)) }
-    };
-    let username = value(problems, &at.key("username"), table.username.as_ref(), username);
-    let password_file = value(problems, &at.key("password_file"), table.password_file.as_ref(), path);
-    let docker_config = value(problems, &at.key("path"), table.path.as_ref(), path);
-    let helper = value(problems, &at.key("name"), table.name.as_ref(), helper);
-    let Some(from) = &table.from else {
-        problems.add(at.clone(), Fault::Missing(NO_FROM));
-        return None;
-    };
-    let from = from.to_string();
-    let mut only = |source: &str, present: bool, message: &'static str| {
-        if present && from != source {
-            problems.add(at.clone(), Fault::Unfit(message));
-        }
-    };
-    only("static", table.username.is_some() || table.password_file.is_some(), ONLY_STATIC);
-    only("docker-config", table.path.is_some(), ONLY_DOCKER_CONFIG);
-    only("helper", table.name.is_some(), ONLY_HELPER);
-    match from.as_str() {
-        "auto" => Some(Credentials::Auto),
-        "anonymous" => Some(Credentials::Anonymous),
-        "client" => Some(Credentials::Client),
-        "static" => {
-            if table.username.is_none() {
-                problems.add(at.clone(), Fault::Missing(NO_USERNAME));
-            }
-            if table.password_file.is_none() {
-                problems.add(at.clone(), Fault::Missing(NO_PASSWORD_FILE));
-            }
-            let (username, password_file) = username.zip(password_file)?;
-            Some(Credentials::Static { username, password_file })
-        }
-        "docker-config" => Some(Credentials::DockerConfig { path: docker_config }),
-        "helper" => {
-            if table.name.is_none() {
-                problems.add(at.clone(), Fault::Missing(NO_NAME));
-            }
-            helper.map(|name| Credentials::Helper { name })
-        }
-        other => {
-            problems.add(at.key("from"), Fault::value(other, FROM));
-            None
-        }
-    }
 }
 
 fn rule(at: &KeyPath, table: &RuleTable, library: bool, problems: &mut Problems) -> Option<Rule> {

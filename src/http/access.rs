@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use http::header::{FORWARDED, ORIGIN};
 
-use crate::config::{Credentials, Listener, Upstream};
+use crate::config::{Listener, Upstream};
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +58,7 @@ impl fmt::Display for Peer {
 
 /// Whether `upstream` is pulled by an account of ocistern's own.
 pub const fn is_own_account(upstream: &Upstream) -> bool {
-    match upstream.credentials {
-        Credentials::Auto | Credentials::Anonymous | Credentials::Client => false,
-        Credentials::Static { .. } | Credentials::DockerConfig { .. } | Credentials::Helper { .. } => true,
-    }
+    upstream.credentials.is_own_account()
 }
 
 /// Whether a request counts as one of this machine's own: see the module. `host` is the `Host` field or authority.

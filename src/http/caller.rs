@@ -140,9 +140,11 @@ impl Caller {
             Credentials::Anonymous => Ok(Right::Anonymous),
             Credentials::Auto => Ok(lent.map_or(Right::Anonymous, Right::Client)),
             Credentials::Client => lent.map(Right::Client).ok_or_else(|| self.unknown(asked, upstream, need)),
-            Credentials::Static { .. } | Credentials::DockerConfig { .. } | Credentials::Helper { .. } => {
-                self.shared(asked, upstream, need)
-            }
+            Credentials::Static { .. }
+            | Credentials::DockerConfig { .. }
+            | Credentials::Helper { .. }
+            | Credentials::Azure { .. }
+            | Credentials::Ecr { .. } => self.shared(asked, upstream, need),
         }
     }
 
@@ -180,7 +182,7 @@ impl Caller {
                 asked,
                 upstream,
                 need,
-                format!(
+                &format!(
                     "ocistern pushes to {} by an account of its own, for callers that it knows only",
                     upstream.name
                 ),
@@ -196,19 +198,20 @@ impl Caller {
         let trust = loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers);
         trust.map(|()| Right::Shared).map_err(|reason| {
             let message = format!(
-                "ocistern pulls {} by an account of its own, whose content is for clients on its machine only: {reason}",
+                "ocistern pulls {} by an account of its own, whose content is for clients on its machine and for callers \
+                 that it knows: {reason}",
                 upstream.name
             );
-            self.not_trusted(asked, upstream, need, message)
+            self.not_trusted(asked, upstream, need, &message)
         })
     }
 
-    fn not_trusted(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need, message: String) -> Failure {
+    fn not_trusted(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need, message: &str) -> Failure {
         if asked.listener.htpasswd.is_some() {
             let message = format!("{message}; log in with a name and password of the listener's htpasswd file");
             return need.challenge(asked, upstream, self.token_error(), message);
         }
-        let message = format!("{message}; connect from there, or by a listener with htpasswd or tls.client_ca");
+        let message = format!("{message}; use a listener with htpasswd or tls.client_ca");
         Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
     }
 

@@ -99,7 +99,7 @@ impl<'a> Place<'a> {
         let parameters = [("scope", scope), ("error", error.map(TokenError::as_str))];
         for (name, value) in parameters {
             if let Some(value) = value {
-                text += &format!(",{name}=\"{value}\"");
+                text.extend([",", name, "=\"", value, "\""]);
             }
         }
         let failure = Failure::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);

@@ -173,16 +173,15 @@ impl Users {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            match line.split_once(':').filter(|(_, hash)| is_bcrypt(hash)) {
-                Some((name, hash)) => {
-                    hashes.insert(name.to_owned(), hash.to_owned());
-                }
-                None => tracing::warn!(
+            if let Some((name, hash)) = line.split_once(':').filter(|(_, hash)| is_bcrypt(hash)) {
+                hashes.insert(name.to_owned(), hash.to_owned());
+            } else {
+                tracing::warn!(
                     file = %path.display(),
                     line = number + 1,
                     "this line of the htpasswd file is no NAME:HASH with a bcrypt hash, and lets nobody in; \
                      `htpasswd -B` writes such"
-                ),
+                );
             }
         }
         Ok(Self { stamp, hashes })

@@ -29,9 +29,8 @@ impl Need {
     pub(super) fn of(route: &Route, method: &Method) -> Self {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let (writes, actions, asked): (_, &[Action], _) = match &route.endpoint {
-            Endpoint::Catalog => (!reads, &[Action::All], Actions::ALL),
+            Endpoint::Catalog | Endpoint::Acr(Acr { repo: None, .. }) => (!reads, &[Action::All], Actions::ALL),
             Endpoint::Uploads(_) | Endpoint::Upload(..) => (true, &[Action::Push], Actions::PULL_AND_PUSH),
-            Endpoint::Acr(Acr { repo: None, .. }) => (!reads, &[Action::All], Actions::ALL),
             Endpoint::Acr(acr) => match (acr.deleted, reads) {
                 (true, true) => (false, &[Action::DeletedRead], Actions::DELETED_READ),
                 (true, false) => (true, &[Action::DeletedRestore], Actions::DELETED_RESTORE),

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::store::{Store, StoreOptions};
+use crate::upstream::Right;
 
 const LOCAL: &str = "127.0.0.1:40000";
 const AFAR: &str = "10.0.0.9:40000";
@@ -48,8 +49,15 @@ impl Edge {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let cache = Cache::new(store, Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
         let listener = ListenerState::new(config.listeners[0].clone());
-        let (seal, locations) = (Seal::new(&[1; 32]), Locations::new([2; 32]));
-        let app = App { directory: Directory::new(&config), config, cache, upstreams, seal, locations, metrics };
+        let app = App {
+            directory: Directory::new(&config),
+            config,
+            cache,
+            upstreams,
+            seal: Seal::new(&[1; 32]),
+            locations: Locations::new([2; 32]),
+            metrics,
+        };
         Self { app, listener, _root: root }
     }
 
@@ -187,7 +195,6 @@ async fn the_shared_account_writes_for_known_callers_only() {
         let caller = caller::identify(&asked, &route).await;
         caller.map(|caller| (caller.right, caller.owner)).map_err(|failure| failure.status.as_u16())
     };
-    use crate::upstream::Right;
     assert_eq!(right(&bare, None).await, Err(403), "loopback is not enough");
     assert_eq!(right(&bare, Some(ALICE)).await, Err(403));
     assert_eq!(right(&with_users, None).await, Err(401));

@@ -41,6 +41,9 @@ const MAX_UPSTREAMS: usize = 8;
 const ANONYMOUS_LIFE: Duration = Duration::from_mins(20);
 /// Life of a token that holds a name and password: of the listener's file, or of an upstream that gives no tokens.
 const ACCOUNT_LIFE: Duration = Duration::from_mins(5);
+/// Life of a token at least: some upstreams give tokens that have expired when they arrive, and clients would ask for
+/// ever. Upstream still judges what is inside.
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
 /// Life of a token that upstream could not confirm.
 const UNCONFIRMED_LIFE: Duration = Duration::from_mins(1);
 
@@ -285,14 +288,14 @@ async fn give(
             let owner = credential.owner.clone().or_else(|| owner_of(token));
             let lent = Credential { secret: Shown::Token(Hidden::new(token)), owner, unconfirmed: false, ..credential };
             let refresh = refresh_token.map(|token| Credential::refresh(&asked.app.seal, token.expose()));
-            Ok(Given { grant: grant(Inner::Lent(lent)), life: expires_in, refresh })
+            Ok(Given { grant: grant(Inner::Lent(lent)), life: expires_in.max(SHORTEST_LIFE), refresh })
         }
         Ok(Granted::Basic) => {
             let confirmed = Credential { unconfirmed: false, ..credential };
             Ok(Given { grant: grant(Inner::Lent(confirmed)), life: ACCOUNT_LIFE, refresh: None })
         }
         Err(error) if error.class() == Class::Unavailable => {
-            tracing::warn!(upstream = %upstream.name, fault = %error.fault, "a credential cannot be confirmed");
+            tracing::info!(upstream = %upstream.name, fault = %error.fault, "a credential cannot be confirmed");
             let unconfirmed = Credential { unconfirmed: true, ..credential };
             Ok(Given { grant: grant(Inner::Lent(unconfirmed)), life: UNCONFIRMED_LIFE, refresh: None })
         }

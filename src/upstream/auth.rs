@@ -14,7 +14,7 @@ use super::error::{Demand, Fault, RealmFault, TokenFault};
 use super::exchange::{Endpoint, basic, bearer};
 use super::origin::{Origin, Url};
 use super::realm::RealmPolicy;
-use super::right::{Lent, Right};
+use super::right::{Holder, Lent, Right};
 use super::token::{DEFAULT_LIFE, Grant, TokenCache, TokenKey};
 use super::wire::Wire;
 use crate::metrics::Kind;
@@ -62,6 +62,8 @@ pub(crate) enum Action {
 /// Requests that need the same rights.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Topic {
+    /// Else the time that a stranger's question takes would tell that somebody has asked for the repository.
+    holder: Holder,
     repo: Option<RepoName>,
     /// Manifests and blobs are one.
     kind: Kind,
@@ -148,6 +150,9 @@ impl Auth {
         let way = Arc::new(self.choose(&challenge::parse(headers), want)?);
         if let Some(Shown { origin: Some((old, key)), grant }) = refused {
             self.tokens.invalidate(key, grant);
+            if **old == Way::Basic && matches!(want.right, Right::Shared) {
+                self.credentials.forget();
+            }
             // Fresh, and asked for exactly this: another of the same kind will not be liked better.
             if *old == way && grant.issued >= begun {
                 return Ok(None);
@@ -254,7 +259,13 @@ impl fmt::Debug for Auth {
 impl Topic {
     fn of(want: &Want<'_>) -> Self {
         let kind = if want.kind == Kind::Blob { Kind::Manifest } else { want.kind };
-        Self { repo: want.repo.cloned(), kind, action: want.action, scope: want.scope.map(str::to_owned) }
+        Self {
+            holder: want.right.holder(),
+            repo: want.repo.cloned(),
+            kind,
+            action: want.action,
+            scope: want.scope.map(str::to_owned),
+        }
     }
 }
 
@@ -271,9 +282,24 @@ impl Shown {
 }
 
 async fn fetch(way: &Way, wire: &Wire, lender: &Lender) -> Result<Grant, Fault> {
+    let grant = exchange(way, wire, lender).await;
+    match (&grant, lender) {
+        // What a cloud gave was withdrawn before its time.
+        (Err(Fault::Unauthorized { .. }), Lender::Account(source)) if source.forget() => {
+            exchange(way, wire, lender).await
+        }
+        _ => grant,
+    }
+}
+
+async fn exchange(way: &Way, wire: &Wire, lender: &Lender) -> Result<Grant, Fault> {
+    let endpoint = match way {
+        Way::Token(endpoint) => Some(endpoint),
+        Way::Basic => None,
+    };
     let credential = match lender {
         Lender::Nobody => Credential::None,
-        Lender::Account(source) => source.read().await.map_err(Fault::Credential)?,
+        Lender::Account(source) => source.read(wire, endpoint).await?,
         Lender::Caller(lent) => lent.credential().clone(),
     };
     let via = match lender {
@@ -281,12 +307,12 @@ async fn fetch(way: &Way, wire: &Wire, lender: &Lender) -> Result<Grant, Fault> 
         Lender::Nobody | Lender::Account(_) => Via::Shared,
         Lender::Caller(_) => Via::Client,
     };
-    match (way, credential) {
-        (Way::Token(endpoint), credential) => endpoint.fetch(wire, &credential, via).await,
-        (Way::Basic, Credential::Password { username, password }) => {
+    match (endpoint, credential) {
+        (Some(endpoint), credential) => endpoint.fetch(wire, &credential, via).await,
+        (None, Credential::Password { username, password }) => {
             Ok(Grant::new(basic(&username, &password)?, via, DEFAULT_LIFE))
         }
-        (Way::Basic, _) => Err(Fault::Unauthorized {
+        (None, _) => Err(Fault::Unauthorized {
             message: "it wants a name and password, and the configured credential has none for it".to_owned(),
             demand: Demand::default(),
         }),

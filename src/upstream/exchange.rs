@@ -301,14 +301,14 @@ pub(crate) fn basic(username: &str, password: &Secret) -> Result<HeaderValue, Fa
     sensitive(&format!("Basic {}", STANDARD.encode(format!("{username}:{}", password.expose()))))
 }
 
-fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
+pub(crate) fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
     let mut value = HeaderValue::from_str(text).map_err(|_| Fault::Credential(CredentialFault::Unusable))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
 /// `a=b&c=d`, without what is empty.
-fn encoded(pairs: &[(&str, &str)]) -> String {
+pub(crate) fn encoded(pairs: &[(&str, &str)]) -> String {
     let set = pairs.iter().filter(|(_, value)| !value.is_empty());
     let encoded = set.map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, VALUE)));
     encoded.collect::<Vec<_>>().join("&")

@@ -117,7 +117,7 @@ fn words(headers: &HeaderMap, body: &[u8], trusted: bool) -> Refusal {
     }
     if let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(body) {
         let text = |key: &str| object.get(key).and_then(serde_json::Value::as_str);
-        let message = ["error_description", "details", "message", "error"].into_iter().find_map(text);
+        let message = ["error_description", "details", "message", "Message", "error"].into_iter().find_map(text);
         return Refusal { code: None, message: sanitise(message.unwrap_or_default()) };
     }
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).map(media::essence);

@@ -52,7 +52,13 @@ impl Registry {
         let dial = Dial::new(origin.clone(), config.connect.clone(), Arc::clone(own));
         let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
         let wire = Wire::new(client, config.name.clone(), metrics.clone());
-        let credentials = Source::new(&config.credentials, &origin);
+        // The operator named it, so it is dialled by an upstream's rules wherever it is.
+        let wire_to = |cloud: Origin| {
+            let dial = Dial::new(cloud, Vec::new(), Arc::clone(own));
+            let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
+            Ok(Wire::new(client, config.name.clone(), metrics.clone()))
+        };
+        let credentials = Source::new(&config.credentials, &origin, wire_to)?;
         let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);
         let received = metrics.upstream_received_bytes.with_label_values(&[config.name.as_str()]);
         Ok(Self {
@@ -79,12 +85,7 @@ impl Registry {
 
     /// With whose credential it is asked by configuration; an answer's own `via` says what was really needed.
     pub fn via(&self) -> Via {
-        match self.config.credentials {
-            config::Credentials::Auto | config::Credentials::Anonymous | config::Credentials::Client => Via::Anonymous,
-            config::Credentials::Static { .. }
-            | config::Credentials::DockerConfig { .. }
-            | config::Credentials::Helper { .. } => Via::Shared,
-        }
+        if self.config.credentials.is_own_account() { Via::Shared } else { Via::Anonymous }
     }
 
     /// Whose right is used for a request that names none.

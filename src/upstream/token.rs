@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,7 +26,7 @@ use crate::oci::Via;
 /// Life of a token that does not say (distribution's token specification), and of a Basic credential that was read.
 pub(crate) const DEFAULT_LIFE: Duration = Duration::from_mins(1);
 /// Longest life that is believed.
-const LONGEST_LIFE: Duration = Duration::from_hours(24);
+pub(crate) const LONGEST_LIFE: Duration = Duration::from_hours(24);
 /// Clocks that differ by more are not compared: then the token's own span counts.
 const CLOCK_SKEW: Duration = Duration::from_mins(5);
 /// Tokens kept for one upstream: one per repository in use.
@@ -56,17 +57,27 @@ pub(crate) struct Grant {
     expires: Instant,
 }
 
-/// Fetches a grant; shared by all who wait, and driven by whichever of them is left.
-pub(crate) type Fetching = Pin<Box<dyn Future<Output = Result<Arc<Grant>, Fault>> + Send>>;
+/// What is good for a time.
+pub(crate) trait Timed: 'static {
+    /// From when until when.
+    fn span(&self) -> (Instant, Instant);
 
-/// The grants for one upstream.
-#[derive(Default)]
-pub(crate) struct TokenCache(Mutex<HashMap<TokenKey, Slot>>);
+    /// Until 85 % of its life, so that it does not expire on its way.
+    fn is_fresh(&self, now: Instant) -> bool {
+        let (issued, expires) = self.span();
+        now < issued + (expires - issued).mul_f64(0.85)
+    }
+}
 
-#[derive(Default)]
-struct Slot {
-    grant: Option<Arc<Grant>>,
-    flight: Option<WeakShared<Fetching>>,
+/// Fetches what is kept; shared by all who wait, and driven by whichever of them is left.
+pub(crate) type Fetching<V = Grant> = Pin<Box<dyn Future<Output = Result<Arc<V>, Fault>> + Send>>;
+
+/// The grants for one upstream, or what else is kept while it is good.
+pub(crate) struct TokenCache<K = TokenKey, V: Timed = Grant>(Mutex<HashMap<K, Slot<V>>>);
+
+struct Slot<V: Timed> {
+    grant: Option<Arc<V>>,
+    flight: Option<WeakShared<Fetching<V>>>,
 }
 
 #[derive(Deserialize)]
@@ -83,10 +94,11 @@ impl Grant {
         let issued = Instant::now();
         Self { header, via, issued, expires: issued + life.min(LONGEST_LIFE) }
     }
+}
 
-    /// Until 85 % of its life, so that it does not expire on its way.
-    fn is_fresh(&self, now: Instant) -> bool {
-        now < self.issued + (self.expires - self.issued).mul_f64(0.85)
+impl Timed for Grant {
+    fn span(&self) -> (Instant, Instant) {
+        (self.issued, self.expires)
     }
 }
 
@@ -98,9 +110,9 @@ impl fmt::Debug for Grant {
 
 // === impl TokenCache ===
 
-impl TokenCache {
+impl<K: Clone + Eq + Hash, V: Timed> TokenCache<K, V> {
     /// The grant for `key`, from the cache, from who fetches it already, or by `fetch`.
-    pub(crate) async fn get(&self, key: &TokenKey, fetch: impl FnOnce() -> Fetching) -> Result<Arc<Grant>, Fault> {
+    pub(crate) async fn get(&self, key: &K, fetch: impl FnOnce() -> Fetching<V>) -> Result<Arc<V>, Fault> {
         let flight = {
             let mut slots = self.0.lock();
             if slots.len() >= MAX_TOKENS && !slots.contains_key(key) {
@@ -123,7 +135,7 @@ impl TokenCache {
     }
 
     /// Forgets `grant`, which was refused; one that has replaced it already stays.
-    pub(crate) fn invalidate(&self, key: &TokenKey, grant: &Arc<Grant>) {
+    pub(crate) fn invalidate(&self, key: &K, grant: &Arc<V>) {
         if let Some(slot) = self.0.lock().get_mut(key)
             && slot.grant.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, grant))
         {
@@ -131,13 +143,21 @@ impl TokenCache {
         }
     }
 
+    /// Forgets what was issued longer than `age` ago, whatever its key. False: there was nothing.
+    pub(crate) fn forget_older(&self, age: Duration) -> bool {
+        let now = Instant::now();
+        let mut forgotten = false;
+        for slot in self.0.lock().values_mut() {
+            if slot.grant.as_ref().is_some_and(|grant| now.duration_since(grant.span().0) > age) {
+                slot.grant = None;
+                forgotten = true;
+            }
+        }
+        forgotten
+    }
+
     /// Every waiter comes by here; the first one's work is the others' as well.
-    fn land(
-        &self,
-        key: &TokenKey,
-        flight: &Shared<Fetching>,
-        result: Result<Arc<Grant>, Fault>,
-    ) -> Result<Arc<Grant>, Fault> {
+    fn land(&self, key: &K, flight: &Shared<Fetching<V>>, result: Result<Arc<V>, Fault>) -> Result<Arc<V>, Fault> {
         let mut slots = self.0.lock();
         let Some(slot) = slots.get_mut(key) else { return result };
         let first = slot.flight.as_ref().and_then(WeakShared::upgrade).is_some_and(|kept| kept.ptr_eq(flight));
@@ -153,7 +173,7 @@ impl TokenCache {
             }
             Err(fault) => match &slot.grant {
                 // Refreshing early failed; there is still time.
-                Some(grant) if Instant::now() < grant.expires => Ok(Arc::clone(grant)),
+                Some(grant) if Instant::now() < grant.span().1 => Ok(Arc::clone(grant)),
                 _ => {
                     if first {
                         slots.remove(key);
@@ -165,16 +185,28 @@ impl TokenCache {
     }
 }
 
-impl fmt::Debug for TokenCache {
+impl<K, V: Timed> Default for TokenCache<K, V> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<V: Timed> Default for Slot<V> {
+    fn default() -> Self {
+        Self { grant: None, flight: None }
+    }
+}
+
+impl<K, V: Timed> fmt::Debug for TokenCache<K, V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TokenCache")
     }
 }
 
 /// Drops what has expired; if that is not enough, everything that is not being fetched.
-fn make_room(slots: &mut HashMap<TokenKey, Slot>) {
+fn make_room<K: Eq + Hash, V: Timed>(slots: &mut HashMap<K, Slot<V>>) {
     let now = Instant::now();
-    let flying = |slot: &Slot| slot.flight.as_ref().is_some_and(|flight| flight.upgrade().is_some());
+    let flying = |slot: &Slot<V>| slot.flight.as_ref().is_some_and(|flight| flight.upgrade().is_some());
     slots.retain(|_, slot| flying(slot) || slot.grant.as_ref().is_some_and(|grant| grant.is_fresh(now)));
     if slots.len() >= MAX_TOKENS {
         slots.retain(|_, slot| flying(slot));
@@ -267,7 +299,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_fetch_for_all_who_wait_and_refreshed_early() {
-        let cache = TokenCache::default();
+        let cache: TokenCache = TokenCache::default();
         let fetched = AtomicUsize::new(0);
         let release = Arc::new(Notify::new());
         let fetch = || {
@@ -293,7 +325,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_fetch_survives_a_waiter_that_gives_up() {
-        let cache = TokenCache::default();
+        let cache: TokenCache = TokenCache::default();
         let release = Arc::new(Notify::new());
         let fetch = || {
             let release = Arc::clone(&release);
@@ -314,7 +346,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_is_fetched_again_once() {
-        let cache = TokenCache::default();
+        let cache: TokenCache = TokenCache::default();
         let key = key("a");
         let old = cache.get(&key, || ready(Ok(grant(100)))).await.unwrap();
         cache.invalidate(&key, &old);
@@ -325,8 +357,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_old_can_be_forgotten_at_once() {
+        let cache: TokenCache = TokenCache::default();
+        cache.get(&key("a"), || ready(Ok(grant(1000)))).await.unwrap();
+        assert!(!cache.forget_older(Duration::from_mins(1)), "it is new");
+        advance(Duration::from_secs(61)).await;
+        let new = cache.get(&key("b"), || ready(Ok(grant(1000)))).await.unwrap();
+        assert!(cache.forget_older(Duration::from_mins(1)));
+        assert!(cache.get(&key("a"), || ready(Err(Fault::Sealed))).await.is_err());
+        let kept = cache.get(&key("b"), || panic!("it is new")).await.unwrap();
+        assert!(Arc::ptr_eq(&new, &kept));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_failed_refresh_is_no_failure_while_the_old_one_lives() {
-        let cache = TokenCache::default();
+        let cache: TokenCache = TokenCache::default();
         let key = key("a");
         let failing = || ready(Err(Fault::Sealed));
         cache.get(&key, || ready(Ok(grant(100)))).await.unwrap();
@@ -339,7 +384,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_number_of_tokens_is_bounded() {
-        let cache = TokenCache::default();
+        let cache: TokenCache = TokenCache::default();
         for number in 0..MAX_TOKENS * 2 {
             cache.get(&key(&number.to_string()), || ready(Ok(grant(100)))).await.unwrap();
         }

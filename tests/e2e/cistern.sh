@@ -61,6 +61,8 @@ cistern_start() {
 }
 
 cistern_run() {
+    # Of a case that failed before it came to its end.
+    halt ocistern KILL
     spawn ocistern "$OCISTERN_BIN" serve --config "$WORK/ocistern.toml"
     wait_http ocistern "http://$ADMIN/readyz"
     wait_http ocistern "http://$OCISTERN/v2/"

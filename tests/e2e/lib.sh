@@ -123,6 +123,20 @@ skip() {
     echo skip >>"$WORK/results"
 }
 
+# fails COMMAND…: it must not succeed. Not in a condition, where `set -e` means nothing to it.
+fails() {
+    local status=0
+    (
+        set -euo pipefail
+        "$@"
+    ) &
+    wait $! || status=$?
+    ((status != 0)) || {
+        echo "this should have failed: $*" >&2
+        return 1
+    }
+}
+
 # same WHAT EXPECTED ACTUAL
 same() {
     [[ $2 == "$3" ]] || {

@@ -5,7 +5,7 @@
 # another one stands earlier in PATH).
 E2E_PACKAGES=(
     apache2-utils buildah ca-certificates containerd curl debootstrap docker-registry docker.io iproute2 jq
-    openssl podman procps runc skopeo umoci util-linux
+    openssl podman procps python3 python3-venv runc skopeo umoci util-linux
 )
 
 E2E_GO_TOOLS=(
@@ -16,6 +16,34 @@ E2E_GO_TOOLS=(
     'ctr v2.4.2 github.com/containerd/containerd/v2/cmd/ctr'
     'registry v3.1.2 github.com/distribution/distribution/v3/cmd/registry'
 )
+
+# Python programs, each in a virtual environment of its own: name, version, what pip installs.
+E2E_PYTHON_TOOLS=(
+    'az 2.91.0 azure-cli==2.91.0'
+    'acrsdk 1.2.0 azure-containerregistry==1.2.0'
+    'moto 5.2.5 moto[server]==5.2.5'
+)
+
+# Modules in here that are built from pinned sources for each run: name, directory, package.
+E2E_GO_PROGRAMS=(
+    'registry registry .'
+    'tokenserver tokenserver .'
+    'acr acr .'
+    'conformance conformance github.com/opencontainers/distribution-spec/conformance'
+    'oras0 oras0 github.com/oras-project/oras/cmd/oras'
+)
+
+# python_tool NAME PROGRAM: path of a program in the virtual environment NAME, whether it is there or not.
+python_tool() {
+    local name version requirement
+    for entry in "${E2E_PYTHON_TOOLS[@]}"; do
+        read -r name version requirement <<<"$entry"
+        [[ $name == "$1" ]] || continue
+        printf '%s/python/%s-%s/bin/%s\n' "$E2E_HOME" "$name" "$version" "$2"
+        return
+    done
+    return 1
+}
 
 # go_tool NAME: its path, whether it is there or not.
 go_tool() {
@@ -57,7 +85,31 @@ install_go_tools() {
     done
 }
 
+# A virtual environment cannot be moved, so a mark says that it is whole.
+install_python_tools() {
+    local name version requirement directory
+    for entry in "${E2E_PYTHON_TOOLS[@]}"; do
+        read -r name version requirement <<<"$entry"
+        directory=$E2E_HOME/python/$name-$version
+        [[ -f $directory/complete ]] && continue
+        rm -rf "$directory"
+        python3 -m venv "$directory"
+        "$directory/bin/pip" install --quiet --disable-pip-version-check "$requirement"
+        touch "$directory/complete"
+    done
+}
+
+# build_go_programs DIRECTORY
+build_go_programs() {
+    local name directory package
+    for entry in "${E2E_GO_PROGRAMS[@]}"; do
+        read -r name directory package <<<"$entry"
+        (cd "$E2E/$directory" && go build -o "$1/$name" "$package")
+    done
+}
+
 install_e2e_tools() {
     install_packages "${E2E_PACKAGES[@]}"
     install_go_tools
+    install_python_tools
 }

@@ -132,8 +132,6 @@ impl Pump {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::stream;
     use http_body::Frame;
     use http_body_util::StreamBody;
@@ -182,7 +180,7 @@ mod tests {
             let (mut pump, mut kept) = (Pump::new(body(&["a", "b", "c", "d", "e"]), None, true), kept());
             let (inlet, mut outlet) = mpsc::channel(room);
             // Upstream answers early: the work is dropped where it stands.
-            let run = timeout(Duration::ZERO, pump.run(&mut kept, Some(&inlet))).await;
+            let run = timeout(std::time::Duration::ZERO, pump.run(&mut kept, Some(&inlet))).await;
             assert_eq!(run.is_err(), room < 4, "four pieces go, the fifth is held back");
             assert_eq!(came(&mut outlet).len(), room.min(4));
             drop((inlet, outlet));

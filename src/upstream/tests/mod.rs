@@ -1,5 +1,6 @@
 //! Behaviour of an upstream client against scripted servers on loopback.
 
+mod clouds;
 mod faults;
 mod grants;
 mod redirects;

@@ -21,6 +21,8 @@ pub struct Accounts {
     pub directory: BTreeMap<String, String>,
     /// Whether a refresh token is given to who wants one.
     pub gives_refresh: bool,
+    /// What those are told who have a token and may not: this status instead of a 401 with what is missing.
+    pub refused_with: Option<u16>,
     /// Access tokens are JWTs that live so many seconds; none: opaque ones that say 300.
     pub jwt: Option<i64>,
     tokens: HashMap<String, Issued>,

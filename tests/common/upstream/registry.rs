@@ -137,6 +137,9 @@ impl Registry {
         let path = percent_encoding::percent_decode_str(&request.path).decode_utf8_lossy().into_owned();
         let Some(path) = path.strip_prefix("/v2/") else { return error(404, "UNSUPPORTED") };
         if let Some(challenge) = self.challenge(request, path) {
+            if let Some(status) = self.accounts.refused_with.filter(|_| challenge.contains("insufficient_scope")) {
+                return error(status, if status == 403 { "DENIED" } else { "NAME_UNKNOWN" });
+            }
             return error(401, "UNAUTHORIZED").with("WWW-Authenticate", challenge);
         }
         if let Some(reply) = self.answer_write(request, path) {

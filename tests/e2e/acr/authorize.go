@@ -3,6 +3,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -122,6 +123,10 @@ func (s *server) authorize(a *answer, r *http.Request, wants needs) (subject, bo
 
 const authenticationRequired = "authentication required, visit https://aka.ms/acr/authorization for more information."
 
+// maxUnwanted is how much of a refused request's body is taken in, as a registry behind nginx does it: clients that send a chunk
+// before they know the token (the SDKs) would otherwise be cut off before they read the 401.
+const maxUnwanted = 64 << 20
+
 // challenge is the 401 to the letter: no space behind commas, keys of `detail` capitalised, one entry for every action.
 func (s *server) challenge(a *answer, r *http.Request, wants needs, problem string) {
 	realm := s.realm
@@ -144,6 +149,7 @@ func (s *server) challenge(a *answer, r *http.Request, wants needs, problem stri
 		}
 		detail = list
 	}
+	_, _ = io.CopyN(io.Discard, r.Body, maxUnwanted)
 	a.Header().Set("Www-Authenticate", header)
 	fails(http.StatusUnauthorized, "UNAUTHORIZED", authenticationRequired).with(detail).write(a)
 }

@@ -1,0 +1,46 @@
+# Every client that pushes, to a registry with tokens of a server of their own (Debian's docker-registry), as the listener's
+# default and by prefix.
+# shellcheck shell=bash
+# shellcheck source=tests/e2e/pushers.sh
+source "$E2E/pushers.sh"
+
+check_needs() { echo skopeo podman buildah dockerd /usr/bin/docker containerd ctr; }
+
+check() {
+    local form name
+    try "push start" push_start
+    for form in default prefix; do
+        for name in "${PUSHERS[@]}"; do try "push $form $name" push_at "$form" "$name"; done
+    done
+    docker_stop
+    ctr_stop
+    try "push stop" cistern_stop
+}
+
+PUSH_PORT=5050
+
+push_start() {
+    rm -rf "$WORK/cistern"
+    # By prefix, what the caller shows is meant for this upstream although it is not the listener's default.
+    cistern_config '{ from = "auto" }' | sed 's/^\[upstream."bearer.test"\]$/&\nrelay_credentials = true/' >"$WORK/ocistern.toml"
+    printf '\n[[listener]]\naddress = "127.0.0.1:%d"\ndefault_upstream = "bearer.test"\n' $PUSH_PORT >>"$WORK/ocistern.toml"
+    cistern_run
+    docker_start
+    ctr_start
+}
+
+bearer_digest() {
+    bounded skopeo inspect --no-tags --format '{{.Digest}}' --tls-verify=false --creds "$PULL_USER:$PULL_PASSWORD" \
+        "docker://${UPSTREAM_ADDRESS[bearer.test]}/$1:$2" 2>/dev/null || true
+}
+
+push_at() {
+    PLAIN=1 STORAGE=$WORK/storage/push-$1-$2
+    case $1 in
+        default) REGISTRY=127.0.0.1:$PUSH_PORT ;;
+        prefix) REGISTRY=$OCISTERN/bearer.test ;;
+    esac
+    # shellcheck disable=SC2317
+    repository_for() { printf 'push-%s/%s\n' "$form" "$1"; }
+    push_flow "$2" "$PULL_USER" "$PULL_PASSWORD" bearer_digest
+}
