@@ -281,7 +281,7 @@ impl Visit<'_> {
             Endpoint::Catalog => lists::catalog(self).await,
             Endpoint::Acr(resource) => acr::read(self, resource).await,
             Endpoint::Upload(repo, state) => Box::pin(uploads::go_on(self, repo, state, body)).await,
-            Endpoint::Uploads(_) => Err(Failure::method("uploads are begun by POST")),
+            Endpoint::Uploads(_) => Err(push::not_taken(&self.route.endpoint)),
         }
     }
 }

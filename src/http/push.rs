@@ -2,8 +2,8 @@
 //!
 //! Who may write at all, and by whose right, was decided before ([`super::caller`]).
 
-use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt as _;
 
 use super::Visit;
@@ -28,7 +28,9 @@ impl Visit<'_> {
         let method = &self.asked.parts.method;
         match &self.route.endpoint {
             Endpoint::Uploads(repo) if *method == Method::POST => Box::pin(uploads::begin(self, repo, body)).await,
-            Endpoint::Upload(repo, state) => Box::pin(uploads::go_on(self, repo, state, body)).await,
+            Endpoint::Upload(repo, state) if *method != Method::POST => {
+                Box::pin(uploads::go_on(self, repo, state, body)).await
+            }
             Endpoint::Manifest(repo, reference) if *method == Method::PUT => {
                 put_manifest(self, repo, reference, body).await
             }
@@ -37,7 +39,7 @@ impl Visit<'_> {
             }
             Endpoint::Blob(repo, digest) if *method == Method::DELETE => delete_blob(self, repo, digest).await,
             Endpoint::Acr(resource) => acr::write(self, resource, body).await,
-            _ => Err(Failure::method("this resource does not take that method")),
+            endpoint => Err(not_taken(endpoint)),
         }
     }
 
@@ -46,6 +48,19 @@ impl Visit<'_> {
         let sent = &self.asked.parts.headers;
         CHOSEN.iter().filter_map(|name| Some((name.clone(), sent.get(name)?.clone()))).collect()
     }
+}
+
+/// The answer to a method that the resource does not take.
+pub(super) fn not_taken(endpoint: &Endpoint) -> Failure {
+    let methods = match endpoint {
+        Endpoint::Manifest(..) => "GET, HEAD, PUT, DELETE",
+        Endpoint::Blob(..) => "GET, HEAD, DELETE",
+        Endpoint::Uploads(_) => "POST",
+        Endpoint::Upload(..) => "GET, HEAD, PATCH, PUT, DELETE",
+        Endpoint::Acr(_) => "GET, HEAD, PATCH, POST, DELETE",
+        Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Referrers(..) => "GET, HEAD",
+    };
+    Failure::method("this resource does not take that method").with_header(ALLOW, HeaderValue::from_static(methods))
 }
 
 /// `PUT NAME/manifests/REFERENCE`.

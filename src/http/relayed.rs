@@ -61,10 +61,7 @@ impl Visit<'_> {
     pub(super) fn failed(&self, error: WriteError, kind: Kind) -> Failure {
         let upstream = &self.route.upstream;
         let failure = match &error {
-            WriteError::Cache(_) => {
-                let WriteError::Cache(error) = error else { unreachable!() };
-                return self.unasked(error, kind);
-            }
+            WriteError::Cache(error) => return self.unasked(error.clone(), kind),
             WriteError::Refused(said) => Failure::new(
                 StatusCode::BAD_GATEWAY,
                 ErrorCode::Unknown,

@@ -80,7 +80,7 @@ pub(super) async fn begin(visit: &Visit<'_>, repo: &RepoName, body: Inbound) -> 
     }
 }
 
-/// What is done with an upload that has begun.
+/// GET, PATCH, PUT and DELETE of an upload that has begun.
 pub(super) async fn go_on(
     visit: &Visit<'_>,
     repo: &RepoName,
@@ -104,11 +104,10 @@ pub(super) async fn go_on(
                 Err(error) => Err(error),
             }
         }
-        Method::DELETE => match upload.cancel(&target).await {
+        _ => match upload.cancel(&target).await {
             Ok(()) => return Ok(relayed::written(empty(StatusCode::NO_CONTENT))),
             Err(error) => Err(error),
         },
-        _ => return Err(Failure::method("an upload that has begun takes GET, PATCH, PUT and DELETE")),
     };
     match result {
         Ok((status, mut headers)) => {
@@ -285,9 +284,9 @@ pub(super) fn parameters<'a>(query: &'a str, name: &str) -> impl Iterator<Item =
 }
 
 fn closing_digest(query: &str) -> Result<Digest, Failure> {
-    let message = "the request that closes an upload says what it is: add ?digest=";
-    let missing = || Failure::bad_request(ErrorCode::DigestInvalid, message);
-    parse_digest(&parameter(query, "digest").ok_or_else(missing)?)
+    let missing = "the request that closes an upload says what it is: add ?digest=";
+    let text = parameter(query, "digest");
+    parse_digest(&text.ok_or_else(|| Failure::bad_request(ErrorCode::DigestInvalid, missing))?)
 }
 
 fn parse_digest(text: &str) -> Result<Digest, Failure> {

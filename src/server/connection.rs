@@ -37,8 +37,9 @@ const STREAMS: u32 = 128;
 /// them the connection is closed (CVE-2023-44487 and its kin).
 const PENDING_RESETS: usize = 20;
 const LOCAL_RESETS: usize = 256;
-/// HTTP/2: what a client may send ahead; requests have no bodies worth buffering.
-const RECEIVE_WINDOW: u32 = 64 * 1024;
+/// HTTP/2: what a client may send ahead, on a stream and in all: what a push gets through in one round trip, and what a
+/// client that is not read from holds in memory.
+const RECEIVE_WINDOW: u32 = 256 * 1024;
 /// HTTP/2: what may wait in memory for a client, per stream.
 const SEND_BUFFER: usize = 256 * 1024;
 /// HTTP/2: when a connection is probed by PING, and when an answer is overdue.
