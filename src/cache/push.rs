@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::oneshot;
@@ -139,13 +139,19 @@ impl Cache {
     ) -> Result<Said, WriteError> {
         let (cache, target) = (Arc::clone(self), target.clone());
         self.to_the_end(async move {
-            if let Some(path) = probe {
-                let head = call(delete.kind, Method::HEAD, path, &target);
-                let said = cache.relay(&target.upstream, head).await?;
-                if matches!(said.status.as_u16(), 403 | 429 | 502 | 503 | 504) {
-                    return Err(WriteError::Refused(Box::new(said)));
-                }
-            }
+            // Nobody empties the cache of what it may not see. A token to delete with may not suffice to look.
+            let sees = match probe {
+                None => true,
+                Some(path) => match cache.relay(&target.upstream, call(delete.kind, Method::HEAD, path, &target)).await
+                {
+                    Ok(said) if matches!(said.status.as_u16(), 429 | 502 | 503 | 504) => {
+                        return Err(WriteError::Refused(Box::new(said)));
+                    }
+                    Ok(said) => said.status != StatusCode::FORBIDDEN,
+                    Err(error) if error.is_unauthorized() => false,
+                    Err(error) => return Err(error),
+                },
+            };
             let guard = match &doomed {
                 Doomed::Manifest(Reference::Tag(tag)) | Doomed::Tag(tag) => {
                     cache.writing(&target, std::slice::from_ref(tag)).await
@@ -154,7 +160,7 @@ impl Cache {
             };
             let guard = guard.map_err(WriteError::Unmarked)?;
             // A crash between upstream's answer and what follows it leaves nothing that is deleted.
-            if let Err(error) = cache.forget(&target, &doomed).await {
+            if sees && let Err(error) = cache.forget(&target, &doomed).await {
                 guard.refused().await;
                 return Err(WriteError::Unmarked(error));
             }
@@ -166,6 +172,12 @@ impl Cache {
                 Err(error) => {
                     if error.is_refusal() {
                         guard.refused().await;
+                    } else if !sees && let Err(unforgotten) = cache.forget(&target, &doomed).await {
+                        tracing::warn!(
+                            upstream = %target.upstream, repository = %target.repo,
+                            error = &unforgotten as &dyn std::error::Error,
+                            "what may have been deleted upstream could not be forgotten"
+                        );
                     }
                     Err(error)
                 }

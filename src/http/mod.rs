@@ -47,7 +47,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderName, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, PROXY_AUTHORIZATION, TRANSFER_ENCODING,
+};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use tower::{Service, ServiceBuilder};
@@ -204,6 +206,9 @@ where
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     };
+    if parts.method == Method::HEAD {
+        response = without_body(response);
+    }
     if rest.is_left() {
         // What is left of a body must not be taken for the next request.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -213,6 +218,14 @@ where
         response.headers_mut().remove(CONNECTION);
     }
     record.follow(branded(response))
+}
+
+/// The answer to a HEAD says how long its body would be. HTTP/1.1 leaves the body out by itself, HTTP/2 would send it.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = http_body::Body::size_hint(response.body()).exact().filter(|length| *length > 0) {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+    response.map(|_| respond::empty())
 }
 
 /// To HTTP/1.0 an answer without a length ends with its connection: one that was broken off would look whole.
