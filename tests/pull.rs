@@ -480,3 +480,16 @@ async fn that_a_digest_is_no_manifest_does_not_make_its_blob_missing() {
     cistern.get(format!("/v2/app/blobs/{digest}")).await.assert_is(&bytes);
     check(&cistern).await;
 }
+
+/// HTTP/1.1 leaves it out by itself.
+#[tokio::test]
+async fn a_refused_head_has_no_body_over_http2() {
+    let upstream = Upstream::start().await;
+    let cistern = Cistern::start(&upstream, "").await;
+    for target in ["/v2/app/manifests/none", "/v2/app/manifests/sha256:bad", "/v2/"] {
+        let got = cistern.send(Ask::new(http::Method::HEAD, target).http2()).await;
+        assert!(got.status >= 400, "{}", got.summary());
+        assert_eq!(got.body.len(), 0, "{}", got.summary());
+        assert_ne!(got.header("content-length"), "0", "its length is that of a GET's: {}", got.summary());
+    }
+}
