@@ -74,8 +74,8 @@ defaults() {
     mkdir -p "$WORK/tmp/nobody"
     HOME=$WORK/tmp/nobody spawn ocistern "$OCISTERN_BIN" serve
     wait_http ocistern http://127.0.0.1:5080/readyz
-    curl -fsS -o /dev/null http://127.0.0.1:5000/v2/
-    curl -fsS -o /dev/null 'http://[::1]:5000/v2/'
+    curl -fsS -o /dev/null http://127.0.0.1:5000/oauth2/token
+    curl -fsS -o /dev/null 'http://[::1]:5000/oauth2/token'
     began=$SECONDS
     code=$(curl -sS -m 30 -o "$WORK/tmp/answer" -w '%{http_code}' http://127.0.0.1:5000/v2/ghcr.io/org/app/manifests/v1)
     cat "$WORK/tmp/answer"
