@@ -38,6 +38,8 @@ az_() {
 }
 
 az_start() {
+    # Nobody is signed in, whatever ran before.
+    rm -rf "$WORK/az"
     acr_start
     # The CLI deletes and asks again at once; nothing of what it reads may be old.
     acr_cistern
