@@ -144,6 +144,22 @@ async fn what_hyper_refuses_by_itself() {
     server.stop().await;
 }
 
+/// A client that sends everything before it looks at the answer would get a reset in its place.
+#[tokio::test]
+async fn an_answer_reaches_who_still_sends() {
+    let (server, address, _directory) = start("[upstream.\"docker.io\"]\npush = \"off\"").await;
+    // More than the buffers of both ends hold.
+    let body = "a".repeat(32 << 20);
+    let head = format!("PUT /v2/a/manifests/1 HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let answer = raw(address, &format!("{head}{body}")).await;
+    assert_error(&answer, 405, "UNSUPPORTED");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+    // Who asks first is told not to send.
+    let answer = raw(address, &head.replace("Host: a", "Host: a\r\nExpect: 100-continue")).await;
+    assert_error(&answer, 405, "UNSUPPORTED");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_second_request_hidden_in_a_body_is_not_answered() {
     let (server, address, _directory) = start("[upstream.\"docker.io\"]\npush = \"off\"").await;

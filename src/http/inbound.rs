@@ -1,25 +1,39 @@
-//! The body of a request, and whether something of it is left when the request has been answered.
+//! The body of a request, and what becomes of what is left of it when the request has been answered.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use super::respond::{Body, BodyError};
+
+/// How much of a body that nobody wants is taken in.
+const MAX_UNWANTED: u64 = 64 << 20;
+/// Time for all of that.
+const UNWANTED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The body of a request.
 pub(super) struct Inbound {
     /// None: it has no body.
     inner: Option<Body>,
-    ended: Arc<AtomicBool>,
+    shared: Arc<Shared>,
 }
 
 /// Tells afterwards what became of a body.
-pub(super) struct Rest(Arc<AtomicBool>);
+pub(super) struct Rest(Arc<Shared>);
+
+struct Shared {
+    ended: AtomicBool,
+    /// What its reader did not read, once the reader is gone.
+    left: Mutex<Option<Body>>,
+}
 
 // === impl Inbound ===
 
@@ -31,9 +45,9 @@ impl Inbound {
         B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
     {
         let none = body.is_end_stream() && !framed;
-        let ended = Arc::new(AtomicBool::new(none));
+        let shared = Arc::new(Shared { ended: AtomicBool::new(none), left: Mutex::new(None) });
         let inner = (!none).then(|| body.map_err(Into::into).boxed_unsync());
-        (Self { inner, ended: Arc::clone(&ended) }, Rest(ended))
+        (Self { inner, shared: Arc::clone(&shared) }, Rest(shared))
     }
 
     /// Whether there is no body at all.
@@ -51,7 +65,7 @@ impl http_body::Body for Inbound {
         let polled = Pin::new(&mut *inner).poll_frame(cx);
         // Readers stop once the announced length is there, without waiting for the end.
         if matches!(polled, Poll::Ready(None)) || matches!(polled, Poll::Ready(Some(Ok(_)))) && inner.is_end_stream() {
-            self.ended.store(true, Ordering::Relaxed);
+            self.shared.ended.store(true, Ordering::Relaxed);
         }
         polled
     }
@@ -65,11 +79,90 @@ impl http_body::Body for Inbound {
     }
 }
 
+impl Drop for Inbound {
+    fn drop(&mut self) {
+        if !self.shared.ended.load(Ordering::Relaxed) {
+            *self.shared.left.lock() = self.inner.take();
+        }
+    }
+}
+
 // === impl Rest ===
 
 impl Rest {
     /// Whether something of the body has not been read.
     pub(super) fn is_left(&self) -> bool {
-        !self.0.load(Ordering::Relaxed)
+        !self.0.ended.load(Ordering::Relaxed)
+    }
+
+    /// Takes in what is left while the answer goes out, as far as it is not too much, and throws it away. Some clients
+    /// send all of a body before they look at the answer (the Azure SDKs, before they know that they need a token); a
+    /// connection that is closed on what was not read is reset, and the answer lost on its way (RFC 9112, 9.6).
+    pub(super) async fn take_in(self) {
+        let Some(mut left) = self.0.left.lock().take() else { return };
+        let reading = async {
+            let mut taken = 0;
+            while taken <= MAX_UNWANTED
+                && let Some(Ok(frame)) = left.frame().await
+            {
+                taken += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+        };
+        let _ = timeout(UNWANTED_WITHIN, reading).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::{Full, StreamBody};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Pieces of 1 MiB without end, and how many were taken.
+    fn endless() -> (impl http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static, Arc<Mutex<u64>>) {
+        let count = Arc::new(Mutex::new(0));
+        let (piece, counted) = (Bytes::from(vec![0; 1 << 20]), Arc::clone(&count));
+        let pieces = stream::repeat_with(move || {
+            *counted.lock() += 1;
+            Ok::<_, std::io::Error>(Frame::data(piece.clone()))
+        });
+        (StreamBody::new(pieces), count)
+    }
+
+    #[tokio::test]
+    async fn what_is_left_is_known() {
+        let (body, rest) = Inbound::new(Full::new(Bytes::from_static(b"content")), false);
+        assert!(rest.is_left());
+        drop(body);
+        assert!(rest.is_left());
+        let (body, rest) = Inbound::new(Full::new(Bytes::from_static(b"content")), false);
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "content");
+        assert!(!rest.is_left());
+        let (body, rest) = Inbound::new(Full::new(Bytes::new()), false);
+        assert!(body.is_empty() && !rest.is_left());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_taken_in_but_not_for_ever() {
+        let (body, count) = endless();
+        let (body, rest) = Inbound::new(body, false);
+        drop(body);
+        rest.take_in().await;
+        assert_eq!(*count.lock(), 65);
+        let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, std::io::Error>>());
+        let (body, rest) = Inbound::new(silent, false);
+        drop(body);
+        let began = Instant::now();
+        rest.take_in().await;
+        assert_eq!(began.elapsed(), UNWANTED_WITHIN);
+    }
+
+    #[tokio::test]
+    async fn it_is_left_to_a_reader_that_goes_on() {
+        let (body, rest) = Inbound::new(Full::new(Bytes::from_static(b"content")), false);
+        rest.take_in().await;
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "content");
     }
 }

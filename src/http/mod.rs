@@ -48,10 +48,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, PROXY_AUTHORIZATION, TRANSFER_ENCODING,
+    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION, TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
@@ -101,6 +102,8 @@ pub struct App {
     pub locations: Locations,
     /// All metrics.
     pub metrics: Metrics,
+    /// What goes on behind an answer.
+    pub tasks: TaskTracker,
 }
 
 /// The listener that a request came by.
@@ -212,6 +215,10 @@ where
     if rest.is_left() {
         // What is left of a body must not be taken for the next request.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        // Over HTTP/2 the stream ends, and nothing else. Who waits to be told to go on has sent nothing and is not told.
+        if parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT) {
+            app.tasks.spawn(rest.take_in());
+        }
     }
     if parts.version >= Version::HTTP_2 {
         // A field of the connection has no place in HTTP/2 (RFC 9113, 8.2.2).

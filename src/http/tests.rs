@@ -47,7 +47,7 @@ impl Edge {
         };
         let upstreams = Arc::new(Upstreams::new(&config, metrics.clone()).unwrap());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let cache = Cache::new(store, Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
+        let cache = Cache::new(store, Arc::clone(&upstreams), &config, metrics.clone(), tasks.clone(), stop);
         let listener = ListenerState::new(config.listeners[0].clone());
         let app = App {
             directory: Directory::new(&config),
@@ -57,6 +57,7 @@ impl Edge {
             seal: Seal::new(&[1; 32]),
             locations: Locations::new([2; 32]),
             metrics,
+            tasks,
         };
         Self { app, listener, _root: root }
     }

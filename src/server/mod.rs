@@ -180,6 +180,7 @@ impl Server {
             seal: Seal::new(&private_key(&store, "token").await?),
             locations: Locations::new(private_key(&store, "upload").await?),
             metrics: metrics.clone(),
+            tasks: registry.tasks.clone(),
         });
         let sockets = open_listeners(&app, &registry, inherited).await?;
         // Before the first request could lead back here.

@@ -26,6 +26,8 @@ check() {
 }
 
 page_start() {
+    # Nobody is signed in, whatever ran before.
+    rm -rf "$WORK/az"
     acr_start
     acr_cistern
     docker_start
