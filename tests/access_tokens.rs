@@ -239,6 +239,30 @@ async fn a_token_is_for_what_it_was_asked_for() {
     }
 }
 
+/// Some registries give everybody a catalog of what is public. Who has a credential shows it when it is challenged, and
+/// must not take that for all that there is.
+#[tokio::test]
+async fn who_asks_for_a_list_of_what_it_may_see_is_challenged_first() {
+    let (upstream, ..) = registry(7).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    let own = cistern.client().0;
+    let bare = cistern.get("/v2/_catalog").await;
+    assert_eq!(bare.status, 401, "{}", bare.summary());
+    let challenge =
+        format!("Bearer realm=\"http://{own}/oauth2/token\",service=\"{own}\",scope=\"registry:catalog:*\"");
+    assert_eq!(bare.header("www-authenticate"), challenge);
+    let anybody = token(&cistern.get("/oauth2/token?scope=registry:catalog:*").await);
+    let somebody = token(&login(&cistern, &["registry:catalog:*"]).await);
+    for token in [anybody, somebody] {
+        let list = cistern.send(Ask::get("/v2/_catalog").bearer(&token)).await;
+        assert_eq!(list.status, 200, "{}", list.summary());
+        assert_eq!(list.json()["repositories"], serde_json::json!(["private", "public"]));
+    }
+    // Where nobody is challenged, there is nothing to show.
+    upstream.registry(|registry| registry.auth = Auth::Open);
+    assert_eq!(cistern.get("/v2/_catalog").await.status, 200);
+}
+
 #[tokio::test]
 async fn tokens_that_are_not_ours_are_invalid() {
     let (upstream, ..) = registry(7).await;

@@ -90,18 +90,19 @@ impl Cache {
         Ok(list)
     }
 
-    /// The repositories of an upstream, as far as it tells a caller of this right.
+    /// The repositories of an upstream, as far as it tells a caller of this right; `bare`: its challenge is the caller's
+    /// to answer.
     pub async fn catalog(
         self: &Arc<Self>,
         upstream: &UpstreamName,
         right: &Right,
+        bare: bool,
         query: &str,
     ) -> Result<List, CacheError> {
         let registry = Arc::clone(self.registry(upstream)?);
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let asked = async {
-            receive(upstream, registry.fetch(Ask::catalog(query, deadline).with_right(right.clone())).await?).await
-        };
+        let ask = Ask::catalog(query, deadline).with_right(right.clone()).bare(bare);
+        let asked = async { receive(upstream, registry.fetch(ask).await?).await };
         let too_late = |_| Err(CacheError::Timeout { upstream: upstream.clone() });
         Ok(timeout_at(deadline, asked).await.unwrap_or_else(too_late)?.0)
     }

@@ -42,6 +42,9 @@ pub(super) struct Caller {
     pub(super) loopback: bool,
     /// What it showed.
     pub(super) showed: Showed,
+    /// Upstream's challenge is its to answer: clients show what they have when they are challenged, and would take what
+    /// everybody may see for all that there is.
+    pub(super) bare: bool,
 }
 
 /// What a credential is for.
@@ -98,6 +101,9 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
         trusted: false,
         loopback: loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers).is_ok(),
         showed: standing.showed,
+        bare: need.is_personal
+            && standing.showed == Showed::Nothing
+            && matches!(upstream.credentials, Credentials::Auto),
     };
     caller.trusted = caller.owner.is_some() || asked.is_certified();
     caller.owner = caller.owner.or(standing.credential.and_then(|credential| credential.owner));

@@ -29,7 +29,8 @@ pub(super) async fn referrers(visit: &Visit<'_>, repo: &RepoName, subject: &Dige
 
 /// `_catalog`.
 pub(super) async fn catalog(visit: &Visit<'_>) -> Result<Response<Body>, Failure> {
-    let list = visit.asked.app.cache.catalog(&visit.route.upstream, &visit.caller.right, &visit.route.query).await;
+    let (caller, route) = (visit.caller, visit.route);
+    let list = visit.asked.app.cache.catalog(&route.upstream, &caller.right, caller.bare, &route.query).await;
     visit.list(list, Kind::Other)
 }
 

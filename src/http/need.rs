@@ -15,6 +15,8 @@ use crate::oci::{Action, Actions, Resource, Scope};
 pub(super) struct Need {
     /// Whether something may change by it.
     pub(super) writes: bool,
+    /// Whether the answer tells what its caller may see, so that it is another one for everybody.
+    pub(super) is_personal: bool,
     /// What a token for it is asked for, in the client's words.
     pub(super) scope: String,
     resource: Resource,
@@ -55,7 +57,8 @@ impl Need {
             (Form::Prefix, Some(repo)) => format!("repository:{}/{repo}:{asked}", route.prefix),
             _ => Scope { resource: resource.clone(), actions: asked }.to_string(),
         };
-        Self { writes, scope, resource, actions }
+        let is_personal = reads && matches!(route.endpoint, Endpoint::Catalog | Endpoint::Acr(_));
+        Self { writes, is_personal, scope, resource, actions }
     }
 
     /// Whether a credential is for it.

@@ -28,6 +28,8 @@ pub struct Ask {
     pub right: Option<Right>,
     /// Whether redirects are followed; if not, one is an answer too.
     pub follow: bool,
+    /// Challenges of upstream are left to the caller, also those that anybody could answer.
+    pub bare: bool,
     /// Until when the head of the answer must be there, all tries included.
     pub deadline: Instant,
 }
@@ -85,6 +87,7 @@ impl Ask {
             headers: HeaderMap::new(),
             right: None,
             follow: true,
+            bare: false,
             deadline,
         }
     }
@@ -111,6 +114,12 @@ impl Ask {
         Self { follow: false, ..self }
     }
 
+    /// Leaving upstream's challenges to the caller, or not.
+    #[must_use]
+    pub fn bare(self, bare: bool) -> Self {
+        Self { bare, ..self }
+    }
+
     /// With one more header.
     #[must_use]
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -135,6 +144,7 @@ impl Ask {
             headers: HeaderMap::new(),
             right: None,
             follow: true,
+            bare: false,
             deadline,
         }
     }

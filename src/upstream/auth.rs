@@ -46,6 +46,8 @@ pub(crate) struct Want<'a> {
     pub(crate) scope: Option<&'a str>,
     /// Whose right is used.
     pub(crate) right: &'a Right,
+    /// Challenges are left to the caller: not even the token that everybody gets is shown.
+    pub(crate) bare: bool,
 }
 
 /// What a request does to a repository.
@@ -111,6 +113,9 @@ impl Auth {
 
     /// What to show at once: a caller's own token, else what satisfied the upstream at such a request before.
     pub(crate) async fn ready(&self, want: &Want<'_>) -> Result<Option<Shown>, Fault> {
+        if want.bare {
+            return Ok(None);
+        }
         if let Some(token) = want.right.token() {
             return Shown::lent(token.expose()).map(Some);
         }
@@ -128,6 +133,7 @@ impl Auth {
             return Ok(Some(shown));
         }
         let way = match bearer {
+            _ if want.bare => return Ok(None),
             Some(bearer) => Way::Token(self.endpoint(bearer, want)?),
             None => Way::Basic,
         };
@@ -143,8 +149,8 @@ impl Auth {
         refused: Option<&Shown>,
         begun: Instant,
     ) -> Result<Option<Shown>, Fault> {
-        if want.right.token().is_some() {
-            // It is all that the caller lent; nothing of ours takes its place.
+        if want.bare || want.right.token().is_some() {
+            // It is all that the caller has; nothing of ours takes its place.
             return Ok(None);
         }
         let way = Arc::new(self.choose(&challenge::parse(headers), want)?);

@@ -34,6 +34,8 @@ pub struct Call<B = CallBody> {
     /// What is asked for where upstream's challenge does not say, such as `repository:app:pull,push`. A token for it is
     /// got before a body is sent.
     pub scope: Option<String>,
+    /// Challenges of upstream are left to the caller, also those that anybody could answer.
+    pub bare: bool,
     /// Until when the head of the answer must be there; none: as long as upstream takes the body, and some minutes more.
     pub deadline: Option<Instant>,
 }
@@ -104,6 +106,7 @@ impl Call {
             body: CallBody::Empty,
             right,
             scope: None,
+            bare: false,
             deadline: None,
         }
     }
@@ -149,8 +152,8 @@ impl Call {
 
     /// The body apart from the rest, which many may look at.
     pub(crate) fn split(self) -> (Call<()>, CallBody) {
-        let Self { kind, method, target, repo, headers, body, right, scope, deadline } = self;
-        (Call { kind, method, target, repo, headers, body: (), right, scope, deadline }, body)
+        let Self { kind, method, target, repo, headers, body, right, scope, bare, deadline } = self;
+        (Call { kind, method, target, repo, headers, body: (), right, scope, bare, deadline }, body)
     }
 }
 
@@ -163,7 +166,14 @@ impl<B> Call<B> {
         };
         // Asking where an upload is, or giving it up, needs the right to upload.
         let action = if self.kind == Kind::Upload { Action::Push } else { action };
-        Want { repo: self.repo.as_ref(), kind: self.kind, action, scope: self.scope.as_deref(), right: &self.right }
+        Want {
+            repo: self.repo.as_ref(),
+            kind: self.kind,
+            action,
+            scope: self.scope.as_deref(),
+            right: &self.right,
+            bare: self.bare,
+        }
     }
 
     pub(crate) fn reads(&self) -> bool {

@@ -68,6 +68,7 @@ impl Registry {
             action: Action::Pull,
             scope: None,
             right: ask.right.as_ref().unwrap_or(&own),
+            bare: ask.bare,
         };
         // A token may have to be fetched: that too must end in time.
         let ready = tokio::time::timeout_at(ask.deadline, self.auth.ready(&want)).await;
