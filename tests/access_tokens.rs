@@ -263,6 +263,30 @@ async fn who_asks_for_a_list_of_what_it_may_see_is_challenged_first() {
     assert_eq!(cistern.get("/v2/_catalog").await.status, 200);
 }
 
+/// Upstreams want both rights in one token, and say so in one challenge.
+#[tokio::test]
+async fn who_mounts_a_blob_needs_to_read_where_it_is() {
+    let (upstream, public, _) = registry(9).await;
+    upstream.image("ours", "1.0", &public);
+    upstream.registry(|registry| registry.accounts.allow("alice", "ours", "pull,push"));
+    let cistern = Cistern::start(&upstream, "").await;
+    let mount = format!("/v2/private/blobs/uploads/?mount={}&from=ours", sha256(&public.layers[0]));
+    let (to, from) = ("repository:private:pull,push", "repository:ours:pull");
+    let one = token(&login(&cistern, &[to]).await);
+    for ask in [Ask::post(&mount), Ask::post(&mount).bearer(&one)] {
+        let refused = cistern.send(ask).await;
+        assert_eq!(refused.status, 401, "{}", refused.summary());
+        let challenge = refused.header("www-authenticate");
+        assert!(challenge.contains(&format!("scope=\"{to} {from}\"")), "{challenge}");
+    }
+    let both = token(&login(&cistern, &[to, from]).await);
+    let mounted = cistern.send(Ask::post(&mount).bearer(&both)).await;
+    assert_eq!(mounted.status, 201, "{}", mounted.summary());
+    // From nowhere, it is an upload like any other.
+    let nowhere = mount.replace("from=ours", "from=..%2Fours");
+    assert_eq!(cistern.send(Ask::post(nowhere).bearer(&one)).await.status, 202);
+}
+
 #[tokio::test]
 async fn tokens_that_are_not_ours_are_invalid() {
     let (upstream, ..) = registry(7).await;

@@ -19,7 +19,7 @@ use super::route::Route;
 use super::seal::{Credential, Inner, Kind, Unopened};
 use crate::cache::Want;
 use crate::config::{Credentials, PushBy, Upstream};
-use crate::oci::{Action, ErrorCode, RepoName, Resource, Scope, UpstreamName};
+use crate::oci::{Action, ErrorCode, Resource, Scope, UpstreamName};
 use crate::upstream::{Lent, Right};
 
 /// When a caller whose credential upstream could not confirm may try to write again.
@@ -81,7 +81,7 @@ pub(super) struct Standing {
 /// Who asks for the resource of `route`, and whether it may: to the extent that ocistern decides it.
 pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller, Failure> {
     let upstream = asked.upstream(&route.upstream)?;
-    let need = Need::of(route, &asked.parts.method);
+    let need = Need::of(asked, route);
     let standing = match Presented::of(&asked.parts.headers) {
         Ok(Presented::Nothing) => Standing::nobody(),
         Ok(Presented::Basic(account)) => Standing::of_account(asked, upstream, &account).await?,
@@ -127,11 +127,6 @@ impl Caller {
             Allowed::Only(scopes) if scopes.iter().all(Scope::only_reads) => Want::Description,
             Allowed::Only(_) => Want::Required,
         }
-    }
-
-    /// Whether its credential is for this action in this repository, too: upstream still decides.
-    pub(super) fn allows(&self, repo: &RepoName, action: Action) -> bool {
-        self.allowed.allows(&Resource::Repository { host: None, repo: repo.clone() }, action)
     }
 
     /// Whose right a pull uses.
@@ -235,7 +230,7 @@ impl Caller {
     /// The 401 that follows from upstream's own refusal; none where a credential of the caller's would change nothing.
     pub(super) fn challenged(&self, visit: &Visit<'_>, error: Option<TokenError>, message: String) -> Option<Failure> {
         let upstream = visit.asked.upstream(&visit.route.upstream).ok()?;
-        let need = Need::of(visit.route, &visit.asked.parts.method);
+        let need = Need::of(&visit.asked, visit.route);
         let counts = if need.writes {
             upstream.push == PushBy::Client
         } else {

@@ -6,9 +6,10 @@ use super::asked::Asked;
 use super::caller::Allowed;
 use super::challenge::TokenError;
 use super::respond::Failure;
-use super::route::{Acr, Endpoint, Form, Route};
+use super::route::{Acr, Endpoint, Form, Route, mount_source};
+use super::uploads::parameter;
 use crate::config::Upstream;
-use crate::oci::{Action, Actions, Resource, Scope};
+use crate::oci::{Action, Actions, Digest, RepoName, Resource, Scope};
 
 /// What a request needs to be allowed.
 #[derive(Debug)]
@@ -22,13 +23,26 @@ pub(super) struct Need {
     resource: Resource,
     /// Any of these suffices.
     actions: &'static [Action],
+    /// What has to be readable as well: where a blob is mounted from.
+    source: Option<Resource>,
 }
 
 // === impl Need ===
 
 impl Need {
+    /// What a request needs.
+    pub(super) fn of(asked: &Asked<'_>, route: &Route) -> Self {
+        let mut need = Self::of_method(route, &asked.parts.method);
+        if let Some((words, repo)) = mounted_from(asked, route) {
+            // As upstream itself asks for both at once (distribution, "Token Scope Documentation").
+            need.scope = format!("{} repository:{words}:pull", need.scope);
+            need.source = Some(Resource::Repository { host: None, repo });
+        }
+        need
+    }
+
     /// What a request with this method for this resource needs.
-    pub(super) fn of(route: &Route, method: &Method) -> Self {
+    fn of_method(route: &Route, method: &Method) -> Self {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let (writes, actions, asked): (_, &[Action], _) = match &route.endpoint {
             Endpoint::Catalog | Endpoint::Acr(Acr { repo: None, .. }) => (!reads, &[Action::All], Actions::ALL),
@@ -58,12 +72,13 @@ impl Need {
             _ => Scope { resource: resource.clone(), actions: asked }.to_string(),
         };
         let is_personal = reads && matches!(route.endpoint, Endpoint::Catalog | Endpoint::Acr(_));
-        Self { writes, is_personal, scope, resource, actions }
+        Self { writes, is_personal, scope, resource, actions, source: None }
     }
 
     /// Whether a credential is for it.
     pub(super) fn is_met_by(&self, allowed: &Allowed) -> bool {
         self.actions.iter().any(|action| allowed.allows(&self.resource, *action))
+            && self.source.as_ref().is_none_or(|source| allowed.allows(source, Action::Pull))
     }
 
     /// A 401 that says how to get a token for it.
@@ -76,6 +91,19 @@ impl Need {
     ) -> Failure {
         asked.place().challenge(Some(&upstream.name), Some(&self.scope), error, message)
     }
+}
+
+/// The repository of the same upstream from which a blob is to be mounted, in the client's words and in upstream's.
+fn mounted_from(asked: &Asked<'_>, route: &Route) -> Option<(String, RepoName)> {
+    let Endpoint::Uploads(repo) = &route.endpoint else { return None };
+    parameter(&route.query, "mount").filter(|_| asked.parts.method == Method::POST)?.parse::<Digest>().ok()?;
+    let from = parameter(&route.query, "from")?;
+    let (upstream, source) = mount_source(&asked.app.directory, &asked.listener.config, route, &from)?;
+    if upstream != route.upstream || source == *repo {
+        return None;
+    }
+    let words = if route.form == Form::Prefix { from.into_owned() } else { source.to_string() };
+    Some((words, source))
 }
 
 #[cfg(test)]
@@ -91,7 +119,7 @@ mod tests {
         let listener = config.listeners.first().unwrap();
         let routed = parse(&Directory::new(&config), listener, Some("localhost"), target, None).unwrap();
         let Routed::Resource(route) = routed else { panic!("{target}") };
-        Need::of(&route, method)
+        Need::of_method(&route, method)
     }
 
     #[test]

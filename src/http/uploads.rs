@@ -21,7 +21,7 @@ use super::respond::{Body, Failure};
 use super::route::mount_source;
 use crate::cache::{Begun, ClientBody, Opening, Part, Said, Target, Upload, WriteError};
 use crate::metrics::Kind;
-use crate::oci::{Action, Algorithm, Digest, ErrorCode, RepoName, UpstreamName};
+use crate::oci::{Algorithm, Digest, ErrorCode, RepoName, UpstreamName};
 use crate::upstream::Right;
 
 /// What Go's and most other clients leave as it is in a query.
@@ -222,11 +222,8 @@ impl Wish {
             Some(from) => {
                 let app = visit.asked.app;
                 let source = mount_source(&app.directory, &visit.asked.listener.config, visit.route, &from);
-                // Of another upstream, of nobody, or nothing that the caller's token is for: the bytes have to be sent
-                // (distribution-spec, "Mounting a blob").
-                let own = |(upstream, from): &(UpstreamName, RepoName)| {
-                    *upstream == visit.route.upstream && visit.caller.allows(from, Action::Pull)
-                };
+                // Of another upstream, or of nobody: the bytes have to be sent (distribution-spec, "Mounting a blob").
+                let own = |(upstream, _): &(UpstreamName, RepoName)| *upstream == visit.route.upstream;
                 let Some((_, from)) = source.filter(own) else { return Ok(wish) };
                 wish.query = format!("mount={digest}&from={}", in_query(from.as_str()));
                 wish.scope = Some(format!("repository:{repo}:pull,push repository:{from}:pull"));
