@@ -1,10 +1,14 @@
 # The specification's conformance suite: straight to each upstream, and through ocistern in front of the same, by prefix,
-# as the listener's default and under a transparent host name. What passes straight passes through, test by test.
+# as the listener's default, under a transparent host name, and by `?ns=`, which nginx adds, since the suite cannot. What passes straight passes through, test by test.
 # shellcheck shell=bash
 
 # Listener of the upstream as default: $CONFORMANCE_PORT and the following, in this order.
 CONFORMANCE_PORT=5101
+# nginx, the same.
+NS_PORT=5121
 CONFORMANCE_UPSTREAMS=(docker.io oci.test dist.test "$ACR")
+
+check_needs() { echo nginx; }
 
 # A suite of one registry may take a minute of a busy machine.
 LIMIT=300
@@ -16,13 +20,14 @@ check() {
     for upstream in "${CONFORMANCE_UPSTREAMS[@]}"; do
         try "conformance $upstream straight" straight "$upstream"
         counts "${upstream%%.*}-straight"
-        for form in prefix default transparent; do
+        for form in prefix default transparent ns; do
             try "conformance $upstream $form" through "$upstream" "$form"
             counts "${upstream%%.*}-$form"
         done
     done
     try "conformance nothing leaked" acr_nothing_leaked
     try "conformance stop" cistern_stop
+    halt nginx
     acr_stop
 }
 
@@ -68,14 +73,35 @@ TOML
         done
     } >"$WORK/ocistern.toml"
     cistern_run
+    ns_start
+}
+
+# As containerd asks: the name of the upstream in a parameter of every request, whatever else is in it.
+ns_start() {
+    local upstream number=0
+    {
+        printf 'daemon off;\nerror_log %s/log/nginx.err;\npid %s/pid/nginx.own;\nevents {}\nhttp {\n' "$WORK" "$WORK"
+        printf 'access_log off;\nclient_max_body_size 0;\nclient_body_temp_path %s/tmp;\nproxy_temp_path %s/tmp;\n' "$WORK" "$WORK"
+        printf 'proxy_request_buffering off;\nproxy_http_version 1.1;\nproxy_set_header Host $http_host;\n'
+        printf 'map $request_uri $joint { default "?"; "~[?]" "&"; }\n'
+        for upstream in "${CONFORMANCE_UPSTREAMS[@]}"; do
+            printf 'server { listen 127.0.0.1:%d; location / { proxy_pass http://%s$request_uri${joint}ns=%s; } }\n' \
+                $((NS_PORT + number)) "$OCISTERN" "$upstream"
+            number=$((number + 1))
+        done
+        echo '}'
+    } >"$WORK/nginx.conf"
+    spawn nginx nginx -c "$WORK/nginx.conf" -e "$WORK/log/nginx.err"
+    wait_http nginx "http://127.0.0.1:$NS_PORT/v2/"
 }
 
 host_of() { printf '%s.e2e\n' "${1%%.*}"; }
 
+# port_of UPSTREAM FIRST
 port_of() {
-    local upstream port=$CONFORMANCE_PORT
+    local upstream port=$2
     for upstream in "${CONFORMANCE_UPSTREAMS[@]}"; do
-        if [[ $upstream == "$1" ]]; then echo $port; fi
+        if [[ $upstream == "$1" ]]; then echo "$port"; fi
         port=$((port + 1))
     done
 }
@@ -121,7 +147,8 @@ through() {
     local name=${1%%.*}
     case $2 in
         prefix) conform "$name-$2" "$OCISTERN" "$1/" disabled "$1" ;;
-        default) conform "$name-$2" "127.0.0.1:$(port_of "$1")" '' disabled "$1" ;;
+        default) conform "$name-$2" "127.0.0.1:$(port_of "$1" $CONFORMANCE_PORT)" '' disabled "$1" ;;
+        ns) conform "$name-$2" "127.0.0.1:$(port_of "$1" $NS_PORT)" '' disabled "$1" ;;
         transparent) conform "$name-$2" "$(host_of "$1"):$OCISTERN_PORT" '' disabled "$1" ;;
     esac
     python3 - "$WORK/conformance/$name-straight" "$WORK/conformance/$name-$2" <<'PYTHON'
