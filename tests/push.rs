@@ -197,6 +197,24 @@ async fn a_lost_answer_leaves_no_wrong_tag() {
 }
 
 #[tokio::test]
+async fn a_refusal_after_a_lost_answer_is_no_word_on_what_was_done() {
+    for (status, code) in [(429, "TOOMANYREQUESTS"), (409, "DENIED"), (403, "DENIED")] {
+        let (first, second) = (image(1), image(2));
+        let (cistern, upstream) = world(&first, "tags = \"immutable\"").await;
+        parts(&upstream, &second);
+        assert_put(&cistern.send(put(BY_TAG, &first)).await, &first.digest);
+        // Upstream does it, and its answer is lost; it is asked once more, and refuses.
+        upstream.script("PUT", BY_TAG, ..1, acts::no_head(Cut::Reset));
+        upstream.script("PUT", BY_TAG, .., acts::fail(status, code));
+        let refused = cistern.send(put(BY_TAG, &second)).await;
+        assert!(refused.status >= 400, "{}", refused.summary());
+        assert_eq!(upstream.count("PUT", BY_TAG), 3);
+        upstream.script("PUT", BY_TAG, .., acts::honest());
+        cistern.get(BY_TAG).await.assert_is(&second.manifest);
+    }
+}
+
+#[tokio::test]
 async fn a_refused_write_changes_nothing() {
     let (first, second) = (image(1), image(2));
     let (cistern, upstream) = world(&first, "tags = \"immutable\"").await;

@@ -33,6 +33,8 @@ pub struct Said {
     pub(super) location: Option<Location>,
     /// Whether upstream had taken the whole request before it answered.
     pub(super) whole: bool,
+    /// Whether it was asked once before, and its answer to that was lost.
+    pub(super) repeated: bool,
 }
 
 /// Why a write failed.
@@ -87,9 +89,10 @@ impl Said {
         body.errors.into_iter().next().map(|error| error.code)
     }
 
-    /// Whether upstream surely did nothing. A 4xx says so, save those that speak of the way there.
+    /// Whether upstream surely did nothing. A 4xx says so, save those that speak of the way there; to a repetition it
+    /// says nothing about the try before.
     pub fn is_refusal(&self) -> bool {
-        self.status.is_client_error() && !matches!(self.status.as_u16(), 408 | 499)
+        !self.repeated && self.status.is_client_error() && !matches!(self.status.as_u16(), 408 | 499)
     }
 
     /// A success, or the error that it is not.
@@ -113,12 +116,21 @@ impl Said {
     }
 
     fn without_words(status: StatusCode, via: Via) -> Self {
-        Self { status, headers: HeaderMap::new(), body: Bytes::new(), via, is_cut: false, location: None, whole: true }
+        Self {
+            status,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            via,
+            is_cut: false,
+            location: None,
+            whole: true,
+            repeated: false,
+        }
     }
 
     /// All that a reply says. What breaks off on the way is short: of an answer to a write the status counts.
     async fn read(reply: Reply) -> Self {
-        let Reply { status, headers, mut body, via, location, whole } = reply;
+        let Reply { status, headers, mut body, via, location, whole, repeated } = reply;
         let mut bytes = BytesMut::new();
         let reading = async {
             while let Some(frame) = body.frame().await {
@@ -133,7 +145,7 @@ impl Said {
             false
         };
         let is_cut = timeout(SAID_WITHIN, reading).await.unwrap_or(true);
-        Self { status, headers, body: bytes.freeze(), via, is_cut, location, whole }
+        Self { status, headers, body: bytes.freeze(), via, is_cut, location, whole, repeated }
     }
 }
 

@@ -61,7 +61,10 @@ impl Registry {
         let mut telling = None;
         loop {
             let fault = match Box::pin(self.relay_once(&call, shape, &mut body)).await {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    let repeated = matches!(telling, Some(Fault::Broken(_)));
+                    return Ok(Reply { repeated, ..reply });
+                }
                 Err(fault @ Fault::BreakerOpen { .. }) => return Err(telling.unwrap_or(fault).of(self.name())),
                 Err(fault) => fault,
             };
@@ -269,7 +272,7 @@ impl Relay<'_> {
             });
             UpstreamBody::new(name, body, length, received)
         };
-        Ok(Reply { status: head.status, headers, body, via, location, whole })
+        Ok(Reply { status: head.status, headers, body, via, location, whole, repeated: false })
     }
 
     fn location(&self, headers: &HeaderMap) -> Result<Option<Location>, RedirectFault> {
