@@ -16,7 +16,7 @@ use tokio::time::{Duration, Instant, timeout};
 
 use super::upload::{CLIENT_IDLE, ClientBody, ClientFault};
 use super::write::{Said, WriteError};
-use super::{Cache, CacheError, PublishedManifest, Target, WriteGuard};
+use super::{Asked, Cache, CacheError, PublishedManifest, Target, WriteGuard};
 use crate::metrics::Kind;
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, media};
 use crate::upstream::{Call, CallBody, CallTarget};
@@ -240,10 +240,10 @@ impl Cache {
         }
     }
 
-    /// Upstream has mounted a blob.
-    pub async fn mounted_blob(self: &Arc<Self>, target: &Target, digest: &Digest) {
+    /// Upstream, asked at `begun`, has mounted a blob.
+    pub async fn mounted_blob(self: &Arc<Self>, target: &Target, digest: &Digest, begun: &Asked) {
         match self.stored(digest).await {
-            Some(stored) => self.published_blob(target, digest, stored.len).await,
+            Some(stored) => self.published_blob(target, digest, stored.len, begun).await,
             None => self.forget_missing_blob(target, digest),
         }
     }
