@@ -434,6 +434,34 @@ async fn a_refresh_token_for_who_wants_one() {
     assert_eq!(cistern.send(Ask::new(Method::POST, "/oauth2/token").form(&form)).await.status, 200);
 }
 
+#[tokio::test]
+async fn a_token_as_a_password_is_worth_no_more_than_as_a_token() {
+    let (upstream, _, private) = registry(41).await;
+    upstream.registry(|registry| registry.auth = Auth::Basic("alice".into(), PASSWORD.into()));
+    let cistern = Cistern::start(&upstream, "").await;
+    // What it holds is the password itself, which is good for everything.
+    let narrow = token(&login(&cistern, &["repository:public:pull"]).await);
+    cistern.send(Ask::get(PRIVATE).bearer(&narrow)).await.assert_fails(401);
+    for user in ["alice", NULL_USER] {
+        cistern.send(Ask::get(PRIVATE).basic(user, &narrow)).await.assert_fails(401);
+        let ask = Ask::get("/oauth2/token?service=x&scope=repository:private:pull,push").basic(user, &narrow);
+        let wide = cistern.send(ask).await;
+        assert_eq!(wide.status, 401, "{}", wide.summary());
+    }
+    // The same of one that upstream could not confirm.
+    let (upstream, ..) = registry(43).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    upstream.script("*", "/token", .., acts::fail(503, "UNAVAILABLE"));
+    let narrow = token(&login(&cistern, &["repository:public:pull"]).await);
+    upstream.unscript();
+    cistern.send(Ask::get(PRIVATE).basic("alice", &narrow)).await.assert_fails(401);
+    let ask = Ask::get("/oauth2/token?service=x&scope=repository:private:pull").basic("alice", &narrow);
+    assert_eq!(cistern.send(ask).await.status, 401);
+    let wide = token(&login(&cistern, &["repository:private:pull"]).await);
+    assert_eq!(cistern.send(Ask::get(PRIVATE).bearer(&wide)).await.status, 200);
+    drop(private);
+}
+
 /// The default upstream, and another one by its name in the path.
 async fn two(keys: &str, seed: u64) -> (Cistern, Upstream, Upstream, Image) {
     let ((home, ..), (other, _, private)) = (registry(seed).await, registry(seed + 2).await);

@@ -85,8 +85,9 @@ impl Presented {
 // === impl Account ===
 
 impl Account {
-    /// The credential of `upstream` that a name and password are. A password may be a token that ocistern gave out:
-    /// then it is what that token holds for this upstream, and None where it holds nothing.
+    /// The credential of `upstream` that a name and password are. A password may be a refresh token that ocistern gave
+    /// out: then it is what that token holds for this upstream, and None where it holds nothing. An access token is no
+    /// password: it is for its scopes alone, and what it holds may be good for more.
     pub(super) fn credential(
         &self,
         seal: &Seal,
@@ -95,10 +96,7 @@ impl Account {
     ) -> Result<Option<Credential>, Unopened> {
         let (username, password) = (&self.username, self.password.expose());
         if looks_sealed(password) {
-            let pass = match seal.open(password, Kind::Refresh, now) {
-                Err(Unopened::Foreign) => seal.open(password, Kind::Access, now)?,
-                opened => opened?,
-            };
+            let pass = seal.open(password, Kind::Refresh, now)?;
             return Ok(inside(&pass, upstream).map(|inside| inside.behind(username)));
         }
         let owner = if username == NULL_USER { owner_of(password) } else { Some(format!("user:{username}")) };
@@ -221,18 +219,21 @@ mod tests {
         let (own, other) = ("my.azurecr.io".parse().unwrap(), "ghcr.io".parse().unwrap());
         let credential = Credential::refresh(&seal, "CANARY");
         let grant = Grant { upstream: UpstreamName::clone(&own), scopes: vec![], inner: Inner::Lent(credential) };
-        for kind in [Kind::Refresh, Kind::Access] {
+        let shown = |kind| {
             let pass = Pass::new(kind, Some(10), vec![grant.clone()]);
-            let account = account(NULL_USER, &seal.seal(&pass, &pass.claims(NOW)).unwrap());
-            let inner = account.credential(&seal, &own, NOW).unwrap().unwrap();
-            let password = Hidden::new("CANARY");
-            assert_eq!(inner.secret, Shown::Basic { username: NULL_USER.to_owned(), password });
-            assert_eq!(account.credential(&seal, &other, NOW), Ok(None), "it never goes to another upstream");
-            let later = NOW + Duration::from_secs(10);
-            assert_eq!(account.credential(&seal, &own, later), Err(Unopened::Expired));
-            let stranger = Seal::new(&[2; 32]);
-            assert_eq!(account.credential(&stranger, &own, NOW), Err(Unopened::Foreign), "nor what does not open");
-        }
+            account(NULL_USER, &seal.seal(&pass, &pass.claims(NOW)).unwrap())
+        };
+        let account = shown(Kind::Refresh);
+        let inner = account.credential(&seal, &own, NOW).unwrap().unwrap();
+        let password = Hidden::new("CANARY");
+        assert_eq!(inner.secret, Shown::Basic { username: NULL_USER.to_owned(), password });
+        assert_eq!(account.credential(&seal, &other, NOW), Ok(None), "it never goes to another upstream");
+        let later = NOW + Duration::from_secs(10);
+        assert_eq!(account.credential(&seal, &own, later), Err(Unopened::Expired));
+        let stranger = Seal::new(&[2; 32]);
+        assert_eq!(account.credential(&stranger, &own, NOW), Err(Unopened::Foreign), "nor what does not open");
+        let access = shown(Kind::Access).credential(&seal, &own, NOW);
+        assert_eq!(access, Err(Unopened::Foreign), "an access token is for its scopes alone");
     }
 
     #[test]

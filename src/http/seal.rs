@@ -117,7 +117,7 @@ pub(super) struct Hidden(String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unopened {
     /// Not one of ocistern's, altered, or sealed with keys that are gone.
-    #[error("the token is not one that this ocistern has given out")]
+    #[error("the token is not one that this ocistern has given out for this")]
     Foreign,
     /// Its time is over.
     #[error("the token has expired")]
