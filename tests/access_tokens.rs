@@ -462,6 +462,39 @@ async fn a_token_as_a_password_is_worth_no_more_than_as_a_token() {
     drop(private);
 }
 
+#[tokio::test]
+async fn a_token_of_one_registry_is_not_shown_to_another_that_gets_its_name() {
+    let (upstream, ..) = registry(45).await;
+    let (successor, ..) = registry(47).await;
+    for upstream in [&upstream, &successor] {
+        upstream.registry(|registry| {
+            registry.accounts.gives_refresh = true;
+            registry.token.get_only = false;
+        });
+    }
+    let mut cistern = Cistern::start(&upstream, "").await;
+    let ask = Ask::get("/oauth2/token?scope=repository:private:pull&offline_token=true").basic("alice", PASSWORD);
+    let got = cistern.send(ask).await;
+    let (access, refresh) = (token(&got), got.json()["refresh_token"].as_str().unwrap().to_owned());
+    let form = format!("grant_type=refresh_token&scope=repository:private:pull&refresh_token={refresh}");
+    let renew = Ask::new(Method::POST, "/oauth2/token").form(&form);
+    cistern.restart().await;
+    assert_eq!(cistern.send(Ask::get(PRIVATE).bearer(&access)).await.status, 200, "it outlives a restart");
+    assert_eq!(cistern.send(renew.clone()).await.status, 200);
+    cistern.stop().await;
+    cistern.point_to("up", &successor);
+    cistern.start_again().await;
+    cistern.send(Ask::get(PRIVATE).bearer(&access)).await.assert_fails(401);
+    cistern.send(Ask::get(PRIVATE).basic(NULL_USER, &refresh)).await.assert_fails(401);
+    cistern.send(renew).await;
+    let old = upstream.port().to_string();
+    for entry in successor.log() {
+        let text = format!("{:?} {}", entry.request.headers, String::from_utf8_lossy(&entry.request.body));
+        let shown = ["CANARY-TOKEN", "CANARY-REFRESH"].iter().any(|kind| text.contains(&format!("{kind}-{old}")));
+        assert!(!shown, "{text}");
+    }
+}
+
 /// The default upstream, and another one by its name in the path.
 async fn two(keys: &str, seed: u64) -> (Cistern, Upstream, Upstream, Image) {
     let ((home, ..), (other, _, private)) = (registry(seed).await, registry(seed + 2).await);

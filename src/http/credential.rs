@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use super::seal::{self, Credential, Hidden, Inner, Kind, Pass, Seal, Shown, Unopened, looks_sealed};
-use crate::oci::UpstreamName;
+use crate::config::Upstream;
 use crate::upstream::Lent;
 
 /// The name with which Azure's clients show a token where others show a password.
@@ -91,7 +91,7 @@ impl Account {
     pub(super) fn credential(
         &self,
         seal: &Seal,
-        upstream: &UpstreamName,
+        upstream: &Upstream,
         now: SystemTime,
     ) -> Result<Option<Credential>, Unopened> {
         let (username, password) = (&self.username, self.password.expose());
@@ -110,7 +110,7 @@ impl Account {
 }
 
 /// The credential that a token holds for `upstream`.
-pub(super) fn inside(pass: &Pass, upstream: &UpstreamName) -> Option<Credential> {
+pub(super) fn inside(pass: &Pass, upstream: &Upstream) -> Option<Credential> {
     match &pass.grant(upstream)?.inner {
         Inner::Lent(credential) => Some(credential.clone()),
         Inner::Anonymous | Inner::Local { .. } => None,
@@ -174,11 +174,18 @@ mod tests {
 
     use super::super::seal::Grant;
     use super::*;
+    use crate::config::Config;
 
     const NOW: SystemTime = UNIX_EPOCH;
 
     fn presented(text: &str) -> Result<Presented, Malformed> {
         Presented::of(&HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_str(text).unwrap())]))
+    }
+
+    fn upstream(name: &str) -> Upstream {
+        let config = "[upstream.\"my.azurecr.io\"]\nurl = \"https://my.azurecr.io\"\n";
+        let config = Config::from_toml(config).unwrap();
+        Upstream::clone(&config.upstreams[&name.parse().unwrap()])
     }
 
     fn account(username: &str, password: &str) -> Account {
@@ -216,9 +223,9 @@ mod tests {
     #[test]
     fn a_token_of_ours_as_password_is_what_it_holds_for_this_upstream() {
         let seal = Seal::new(&[1; 32]);
-        let (own, other) = ("my.azurecr.io".parse().unwrap(), "ghcr.io".parse().unwrap());
+        let (own, other) = (upstream("my.azurecr.io"), upstream("ghcr.io"));
         let credential = Credential::refresh(&seal, "CANARY");
-        let grant = Grant { upstream: UpstreamName::clone(&own), scopes: vec![], inner: Inner::Lent(credential) };
+        let grant = Grant::new(&own, vec![], Inner::Lent(credential));
         let shown = |kind| {
             let pass = Pass::new(kind, Some(10), vec![grant.clone()]);
             account(NULL_USER, &seal.seal(&pass, &pass.claims(NOW)).unwrap())
@@ -239,7 +246,7 @@ mod tests {
     #[test]
     fn owners_and_principals() {
         let seal = Seal::new(&[1; 32]);
-        let upstream = "my.azurecr.io".parse().unwrap();
+        let upstream = upstream("my.azurecr.io");
         let of = |username: &str, password: &str| {
             account(username, password).credential(&seal, &upstream, NOW).unwrap().unwrap()
         };
