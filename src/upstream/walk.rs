@@ -100,7 +100,6 @@ impl Walk<'_> {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED => {
                     return self.accept(response);
                 }
-                status if is_redirect(status) && !self.ask.follow => return self.accept(response),
                 status if is_redirect(status) => self.redirected(response).await?,
                 _ => return Err(self.refused(response).await),
             }
