@@ -662,6 +662,23 @@ async fn strange_requests_to_token_endpoints() {
 }
 
 #[tokio::test]
+async fn what_upstream_says_to_a_refused_write_is_not_logged() {
+    let (upstream, ..) = registry(49).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    // The caller's own secret, and a line that looks like one of the log's.
+    let words = r#"{"errors":[{"code":"DENIED\nCANARY-LINE","message":"CANARY-ECHO may not"}]}"#;
+    upstream.script("POST", "/v2/*", .., acts::answer(403, "application/json", words));
+    let scope = "repository:private:pull,push";
+    let pusher = token(&login(&cistern, &[scope]).await);
+    let got = cistern.send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&pusher)).await;
+    assert_eq!((got.status, &got.body[..]), (403, words.as_bytes()), "it is the caller's to read");
+    let log = String::from_utf8_lossy(&logged().lock()).into_owned();
+    let own: Vec<&str> = log.lines().filter(|line| line.contains("ocistern::")).collect();
+    assert!(own.iter().any(|line| line.contains("refused the write")), "it is said that there was a refusal");
+    assert!(!own.iter().any(|line| line.contains("CANARY-ECHO") || line.contains("CANARY-LINE")));
+}
+
+#[tokio::test]
 async fn secrets_are_nowhere_but_where_they_belong() {
     let (upstream, ..) = registry(31).await;
     upstream.registry(|registry| {

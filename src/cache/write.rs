@@ -14,6 +14,8 @@ use crate::upstream::{Call, Fault, Location, Reply};
 
 /// Longest answer to a write that is passed on; what is longer is cut.
 const MAX_SAID: usize = 4 << 20;
+/// Longer than any code of an error.
+const LONGEST_CODE: usize = 64;
 /// Time for the body of such an answer.
 const SAID_WITHIN: Duration = Duration::from_secs(20);
 
@@ -83,10 +85,12 @@ pub enum WriteError {
 // === impl Said ===
 
 impl Said {
-    /// The specification's code of an error, if it is one in the specification's form.
+    /// The code of an error in the specification's form; none if it is not made of what codes are made of.
     pub fn code(&self) -> Option<String> {
         let body: ErrorBody = serde_json::from_slice(&self.body).ok()?;
-        body.errors.into_iter().next().map(|error| error.code)
+        let code = body.errors.into_iter().next()?.code;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        (code.len() <= LONGEST_CODE && code.bytes().all(plain)).then_some(code)
     }
 
     /// Whether upstream surely did nothing. A 4xx says so, save those that speak of the way there; to a repetition it
