@@ -425,6 +425,29 @@ async fn a_stolen_address_is_worth_nothing() {
 }
 
 #[tokio::test]
+async fn who_may_not_see_it_empties_nothing() {
+    let image = image(1);
+    let (cistern, upstream) = guarded("").await;
+    parts(&upstream, &image);
+    // As some registries say it to strangers: there is nothing.
+    upstream.registry(|registry| {
+        registry.accounts.user("mallory", PASSWORD);
+        registry.accounts.refused_with = Some(404);
+    });
+    assert_put(&cistern.send(put(BY_TAG, &image).basic("alice", PASSWORD)).await, &image.digest);
+    let target = by_digest(&image.digest);
+    let pull = || cistern.send(Ask::get(&target).basic("alice", PASSWORD));
+    pull().await.assert_is(&image.manifest);
+    for ask in [Ask::delete(&target), Ask::delete(&target).basic("mallory", PASSWORD)] {
+        let got = cistern.send(ask).await;
+        assert!((400..500).contains(&got.status), "{}", got.summary());
+    }
+    upstream.forget();
+    pull().await.assert_is(&image.manifest);
+    assert_eq!(upstream.count("*", "/v2/app/*"), 0, "it is still known");
+}
+
+#[tokio::test]
 async fn tokens_that_are_renewed_and_tokens_that_are_not_enough() {
     let (cistern, upstream) = guarded("").await;
     let bytes = blob(1, 200_000);

@@ -238,6 +238,11 @@ impl Cache {
         if may_read { error } else { error.without_words() }
     }
 
+    /// Whether the caller may read the repository, as far as is known: then upstream's 404 means what it says.
+    pub(super) async fn may_read(&self, target: &Target) -> bool {
+        target.right == Right::Shared || self.passes(target, Via::Anonymous, When::Away).await
+    }
+
     /// Whether upstream never said that a credential is needed, nor the operator.
     pub(super) async fn may_be_public(&self, target: &Target) -> bool {
         !self.terms(target).always_client && !self.is_private(target).await

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method, StatusCode};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::oneshot;
@@ -142,11 +142,12 @@ impl Cache {
             // Nobody empties the cache of what it may not see. A token to delete with may not suffice to look.
             let sees = match probe {
                 None => true,
-                Some(path) => match cache.relay(&target.upstream, call(delete.kind, Method::HEAD, path, &target)).await
-                {
+                Some(path) => match cache.relay(&target.upstream, probing(delete.kind, path, &target)).await {
                     Ok(said) if matches!(said.status.as_u16(), 429 | 502 | 503 | 504) => {
                         return Err(WriteError::Refused(Box::new(said)));
                     }
+                    // Some registries say to strangers that there is nothing.
+                    Ok(said) if said.status == StatusCode::NOT_FOUND => cache.may_read(&target).await,
                     Ok(said) => said.status != StatusCode::FORBIDDEN,
                     Err(error) if error.is_unauthorized() => false,
                     Err(error) => return Err(error),
@@ -315,6 +316,12 @@ fn media_type_of(bytes: &[u8]) -> String {
 fn no_digest(target: &Target) -> CacheError {
     let reason = "a manifest was put and it did not say by which digest";
     CacheError::BadAnswer { upstream: target.upstream.clone(), reason }
+}
+
+/// The request that shows whether the caller may see what it deletes.
+fn probing(kind: Kind, path: String, target: &Target) -> Call {
+    // Without it, some registries do not find what is of another type.
+    call(kind, Method::HEAD, path, target).with_header(ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS))
 }
 
 fn with_query(path: String, query: &str) -> String {
