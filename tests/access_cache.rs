@@ -452,9 +452,9 @@ async fn a_long_fill_is_not_joined_by_a_right_that_has_ended_since() {
         tokio::time::sleep(Duration::from_secs(11)).await;
         assert_eq!(upstream.count("HEAD", &path), 0, "the question that began it is fresh proof");
         if repo == "open" {
-            make_private(&upstream)
+            make_private(&upstream);
         } else {
-            revoke(&upstream, "bob")
+            revoke(&upstream, "bob");
         }
         ask().await.assert_refused();
         gate.open();

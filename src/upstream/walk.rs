@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::ask::{Answer, Ask};
-use super::auth::{Action, Shown, Want};
+use super::auth::{Action, Shown, Want, repeatable};
 use super::body::UpstreamBody;
 use super::error::{Fault, ProtocolFault, RedirectFault};
 use super::origin::Url;
@@ -204,8 +204,8 @@ impl Walk<'_> {
             let host = self.url.origin.authority();
             return Fault::Redirect(RedirectFault::Refused { host, status });
         }
-        let secret = self.want.right.secret().unwrap_or_default();
-        read::fault(response, self.ask.deadline, !self.abroad, &[secret]).await
+        let secrets = repeatable(self.want.right, self.shown.as_ref());
+        read::fault(response, self.ask.deadline, !self.abroad, &secrets).await
     }
 
     fn shown_via(&self) -> Via {
