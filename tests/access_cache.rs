@@ -432,6 +432,38 @@ async fn a_fill_is_joined_by_those_to_whom_upstream_says_yes() {
 }
 
 #[tokio::test]
+async fn a_long_fill_is_not_joined_by_a_right_that_has_ended_since() {
+    let _warp = clock::warp();
+    for (reader, repo) in [(account("bob"), "secret"), (STRANGER, "open")] {
+        let (upstream, ..) = registry(403).await;
+        let direct = Arc::new(Direct::start(&upstream, "public_for = \"10s\"\naccess_ttl = \"10s\"").await);
+        let bytes = blob(11, 300_000);
+        let digest = upstream.blob(repo, &bytes);
+        let gate = Gate::new();
+        let path = format!("/v2/{repo}/blobs/*");
+        upstream.script("GET", &path, .., acts::where_status(200, acts::hold_at(100_000, &gate)));
+        let ask = || {
+            let (direct, reader) = (direct.clone(), reader.clone());
+            async move { direct.blob(&reader, repo, &digest).await }
+        };
+        let first = apart(ask());
+        gate.reached(1).await;
+        let second = apart(ask());
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(upstream.count("HEAD", &path), 0, "the question that began it is fresh proof");
+        if repo == "open" {
+            make_private(&upstream);
+        } else {
+            revoke(&upstream, "bob");
+        }
+        ask().await.assert_refused();
+        gate.open();
+        first.done().await.found(&digest);
+        second.done().await.found(&digest);
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_of_who_began_a_fill_answers_nobody_else() {
     for refusal in [401, 403, 404] {
         let (upstream, _, _) = registry(refusal).await;
@@ -538,6 +570,22 @@ async fn a_confirmed_description_is_upstreams_and_not_the_stores() {
     assert_eq!(direct.head_blob(&STRANGER, "open", &config, Want::Required).await, Came::Away);
     direct.manifest(&STRANGER, "open", "v1", Want::Confirmed).await.found(&open.digest);
     assert_eq!(direct.manifest(&STRANGER, "open", "v1", Want::Required).await, Came::Away);
+}
+
+#[tokio::test]
+async fn a_confirmed_description_is_upstreams_where_its_head_is_unusable() {
+    let (upstream, open, _) = registry(401).await;
+    upstream.script("HEAD", "/v2/open/manifests/*", .., acts::fail(405, "UNSUPPORTED"));
+    let direct = Direct::start(&upstream, "").await;
+    let digest = open.digest.to_string();
+    direct.manifest(&STRANGER, "open", "v1", Want::Confirmed).await.found(&open.digest);
+    direct.get(&STRANGER, "open", &digest).await.found(&open.digest);
+    // Removed there by somebody else: who is about to push is not told that it is there.
+    upstream.registry(|registry| registry.repos.get_mut("open").unwrap().manifests.clear());
+    for want in [Want::Confirmed, Want::Required] {
+        let came = direct.manifest(&STRANGER, "open", &digest, want).await;
+        assert!(matches!(came, Came::Missing(_)), "{want:?}: {came:?}");
+    }
 }
 
 #[tokio::test]

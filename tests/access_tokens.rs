@@ -482,6 +482,67 @@ async fn a_refresh_token_for_who_wants_one() {
     assert_eq!(cistern.send(Ask::new(Method::POST, "/oauth2/token").form(&form)).await.status, 200);
 }
 
+#[tokio::test]
+async fn a_token_as_a_password_is_worth_no_more_than_as_a_token() {
+    let (upstream, _, private) = registry(41).await;
+    upstream.registry(|registry| registry.auth = Auth::Basic("alice".into(), PASSWORD.into()));
+    let cistern = Cistern::start(&upstream, "").await;
+    // What it holds is the password itself, which is good for everything.
+    let narrow = token(&login(&cistern, &["repository:public:pull"]).await);
+    cistern.send(Ask::get(PRIVATE).bearer(&narrow)).await.assert_fails(401);
+    for user in ["alice", NULL_USER] {
+        cistern.send(Ask::get(PRIVATE).basic(user, &narrow)).await.assert_fails(401);
+        let ask = Ask::get("/oauth2/token?service=x&scope=repository:private:pull,push").basic(user, &narrow);
+        let wide = cistern.send(ask).await;
+        assert_eq!(wide.status, 401, "{}", wide.summary());
+    }
+    // The same of one that upstream could not confirm.
+    let (upstream, ..) = registry(43).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    upstream.script("*", "/token", .., acts::fail(503, "UNAVAILABLE"));
+    let narrow = token(&login(&cistern, &["repository:public:pull"]).await);
+    upstream.unscript();
+    cistern.send(Ask::get(PRIVATE).basic("alice", &narrow)).await.assert_fails(401);
+    let ask = Ask::get("/oauth2/token?service=x&scope=repository:private:pull").basic("alice", &narrow);
+    assert_eq!(cistern.send(ask).await.status, 401);
+    let wide = token(&login(&cistern, &["repository:private:pull"]).await);
+    assert_eq!(cistern.send(Ask::get(PRIVATE).bearer(&wide)).await.status, 200);
+    drop(private);
+}
+
+#[tokio::test]
+async fn a_token_of_one_registry_is_not_shown_to_another_that_gets_its_name() {
+    let (upstream, ..) = registry(45).await;
+    let (successor, ..) = registry(47).await;
+    for upstream in [&upstream, &successor] {
+        upstream.registry(|registry| {
+            registry.accounts.gives_refresh = true;
+            registry.token.get_only = false;
+        });
+    }
+    let mut cistern = Cistern::start(&upstream, "").await;
+    let ask = Ask::get("/oauth2/token?scope=repository:private:pull&offline_token=true").basic("alice", PASSWORD);
+    let got = cistern.send(ask).await;
+    let (access, refresh) = (token(&got), got.json()["refresh_token"].as_str().unwrap().to_owned());
+    let form = format!("grant_type=refresh_token&scope=repository:private:pull&refresh_token={refresh}");
+    let renew = Ask::new(Method::POST, "/oauth2/token").form(&form);
+    cistern.restart().await;
+    assert_eq!(cistern.send(Ask::get(PRIVATE).bearer(&access)).await.status, 200, "it outlives a restart");
+    assert_eq!(cistern.send(renew.clone()).await.status, 200);
+    cistern.stop().await;
+    cistern.point_to("up", &successor);
+    cistern.start_again().await;
+    cistern.send(Ask::get(PRIVATE).bearer(&access)).await.assert_fails(401);
+    cistern.send(Ask::get(PRIVATE).basic(NULL_USER, &refresh)).await.assert_fails(401);
+    cistern.send(renew).await;
+    let old = upstream.port().to_string();
+    for entry in successor.log() {
+        let text = format!("{:?} {}", entry.request.headers, String::from_utf8_lossy(&entry.request.body));
+        let shown = ["CANARY-TOKEN", "CANARY-REFRESH"].iter().any(|kind| text.contains(&format!("{kind}-{old}")));
+        assert!(!shown, "{text}");
+    }
+}
+
 /// The default upstream, and another one by its name in the path.
 async fn two(keys: &str, seed: u64) -> (Cistern, Upstream, Upstream, Image) {
     let ((home, ..), (other, _, private)) = (registry(seed).await, registry(seed + 2).await);
@@ -646,6 +707,23 @@ async fn strange_requests_to_token_endpoints() {
     }
     cistern.get("/_ocistern/nobody.example/token").await.assert_fails(404);
     assert_eq!(upstream.log().len(), 0);
+}
+
+#[tokio::test]
+async fn what_upstream_says_to_a_refused_write_is_not_logged() {
+    let (upstream, ..) = registry(49).await;
+    let cistern = Cistern::start(&upstream, "").await;
+    // The caller's own secret, and a line that looks like one of the log's.
+    let words = r#"{"errors":[{"code":"DENIED\nCANARY-LINE","message":"CANARY-ECHO may not"}]}"#;
+    upstream.script("POST", "/v2/*", .., acts::answer(403, "application/json", words));
+    let scope = "repository:private:pull,push";
+    let pusher = token(&login(&cistern, &[scope]).await);
+    let got = cistern.send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&pusher)).await;
+    assert_eq!((got.status, &got.body[..]), (403, words.as_bytes()), "it is the caller's to read");
+    let log = String::from_utf8_lossy(&logged().lock()).into_owned();
+    let own: Vec<&str> = log.lines().filter(|line| line.contains("ocistern::")).collect();
+    assert!(own.iter().any(|line| line.contains("refused the write")), "it is said that there was a refusal");
+    assert!(!own.iter().any(|line| line.contains("CANARY-ECHO") || line.contains("CANARY-LINE")));
 }
 
 #[tokio::test]

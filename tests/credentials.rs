@@ -3,6 +3,8 @@
 
 mod common;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use common::content::{image, sha256};
 use common::invariants::{self, check};
 use common::upstream::{Auth, Registry};
@@ -40,6 +42,34 @@ async fn the_operators_account_pulls_and_its_secret_stays_with_its_upstream() {
         check(&cistern).await;
     }
     assert_eq!(storage.count("GET", "/data//blobs/*"), 2, "the double slash is kept");
+}
+
+#[tokio::test]
+async fn what_an_upstream_repeats_of_the_account_is_not_told_to_clients() {
+    let (_secrets, _, keys) = account("CANARY-PASSWORD");
+    let known = ("user".to_owned(), "CANARY-PASSWORD".to_owned());
+    for auth in [Auth::Bearer(Some(known.clone())), Auth::Basic(known.0, known.1)] {
+        let upstream = Upstream::start().await;
+        upstream.image("app", "1.0", &image(14));
+        upstream.registry(|registry| registry.auth = auth);
+        let cistern = Cistern::start(&upstream, &keys).await;
+        assert_eq!(cistern.get("/v2/app/manifests/1.0").await.status, 200);
+        let shown = upstream.requests("GET", "*/manifests/1.0").pop().unwrap();
+        let shown = shown.request.header("authorization").unwrap().split_once(' ').unwrap().1.to_owned();
+        let password = STANDARD
+            .decode(&shown)
+            .ok()
+            .and_then(|pair| String::from_utf8(pair).ok()?.split(':').nth(1).map(str::to_owned));
+        for repeated in [Some(shown), password].into_iter().flatten() {
+            let page = format!("denied, you sent: {repeated}");
+            upstream.script("*", "/v2/*", .., acts::answer(403, "text/plain", page));
+            let got = cistern.get("/v2/app/manifests/2.0").await;
+            let text = String::from_utf8_lossy(&got.body).into_owned();
+            assert_eq!(got.status, 403, "{text}");
+            assert!(!text.contains(&repeated), "{text}");
+            upstream.unscript();
+        }
+    }
 }
 
 #[tokio::test]

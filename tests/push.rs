@@ -197,6 +197,24 @@ async fn a_lost_answer_leaves_no_wrong_tag() {
 }
 
 #[tokio::test]
+async fn a_refusal_after_a_lost_answer_is_no_word_on_what_was_done() {
+    for (status, code) in [(429, "TOOMANYREQUESTS"), (409, "DENIED"), (403, "DENIED")] {
+        let (first, second) = (image(1), image(2));
+        let (cistern, upstream) = world(&first, "tags = \"immutable\"").await;
+        parts(&upstream, &second);
+        assert_put(&cistern.send(put(BY_TAG, &first)).await, &first.digest);
+        // Upstream does it, and its answer is lost; it is asked once more, and refuses.
+        upstream.script("PUT", BY_TAG, ..1, acts::no_head(Cut::Reset));
+        upstream.script("PUT", BY_TAG, .., acts::fail(status, code));
+        let refused = cistern.send(put(BY_TAG, &second)).await;
+        assert!(refused.status >= 400, "{}", refused.summary());
+        assert_eq!(upstream.count("PUT", BY_TAG), 3);
+        upstream.script("PUT", BY_TAG, .., acts::honest());
+        cistern.get(BY_TAG).await.assert_is(&second.manifest);
+    }
+}
+
+#[tokio::test]
 async fn a_refused_write_changes_nothing() {
     let (first, second) = (image(1), image(2));
     let (cistern, upstream) = world(&first, "tags = \"immutable\"").await;
@@ -404,6 +422,29 @@ async fn a_stolen_address_is_worth_nothing() {
     assert_eq!(cistern.get(&target).await.status, 401);
     let got = cistern.send(Ask::get(&target).basic("eve", PASSWORD)).await;
     got.assert_is(&Bytes::from_static(b"abc"));
+}
+
+#[tokio::test]
+async fn who_may_not_see_it_empties_nothing() {
+    let image = image(1);
+    let (cistern, upstream) = guarded("").await;
+    parts(&upstream, &image);
+    // As some registries say it to strangers: there is nothing.
+    upstream.registry(|registry| {
+        registry.accounts.user("mallory", PASSWORD);
+        registry.accounts.refused_with = Some(404);
+    });
+    assert_put(&cistern.send(put(BY_TAG, &image).basic("alice", PASSWORD)).await, &image.digest);
+    let target = by_digest(&image.digest);
+    let pull = || cistern.send(Ask::get(&target).basic("alice", PASSWORD));
+    pull().await.assert_is(&image.manifest);
+    for ask in [Ask::delete(&target), Ask::delete(&target).basic("mallory", PASSWORD)] {
+        let got = cistern.send(ask).await;
+        assert!((400..500).contains(&got.status), "{}", got.summary());
+    }
+    upstream.forget();
+    pull().await.assert_is(&image.manifest);
+    assert_eq!(upstream.count("*", "/v2/app/*"), 0, "it is still known");
 }
 
 #[tokio::test]

@@ -61,7 +61,8 @@ async fn what_was_pushed_is_a_hit_at_once() {
         upstream.image("app", "v1", &new);
         upstream.tag("app", "v2", new.digest);
         store(&direct, &new.layers[0]).await;
-        direct.cache.published_blob(&at, &layer, new.layers[0].len() as u64).await;
+        let begun = direct.cache.asking();
+        direct.cache.published_blob(&at, &layer, new.layers[0].len() as u64, &begun).await;
         let guard = direct.cache.writing(&at, &[tag("v1"), tag("v2")]).await.unwrap();
         direct.cache.published_manifest(guard, &at, &[tag("v1"), tag("v2")], published(&new)).await;
 
@@ -334,6 +335,28 @@ async fn content_on_its_way_while_it_is_deleted_does_not_come_back() {
     assert!(matches!(direct.blob(&CALLER, "app", &digest).await, Came::Missing(_)));
     let came = direct.get(&CALLER, "app", &old.digest.to_string()).await;
     assert!(matches!(came, Came::Missing(_)), "{came:?}");
+}
+
+/// Upstream took the push first; here its answer is the last one that is dealt with.
+#[tokio::test]
+async fn what_was_pushed_and_deleted_at_once_does_not_come_back() {
+    let (direct, upstream, _, new) = known("tags = \"immutable\"").await;
+    let at = target(&CALLER, "app");
+    let pushing = direct.cache.writing(&at, &[tag("v2")]).await.unwrap();
+    let deleting = direct.cache.deleting(&at).await.unwrap();
+    direct.cache.deleted_manifest(deleting, &at, &new.digest).await;
+    direct.cache.published_manifest(pushing, &at, &[tag("v2")], published(&new)).await;
+    let (layer, begun) = (store(&direct, &new.layers[0]).await, direct.cache.asking());
+    let deleting = direct.cache.deleting(&at).await.unwrap();
+    direct.cache.deleted_blob(deleting, &at, &layer).await;
+    direct.cache.published_blob(&at, &layer, new.layers[0].len() as u64, &begun).await;
+    let came = direct.blob(&CALLER, "app", &layer).await;
+    assert!(matches!(came, Came::Missing(_)), "{came:?}");
+    upstream.forget();
+    for reference in [new.digest.to_string(), "v2".to_owned()] {
+        let came = direct.get(&CALLER, "app", &reference).await;
+        assert!(matches!(came, Came::Missing(_)), "{reference}: {came:?}");
+    }
 }
 
 #[tokio::test]

@@ -102,8 +102,7 @@ impl Cache {
             self.check_missing(target, Wanted::Blob(*digest))?;
             let (fill, role) = self.fill(target, digest)?;
             // What another caller's right brings is no answer for this one, nor what was asked before a write.
-            let foreign = role == Role::Follower
-                && (fill.target != *target || !self.generations.holds(&target.repository(), &fill.asked));
+            let foreign = role == Role::Follower && !self.is_answered_by(&fill, target);
             if foreign && !self.passes_with(&fill, target).await {
                 self.prove_for_fill(target, digest, &fill).await?;
             }
@@ -206,6 +205,14 @@ impl Cache {
     async fn entitled_to_blob(self: &Arc<Self>, target: &Target, digest: &Digest, size: u64) -> Result<(), CacheError> {
         let via = self.linked(target, digest, LinkKind::Blob).await.map(|link| link.via);
         self.entitled(target, &Wanted::Blob(*digest), Held { digest, size, via }).await
+    }
+
+    /// Whether the question that began the fill is this caller's own, and still as good as a new one: a fill may go on
+    /// for longer than upstream's word counts.
+    fn is_answered_by(&self, fill: &Fill, target: &Target) -> bool {
+        fill.target == *target
+            && self.generations.holds(&target.repository(), &fill.asked)
+            && self.is_recent(target, &fill.asked)
     }
 
     /// Whether what the fill brings to the same repository is for this caller too.

@@ -133,6 +133,17 @@ impl Cache {
         self.rights.allows(lent, &target.repository(), lifetime)
     }
 
+    /// Whether what upstream said when it was asked then still counts for this caller.
+    pub(super) fn is_recent(&self, target: &Target, asked: &Asked) -> bool {
+        let terms = self.terms(target);
+        let lifetime = match target.right {
+            Right::Shared => return true,
+            Right::Anonymous => terms.public_for,
+            Right::Client(_) => terms.access_ttl,
+        };
+        asked.instant.elapsed() < lifetime
+    }
+
     /// Makes sure that the caller may have `held`, which is `wanted`, and that this repository has it: by what is known,
     /// else by asking upstream.
     pub(super) async fn entitled(
@@ -225,6 +236,11 @@ impl Cache {
             return CacheError::CredentialWanted { upstream: target.upstream.clone() };
         }
         if may_read { error } else { error.without_words() }
+    }
+
+    /// Whether the caller may read the repository, as far as is known: then upstream's 404 means what it says.
+    pub(super) async fn may_read(&self, target: &Target) -> bool {
+        target.right == Right::Shared || self.passes(target, Via::Anonymous, When::Away).await
     }
 
     /// Whether upstream never said that a credential is needed, nor the operator.

@@ -177,8 +177,9 @@ impl Cache {
                     return Ok(described);
                 }
                 let asked = cache.generations.asking();
-                let (flight, _) = cache.start_fetch(&target, &reference)?;
-                let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped))?;
+                // Not by the flight of those who pull, which is content with what is in the store by now.
+                let fetched = cache.fetch(&target, &reference, None).await?;
+                let fetched = fetched.ok_or_else(|| bad(&target, "304 to an unconditional GET"))?;
                 cache.remember_unusable_head(&target);
                 Ok(Described {
                     digest: fetched.digest,

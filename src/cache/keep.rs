@@ -3,14 +3,12 @@
 
 use bytes::Bytes;
 
-use super::entitle::When;
 use super::fetch::Described;
 use super::hot::HotManifest;
 use super::writes::Asked;
 use super::{Cache, Target};
 use crate::oci::{Digest, Tag, Via};
 use crate::store::{Link, LinkKind, TagRecord};
-use crate::upstream::Right;
 
 // === impl Cache ===
 
@@ -147,11 +145,7 @@ impl Cache {
     /// Upstream, asked then, did not have the tag. That counts from a caller who may read the repository: some
     /// registries say to strangers that there is nothing.
     pub(super) async fn forget_tag(&self, target: &Target, tag: &Tag, asked: &Asked) {
-        let may_read = match target.right {
-            Right::Shared => true,
-            Right::Anonymous | Right::Client(_) => self.passes(target, Via::Anonymous, When::Away).await,
-        };
-        if !may_read || !self.generations.holds(&target.repository(), asked) {
+        if !self.may_read(target).await || !self.generations.holds(&target.repository(), asked) {
             return;
         }
         if let Err(error) = self.store.remove_tag(&target.upstream, &target.repo, tag, asked.at).await {

@@ -54,8 +54,7 @@ pub use push::{Doomed, LARGEST_MANIFEST, Put};
 pub use status::{CacheStatus, Found};
 pub use upload::{Begun, ClientBody, ClientFault, IDLE as UPLOAD_IDLE, Opening, Part, Upload, UploadId};
 pub use write::{Said, WriteError};
-use writes::Asked;
-pub use writes::WriteGuard;
+pub use writes::{Asked, WriteGuard};
 
 /// Headers or an error go out within this time, all waits and retries included: containerd gives up after 30 s.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(20);

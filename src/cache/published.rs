@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::writes::WriteGuard;
+use super::writes::{Asked, WriteGuard};
 use super::{Cache, Repository, Target, Wanted};
 use crate::oci::{Digest, ManifestInfo, Tag};
 use crate::store::{Link, LinkKind, StoreError, TagRecord};
@@ -46,7 +46,7 @@ impl Cache {
                     subject: info.subject,
                     artifact_type: info.artifact_type,
                 };
-                self.keep_manifest(target, &digest, link, bytes, &self.generations.asking()).await
+                self.keep_manifest(target, &digest, link, bytes, guard.begun()).await
             }
             None => false,
         };
@@ -61,11 +61,10 @@ impl Cache {
         }
     }
 
-    /// Upstream has taken a blob of `size` bytes, and it is in the store.
-    pub async fn published_blob(&self, target: &Target, digest: &Digest, size: u64) {
+    /// Upstream, asked at `begun`, has taken a blob of `size` bytes, and it is in the store.
+    pub async fn published_blob(&self, target: &Target, digest: &Digest, size: u64, begun: &Asked) {
         self.forget_missing_blob(target, digest);
-        let link = Link::blob(target.right.via(), size);
-        self.keep_link(target, digest, link, &self.generations.asking()).await;
+        self.keep_link(target, digest, Link::blob(target.right.via(), size), begun).await;
     }
 
     /// Upstream has taken a blob: nobody is told any more that it does not have it.

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method, StatusCode};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::oneshot;
@@ -16,7 +16,7 @@ use tokio::time::{Duration, Instant, timeout};
 
 use super::upload::{CLIENT_IDLE, ClientBody, ClientFault};
 use super::write::{Said, WriteError};
-use super::{Cache, CacheError, PublishedManifest, Target, WriteGuard};
+use super::{Asked, Cache, CacheError, PublishedManifest, Target, WriteGuard};
 use crate::metrics::Kind;
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, media};
 use crate::upstream::{Call, CallBody, CallTarget};
@@ -142,11 +142,12 @@ impl Cache {
             // Nobody empties the cache of what it may not see. A token to delete with may not suffice to look.
             let sees = match probe {
                 None => true,
-                Some(path) => match cache.relay(&target.upstream, call(delete.kind, Method::HEAD, path, &target)).await
-                {
+                Some(path) => match cache.relay(&target.upstream, probing(delete.kind, path, &target)).await {
                     Ok(said) if matches!(said.status.as_u16(), 429 | 502 | 503 | 504) => {
                         return Err(WriteError::Refused(Box::new(said)));
                     }
+                    // Some registries say to strangers that there is nothing.
+                    Ok(said) if said.status == StatusCode::NOT_FOUND => cache.may_read(&target).await,
                     Ok(said) => said.status != StatusCode::FORBIDDEN,
                     Err(error) if error.is_unauthorized() => false,
                     Err(error) => return Err(error),
@@ -240,10 +241,10 @@ impl Cache {
         }
     }
 
-    /// Upstream has mounted a blob.
-    pub async fn mounted_blob(self: &Arc<Self>, target: &Target, digest: &Digest) {
+    /// Upstream, asked at `begun`, has mounted a blob.
+    pub async fn mounted_blob(self: &Arc<Self>, target: &Target, digest: &Digest, begun: &Asked) {
         match self.stored(digest).await {
-            Some(stored) => self.published_blob(target, digest, stored.len).await,
+            Some(stored) => self.published_blob(target, digest, stored.len, begun).await,
             None => self.forget_missing_blob(target, digest),
         }
     }
@@ -315,6 +316,12 @@ fn media_type_of(bytes: &[u8]) -> String {
 fn no_digest(target: &Target) -> CacheError {
     let reason = "a manifest was put and it did not say by which digest";
     CacheError::BadAnswer { upstream: target.upstream.clone(), reason }
+}
+
+/// The request that shows whether the caller may see what it deletes.
+fn probing(kind: Kind, path: String, target: &Target) -> Call {
+    // Without it, some registries do not find what is of another type.
+    call(kind, Method::HEAD, path, target).with_header(ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS))
 }
 
 fn with_query(path: String, query: &str) -> String {

@@ -118,13 +118,19 @@ impl Cache {
 
     /// Writes the verdict down, where there is one, because something of the repository is kept.
     pub(super) async fn keep_access(&self, repository: &Repository) {
-        let Some(verdict) = self.verdicts.get(repository) else { return };
         let Repository { upstream, repo } = repository;
-        if let Err(error) = self.store.set_access(upstream, repo, verdict.access).await {
-            tracing::warn!(
-                %upstream, repository = %repo, error = &error as &dyn std::error::Error,
-                "whether a repository is public could not be kept"
-            );
+        while let Some(verdict) = self.verdicts.get(repository) {
+            if let Err(error) = self.store.set_access(upstream, repo, verdict.access).await {
+                tracing::warn!(
+                    %upstream, repository = %repo, error = &error as &dyn std::error::Error,
+                    "whether a repository is public could not be kept"
+                );
+                return;
+            }
+            // Who learned another one meanwhile may have written it before this one came to the disk.
+            if self.verdicts.get(repository).is_none_or(|now| now.access == verdict.access) {
+                return;
+            }
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::upstream::{Call, Fault, Location, Reply};
 
 /// Longest answer to a write that is passed on; what is longer is cut.
 const MAX_SAID: usize = 4 << 20;
+/// Longer than any code of an error.
+const LONGEST_CODE: usize = 64;
 /// Time for the body of such an answer.
 const SAID_WITHIN: Duration = Duration::from_secs(20);
 
@@ -33,6 +35,8 @@ pub struct Said {
     pub(super) location: Option<Location>,
     /// Whether upstream had taken the whole request before it answered.
     pub(super) whole: bool,
+    /// Whether it was asked once before, and its answer to that was lost.
+    pub(super) repeated: bool,
 }
 
 /// Why a write failed.
@@ -81,15 +85,18 @@ pub enum WriteError {
 // === impl Said ===
 
 impl Said {
-    /// The specification's code of an error, if it is one in the specification's form.
+    /// The code of an error in the specification's form; none if it is not made of what codes are made of.
     pub fn code(&self) -> Option<String> {
         let body: ErrorBody = serde_json::from_slice(&self.body).ok()?;
-        body.errors.into_iter().next().map(|error| error.code)
+        let code = body.errors.into_iter().next()?.code;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        (code.len() <= LONGEST_CODE && code.bytes().all(plain)).then_some(code)
     }
 
-    /// Whether upstream surely did nothing. A 4xx says so, save those that speak of the way there.
+    /// Whether upstream surely did nothing. A 4xx says so, save those that speak of the way there; to a repetition it
+    /// says nothing about the try before.
     pub fn is_refusal(&self) -> bool {
-        self.status.is_client_error() && !matches!(self.status.as_u16(), 408 | 499)
+        !self.repeated && self.status.is_client_error() && !matches!(self.status.as_u16(), 408 | 499)
     }
 
     /// A success, or the error that it is not.
@@ -113,12 +120,21 @@ impl Said {
     }
 
     fn without_words(status: StatusCode, via: Via) -> Self {
-        Self { status, headers: HeaderMap::new(), body: Bytes::new(), via, is_cut: false, location: None, whole: true }
+        Self {
+            status,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            via,
+            is_cut: false,
+            location: None,
+            whole: true,
+            repeated: false,
+        }
     }
 
     /// All that a reply says. What breaks off on the way is short: of an answer to a write the status counts.
     async fn read(reply: Reply) -> Self {
-        let Reply { status, headers, mut body, via, location, whole } = reply;
+        let Reply { status, headers, mut body, via, location, whole, repeated } = reply;
         let mut bytes = BytesMut::new();
         let reading = async {
             while let Some(frame) = body.frame().await {
@@ -133,7 +149,7 @@ impl Said {
             false
         };
         let is_cut = timeout(SAID_WITHIN, reading).await.unwrap_or(true);
-        Self { status, headers, body: bytes.freeze(), via, is_cut, location, whole }
+        Self { status, headers, body: bytes.freeze(), via, is_cut, location, whole, repeated }
     }
 }
 

@@ -48,7 +48,7 @@ struct Raised {
 
 /// When upstream was asked something.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
+pub struct Asked {
     /// By the clock on the wall, which outlives restarts.
     pub(super) at: SystemTime,
     /// By the clock that does not jump.
@@ -63,6 +63,8 @@ pub struct WriteGuard {
     /// None once it is known how it ended.
     suspicion: Option<Suspicion>,
     counted: Option<Counted>,
+    /// What is known by the write counts from here: something may be deleted while it is on its way.
+    begun: Asked,
 }
 
 /// A write is counted as long as this lives.
@@ -126,13 +128,18 @@ impl State {
 // === impl Cache ===
 
 impl Cache {
+    /// Upstream is about to be asked something.
+    pub fn asking(&self) -> Asked {
+        self.generations.asking()
+    }
+
     /// A write to `target` is about to be forwarded that may change what `tags` mean (none of them for a blob, or a
     /// manifest by digest). When this returns they are suspect, also after a crash; an error means that the write must
     /// not be forwarded.
     pub async fn writing(self: &Arc<Self>, target: &Target, tags: &[Tag]) -> Result<WriteGuard, CacheError> {
         let counted = self.count_write(target);
         let suspicion = self.store.suspect_tags(&target.upstream, &target.repo, tags).await?;
-        Ok(WriteGuard { counted: Some(counted), suspicion: Some(suspicion) })
+        Ok(WriteGuard { counted: Some(counted), suspicion: Some(suspicion), begun: self.generations.asking() })
     }
 
     /// A delete in `target` is about to be forwarded: of a manifest, which takes its tags and its referrers along, of a
@@ -140,7 +147,7 @@ impl Cache {
     pub async fn deleting(self: &Arc<Self>, target: &Target) -> Result<WriteGuard, CacheError> {
         let counted = self.count_write(target);
         let suspicion = self.store.suspect_repository(&target.upstream, &target.repo).await?;
-        Ok(WriteGuard { counted: Some(counted), suspicion: Some(suspicion) })
+        Ok(WriteGuard { counted: Some(counted), suspicion: Some(suspicion), begun: self.generations.asking() })
     }
 
     /// First: what is asked from here on is not kept before the write has ended.
@@ -164,6 +171,11 @@ impl WriteGuard {
                 "tags stay suspect until upstream is asked about them"
             );
         }
+    }
+
+    /// When it began.
+    pub(super) const fn begun(&self) -> &Asked {
+        &self.begun
     }
 
     /// Upstream has done it. What is known by that may be kept under the time that this returns; none, if another write

@@ -268,7 +268,7 @@ impl Standing {
         if !takes_credentials(upstream) || !asked.place().belongs_to(upstream) {
             return Ok(standing);
         }
-        let credential = account.credential(&asked.app.seal, &upstream.name, SystemTime::now());
+        let credential = account.credential(&asked.app.seal, upstream, SystemTime::now());
         standing.credential = credential.map_err(|unopened| invalid(asked, upstream, None, unopened))?;
         Ok(standing)
     }
@@ -279,9 +279,7 @@ impl Standing {
         let pass = pass.map_err(|unopened| invalid(asked, upstream, Some(need), unopened))?;
         asked.refuse_plain_pass(&pass)?;
         let mut standing = Self { showed: Showed::Token, allowed: Allowed::Only(Vec::new()), ..Self::nobody() };
-        let Some(grant) = pass.grants.into_iter().find(|grant| grant.upstream == upstream.name) else {
-            return Ok(standing);
-        };
+        let Some(grant) = pass.grant(upstream).cloned() else { return Ok(standing) };
         standing.allowed = Allowed::Only(grant.scopes);
         match grant.inner {
             Inner::Anonymous => {}

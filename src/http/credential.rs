@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use super::seal::{self, Credential, Hidden, Inner, Kind, Pass, Seal, Shown, Unopened, looks_sealed};
-use crate::oci::UpstreamName;
+use crate::config::Upstream;
 use crate::upstream::Lent;
 
 /// The name with which Azure's clients show a token where others show a password.
@@ -85,20 +85,18 @@ impl Presented {
 // === impl Account ===
 
 impl Account {
-    /// The credential of `upstream` that a name and password are. A password may be a token that ocistern gave out:
-    /// then it is what that token holds for this upstream, and None where it holds nothing.
+    /// The credential of `upstream` that a name and password are. A password may be a refresh token that ocistern gave
+    /// out: then it is what that token holds for this upstream, and None where it holds nothing. An access token is no
+    /// password: it is for its scopes alone, and what it holds may be good for more.
     pub(super) fn credential(
         &self,
         seal: &Seal,
-        upstream: &UpstreamName,
+        upstream: &Upstream,
         now: SystemTime,
     ) -> Result<Option<Credential>, Unopened> {
         let (username, password) = (&self.username, self.password.expose());
         if looks_sealed(password) {
-            let pass = match seal.open(password, Kind::Refresh, now) {
-                Err(Unopened::Foreign) => seal.open(password, Kind::Access, now)?,
-                opened => opened?,
-            };
+            let pass = seal.open(password, Kind::Refresh, now)?;
             return Ok(inside(&pass, upstream).map(|inside| inside.behind(username)));
         }
         let owner = if username == NULL_USER { owner_of(password) } else { Some(format!("user:{username}")) };
@@ -112,7 +110,7 @@ impl Account {
 }
 
 /// The credential that a token holds for `upstream`.
-pub(super) fn inside(pass: &Pass, upstream: &UpstreamName) -> Option<Credential> {
+pub(super) fn inside(pass: &Pass, upstream: &Upstream) -> Option<Credential> {
     match &pass.grant(upstream)?.inner {
         Inner::Lent(credential) => Some(credential.clone()),
         Inner::Anonymous | Inner::Local { .. } => None,
@@ -176,11 +174,18 @@ mod tests {
 
     use super::super::seal::Grant;
     use super::*;
+    use crate::config::Config;
 
     const NOW: SystemTime = UNIX_EPOCH;
 
     fn presented(text: &str) -> Result<Presented, Malformed> {
         Presented::of(&HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_str(text).unwrap())]))
+    }
+
+    fn upstream(name: &str) -> Upstream {
+        let config = "[upstream.\"my.azurecr.io\"]\nurl = \"https://my.azurecr.io\"\n";
+        let config = Config::from_toml(config).unwrap();
+        Upstream::clone(&config.upstreams[&name.parse().unwrap()])
     }
 
     fn account(username: &str, password: &str) -> Account {
@@ -218,27 +223,30 @@ mod tests {
     #[test]
     fn a_token_of_ours_as_password_is_what_it_holds_for_this_upstream() {
         let seal = Seal::new(&[1; 32]);
-        let (own, other) = ("my.azurecr.io".parse().unwrap(), "ghcr.io".parse().unwrap());
+        let (own, other) = (upstream("my.azurecr.io"), upstream("ghcr.io"));
         let credential = Credential::refresh(&seal, "CANARY");
-        let grant = Grant { upstream: UpstreamName::clone(&own), scopes: vec![], inner: Inner::Lent(credential) };
-        for kind in [Kind::Refresh, Kind::Access] {
+        let grant = Grant::new(&own, vec![], Inner::Lent(credential));
+        let shown = |kind| {
             let pass = Pass::new(kind, Some(10), vec![grant.clone()]);
-            let account = account(NULL_USER, &seal.seal(&pass, &pass.claims(NOW)).unwrap());
-            let inner = account.credential(&seal, &own, NOW).unwrap().unwrap();
-            let password = Hidden::new("CANARY");
-            assert_eq!(inner.secret, Shown::Basic { username: NULL_USER.to_owned(), password });
-            assert_eq!(account.credential(&seal, &other, NOW), Ok(None), "it never goes to another upstream");
-            let later = NOW + Duration::from_secs(10);
-            assert_eq!(account.credential(&seal, &own, later), Err(Unopened::Expired));
-            let stranger = Seal::new(&[2; 32]);
-            assert_eq!(account.credential(&stranger, &own, NOW), Err(Unopened::Foreign), "nor what does not open");
-        }
+            account(NULL_USER, &seal.seal(&pass, &pass.claims(NOW)).unwrap())
+        };
+        let account = shown(Kind::Refresh);
+        let inner = account.credential(&seal, &own, NOW).unwrap().unwrap();
+        let password = Hidden::new("CANARY");
+        assert_eq!(inner.secret, Shown::Basic { username: NULL_USER.to_owned(), password });
+        assert_eq!(account.credential(&seal, &other, NOW), Ok(None), "it never goes to another upstream");
+        let later = NOW + Duration::from_secs(10);
+        assert_eq!(account.credential(&seal, &own, later), Err(Unopened::Expired));
+        let stranger = Seal::new(&[2; 32]);
+        assert_eq!(account.credential(&stranger, &own, NOW), Err(Unopened::Foreign), "nor what does not open");
+        let access = shown(Kind::Access).credential(&seal, &own, NOW);
+        assert_eq!(access, Err(Unopened::Foreign), "an access token is for its scopes alone");
     }
 
     #[test]
     fn owners_and_principals() {
         let seal = Seal::new(&[1; 32]);
-        let upstream = "my.azurecr.io".parse().unwrap();
+        let upstream = upstream("my.azurecr.io");
         let of = |username: &str, password: &str| {
             account(username, password).credential(&seal, &upstream, NOW).unwrap().unwrap()
         };

@@ -139,13 +139,13 @@ impl Visit<'_> {
 /// Upstream's refusal, in its own words where they are the specification's.
 fn refusal(upstream: &UpstreamName, said: Said) -> Response<Body> {
     let status = said.status.as_u16();
-    let words = serde_json::from_slice::<ErrorBody>(&said.body).ok().filter(|body| !body.errors.is_empty());
+    let in_form = serde_json::from_slice::<ErrorBody>(&said.body).is_ok_and(|body| !body.errors.is_empty());
     tracing::debug!(%upstream, status, code = said.code(), "upstream refused a write");
-    let mut response = if let Some(body) = words {
-        let mut response = respond::json(said.status, said.body);
-        let first = body.errors.into_iter().next();
+    let mut response = if in_form {
+        // Its words are for the caller: in the log they could be anything, the credential included.
         let why =
-            first.map_or_else(String::new, |error| format!("upstream {upstream}: {} {}", error.code, error.message));
+            format!("upstream {upstream} refused the write: {}", said.code().as_deref().unwrap_or("no known code"));
+        let mut response = respond::json(said.status, said.body);
         response.extensions_mut().insert(respond::Reason(why.into()));
         response
     } else {

@@ -19,13 +19,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 use sha2::Sha256;
 
+use crate::config::Upstream;
 use crate::oci::{Scope, UpstreamName};
 use crate::upstream::Principal;
 
 /// `{"alg":"XC20P","typ":"JWT"}`: no algorithm of JWS, so that nobody takes it for a signature.
 const HEADER: &str = "eyJhbGciOiJYQzIwUCIsInR5cCI6IkpXVCJ9";
 /// Version of what is inside; others do not open.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Bytes of a nonce.
 const NONCE: usize = 24;
 /// Longest token that is looked at; a request's head has no more room either.
@@ -61,10 +62,12 @@ pub(super) enum Kind {
     Refresh,
 }
 
-/// What a token holds for one upstream. It never goes to another one.
+/// What a token holds for one upstream. It never goes to another one, nor to one that has got its name since.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Grant {
-    pub(super) upstream: UpstreamName,
+    upstream: UpstreamName,
+    /// Where that is.
+    url: String,
     /// What it was asked for, by upstream's names.
     #[serde(with = "as_text")]
     pub(super) scopes: Vec<Scope>,
@@ -117,7 +120,7 @@ pub(super) struct Hidden(String);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unopened {
     /// Not one of ocistern's, altered, or sealed with keys that are gone.
-    #[error("the token is not one that this ocistern has given out")]
+    #[error("the token is not one that this ocistern has given out for this")]
     Foreign,
     /// Its time is over.
     #[error("the token has expired")]
@@ -208,6 +211,14 @@ pub(super) fn looks_sealed(token: &str) -> bool {
     token.strip_prefix(HEADER).is_some_and(|rest| rest.starts_with('.'))
 }
 
+// === impl Grant ===
+
+impl Grant {
+    pub(super) fn new(upstream: &Upstream, scopes: Vec<Scope>, inner: Inner) -> Self {
+        Self { upstream: upstream.name.clone(), url: upstream.url.to_string(), scopes, inner }
+    }
+}
+
 // === impl Pass ===
 
 impl Pass {
@@ -216,8 +227,9 @@ impl Pass {
     }
 
     /// What it holds for an upstream.
-    pub(super) fn grant(&self, upstream: &UpstreamName) -> Option<&Grant> {
-        self.grants.iter().find(|grant| grant.upstream == *upstream)
+    pub(super) fn grant(&self, upstream: &Upstream) -> Option<&Grant> {
+        let url = upstream.url.to_string();
+        self.grants.iter().find(|grant| grant.upstream == upstream.name && grant.url == url)
     }
 
     /// What clients may read of it: the claims of the token inside where that is a JWT, with our own end.
@@ -304,6 +316,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::Config;
 
     const NOW: SystemTime = UNIX_EPOCH;
 
@@ -322,12 +335,11 @@ mod tests {
             owner: Some("user:me".to_owned()),
             unconfirmed: false,
         };
-        let grant = Grant {
-            upstream: "docker.io".parse().unwrap(),
-            scopes: Scope::parse_all(["repository:library/alpine:pull registry:catalog:*"]).unwrap(),
-            inner: Inner::Lent(credential),
-        };
-        let other = Grant { upstream: "ghcr.io".parse().unwrap(), scopes: vec![], inner: Inner::Anonymous };
+        let config = Config::from_toml("").unwrap();
+        let upstream = |name: &str| &config.upstreams[&name.parse::<UpstreamName>().unwrap()];
+        let scopes = Scope::parse_all(["repository:library/alpine:pull registry:catalog:*"]).unwrap();
+        let grant = Grant::new(upstream("docker.io"), scopes, Inner::Lent(credential));
+        let other = Grant::new(upstream("ghcr.io"), vec![], Inner::Anonymous);
         Pass::new(kind, Some(100), vec![grant, other])
     }
 

@@ -194,7 +194,7 @@ async fn token(asked: &Asked<'_>, route: &TokenRoute, request: TokenRequest) -> 
         let given = give(asked, upstream, scopes, &request, deadline).await?;
         life = if grants.is_empty() { given.life } else { life.min(given.life) };
         if let Some(credential) = given.refresh {
-            refreshing.push(Grant { upstream: name, scopes: Vec::new(), inner: Inner::Lent(credential) });
+            refreshing.push(Grant::new(upstream, Vec::new(), Inner::Lent(credential)));
         }
         grants.push(given.grant);
     }
@@ -250,7 +250,7 @@ async fn give(
     request: &TokenRequest,
     deadline: Instant,
 ) -> Result<Given, Failure> {
-    let grant = |inner| Grant { upstream: upstream.name.clone(), scopes: scopes.clone(), inner };
+    let grant = |inner| Grant::new(upstream, scopes.clone(), inner);
     let credential = match &request.credential {
         Offered::Nothing => None,
         Offered::Account(account) => {
@@ -309,7 +309,7 @@ fn refresh_credential(asked: &Asked<'_>, upstream: &Upstream, token: &str) -> Re
     if looks_sealed(token) {
         let pass = seal.open(token, Kind::Refresh, SystemTime::now());
         return match pass {
-            Ok(pass) => Ok(inside(&pass, &upstream.name)),
+            Ok(pass) => Ok(inside(&pass, upstream)),
             Err(unopened) => Err(refused(asked, format!("{unopened}; log in again"))),
         };
     }
@@ -334,18 +334,18 @@ async fn exchange(asked: &Asked<'_>, route: &TokenRoute, form: Form) -> Result<R
     let mut fields = form.into_fields();
     for (_, value) in &mut fields {
         if looks_sealed(value) {
-            *value = unsealed(asked, name, value, now)?;
+            *value = unsealed(asked, upstream, value, now)?;
         }
     }
     let token = asked.registry(name)?.exchange(fields, Instant::now() + ANSWER_WITHIN).await;
     let token = token.map_err(|error| relayed(asked, error))?;
     let inner = Inner::Lent(Credential::refresh(&asked.app.seal, &token));
-    let pass = refresh_pass(vec![Grant { upstream: name.clone(), scopes: Vec::new(), inner }], now);
+    let pass = refresh_pass(vec![Grant::new(upstream, Vec::new(), inner)], now);
     Ok(answered(&json!({ "refresh_token": seal(asked, &pass, now)? })))
 }
 
 /// What a token of ocistern's holds for `upstream`.
-fn unsealed(asked: &Asked<'_>, upstream: &UpstreamName, token: &str, now: SystemTime) -> Result<String, Failure> {
+fn unsealed(asked: &Asked<'_>, upstream: &Upstream, token: &str, now: SystemTime) -> Result<String, Failure> {
     let seal = &asked.app.seal;
     let pass = match seal.open(token, Kind::Refresh, now) {
         Err(Unopened::Foreign) => seal.open(token, Kind::Access, now),
@@ -355,7 +355,7 @@ fn unsealed(asked: &Asked<'_>, upstream: &UpstreamName, token: &str, now: System
     match inside(&pass, upstream).map(|credential| credential.secret) {
         Some(Shown::Token(token) | Shown::Refresh(token)) => Ok(token.expose().to_owned()),
         Some(Shown::Basic { .. }) | None => {
-            Err(refused(asked, format!("the token holds none of upstream {upstream}'s; log in again")))
+            Err(refused(asked, format!("the token holds none of upstream {}'s; log in again", upstream.name)))
         }
     }
 }

@@ -58,9 +58,9 @@ pub(super) async fn begin(visit: &Visit<'_>, repo: &RepoName, body: Inbound) -> 
     let (upload, said) = match begun {
         Ok(Begun::Session(upload, said)) => (upload, said),
         Err(error) => return visit.answer_to(error, Kind::Upload),
-        Ok(Begun::Mounted(said)) => {
+        Ok(Begun::Mounted(said, begun)) => {
             let digest = wish.mount.ok_or_else(|| Failure::internal("a blob was mounted that nobody named"))?;
-            visit.asked.app.cache.mounted_blob(&target, &digest).await;
+            visit.asked.app.cache.mounted_blob(&target, &digest, &begun).await;
             return visit.created(&target, &digest, &said);
         }
     };

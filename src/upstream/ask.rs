@@ -26,17 +26,15 @@ pub struct Ask {
     pub headers: HeaderMap,
     /// Whose right is used; none: what the configuration says.
     pub right: Option<Right>,
-    /// Whether redirects are followed; if not, one is an answer too.
-    pub follow: bool,
     /// Challenges of upstream are left to the caller, also those that anybody could answer.
     pub bare: bool,
     /// Until when the head of the answer must be there, all tries included.
     pub deadline: Instant,
 }
 
-/// A successful answer: 200, 206 or 304, or a redirect that is not to be followed; everything else is an error.
+/// A successful answer: 200, 206 or 304; everything else is an error.
 pub struct Answer {
-    /// 200, 206 or 304; 3xx where redirects are not followed.
+    /// 200, 206 or 304.
     pub status: StatusCode,
     /// As upstream, or the host to which it redirected, sent them.
     pub headers: HeaderMap,
@@ -86,7 +84,6 @@ impl Ask {
             path: format!("/v2/{}", with_query("_catalog", query)),
             headers: HeaderMap::new(),
             right: None,
-            follow: true,
             bare: false,
             deadline,
         }
@@ -106,12 +103,6 @@ impl Ask {
     #[must_use]
     pub fn with_right(self, right: Right) -> Self {
         Self { right: Some(right), ..self }
-    }
-
-    /// For the registry's own word alone: a redirect says that it would have given the content.
-    #[must_use]
-    pub fn unfollowed(self) -> Self {
-        Self { follow: false, ..self }
     }
 
     /// Leaving upstream's challenges to the caller, or not.
@@ -143,7 +134,6 @@ impl Ask {
             path: format!("/v2/{repo}/{rest}"),
             headers: HeaderMap::new(),
             right: None,
-            follow: true,
             bare: false,
             deadline,
         }

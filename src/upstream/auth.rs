@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -285,6 +287,19 @@ impl Shown {
         })?;
         Ok(Self { origin: None, grant: Arc::new(grant) })
     }
+}
+
+/// What an upstream could repeat of what it was shown: to a client that would be somebody's credential.
+pub(crate) fn repeatable(right: &Right, shown: Option<&Shown>) -> Vec<String> {
+    let mut secrets: Vec<String> = right.secret().map(str::to_owned).into_iter().collect();
+    let header = shown.and_then(|shown| shown.grant.header.to_str().ok());
+    if let Some((scheme, text)) = header.and_then(|header| header.split_once(' ')) {
+        let pair =
+            STANDARD.decode(text).ok().filter(|_| scheme == "Basic").and_then(|pair| String::from_utf8(pair).ok());
+        secrets.extend(pair.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password.to_owned()));
+        secrets.push(text.to_owned());
+    }
+    secrets
 }
 
 async fn fetch(way: &Way, wire: &Wire, lender: &Lender) -> Result<Grant, Fault> {

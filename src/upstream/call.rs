@@ -90,6 +90,8 @@ pub struct Reply {
     pub location: Option<Location>,
     /// Whether the whole body had been sent before the answer came.
     pub whole: bool,
+    /// Whether it is the answer to a repetition, after a try that upstream may have taken without being heard.
+    pub repeated: bool,
 }
 
 // === impl Call ===

@@ -173,7 +173,7 @@ impl Registry {
             return Ok(Scheme::Open);
         }
         if response.status() != StatusCode::UNAUTHORIZED {
-            return Err(read::fault(response, deadline, true, &[]).await);
+            return Err(read::fault(response, deadline, true, &[""]).await);
         }
         let challenges = challenge::parse(response.headers());
         read::drain(response).await;

@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 
-use super::auth::{Shown, Want};
+use super::auth::{Shown, Want, repeatable};
 use super::body::UpstreamBody;
 use super::call::{Call, CallBody, CallTarget, Location, Reply, Shape};
 use super::challenge::Bearer;
@@ -61,7 +61,10 @@ impl Registry {
         let mut telling = None;
         loop {
             let fault = match Box::pin(self.relay_once(&call, shape, &mut body)).await {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    let repeated = matches!(telling, Some(Fault::Broken(_)));
+                    return Ok(Reply { repeated, ..reply });
+                }
                 Err(fault @ Fault::BreakerOpen { .. }) => return Err(telling.unwrap_or(fault).of(self.name())),
                 Err(fault) => fault,
             };
@@ -202,6 +205,7 @@ impl Relay<'_> {
         let headers = response.headers().clone();
         // Also where the body is gone: the refused token must not be shown to the next request.
         let shown = self.shown.take();
+        let secrets = repeatable(&self.call.right, shown.as_ref());
         let answering = self.registry.auth.answer(&want, &headers, shown.as_ref(), self.begun);
         let answer = if self.challenged > MAX_CHALLENGES {
             None
@@ -214,10 +218,7 @@ impl Relay<'_> {
                 self.shown = Some(shown);
                 Ok(())
             }
-            _ => {
-                let secret = self.call.right.secret().unwrap_or_default();
-                Err(read::fault(response, deadline, true, &[secret]).await)
-            }
+            _ => Err(read::fault(response, deadline, true, &secrets).await),
         }
     }
 
@@ -269,7 +270,7 @@ impl Relay<'_> {
             });
             UpstreamBody::new(name, body, length, received)
         };
-        Ok(Reply { status: head.status, headers, body, via, location, whole })
+        Ok(Reply { status: head.status, headers, body, via, location, whole, repeated: false })
     }
 
     fn location(&self, headers: &HeaderMap) -> Result<Option<Location>, RedirectFault> {

@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::ask::{Answer, Ask};
-use super::auth::{Action, Shown, Want};
+use super::auth::{Action, Shown, Want, repeatable};
 use super::body::UpstreamBody;
 use super::error::{Fault, ProtocolFault, RedirectFault};
 use super::origin::Url;
@@ -101,7 +101,6 @@ impl Walk<'_> {
                 StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED => {
                     return self.accept(response);
                 }
-                status if is_redirect(status) && !self.ask.follow => return self.accept(response),
                 status if is_redirect(status) => self.redirected(response).await?,
                 _ => return Err(self.refused(response).await),
             }
@@ -206,8 +205,8 @@ impl Walk<'_> {
             let host = self.url.origin.authority();
             return Fault::Redirect(RedirectFault::Refused { host, status });
         }
-        let secret = self.want.right.secret().unwrap_or_default();
-        read::fault(response, self.ask.deadline, !self.abroad, &[secret]).await
+        let secrets = repeatable(self.want.right, self.shown.as_ref());
+        read::fault(response, self.ask.deadline, !self.abroad, &secrets).await
     }
 
     fn shown_via(&self) -> Via {

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::write::{Said, WriteError};
-use super::{Cache, Target};
+use super::{Asked, Cache, Target};
 use crate::oci::{Algorithm, Digest, RepoName, UpstreamName};
 use crate::upstream::Right;
 use session::{Job, Last, Session};
@@ -133,8 +133,8 @@ pub struct Opening<'a> {
 pub enum Begun {
     /// It goes on.
     Session(Upload, Said),
-    /// Upstream has mounted the blob: nothing is to be sent.
-    Mounted(Said),
+    /// Upstream, asked then, has mounted the blob: nothing is to be sent.
+    Mounted(Said, Asked),
 }
 
 // === impl UploadId ===
@@ -171,10 +171,10 @@ impl Cache {
     pub async fn begin_upload(self: &Arc<Self>, target: &Target, opening: Opening<'_>) -> Result<Begun, WriteError> {
         let bucket = bucket(target, opening.owner.as_deref());
         self.uploads.make_room(&bucket)?;
-        let mut session = Session::new(opening.algorithm);
+        let (mut session, begun) = (Session::new(opening.algorithm), self.asking());
         let said = session.open(self, target, opening.query, opening.scope.as_deref()).await?;
         if !session.is_open() {
-            return Ok(Begun::Mounted(said));
+            return Ok(Begun::Mounted(said, begun));
         }
         let entry = Arc::new(Entry {
             id: UploadId::random()?,
@@ -327,13 +327,14 @@ impl Upload {
         digest: &Digest,
     ) -> Result<Said, WriteError> {
         let mut turn = self.enter().await?;
+        let begun = self.cache.asking();
         let result = turn.session.transmit(self.job(target, body, length, part, Last::Closing(*digest))).await;
         match &result {
             Ok(_) => {
                 self.cache.uploads.remove(&self.entry.id);
                 let (size, kept) = turn.session.take();
                 if kept.publish(&self.cache.store, digest).await.is_some() {
-                    self.cache.published_blob(target, digest, size).await;
+                    self.cache.published_blob(target, digest, size, &begun).await;
                 } else {
                     self.cache.forget_missing_blob(target, digest);
                 }

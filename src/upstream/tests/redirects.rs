@@ -204,15 +204,3 @@ async fn a_web_page_is_no_referrers_api() {
     assert_eq!(error.class(), Class::Missing);
     assert_eq!(server.requests("/")[0].target, format!("/v2/library/alpine/referrers/{digest}?artifactType=x"));
 }
-
-#[tokio::test]
-async fn a_redirect_is_an_answer_where_only_the_registrys_word_counts() {
-    let storage = Server::on("127.0.0.2:0", None, |_, _| reply(200, &[], "")).await;
-    let server = redirecting(storage.url("/x?sig=canary")).await;
-    let registry = registry(settings(server.address));
-    let answer = registry.fetch(blob(Method::HEAD).with_right(caller(1, "me", "pw")).unfollowed()).await.unwrap();
-    assert_eq!((answer.status, answer.via), (StatusCode::TEMPORARY_REDIRECT, Via::Client));
-    assert_eq!(answer.headers["docker-content-digest"], "sha256:upstream-says");
-    assert_eq!(text(answer).await, "");
-    assert_eq!(storage.count("/"), 0);
-}
