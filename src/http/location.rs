@@ -1,7 +1,7 @@
 //! Where an upload goes on: addresses that are ocistern's own.
 //!
 //! An address says which upload it is and until when it holds, and is signed together with the upstream, the repository
-//! and the owner, so that it means nothing under another name, to another client or an hour later. Nothing of upstream's
+//! and the owner, so that it means nothing under another name, to another client or a day later. Nothing of upstream's
 //! own address is in it, and no text of a token: SDKs take a new token for every request.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,8 +14,9 @@ use sha2::Sha256;
 use crate::cache::UploadId;
 use crate::oci::{RepoName, UpstreamName};
 
-/// How long an address holds: as long as an upload that nobody touches is kept.
-pub(super) const HOLDS_FOR: Duration = crate::cache::UPLOAD_IDLE;
+/// How long an address holds: longer than a request takes, so that one that broke off can be sent again. The upload
+/// that it speaks of ends long before, when nobody goes on with it.
+const HOLDS_FOR: Duration = Duration::from_hours(24);
 /// First byte of every state, signed with the rest.
 const VERSION: u8 = 1;
 const ID: usize = 16;

@@ -37,7 +37,6 @@ struct Wish {
     mount: Option<Digest>,
     /// The whole blob is in this request.
     whole: Option<Digest>,
-    algorithm: Algorithm,
 }
 
 /// A request's body, and what it says of it.
@@ -53,7 +52,7 @@ pub(super) async fn begin(visit: &Visit<'_>, repo: &RepoName, body: Inbound) -> 
     let content = Content::new(visit, body)?;
     let wish = Wish::of(visit, repo, content.length != Some(0))?;
     let owner = visit.caller.owner.clone();
-    let opening = Opening { query: &wish.query, scope: wish.scope, owner, algorithm: wish.algorithm };
+    let opening = Opening { query: &wish.query, scope: wish.scope, owner };
     let begun = visit.asked.app.cache.begin_upload(&target, opening).await;
     let (upload, said) = match begun {
         Ok(Begun::Session(upload, said)) => (upload, said),
@@ -204,8 +203,7 @@ impl Wish {
         let (mount, whole) = (digest("mount")?, digest("digest")?);
         let named = parameter(query, "digest-algorithm");
         let named = named.and_then(|name| Algorithm::ALL.into_iter().find(|algorithm| algorithm.as_str() == name));
-        let algorithm = whole.map(|digest| digest.algorithm()).or(named).unwrap_or(Algorithm::Sha256);
-        let mut wish = Self { query: String::new(), scope: None, mount: None, whole: None, algorithm };
+        let mut wish = Self { query: String::new(), scope: None, mount: None, whole: None };
         // Without a body it is an announcement at most: the bytes come later.
         wish.whole = whole.filter(|digest| has_body || *digest == Digest::of(digest.algorithm(), b""));
         if wish.whole.is_some() {

@@ -20,6 +20,7 @@ pub mod content;
 pub mod direct;
 pub mod frames;
 pub mod invariants;
+pub mod uploading;
 pub mod upstream;
 
 pub use cistern::Cistern;

@@ -1,0 +1,298 @@
+//! Upload sessions: how they end when nobody goes on with them, how many there may be, who may use their addresses, and
+//! what becomes of them when the store fails.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::clock::leap;
+use common::content::{blob, sha256, sha512};
+use common::invariants::{check, files, is_stored};
+use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
+use common::upstream::{Cut, Then};
+use common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
+
+/// Longer than an upload is kept that nobody touches.
+const IDLE: Duration = Duration::from_mins(16);
+
+async fn world() -> (Cistern, Upstream) {
+    let upstream = Upstream::start().await;
+    let cistern = Cistern::start(&upstream, "").await;
+    (cistern, upstream)
+}
+
+#[track_caller]
+fn assert_code(got: &Got, status: u16, code: &str) {
+    assert_eq!((got.status, got.error_code()), (status, code.to_owned()), "{}", got.summary());
+}
+
+/// Every request on an upload that has ended, or that is somebody else's.
+async fn assert_unknown(cistern: &Cistern, location: &str, dress: impl Fn(Ask) -> Ask) {
+    let digest = sha256(b"x");
+    for ask in [
+        Ask::get(location),
+        Ask::head(location),
+        Ask::patch(location).body("x"),
+        Ask::put(closing(location, &digest)).body("x"),
+        Ask::put(closing(location, &digest)),
+        Ask::delete(location),
+    ] {
+        let got = cistern.send(dress(ask.clone())).await;
+        assert_eq!(got.status, 404, "{ask:?}: {}", got.summary());
+        if got.length > 0 {
+            assert_eq!(got.error_code(), "BLOB_UPLOAD_UNKNOWN", "{ask:?}");
+            assert_eq!(got.header("content-type"), "application/json");
+        }
+    }
+}
+
+/// The store has nothing, and no promise to anybody.
+async fn nothing_is_taken(cistern: &Cistern) {
+    eventually("the room is given back", || async { cistern.metric("ocistern_store_bytes", &[]).await == 0 }).await;
+    eventually("no file is left", || async { files(&cistern.root().join("fills")).is_empty() }).await;
+}
+
+/// An upload of which 100,000 bytes were acknowledged.
+async fn begun(cistern: &Cistern, seed: u64) -> String {
+    let location = begin(cistern, UPLOADS).await;
+    let got = cistern.send(Ask::patch(location).body(blob(seed, 100_000))).await;
+    next(&got, 202, "0-99999")
+}
+
+// === idle ===
+
+#[tokio::test]
+async fn an_upload_that_nobody_goes_on_with_ends_here_and_upstream() {
+    let (cistern, upstream) = world().await;
+    let locations = [begun(&cistern, 1).await, begun(&cistern, 2).await];
+    // Of a third one a part broke off.
+    let broken = begun(&cistern, 3).await;
+    let sending = cistern.client().stream(Ask::patch(&broken));
+    assert!(sending.send(blob(4, 50_000)).await);
+    upstream.until("PATCH", ANY, 3).await;
+    sending.abort().await;
+    let empty = begin(&cistern, UPLOADS).await;
+    assert!(cistern.metric("ocistern_store_bytes", &[]).await >= 300_000, "what is spooled counts");
+    // A little later one of them is asked about.
+    leap(IDLE / 2).await;
+    next(&cistern.get(&locations[0]).await, 204, "0-99999");
+    leap(IDLE / 2 + Duration::from_secs(1)).await;
+    upstream.until("DELETE", ANY, 3).await;
+    assert_eq!(upstream.requests("DELETE", ANY).iter().filter(|entry| entry.status == 204).count(), 3);
+    assert_eq!(upstream.registry(|registry| registry.uploads.len()), 1, "one is left upstream");
+    eventually("one file is left", || async { files(&cistern.root().join("fills")).len() == 1 }).await;
+    for location in [&locations[1], &broken, &empty] {
+        assert_unknown(&cistern, location, |ask| ask).await;
+    }
+    let location = next(&cistern.get(&locations[0]).await, 204, "0-99999");
+    leap(IDLE).await;
+    nothing_is_taken(&cistern).await;
+    upstream.until("DELETE", ANY, 4).await;
+    assert_unknown(&cistern, &location, |ask| ask).await;
+    assert_eq!(upstream.count("*", ANY), 4 + 4 + 4, "POST, PATCH, DELETE, and nothing of what came too late");
+    // And the next one is looked after, too.
+    begun(&cistern, 1).await;
+    leap(IDLE).await;
+    nothing_is_taken(&cistern).await;
+    upstream.until("DELETE", ANY, 5).await;
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn an_upload_at_which_a_request_is_does_not_end() {
+    let (cistern, upstream) = world().await;
+    let bytes = blob(1, 200_000);
+    let digest = sha256(&bytes);
+    let gate = Gate::new();
+    upstream.script("PUT", ANY, 0..1, acts::hold_head(&gate));
+    let location = begin(&cistern, UPLOADS).await;
+    let client = cistern.client();
+    let put = Ask::put(closing(&location, &digest)).body(bytes.clone());
+    let mut putting = tokio::task::JoinSet::new();
+    putting.spawn(async move { client.send(put).await });
+    gate.reached(1).await;
+    // Upstream may take minutes to answer.
+    for _ in 0..4 {
+        leap(Duration::from_mins(1)).await;
+    }
+    gate.open();
+    assert_created(&putting.join_next().await.unwrap().unwrap(), &digest);
+    assert_pushed(&cistern, &upstream, &bytes, &digest).await;
+    assert_eq!(upstream.count("DELETE", ANY), 0);
+}
+
+#[tokio::test]
+async fn upstream_that_is_away_holds_no_end_up() {
+    let (cistern, upstream) = world().await;
+    let location = begun(&cistern, 1).await;
+    upstream.down();
+    leap(IDLE).await;
+    nothing_is_taken(&cistern).await;
+    assert_unknown(&cistern, &location, |ask| ask).await;
+    upstream.up();
+    // One that answers nothing holds a stop up for a moment only.
+    let mut cistern = cistern;
+    eventually("upstream is asked again", || async { cistern.send(Ask::post(UPLOADS)).await.status == 202 }).await;
+    let gate = Gate::new();
+    upstream.script("DELETE", ANY, .., acts::hold_head(&gate));
+    cistern.stop().await;
+    gate.reached(1).await;
+}
+
+#[tokio::test]
+async fn a_stop_cancels_what_is_open() {
+    let (mut cistern, upstream) = world().await;
+    let location = begun(&cistern, 1).await;
+    begin(&cistern, UPLOADS).await;
+    // One is being written while it stops: its request ends first.
+    let busy = begin(&cistern, UPLOADS).await;
+    let sending = cistern.client().stream(Ask::patch(&busy));
+    assert!(sending.send(blob(2, 50_000)).await);
+    eventually("it is being written", || async { files(&cistern.root().join("fills")).len() == 2 }).await;
+    let client = cistern.client();
+    let finish = async {
+        eventually("new connections are refused", || async { client.open(Ask::get("/v2/")).await.is_err() }).await;
+        upstream.until("DELETE", ANY, 2).await;
+        assert!(sending.send(blob(3, 50_000)).await);
+        sending.finish().await
+    };
+    let ((), got) = tokio::join!(cistern.stop(), finish);
+    assert_eq!((got.status, got.header("range")), (202, "0-99999"), "{}", got.summary());
+    assert_eq!(upstream.requests("DELETE", ANY).iter().filter(|entry| entry.status == 204).count(), 3);
+    assert!(upstream.registry(|registry| registry.uploads.is_empty()), "nothing is left upstream");
+    assert!(files(&cistern.root().join("fills")).is_empty());
+    cistern.start_again().await;
+    nothing_is_taken(&cistern).await;
+    assert_unknown(&cistern, &location, |ask| ask).await;
+}
+
+// === how many ===
+
+#[tokio::test]
+async fn a_caller_has_so_many_uploads_and_no_more() {
+    const LIMIT: usize = 1024;
+    let upstream = Upstream::start().await;
+    upstream.registry(|registry| {
+        registry.auth = common::upstream::Auth::Accounts;
+        for user in ["alice", "bob"] {
+            registry.accounts.user(user, "CANARY");
+            registry.accounts.allow(user, "app", "pull,push");
+        }
+    });
+    let cistern = Cistern::start(&upstream, "").await;
+    let alice = |ask: Ask| ask.basic("alice", "CANARY");
+    let mut locations = Vec::new();
+    for _ in 0..LIMIT {
+        let got = cistern.send(alice(Ask::post(UPLOADS))).await;
+        assert_eq!(got.status, 202, "{}", got.summary());
+        locations.push(got.header("location").to_owned());
+    }
+    let asked = upstream.count("POST", ANY);
+    for ask in [Ask::post(UPLOADS), Ask::post(closing(UPLOADS, &sha256(b"abc"))).body("abc")] {
+        let got = cistern.send(alice(ask)).await;
+        assert_code(&got, 429, "TOOMANYREQUESTS");
+        assert!(got.header("retry-after").parse::<u64>().unwrap() > 0);
+        assert!(String::from_utf8_lossy(&got.body).contains("you have 1024 uploads"), "{:?}", got.body);
+    }
+    assert_eq!(upstream.count("POST", ANY), asked, "upstream has not heard of it");
+    let got = cistern.send(Ask::post(UPLOADS).basic("bob", "CANARY")).await;
+    assert_eq!(got.status, 202, "somebody else is not concerned: {}", got.summary());
+    // One that ends makes room for one.
+    assert_eq!(cistern.send(alice(Ask::delete(&locations[7]))).await.status, 204);
+    assert_eq!(cistern.send(alice(Ask::post(UPLOADS))).await.status, 202);
+    assert_code(&cistern.send(alice(Ask::post(UPLOADS))).await, 429, "TOOMANYREQUESTS");
+    // So does one that was left alone for a while: the one that was longest, which is cancelled upstream.
+    leap(Duration::from_mins(6)).await;
+    for location in &locations[1..10] {
+        let status = cistern.send(alice(Ask::get(location))).await.status;
+        assert!(matches!(status, 204 | 404));
+    }
+    let cancelled = upstream.count("DELETE", ANY);
+    assert_eq!(cistern.send(alice(Ask::post(UPLOADS))).await.status, 202);
+    upstream.until("DELETE", ANY, cancelled + 1).await;
+    assert_unknown(&cistern, &locations[0], alice).await;
+    assert_eq!(cistern.send(alice(Ask::get(&locations[1]))).await.status, 204);
+}
+
+// === a store that fails ===
+
+/// An ocistern whose store has room for three quarters of what is uploaded, and what is uploaded.
+async fn crammed(seed: u64) -> (Cistern, Upstream, Bytes) {
+    let upstream = Upstream::start().await;
+    let cistern = Cistern::setup().upstream("up", &upstream, "").store("capacity = \"3MiB\"").start().await;
+    (cistern, upstream, blob(seed, 4 << 20))
+}
+
+#[tokio::test]
+async fn without_the_spool_the_digest_is_still_checked() {
+    for wide in [false, true] {
+        let (cistern, upstream, bytes) = crammed(1).await;
+        let name = if wide { sha512 } else { sha256 };
+        let (digest, wrong) = (name(&bytes), name(b"something else"));
+        // In parts: upstream is not even asked.
+        let location = begin(&cistern, UPLOADS).await;
+        let got = cistern.send(Ask::patch(location).body(bytes.clone()).chunked()).await;
+        let location = next(&got, 202, "0-4194303");
+        nothing_is_taken(&cistern).await;
+        assert_code(&cistern.send(Ask::put(closing(&location, &wrong))).await, 400, "DIGEST_INVALID");
+        assert_eq!(upstream.count("PUT", ANY), 0);
+        // In one, of which upstream has not the last piece.
+        let location = begin(&cistern, UPLOADS).await;
+        let put = Ask::put(closing(&location, &wrong)).body(bytes.clone()).chunked();
+        assert_code(&cistern.send(put).await, 400, "DIGEST_INVALID");
+        upstream.until("PUT", ANY, 1).await;
+        assert_eq!(upstream.requests("PUT", ANY)[0].status, 0, "it was broken off");
+        assert!(upstream.registry(|registry| registry.repos.is_empty()));
+        // And the right one goes through.
+        let location = begin(&cistern, UPLOADS).await;
+        let got = cistern.send(Ask::patch(location).body(bytes.slice(..1 << 20))).await;
+        let location = next(&got, 202, "0-1048575");
+        let got = cistern.send(Ask::patch(location).body(bytes.slice(1 << 20..)).chunked()).await;
+        let location = next(&got, 202, "0-4194303");
+        assert_created(&cistern.send(Ask::put(closing(&location, &digest))).await, &digest);
+        assert_eq!(upstream.registry(|registry| registry.repos["app"].blobs[&digest].clone()), bytes);
+        assert!(!is_stored(&cistern, &digest));
+        nothing_is_taken(&cistern).await;
+        check(&cistern).await;
+    }
+}
+
+#[tokio::test]
+async fn without_the_spool_a_break_ends_the_upload_clearly() {
+    let cut = |status| match status {
+        0 => Then::Cut(Cut::Reset),
+        status => Then::Answer(status, "SCRIPTED"),
+    };
+    for (broken, expected) in [(0, 502), (404, 404), (416, 404), (500, 500), (503, 503), (429, 429)] {
+        let (cistern, upstream, bytes) = crammed(2).await;
+        let digest = sha256(&bytes);
+        upstream.take_in("PATCH", ANY, 1..2, (2 << 20) + 500_000, cut(broken));
+        let location = begin(&cistern, UPLOADS).await;
+        let got = cistern.send(Ask::patch(&location).body(bytes.slice(..1 << 20))).await;
+        let location = next(&got, 202, "0-1048575");
+        let got = cistern.send(Ask::patch(&location).body(bytes.slice(1 << 20..)).chunked()).await;
+        assert_code(&got, expected, "BLOB_UPLOAD_INVALID");
+        let said = String::from_utf8_lossy(&got.body).into_owned();
+        assert!(said.contains("no room to keep") && said.contains("begin the upload again"), "{said}");
+        assert_eq!(upstream.count("POST", ANY), 1, "nothing is replayed");
+        nothing_is_taken(&cistern).await;
+        assert_unknown(&cistern, &location, |ask| ask).await;
+        // Where nothing was acknowledged, the client may send it again to the same place.
+        upstream.unscript();
+        upstream.take_in("PUT", ANY, 0..1, (3 << 20) + 500_000, cut(broken));
+        let location = begin(&cistern, UPLOADS).await;
+        let put = Ask::put(closing(&location, &digest)).body(bytes.clone()).chunked();
+        assert_code(&cistern.send(put.clone()).await, expected, "BLOB_UPLOAD_INVALID");
+        assert_created(&cistern.send(put).await, &digest);
+        // A break before the first byte costs nothing, though.
+        upstream.unscript();
+        upstream.take_in("PUT", ANY, 0..1, 0, Then::Answer(503, "SCRIPTED"));
+        let location = begin(&cistern, UPLOADS).await;
+        let held = cistern.client().stream(Ask::put(closing(&location, &digest)));
+        assert!(held.send(bytes.clone()).await);
+        assert_created(&held.finish().await, &digest);
+        check(&cistern).await;
+    }
+}
