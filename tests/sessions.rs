@@ -4,15 +4,19 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use common::clock::leap;
 use common::content::{blob, sha256, sha512};
 use common::invariants::{check, files, is_stored};
 use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
-use common::upstream::{Cut, Then};
+use common::upstream::{Auth, Cut, Then};
 use common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
+use ocistern::http::location::{Bound, Claim, Locations};
+use ocistern::http::route::Form;
 
 /// Longer than an upload is kept that nobody touches.
 const IDLE: Duration = Duration::from_mins(16);
@@ -175,7 +179,7 @@ async fn a_caller_has_so_many_uploads_and_no_more() {
     const LIMIT: usize = 1024;
     let upstream = Upstream::start().await;
     upstream.registry(|registry| {
-        registry.auth = common::upstream::Auth::Accounts;
+        registry.auth = Auth::Accounts;
         for user in ["alice", "bob"] {
             registry.accounts.user(user, "CANARY");
             registry.accounts.allow(user, "app", "pull,push");
@@ -214,6 +218,164 @@ async fn a_caller_has_so_many_uploads_and_no_more() {
     upstream.until("DELETE", ANY, cancelled + 1).await;
     assert_unknown(&cistern, &locations[0], alice).await;
     assert_eq!(cistern.send(alice(Ask::get(&locations[1]))).await.status, 204);
+}
+
+// === addresses ===
+
+const PASSWORD: &str = "CANARY-PASSWORD";
+
+/// Two registries, and two users who may push to two repositories of either; behind a listener that knows the first one
+/// by every form of address.
+async fn guarded() -> (Cistern, Upstream, Upstream) {
+    let (upstream, other) = (Upstream::start().await, Upstream::start().await);
+    for registry in [&upstream, &other] {
+        registry.registry(|registry| {
+            registry.auth = Auth::Accounts;
+            for user in ["alice", "bob"] {
+                registry.accounts.user(user, PASSWORD);
+                registry.accounts.allow(user, "app", "pull,push");
+                registry.accounts.allow(user, "app2", "pull,push");
+            }
+        });
+    }
+    let cistern = Cistern::setup()
+        .upstream("up", &upstream, "")
+        .upstream("other", &other, "relay_credentials = true")
+        .listener("hostnames = { \"reg.test\" = \"up\" }")
+        .start()
+        .await;
+    (cistern, upstream, other)
+}
+
+#[tokio::test]
+async fn an_address_is_good_for_who_got_it_where_it_was_got() {
+    let (cistern, upstream, other) = guarded().await;
+    let alice = |ask: Ask| ask.basic("alice", PASSWORD);
+    let begun = cistern.send(alice(Ask::post(UPLOADS))).await;
+    let location = next(&begun, 202, "0-0");
+    let state = location.rsplit('/').next().unwrap();
+    let asked = upstream.log().len();
+    assert_unknown(&cistern, &location, |ask| ask.basic("bob", PASSWORD)).await;
+    // The name alone is not enough to be alice, but what she may is upstream's to say.
+    for target in [
+        format!("/v2/app2/blobs/uploads/{state}"),
+        format!("/v2/other/app/blobs/uploads/{state}"),
+        format!("/v2/up/app/blobs/uploads/{state}"),
+        format!("/up/v2/app/blobs/uploads/{state}"),
+        format!("/v2/app/blobs/uploads/{state}?ns=up"),
+        format!("/v2/app/blobs/uploads/{state}?ns=other"),
+    ] {
+        assert_unknown(&cistern, &target, alice).await;
+    }
+    assert_unknown(&cistern, &location, |ask| alice(ask).with("host", "reg.test")).await;
+    assert_eq!((upstream.log().len(), other.log().len()), (asked, 0), "no upstream has heard of it");
+    // A token that is nobody's is nobody's; one of hers is she, whichever it is.
+    let tokens = Ask::get("/oauth2/token?service=x&scope=repository:app:pull,push");
+    let text = |got: Got| got.json()["access_token"].as_str().unwrap().to_owned();
+    let nobodys = text(cistern.send(tokens.clone()).await);
+    assert_unknown(&cistern, &location, |ask| ask.bearer(&nobodys)).await;
+    for _ in 0..2 {
+        let hers = text(cistern.send(alice(tokens.clone())).await);
+        next(&cistern.send(Ask::get(&location).bearer(&hers)).await, 204, "0-0");
+    }
+    let location = next(&cistern.send(alice(Ask::patch(&location).body("abc"))).await, 202, "0-2");
+    let digest = sha256(b"abc");
+    assert_created(&cistern.send(alice(Ask::put(closing(&location, &digest)))).await, &digest);
+}
+
+#[tokio::test]
+async fn no_byte_of_an_address_can_be_another_one() {
+    let (cistern, upstream) = world().await;
+    let location = begun(&cistern, 1).await;
+    let asked = upstream.log().len();
+    let state = location.rsplit('/').next().unwrap();
+    let bytes = URL_SAFE_NO_PAD.decode(state).unwrap();
+    for at in 0..bytes.len() {
+        for flip in [1, 0x80, 0xff] {
+            let mut altered = bytes.clone();
+            altered[at] ^= flip;
+            let target = format!("{UPLOADS}{}", URL_SAFE_NO_PAD.encode(altered));
+            // One of them is enough of each.
+            let ask = [Ask::get(&target), Ask::patch(&target).body("x"), Ask::delete(&target)][at % 3].clone();
+            let got = cistern.send(ask).await;
+            assert_code(&got, 404, "BLOB_UPLOAD_UNKNOWN");
+        }
+    }
+    let spare = format!("{}{}", &state[..state.len() - 1], if state.ends_with('A') { 'B' } else { 'C' });
+    let swapped =
+        state.chars().map(|c| if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() });
+    for altered in [
+        &state[1..],
+        &state[..state.len() - 1],
+        &format!("{state}="),
+        &format!("{state}A"),
+        &spare,
+        &swapped.collect::<String>(),
+        "A",
+        &"A".repeat(state.len()),
+        &"A".repeat(5000),
+    ] {
+        assert_unknown(&cistern, &format!("{UPLOADS}{altered}"), |ask| ask).await;
+    }
+    assert_eq!(upstream.log().len(), asked, "upstream has not heard of any of this");
+    next(&cistern.get(&location).await, 204, "0-99999");
+}
+
+#[tokio::test]
+async fn an_address_is_worth_nothing_after_the_end() {
+    let (mut cistern, upstream) = world().await;
+    let digest = sha256(&blob(1, 100_000));
+    let mut over = vec![begun(&cistern, 1).await, begun(&cistern, 1).await, begun(&cistern, 1).await];
+    assert_created(&cistern.send(Ask::put(closing(&over[0], &digest))).await, &digest);
+    assert_eq!(cistern.send(Ask::delete(&over[1])).await.status, 204);
+    assert_code(&cistern.send(Ask::put(closing(&over[2], &sha256(b"x")))).await, 400, "DIGEST_INVALID");
+    upstream.until("DELETE", ANY, 2).await;
+    // It did not even go on: nothing is told apart for who only guesses.
+    let open = begun(&cistern, 2).await;
+    let asked = upstream.log().len();
+    for location in &over {
+        assert_unknown(&cistern, location, |ask| ask).await;
+    }
+    assert_eq!(upstream.log().len(), asked);
+    over.push(open);
+    cistern.restart().await;
+    let asked = upstream.log().len();
+    for location in &over {
+        assert_unknown(&cistern, location, |ask| ask).await;
+    }
+    assert_eq!(upstream.log().len(), asked);
+}
+
+#[tokio::test]
+async fn an_address_holds_for_a_day() {
+    let (cistern, upstream) = world().await;
+    let location = begun(&cistern, 1).await;
+    let asked = upstream.log().len();
+    // As this ocistern signs them.
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(cistern.root().join("private/upload")).unwrap()).unwrap();
+    let key = find(&record, "key").expect("the key is in its file");
+    let locations = Locations::new(STANDARD.decode(key).unwrap().try_into().unwrap());
+    let claim = Claim::read(location.rsplit('/').next().unwrap()).unwrap();
+    let (upstream_name, repo) = ("up".parse().unwrap(), "app".parse().unwrap());
+    let bound = Bound { upstream: &upstream_name, repo: &repo, form: Form::Default, owner: None };
+    let hours_ago = |hours| {
+        let state = locations.issue(claim.id, bound, SystemTime::now() - Duration::from_hours(hours));
+        format!("{UPLOADS}{state}")
+    };
+    next(&cistern.get(hours_ago(23)).await, 204, "0-99999");
+    for hours in [24, 25, 10_000] {
+        assert_unknown(&cistern, &hours_ago(hours), |ask| ask).await;
+    }
+    assert_eq!(upstream.log().len(), asked);
+    next(&cistern.get(&location).await, 204, "0-99999");
+}
+
+/// The text under that name, however deep.
+fn find(value: &serde_json::Value, name: &str) -> Option<String> {
+    let members = value.as_object()?;
+    let own = members.get(name).and_then(|value| value.as_str().map(str::to_owned));
+    own.or_else(|| members.values().find_map(|value| find(value, name)))
 }
 
 // === a store that fails ===

@@ -179,12 +179,6 @@ impl Upload {
         self.entry.by_client
     }
 
-    /// Whether it belongs to this repository.
-    pub fn is_of(&self, target: &Target) -> bool {
-        let begun = self.entry.target.lock();
-        begun.upstream == target.upstream && begun.repo == target.repo
-    }
-
     /// Bytes that were acknowledged. Whoever asks means to go on.
     pub fn offset(&self) -> u64 {
         self.entry.touch();
