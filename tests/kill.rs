@@ -58,13 +58,7 @@ impl World {
         });
         upstream.image("app", "1.0", &first);
         let directory = tempfile::tempdir().unwrap();
-        let config = format!(
-            "root = {:?}\nbuiltin_upstreams = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
-             default_upstream = \"up\"\n[admin]\naddress = \"127.0.0.1:0\"\n[upstream.up]\nurl = {:?}\ntags = {tags:?}\n",
-            directory.path().join("root"),
-            upstream.url()
-        );
-        std::fs::write(directory.path().join("config.toml"), config).unwrap();
+        Daemon::configure(directory.path(), &upstream, &format!("tags = {tags:?}"));
         let mut world = Self { directory, upstream, first, second, daemon: None };
         world.start().await;
         world.client().get(BY_TAG).await.assert_is(&world.first.manifest);

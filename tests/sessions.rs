@@ -14,7 +14,7 @@ use common::content::{blob, sha256, sha512};
 use common::invariants::{check, files, is_stored};
 use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
 use common::upstream::{Auth, Cut, Then};
-use common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
+use common::{Ask, Cistern, Daemon, Gate, Got, Upstream, acts, eventually};
 use ocistern::http::location::{Bound, Claim, Locations};
 use ocistern::http::route::Form;
 
@@ -457,4 +457,73 @@ async fn without_the_spool_a_break_ends_the_upload_clearly() {
         assert_created(&held.finish().await, &digest);
         check(&cistern).await;
     }
+}
+
+// === what is said about it ===
+
+#[tokio::test]
+async fn each_request_of_an_upload_is_a_line_and_a_count() {
+    let upstream = Upstream::start().await;
+    let mounted = upstream.blob("base", &blob(9, 1000));
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&Daemon::configure(directory.path(), &upstream, "")).await;
+    let client = daemon.client;
+    let (bytes, small) = (blob(1, 100_000), Bytes::from_static(b"abc"));
+    let digest = sha256(&bytes);
+    let mut expected = Vec::new();
+    let mut states = Vec::new();
+    // Method, status, bytes that came.
+    let mut ask = async |method: &str, ask: Ask, status: u16, received: u64| {
+        let got = client.send(ask).await;
+        assert_eq!(got.status, status, "{method}: {}", got.summary());
+        states.extend(got.header("location").rsplit('/').next().map(str::to_owned));
+        expected.push((method.to_owned(), u64::from(status), received));
+        got.header("location").to_owned()
+    };
+    let location = ask("POST", Ask::post(UPLOADS), 202, 0).await;
+    let location = ask("PATCH", Ask::patch(location).body(bytes.slice(..60_000)), 202, 60_000).await;
+    let location = ask("GET", Ask::get(location), 204, 0).await;
+    let late = Ask::patch(&location).with("content-range", "70000-70002").body(small.clone());
+    ask("PATCH", late, 416, 0).await;
+    let gone = format!("{location}A");
+    ask("PATCH", Ask::patch(gone), 404, 0).await;
+    ask("PUT", Ask::put(closing(&location, &digest)).body(bytes.slice(60_000..)), 201, 40_000).await;
+    ask("POST", Ask::post(closing(UPLOADS, &sha256(&small))).body(small.clone()), 201, 3).await;
+    ask("POST", Ask::post(closing(UPLOADS, &sha256(b"x"))).body(small.clone()), 400, 3).await;
+    ask("POST", Ask::post(format!("{UPLOADS}?mount={mounted}&from=base")), 201, 0).await;
+    let location = ask("POST", Ask::post(UPLOADS), 202, 0).await;
+    ask("DELETE", Ask::delete(location), 204, 0).await;
+    upstream.script("POST", ANY, 0..1, acts::fail(403, "DENIED"));
+    ask("POST", Ask::post(UPLOADS), 403, 0).await;
+    // One whose client leaves.
+    let location = ask("POST", Ask::post(UPLOADS), 202, 0).await;
+    let leaving = client.stream(Ask::patch(location));
+    assert!(leaving.send(blob(2, 5000)).await);
+    eventually("it comes", || async { !files(&directory.path().join("root/fills")).is_empty() }).await;
+    drop(leaving);
+    expected.push(("PATCH".to_owned(), 499, 5000));
+
+    let lines = || {
+        let log = daemon.log().into_iter();
+        log.filter(|event| event["message"] == "request" && event["kind"] == "upload").collect::<Vec<_>>()
+    };
+    eventually("all are logged", || async { lines().len() >= expected.len() }).await;
+    let said: Vec<_> = lines()
+        .iter()
+        .map(|line| {
+            assert_eq!((&line["upstream"], &line["repository"]), (&"up".into(), &"app".into()), "{line}");
+            let (method, status) = (line["method"].as_str().unwrap().to_owned(), line["status"].as_u64().unwrap());
+            assert_eq!(line["result"], if status < 400 { "bypass" } else { "error" }, "{line}");
+            (method, status, line["received"].as_u64().unwrap_or(0))
+        })
+        .collect();
+    assert_eq!(said, expected);
+    for state in states.iter().filter(|state| state.len() > 20 && !state.contains(':')) {
+        assert!(!daemon.log().iter().any(|event| event.to_string().contains(state)), "an address is a right: {state}");
+    }
+    let count = async |result: &str| daemon.metric("ocistern_requests_total", &["kind=\"upload\"", result]).await;
+    let failed = expected.iter().filter(|(_, status, _)| *status >= 400).count() as u64;
+    let (bypass, error, all) = (count("result=\"bypass\"").await, count("result=\"error\"").await, count("").await);
+    assert_eq!((bypass, error, all), (expected.len() as u64 - failed, failed, expected.len() as u64));
+    daemon.stop().await;
 }

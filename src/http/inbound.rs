@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -15,11 +15,19 @@ use super::respond::{Body, BodyError};
 pub(super) struct Inbound {
     /// None: it has no body.
     inner: Option<Body>,
-    ended: Arc<AtomicBool>,
+    read: Arc<Read>,
 }
 
-/// Tells afterwards what became of a body.
-pub(super) struct Rest(Arc<AtomicBool>);
+/// Tells what became of a body.
+#[derive(Debug, Clone)]
+pub(super) struct Rest(Arc<Read>);
+
+/// What was read of a body.
+#[derive(Debug, Default)]
+struct Read {
+    bytes: AtomicU64,
+    ended: AtomicBool,
+}
 
 // === impl Inbound ===
 
@@ -31,9 +39,9 @@ impl Inbound {
         B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
     {
         let none = body.is_end_stream() && !framed;
-        let ended = Arc::new(AtomicBool::new(none));
+        let read = Arc::new(Read { ended: AtomicBool::new(none), ..Read::default() });
         let inner = (!none).then(|| body.map_err(Into::into).boxed_unsync());
-        (Self { inner, ended: Arc::clone(&ended) }, Rest(ended))
+        (Self { inner, read: Arc::clone(&read) }, Rest(read))
     }
 
     /// Whether there is no body at all.
@@ -47,11 +55,15 @@ impl http_body::Body for Inbound {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let Self { inner: Some(inner), read } = &mut *self else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            read.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         // Readers stop once the announced length is there, without waiting for the end.
         if matches!(polled, Poll::Ready(None)) || matches!(polled, Poll::Ready(Some(Ok(_)))) && inner.is_end_stream() {
-            self.ended.store(true, Ordering::Relaxed);
+            read.ended.store(true, Ordering::Relaxed);
         }
         polled
     }
@@ -70,6 +82,11 @@ impl http_body::Body for Inbound {
 impl Rest {
     /// Whether something of the body has not been read.
     pub(super) fn is_left(&self) -> bool {
-        !self.0.load(Ordering::Relaxed)
+        !self.0.ended.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of the body have been read.
+    pub(super) fn received(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
     }
 }

@@ -202,6 +202,7 @@ where
     let (parts, body) = request.into_parts();
     let mut record = Record::new(&app.metrics, peer, parts.method.clone());
     let (body, rest) = Inbound::new(body, parts.headers.contains_key(TRANSFER_ENCODING));
+    record.brings(&rest);
     let answered = answer(app, listener, peer, &parts, body, &mut record).await;
     let mut response = match answered.and_then(|response| with_an_end(response, &parts)) {
         Ok(response) => response,

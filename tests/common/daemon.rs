@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::cistern::sum;
 use super::client::Client;
 use super::clock::eventually;
+use super::upstream::Upstream;
 
 /// A running daemon; it is killed when it is dropped.
 pub struct Daemon {
@@ -52,6 +53,19 @@ impl Daemon {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Writes a configuration for it: a root in `directory`, and one upstream called `up` with these keys.
+    pub fn configure(directory: &Path, upstream: &Upstream, keys: &str) -> PathBuf {
+        let (root, url) = (directory.join("root"), upstream.url());
+        let text = format!(
+            "root = {root:?}\nbuiltin_upstreams = false\n\
+             [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"up\"\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n[upstream.up]\nurl = {url:?}\n{keys}\n",
+        );
+        let path = directory.join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        path
     }
 
     /// Asks it to stop, and waits for its end.
