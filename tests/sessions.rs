@@ -471,12 +471,12 @@ async fn each_request_of_an_upload_is_a_line_and_a_count() {
     let (bytes, small) = (blob(1, 100_000), Bytes::from_static(b"abc"));
     let digest = sha256(&bytes);
     let mut expected = Vec::new();
-    let mut states = Vec::new();
+    let mut secrets = Vec::new();
     // Method, status, bytes that came.
     let mut ask = async |method: &str, ask: Ask, status: u16, received: u64| {
         let got = client.send(ask).await;
         assert_eq!(got.status, status, "{method}: {}", got.summary());
-        states.extend(got.header("location").rsplit('/').next().map(str::to_owned));
+        secrets.extend(got.header("location").rsplit('/').next().map(str::to_owned));
         expected.push((method.to_owned(), u64::from(status), received));
         got.header("location").to_owned()
     };
@@ -518,7 +518,7 @@ async fn each_request_of_an_upload_is_a_line_and_a_count() {
         })
         .collect();
     assert_eq!(said, expected);
-    for state in states.iter().filter(|state| state.len() > 20 && !state.contains(':')) {
+    for state in secrets.iter().filter(|state| state.len() > 20 && !state.contains(':')) {
         assert!(!daemon.log().iter().any(|event| event.to_string().contains(state)), "an address is a right: {state}");
     }
     let count = async |result: &str| daemon.metric("ocistern_requests_total", &["kind=\"upload\"", result]).await;

@@ -100,21 +100,18 @@ impl Spool {
     /// told. The file is removed, and its room given back.
     pub async fn into_hashers(self: Box<Self>) -> Vec<Hasher> {
         let file = self.file();
-        self.pipeline
-            .into_hashers(move |mut sha256, written, unwritten| {
-                let mut hashers = Vec::new();
-                for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Sha256) {
-                    if let Ok(mut hasher) = hash_file(&file, algorithm, written) {
-                        unwritten.iter().for_each(|chunk| hasher.update(chunk));
-                        hashers.push(hasher);
-                    }
+        let hash = move |sha256, written, unwritten: Vec<Bytes>| {
+            let others = Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Sha256);
+            let others = others.filter_map(|algorithm| hash_file(&file, algorithm, written).ok());
+            let mut hashers: Vec<Hasher> = others.chain([sha256]).collect();
+            for hasher in &mut hashers {
+                for chunk in &unwritten {
+                    hasher.update(chunk);
                 }
-                unwritten.iter().for_each(|chunk| sha256.update(chunk));
-                hashers.push(sha256);
-                hashers
-            })
-            .await
-            .unwrap_or_default()
+            }
+            hashers
+        };
+        self.pipeline.into_hashers(hash).await.unwrap_or_default()
     }
 
     /// SHA-256 comes from the pipeline; others, which are rare, from reading the file once more.

@@ -59,9 +59,10 @@ impl Daemon {
     pub fn configure(directory: &Path, upstream: &Upstream, keys: &str) -> PathBuf {
         let (root, url) = (directory.join("root"), upstream.url());
         let text = format!(
-            "root = {root:?}\nbuiltin_upstreams = false\n\
+            "root = '{}'\nbuiltin_upstreams = false\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"up\"\n\
              [admin]\naddress = \"127.0.0.1:0\"\n[upstream.up]\nurl = {url:?}\n{keys}\n",
+            root.display(),
         );
         let path = directory.join("config.toml");
         std::fs::write(&path, text).unwrap();
