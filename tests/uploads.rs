@@ -11,7 +11,6 @@ use common::invariants::{check, files, is_stored};
 use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
 use common::upstream::{Cut, Then};
 use common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
-use ocistern::oci::Digest;
 use tokio::runtime::Runtime;
 
 async fn world() -> (Cistern, Upstream) {
