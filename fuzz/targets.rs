@@ -4,11 +4,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::HeaderValue;
 use ocistern::config::{Config, Listener};
+use ocistern::http::location::{Bound, Claim, Locations};
+use ocistern::http::part;
 use ocistern::http::range::{self, Multipart, Ranges};
-use ocistern::http::route::{self, Directory, Endpoint, Routed};
+use ocistern::http::route::{self, Directory, Endpoint, Form, Routed};
 use ocistern::oci::{Digest, Reference, RepoName, Scope, Tag, UpstreamName};
 use ocistern::upstream::{Challenge, parse_challenges};
 
@@ -136,6 +139,39 @@ pub fn range(data: &[u8]) {
         }
     }
     range::if_range(Some(&field), "\"sha256:x\"");
+}
+
+/// The last part of an upload's address: what holds, holds for one owner in one place only, and has one spelling.
+pub fn location(data: &[u8]) {
+    let Ok(state) = std::str::from_utf8(data) else { return };
+    let Some(claim) = Claim::read(state) else { return };
+    assert!(state.len() < 64 && state.is_ascii() && !state.contains(['/', '?', '%', '=']));
+    let names = ["up", "up2"].map(str::parse::<UpstreamName>);
+    let [Ok(upstream), Ok(other)] = &names else { return };
+    let Ok(repo) = "app".parse::<RepoName>() else { return };
+    let locations = Locations::new([7; 32]);
+    let now = UNIX_EPOCH + Duration::from_secs(1_900_000_000);
+    let mut holders = 0;
+    for owner in [None, Some(""), Some("user:alice")] {
+        for (upstream, form) in [(upstream, Form::Default), (upstream, Form::Prefix), (other, Form::Default)] {
+            let bound = Bound { upstream, repo: &repo, form, owner };
+            holders += usize::from(locations.holds(&claim, bound, now));
+            let issued = locations.issue(claim.id, bound, now);
+            let read = Claim::read(&issued);
+            assert!(read.is_some_and(|read| read.id == claim.id && locations.holds(&read, bound, now)));
+            assert_eq!(read == Some(claim), issued == state, "one spelling");
+        }
+    }
+    assert!(holders <= 1);
+}
+
+/// The `Content-Range` of a part of an upload: it has bytes, and what goes upstream says the same in one way.
+pub fn content_range(data: &[u8]) {
+    let Ok(field) = HeaderValue::from_bytes(data) else { return };
+    let Some(part) = part::parse(&field) else { return };
+    assert!(part.start < part.end);
+    assert_eq!(part.text, format!("{}-{}", part.start, part.end - 1));
+    assert_eq!(part::parse(&part.text), Some(part));
 }
 
 /// A `WWW-Authenticate` field: bounded, and nothing that is no challenge.

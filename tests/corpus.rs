@@ -54,3 +54,13 @@ fn range() {
 fn challenge() {
     replay("challenge", targets::challenge);
 }
+
+#[test]
+fn location() {
+    replay("location", targets::location);
+}
+
+#[test]
+fn content_range() {
+    replay("content_range", targets::content_range);
+}

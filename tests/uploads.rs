@@ -8,51 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::content::{blob, sha256, sha512};
 use common::invariants::{check, files, is_stored};
+use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
 use common::upstream::{Cut, Then};
 use common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
-use ocistern::oci::Digest;
 use tokio::runtime::Runtime;
-
-const UPLOADS: &str = "/v2/app/blobs/uploads/";
-const ANY: &str = "*/blobs/uploads/*";
-
-/// The address with the digest that closes the upload.
-fn closing(location: &str, digest: &Digest) -> String {
-    format!("{location}{}digest={digest}", if location.contains('?') { '&' } else { '?' })
-}
-
-/// Begins an upload: its address.
-async fn begin(cistern: &Cistern, target: &str) -> String {
-    let got = cistern.send(Ask::post(target)).await;
-    assert_eq!(got.status, 202, "{got:?}");
-    got.header("location").to_owned()
-}
-
-/// Where the upload goes on after this answer.
-#[track_caller]
-fn next(got: &Got, status: u16, range: &str) -> String {
-    assert_eq!((got.status, got.header("range")), (status, range), "{}: {:?}", got.summary(), got.body);
-    got.header("location").to_owned()
-}
-
-#[track_caller]
-fn assert_created(got: &Got, digest: &Digest) {
-    assert_eq!(got.status, 201, "{}: {:?}", got.summary(), got.body);
-    assert_eq!(got.header("docker-content-digest"), digest.to_string());
-    assert_eq!(got.header("location"), format!("/v2/app/blobs/{digest}"));
-    assert_eq!(got.header("content-length"), "0");
-}
-
-/// Upstream has it, and the next pull is a hit.
-async fn assert_pushed(cistern: &Cistern, upstream: &Upstream, bytes: &Bytes, digest: &Digest) {
-    let there = upstream.registry(|registry| registry.repos["app"].blobs.get(digest).cloned());
-    assert_eq!(there.as_ref(), Some(bytes), "upstream has exactly what was pushed");
-    let before = upstream.count("GET", "*/blobs/sha*");
-    let got = cistern.get(format!("/v2/app/blobs/{digest}")).await;
-    got.assert_is(bytes);
-    assert_eq!(got.header("cache-status"), "ocistern; hit");
-    assert_eq!(upstream.count("GET", "*/blobs/sha*"), before, "it was not asked for it");
-}
 
 async fn world() -> (Cistern, Upstream) {
     let upstream = Upstream::start().await;

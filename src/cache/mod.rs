@@ -52,7 +52,7 @@ pub use manifest::{Manifest, Want};
 pub use published::PublishedManifest;
 pub use push::{Doomed, LARGEST_MANIFEST, Put};
 pub use status::{CacheStatus, Found};
-pub use upload::{Begun, ClientBody, ClientFault, IDLE as UPLOAD_IDLE, Opening, Part, Upload, UploadId};
+pub use upload::{Begun, ClientBody, ClientFault, Opening, Part, Upload, UploadId};
 pub use write::{Said, WriteError};
 pub use writes::{Asked, WriteGuard};
 

@@ -72,8 +72,19 @@ pub enum WriteError {
     #[error("another request is at the same upload")]
     Busy,
     /// The caller, or all callers, have too many uploads.
-    #[error("too many uploads at once")]
-    TooManyUploads,
+    #[error("{limit} uploads have begun and not ended")]
+    TooManyUploads {
+        /// How many there may be at once.
+        limit: usize,
+        /// Of this caller; else of all.
+        of_caller: bool,
+    },
+    /// Upstream broke an upload, and what had been sent was not kept.
+    #[error("upstream broke an upload of which not all was kept: {0}")]
+    Unreplayable(#[source] Box<WriteError>),
+    /// It is not known what came of an upload: nothing may be committed.
+    #[error("it could not be found out whether an upload is what its digest says")]
+    Unchecked,
     /// What a tag meant could not be marked as doubtful, and so must not be changed upstream.
     #[error("the store could not be written to before the write")]
     Unmarked(#[source] CacheError),

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,10 +26,15 @@ pub(super) struct Inbound {
     shared: Arc<Shared>,
 }
 
-/// Tells afterwards what became of a body.
+/// Tells what becomes of a body.
+#[derive(Debug, Clone)]
 pub(super) struct Rest(Arc<Shared>);
 
+/// What is known of a body.
+#[derive(Debug)]
 struct Shared {
+    /// How much of it was read.
+    bytes: AtomicU64,
     ended: AtomicBool,
     /// What its reader did not read, once the reader is gone.
     left: Mutex<Option<Body>>,
@@ -45,7 +50,11 @@ impl Inbound {
         B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
     {
         let none = body.is_end_stream() && !framed;
-        let shared = Arc::new(Shared { ended: AtomicBool::new(none), left: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            bytes: AtomicU64::new(0),
+            ended: AtomicBool::new(none),
+            left: Mutex::new(None),
+        });
         let inner = (!none).then(|| body.map_err(Into::into).boxed_unsync());
         (Self { inner, shared: Arc::clone(&shared) }, Rest(shared))
     }
@@ -61,11 +70,15 @@ impl http_body::Body for Inbound {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let Self { inner: Some(inner), shared } = &mut *self else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            shared.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         // Readers stop once the announced length is there, without waiting for the end.
         if matches!(polled, Poll::Ready(None)) || matches!(polled, Poll::Ready(Some(Ok(_)))) && inner.is_end_stream() {
-            self.shared.ended.store(true, Ordering::Relaxed);
+            shared.ended.store(true, Ordering::Relaxed);
         }
         polled
     }
@@ -93,6 +106,11 @@ impl Rest {
     /// Whether something of the body has not been read.
     pub(super) fn is_left(&self) -> bool {
         !self.0.ended.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes of the body have been read.
+    pub(super) fn received(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
     }
 
     /// Takes in what is left while the answer goes out, as far as it is not too much, and throws it away. Some clients

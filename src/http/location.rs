@@ -1,7 +1,7 @@
 //! Where an upload goes on: addresses that are ocistern's own.
 //!
-//! An address says which upload it is and until when it holds, and is signed together with the upstream, the repository
-//! and the owner, so that it means nothing under another name, to another client or an hour later. Nothing of upstream's
+//! An address says which upload it is and until when it holds, and is signed together with the upstream, the repository,
+//! the form of address and the owner, so that it means nothing under another name, to another client or a day later. Nothing of upstream's
 //! own address is in it, and no text of a token: SDKs take a new token for every request.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,11 +11,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
+use super::route::Form;
 use crate::cache::UploadId;
 use crate::oci::{RepoName, UpstreamName};
 
-/// How long an address holds: as long as an upload that nobody touches is kept.
-pub(super) const HOLDS_FOR: Duration = crate::cache::UPLOAD_IDLE;
+/// How long an address holds: longer than a request takes, so that one that broke off can be sent again. The upload
+/// that it speaks of ends long before, when nobody goes on with it.
+const HOLDS_FOR: Duration = Duration::from_hours(24);
 /// First byte of every state, signed with the rest.
 const VERSION: u8 = 1;
 const ID: usize = 16;
@@ -26,11 +28,16 @@ const BODY: usize = 1 + ID + EXPIRY;
 
 /// What an address is bound to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bound<'a> {
-    pub(super) upstream: &'a UpstreamName,
-    pub(super) repo: &'a RepoName,
+pub struct Bound<'a> {
+    /// Whose repository.
+    pub upstream: &'a UpstreamName,
+    /// Its name there.
+    pub repo: &'a RepoName,
+    /// How the client writes it: what is shown with a request belongs to another upstream in another form. Not the
+    /// listener: a client that knows a name for several may take another one for each request.
+    pub form: Form,
     /// Who began the upload, where that is known; else the id, which nobody can guess, is what counts.
-    pub(super) owner: Option<&'a str>,
+    pub owner: Option<&'a str>,
 }
 
 /// Signs and checks addresses.
@@ -40,8 +47,9 @@ pub struct Locations {
 
 /// The upload that an address speaks of, which it must prove to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) id: UploadId,
+pub struct Claim {
+    /// Of which upload.
+    pub id: UploadId,
     body: [u8; BODY],
     tag: [u8; TAG],
 }
@@ -55,7 +63,7 @@ impl Locations {
     }
 
     /// The state in the address of an upload, from now on.
-    pub(super) fn issue(&self, id: UploadId, bound: Bound<'_>, now: SystemTime) -> String {
+    pub fn issue(&self, id: UploadId, bound: Bound<'_>, now: SystemTime) -> String {
         let mut state = Vec::with_capacity(BODY + TAG);
         state.push(VERSION);
         state.extend_from_slice(id.as_bytes());
@@ -66,7 +74,7 @@ impl Locations {
     }
 
     /// Whether the address was issued here for what it is bound to, and still holds.
-    pub(super) fn holds(&self, claim: &Claim, bound: Bound<'_>, now: SystemTime) -> bool {
+    pub fn holds(&self, claim: &Claim, bound: Bound<'_>, now: SystemTime) -> bool {
         let expiry = claim.body.get(1 + ID..).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
         // Compared in constant time.
         self.mac(&claim.body, bound).verify_truncated_left(&claim.tag).is_ok() && seconds(now) < expiry
@@ -79,7 +87,8 @@ impl Locations {
         let mut mac = Hmac::<Sha256>::new(&block.into());
         mac.update(body);
         // Each with its length in front: nothing moves from one field to the next.
-        for field in [Some(bound.upstream.as_str()), Some(bound.repo.as_str()), bound.owner] {
+        for field in [Some(bound.upstream.as_str()), Some(bound.repo.as_str()), Some(bound.form.as_str()), bound.owner]
+        {
             match field {
                 Some(text) => {
                     mac.update(&(text.len() as u64).to_be_bytes());
@@ -102,7 +111,7 @@ impl std::fmt::Debug for Locations {
 
 impl Claim {
     /// What a state says, not yet believed; none where it is nothing of ours.
-    pub(super) fn read(state: &str) -> Option<Self> {
+    pub fn read(state: &str) -> Option<Self> {
         let bytes: [u8; BODY + TAG] = URL_SAFE_NO_PAD.decode(state).ok()?.try_into().ok()?;
         let (body, tag) = bytes.split_first_chunk::<BODY>()?;
         let (version, rest) = body.split_first()?;
@@ -136,7 +145,7 @@ mod tests {
 
     impl World {
         fn bound<'a>(&'a self, owner: Option<&'a str>) -> Bound<'a> {
-            Bound { upstream: &self.upstream, repo: &self.repo, owner }
+            Bound { upstream: &self.upstream, repo: &self.repo, form: Form::Default, owner }
         }
     }
 
@@ -159,6 +168,8 @@ mod tests {
             }
             let elsewhere = Bound { repo: &"org/app2".parse().unwrap(), ..world.bound(owner) };
             assert!(!locations.holds(&claim, elsewhere, world.now));
+            let elsewhere = Bound { form: Form::Prefix, ..world.bound(owner) };
+            assert!(!locations.holds(&claim, elsewhere, world.now));
             let elsewhere = Bound { upstream: &"up2".parse().unwrap(), ..world.bound(owner) };
             assert!(!locations.holds(&claim, elsewhere, world.now));
             assert!(!Locations::new([2; 32]).holds(&claim, world.bound(owner), world.now), "another key");
@@ -170,9 +181,9 @@ mod tests {
         let locations = Locations::new([1; 32]);
         let world = world();
         let (one, two) = (("ab".parse().unwrap(), "c".parse().unwrap()), ("a".parse().unwrap(), "bc".parse().unwrap()));
-        let claim =
-            Claim::read(&locations.issue(ID_1, Bound { upstream: &one.0, repo: &one.1, owner: None }, world.now));
-        assert!(!locations.holds(&claim.unwrap(), Bound { upstream: &two.0, repo: &two.1, owner: None }, world.now));
+        let [one, two] = [&one, &two].map(|(upstream, repo)| Bound { upstream, repo, ..world.bound(None) });
+        let claim = Claim::read(&locations.issue(ID_1, one, world.now)).unwrap();
+        assert!(locations.holds(&claim, one, world.now) && !locations.holds(&claim, two, world.now));
     }
 
     #[test]

@@ -24,8 +24,9 @@ mod form;
 mod htpasswd;
 mod inbound;
 mod lists;
-mod location;
+pub mod location;
 mod need;
+pub mod part;
 mod ping;
 mod pull;
 mod push;
@@ -204,6 +205,7 @@ where
     let (parts, body) = request.into_parts();
     let mut record = Record::new(&app.metrics, peer, parts.method.clone());
     let (body, rest) = Inbound::new(body, parts.headers.contains_key(TRANSFER_ENCODING));
+    record.brings(&rest);
     let answered = answer(app, listener, peer, &parts, body, &mut record).await;
     let mut response = match answered.and_then(|response| with_an_end(response, &parts)) {
         Ok(response) => response,

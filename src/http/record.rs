@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::Span;
 
 use super::access::Peer;
+use super::inbound::Rest;
 use super::respond::{Body, BodyError, Reason};
 use super::route::{AcrItem, Endpoint, Form, Ping, Route};
 use super::token_route::TokenRoute;
@@ -54,6 +55,8 @@ pub(super) struct Record {
     status: Option<StatusCode>,
     served: Option<Served>,
     reason: Option<Reason>,
+    /// What came of the request's own body.
+    brought: Option<Rest>,
     /// Bytes of the body handed to hyper.
     sent: u64,
     end: End,
@@ -98,10 +101,16 @@ impl Record {
             status: None,
             served: None,
             reason: None,
+            brought: None,
             sent: 0,
             end: End::Open,
             counted: false,
         }
+    }
+
+    /// The request has a body.
+    pub(super) fn brings(&mut self, body: &Rest) {
+        self.brought = Some(body.clone());
     }
 
     pub(super) fn ping(&mut self, ping: &Ping) {
@@ -205,6 +214,7 @@ impl Drop for Record {
             result = self.outcome().as_str(),
             status,
             bytes = self.sent,
+            received = self.brought.as_ref().map(Rest::received).filter(|bytes| *bytes > 0),
             end = self.end.as_str(),
             error = self.reason.as_ref().map(|reason| &*reason.0),
             duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -106,12 +106,23 @@ impl Visit<'_> {
                 ErrorCode::BlobUploadInvalid,
                 "another request is at this upload; an upload takes one request at a time",
             ),
-            WriteError::TooManyUploads => Failure::new(
+            WriteError::TooManyUploads { limit, of_caller } => Failure::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 ErrorCode::TooManyRequests,
-                "too many uploads have begun and not ended; end some, or try again later",
+                format!(
+                    "{} {limit} uploads that have begun and not ended, as many as ocistern takes; end some, or try again \
+                     later",
+                    if *of_caller { "you have" } else { "all callers together have" }
+                ),
             )
             .with_retry_after(Some(std::time::Duration::from_secs(10))),
+            WriteError::Unreplayable(cause) => self.unreplayable(cause, kind),
+            WriteError::Unchecked => Failure::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                ErrorCode::BlobUploadInvalid,
+                "ocistern's store failed, so that it is not known whether what came is what the digest says; nothing of \
+                 it has been stored upstream: begin the upload again. Its log says why",
+            ),
             WriteError::Unmarked(_) => Failure::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 ErrorCode::Unavailable,
@@ -121,6 +132,35 @@ impl Visit<'_> {
             WriteError::NoRandomness => return Failure::internal(error),
         };
         failure.with_source(error)
+    }
+
+    /// Upstream broke an upload that cannot be sent again: the client has to. The code is the one that says so
+    /// (`BLOB_UPLOAD_INVALID`), by which clients begin anew.
+    fn unreplayable(&self, cause: &WriteError, kind: Kind) -> Failure {
+        let why = "the store had no room to keep what was sent, so it cannot be sent again from here; begin the upload \
+                   again";
+        let upstream = &self.route.upstream;
+        match cause {
+            WriteError::Refused(said) => {
+                let (status, answered) = (said.status, said.status.as_u16());
+                let status = if status.is_server_error() || answered == 429 { status } else { StatusCode::NOT_FOUND };
+                let message = format!("upstream {upstream} broke the upload off with {answered}, and {why}");
+                let failure = Failure::new(status, ErrorCode::BlobUploadInvalid, message);
+                match said.headers.get(RETRY_AFTER) {
+                    Some(after) => failure.with_header(RETRY_AFTER, after.clone()),
+                    None => failure,
+                }
+            }
+            cause => {
+                let mut failure = match cause {
+                    WriteError::Cache(error) => self.unasked(error.clone(), kind),
+                    _ => Failure::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, "upstream broke the upload off"),
+                };
+                failure.code = ErrorCode::BlobUploadInvalid;
+                failure.message = format!("{}; and {why}", failure.message);
+                failure
+            }
+        }
     }
 
     /// Upstream could not be asked.

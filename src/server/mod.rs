@@ -1,8 +1,8 @@
 //! The daemon: what is started, in which order, and how it stops.
 //!
 //! Start: store, upstreams, cache, admin interface (not ready), listeners, ready. Stop, in the opposite order: no
-//! further connections, not ready, running answers to their end or the deadline, downloads, background tasks, admin
-//! interface, store.
+//! further connections, not ready, running answers to their end or the deadline and open uploads, downloads, background
+//! tasks, admin interface, store.
 
 mod activity;
 mod admin_socket;
@@ -62,6 +62,7 @@ pub struct Server {
     metrics: Metrics,
     readiness: Readiness,
     store: Store,
+    cache: Arc<Cache>,
     drain: Duration,
     registry: Run,
     admin: Run,
@@ -175,7 +176,7 @@ impl Server {
         let app = Arc::new(App {
             directory: Directory::new(&config),
             config: config.clone(),
-            cache,
+            cache: Arc::clone(&cache),
             upstreams: Arc::clone(&upstreams),
             seal: Seal::new(&private_key(&store, "token").await?),
             locations: Locations::new(private_key(&store, "upload").await?),
@@ -196,6 +197,7 @@ impl Server {
             metrics,
             readiness,
             store,
+            cache,
             drain: config.limits.drain,
             registry,
             admin: admin_run,
@@ -226,7 +228,11 @@ impl Server {
         self.readiness.set(Stage::Stopping);
         notify::stopping();
         tracing::info!(seconds = self.drain.as_secs(), "stopping; running answers have their time");
-        end(&self.registry, deadline).await;
+        // Uploads between two requests cannot go on: their clients find no listener any more. Those that were begun
+        // meanwhile follow.
+        let ended = timeout_at(deadline, self.cache.end_uploads());
+        let ((), _) = tokio::join!(end(&self.registry, deadline), ended);
+        let _ = timeout_at(deadline, self.cache.end_uploads()).await;
         // Only now: the answers read what is being downloaded.
         self.background.stop.cancel();
         self.background.tasks.close();

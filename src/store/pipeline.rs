@@ -63,10 +63,19 @@ enum State {
     Running,
     /// A job has it, and is to drop it.
     Aborted,
-    /// Writing failed. The error is there until somebody has it; what was written is there unless the job panicked.
-    Failed(Option<StoreError>, Option<Box<Work>>),
+    /// Writing failed. The error is there until somebody has it; what was written is there unless the job panicked, and
+    /// what was accepted and is not in the file.
+    Failed(Option<StoreError>, Option<Box<Work>>, Vec<Bytes>),
     /// It was published or dropped.
     Gone,
+}
+
+/// What a writer leaves that failed.
+struct Left {
+    work: Box<Work>,
+    /// Of what is in the file.
+    hasher: Hasher,
+    unwritten: Vec<Bytes>,
 }
 
 /// Where the hash is.
@@ -162,15 +171,35 @@ impl Pipeline {
 
     /// What was written before writing failed.
     pub(super) async fn into_remnant(self) -> Option<Remnant> {
-        let (work, hasher) = loop {
-            let changed = self.shared.changed.notified();
-            if let Some(left) = self.shared.left() {
-                break left?;
-            }
-            changed.await;
-        };
+        let Left { work, hasher, .. } = self.left().await?;
         // Removing the file's name may block.
         self.shared.inner.jobs.spawn_blocking(move || work.into_remnant(hasher)).await.ok()
+    }
+
+    /// What `hash` makes, on the blocking pool, of what was accepted before writing failed: the hash of what is in the
+    /// file, how much that is, and what is not in it.
+    pub(super) async fn into_hashers<T: Send + 'static>(
+        self,
+        hash: impl FnOnce(Hasher, u64, Vec<Bytes>) -> T + Send + 'static,
+    ) -> Option<T> {
+        let Left { work, hasher, unwritten } = self.left().await?;
+        let hash = move || {
+            let hashed = hash(hasher, work.written(), unwritten);
+            drop(work);
+            hashed
+        };
+        self.shared.inner.jobs.spawn_blocking(hash).await.ok()
+    }
+
+    /// What a failed writer leaves, if anything, once it is hashed.
+    async fn left(&self) -> Option<Left> {
+        loop {
+            let changed = self.shared.changed.notified();
+            if let Some(left) = self.shared.left() {
+                return left;
+            }
+            changed.await;
+        }
     }
 
     /// Publishes what was written, all of which was settled and found to be right.
@@ -196,7 +225,7 @@ impl Drop for Pipeline {
         (queue.to_write, queue.to_hash) = (Vec::new(), Vec::new());
         match std::mem::replace(&mut queue.state, State::Gone) {
             State::Running => queue.state = State::Aborted,
-            State::Idle(work) | State::Failed(_, Some(work)) => {
+            State::Idle(work) | State::Failed(_, Some(work), _) => {
                 // Removing a file may block; this may be an async worker.
                 drop(self.shared.inner.jobs.spawn_blocking_on(move || drop(work), &self.runtime));
             }
@@ -257,13 +286,15 @@ impl Shared {
 
     /// What a failed writer leaves, if anything; none while it is still being hashed.
     #[expect(clippy::option_option, reason = "not yet, nothing, and something are three things")]
-    fn left(&self) -> Option<Option<(Box<Work>, Hasher)>> {
+    fn left(&self) -> Option<Option<Left>> {
         let mut queue = self.queue.lock();
         if matches!(queue.sum, Sum::Running) {
             return None;
         }
         match (std::mem::replace(&mut queue.state, State::Gone), std::mem::replace(&mut queue.sum, Sum::Lost)) {
-            (State::Failed(_, Some(work)), Sum::Idle(hasher)) => Some(Some((work, *hasher))),
+            (State::Failed(_, Some(work), unwritten), Sum::Idle(hasher)) => {
+                Some(Some(Left { work, hasher: *hasher, unwritten }))
+            }
             (state, sum) => {
                 (queue.state, queue.sum) = (state, sum);
                 Some(None)
@@ -292,14 +323,14 @@ impl Shared {
                 std::mem::take(&mut queue.to_write)
             };
             let Some(work) = job.work.as_mut() else { return };
-            let outcome = work.write(&self.inner, &mut chunks);
+            let (unwritten, outcome) = work.write(&self.inner, &mut chunks);
             if outcome.is_ok() {
                 self.progress.send_replace(work.written());
             }
             self.hash(chunks);
             if let Err(error) = outcome {
                 let work = job.work.take();
-                return job.fail(error, work);
+                return job.fail(error, work, unwritten);
             }
         }
     }
@@ -372,14 +403,14 @@ struct Job<'s> {
 }
 
 impl Job<'_> {
-    fn fail(&mut self, error: StoreError, work: Option<Box<Work>>) {
+    fn fail(&mut self, error: StoreError, work: Option<Box<Work>>, mut unwritten: Vec<Bytes>) {
         let mut queue = self.shared.queue.lock();
-        queue.to_write = Vec::new();
+        unwritten.append(&mut queue.to_write);
         let left = if matches!(queue.state, State::Aborted) {
             queue.state = State::Gone;
             work
         } else {
-            queue.state = State::Failed(Some(error), work);
+            queue.state = State::Failed(Some(error), work, unwritten);
             None
         };
         drop(queue);
@@ -391,7 +422,7 @@ impl Job<'_> {
 impl Drop for Job<'_> {
     fn drop(&mut self) {
         if self.work.take().is_some() {
-            self.fail(StoreError::Stopped, None);
+            self.fail(StoreError::Stopped, None, Vec::new());
         }
     }
 }
@@ -411,8 +442,8 @@ impl State {
     fn check(&mut self) -> Result<(), StoreError> {
         match self {
             Self::Idle(_) | Self::Running => Ok(()),
-            Self::Failed(Some(StoreError::NoSpace), _) => Err(StoreError::NoSpace),
-            Self::Failed(error, _) => Err(error.take().unwrap_or(StoreError::Stopped)),
+            Self::Failed(Some(StoreError::NoSpace), ..) => Err(StoreError::NoSpace),
+            Self::Failed(error, ..) => Err(error.take().unwrap_or(StoreError::Stopped)),
             Self::Aborted | Self::Gone => Err(StoreError::Stopped),
         }
     }

@@ -96,19 +96,37 @@ impl Spool {
         self.pipeline.publish(*digest).await
     }
 
+    /// After an error: what goes on hashing everything that was accepted, by every algorithm of which that can still be
+    /// told. The file is removed, and its room given back.
+    pub async fn into_hashers(self: Box<Self>) -> Vec<Hasher> {
+        let file = self.file();
+        let hash = move |sha256, written, unwritten: Vec<Bytes>| {
+            let others = Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Sha256);
+            let others = others.filter_map(|algorithm| hash_file(&file, algorithm, written).ok());
+            let mut hashers: Vec<Hasher> = others.chain([sha256]).collect();
+            for hasher in &mut hashers {
+                for chunk in &unwritten {
+                    hasher.update(chunk);
+                }
+            }
+            hashers
+        };
+        self.pipeline.into_hashers(hash).await.unwrap_or_default()
+    }
+
     /// SHA-256 comes from the pipeline; others, which are rare, from reading the file once more.
     async fn digest(&self, algorithm: Algorithm, written: u64, hasher: Hasher) -> Result<Digest, StoreError> {
         if algorithm == Algorithm::Sha256 {
             return Ok(hasher.finish());
         }
         let file = self.file();
-        let hash = tokio::task::spawn_blocking(move || hash_file(&file, algorithm, written));
+        let hash = tokio::task::spawn_blocking(move || hash_file(&file, algorithm, written).map(Hasher::finish));
         let digest = hash.await.map_err(|_| StoreError::Stopped)?;
         digest.map_err(|e| StoreError::io("read a file in", Path::new(FILLS), e))
     }
 }
 
-fn hash_file(file: &File, algorithm: Algorithm, length: u64) -> std::io::Result<Digest> {
+fn hash_file(file: &File, algorithm: Algorithm, length: u64) -> std::io::Result<Hasher> {
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; READ];
     let mut at = 0;
@@ -119,7 +137,7 @@ fn hash_file(file: &File, algorithm: Algorithm, length: u64) -> std::io::Result<
         hasher.update(part);
         at += part.len() as u64;
     }
-    Ok(hasher.finish())
+    Ok(hasher)
 }
 
 impl std::fmt::Debug for Spool {

@@ -66,12 +66,11 @@ impl Work {
         self.written
     }
 
-    /// Appends the chunks. Those that are not in the file whole, because of an error, are removed from the list.
-    pub(super) fn write(&mut self, inner: &Inner, chunks: &mut Vec<Bytes>) -> Result<(), StoreError> {
+    /// Appends the chunks. Those that are not in the file whole, because of an error, are taken from the list.
+    pub(super) fn write(&mut self, inner: &Inner, chunks: &mut Vec<Bytes>) -> (Vec<Bytes>, Result<(), StoreError>) {
         let mut whole = 0;
         let outcome = self.write_each(inner, chunks, &mut whole);
-        chunks.truncate(whole);
-        outcome
+        (chunks.split_off(whole), outcome)
     }
 
     fn write_each(&mut self, inner: &Inner, chunks: &[Bytes], whole: &mut usize) -> Result<(), StoreError> {

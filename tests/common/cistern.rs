@@ -193,16 +193,20 @@ impl Cistern {
 
     /// The sum of a metric over the series whose labels contain all of `labels` (such as `kind="blob"`).
     pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
-        let text = self.metrics().await;
-        text.lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
-            .filter(|line| labels.iter().all(|label| line.contains(label)))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-            .sum()
+        sum(&self.metrics().await, name, labels)
     }
 
     /// Waits until no fill is running.
     pub async fn settle(&self) {
         eventually("no fill is running", || async { self.metric("ocistern_fills_in_progress", &[]).await == 0 }).await;
     }
+}
+
+/// The sum of a metric in the text of `/metrics`: see [`Cistern::metric`].
+pub fn sum(metrics: &str, name: &str, labels: &[&str]) -> u64 {
+    let lines = metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    lines
+        .filter(|line| labels.iter().all(|label| line.contains(label)))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
 }

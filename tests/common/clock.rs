@@ -42,6 +42,14 @@ pub struct Warp {
     _driver: tokio::task::JoinSet<()>,
 }
 
+/// Lets tokio's clock jump ahead, on a current-thread runtime on which nothing is under way: all that is due meanwhile
+/// happens at its end.
+pub async fn leap(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// See [`Warp`].
 const FACTOR: u32 = 25;
 const PULSE: Duration = Duration::from_millis(2);

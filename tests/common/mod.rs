@@ -17,14 +17,17 @@ pub mod cistern;
 pub mod client;
 pub mod clock;
 pub mod content;
+pub mod daemon;
 pub mod direct;
 pub mod frames;
 pub mod invariants;
+pub mod uploading;
 pub mod upstream;
 
 pub use cistern::Cistern;
 pub use client::{Ask, Client, Got, Live, Sending};
 pub use clock::{eventually, patiently};
 pub use content::Image;
+pub use daemon::Daemon;
 pub use direct::Direct;
 pub use upstream::{Gate, Upstream, acts};

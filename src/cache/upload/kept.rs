@@ -1,9 +1,10 @@
 //! What an upload leaves on this side while it runs: a file in the store, so that it can be replayed and published.
 //!
 //! Nothing here fails an upload. Without room it goes on without the file: then it can be neither replayed nor kept, and
-//! is only hashed.
+//! is only hashed. That it is what its digest says is known in any case.
 
 use std::fs::File;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,17 +22,19 @@ pub(super) enum Kept {
     Nothing,
     /// All of it, in a file.
     Spool(Box<Spool>),
-    /// There is no room: only the sum of what has gone upstream.
-    Hashed(Box<Hasher>),
-    /// Not even that is known any more: writing failed in the middle.
+    /// Writing the file failed: it goes, and what came so far is hashed to its end.
+    Failing(Pin<Box<dyn Future<Output = Vec<Hasher>> + Send>>),
+    /// There is no room: only the sums of what has gone upstream, by the algorithms that the digest may be of.
+    Hashed(Vec<Hasher>),
+    /// Not even that is known any more.
     Lost,
 }
 
 // === impl Kept ===
 
 impl Kept {
-    /// Gets ready for the first bytes. `length` of all, if it is known; `algorithm` of the digest, as far as is known.
-    pub(super) async fn begin(&mut self, store: &Store, length: Option<u64>, algorithm: Algorithm) {
+    /// Gets ready for the first bytes. `length` of all, and `algorithm` of the digest, if they are known.
+    pub(super) async fn begin(&mut self, store: &Store, length: Option<u64>, algorithm: Option<Algorithm>) {
         if !matches!(self, Self::Nothing) {
             return;
         }
@@ -39,21 +42,22 @@ impl Kept {
             Ok(spool) => Self::Spool(Box::new(spool)),
             Err(error) => {
                 report(&error);
-                Self::Hashed(Box::new(Hasher::new(algorithm)))
+                let wanted = |one: &Algorithm| algorithm.is_none_or(|algorithm| algorithm == *one);
+                Self::Hashed(Algorithm::ALL.into_iter().filter(wanted).map(Hasher::new).collect())
             }
         };
     }
 
     /// Adds a piece. When this is dropped before it is done, the piece is not in.
     pub(super) async fn add(&mut self, piece: &Bytes) {
+        if let Self::Spool(spool) = self {
+            let Err(error) = spool.write(piece.clone()).await else { return };
+            self.fail(&error);
+        }
+        self.settle().await;
         match self {
-            Self::Spool(spool) => {
-                let Err(error) = spool.write(piece.clone()).await else { return };
-                report(&error);
-                *self = Self::Lost;
-            }
-            Self::Hashed(hasher) => hasher.update(piece),
-            Self::Nothing | Self::Lost => *self = Self::Lost,
+            Self::Hashed(sums) => sums.iter_mut().for_each(|sum| sum.update(piece)),
+            _ => *self = Self::Lost,
         }
     }
 
@@ -64,21 +68,20 @@ impl Kept {
 
     /// The digest of all that was added; none if that cannot be told.
     pub(super) async fn digest(&mut self, algorithm: Algorithm) -> Option<Digest> {
+        if let Self::Spool(spool) = self {
+            match spool.digest_so_far(algorithm).await {
+                Ok(digest) => return Some(digest),
+                Err(error) => self.fail(&error),
+            }
+        }
+        self.settle().await;
         match self {
             Self::Nothing => Some(Digest::of(algorithm, b"")),
-            Self::Spool(spool) => match spool.digest_so_far(algorithm).await {
-                Ok(digest) => Some(digest),
-                Err(error) => {
-                    report(&error);
-                    *self = Self::Lost;
-                    None
-                }
-            },
-            Self::Hashed(hasher) => {
-                let digest = Hasher::clone(hasher).finish();
-                (digest.algorithm() == algorithm).then_some(digest)
+            Self::Hashed(sums) => {
+                let mut digests = sums.iter().map(|sum| Hasher::clone(sum).finish());
+                digests.find(|digest| digest.algorithm() == algorithm)
             }
-            Self::Lost => None,
+            _ => None,
         }
     }
 
@@ -88,10 +91,26 @@ impl Kept {
         match spool.flush().await {
             Ok(_) => Some(spool.file()),
             Err(error) => {
-                report(&error);
-                *self = Self::Lost;
+                self.fail(&error);
                 None
             }
+        }
+    }
+
+    /// Goes on without the file.
+    fn fail(&mut self, error: &StoreError) {
+        report(error);
+        *self = match std::mem::replace(self, Self::Lost) {
+            Self::Spool(spool) => Self::Failing(Box::pin(spool.into_hashers())),
+            other => other,
+        };
+    }
+
+    /// Waits for the sums of what came before the file failed. When this is dropped before it is done, nothing is lost.
+    async fn settle(&mut self) {
+        if let Self::Failing(sums) = self {
+            let sums = sums.await;
+            *self = if sums.is_empty() { Self::Lost } else { Self::Hashed(sums) };
         }
     }
 
@@ -108,7 +127,7 @@ impl Kept {
         // A file that others may read at this moment is not cut: the part that counts is copied.
         let old = std::mem::replace(self, Self::Lost);
         let mut new = Self::Nothing;
-        new.begin(store, None, Algorithm::Sha256).await;
+        new.begin(store, None, None).await;
         let mut at = 0;
         while at < length && matches!(new, Self::Spool(_)) {
             let (file, step) = (Arc::clone(&file), STEP.min(usize::try_from(length - at).unwrap_or(STEP)));
@@ -134,7 +153,7 @@ impl Kept {
                 Ok(writer) => writer.finish().await,
                 Err(error) => Err(error),
             },
-            Self::Hashed(_) | Self::Lost => return None,
+            Self::Failing(_) | Self::Hashed(_) | Self::Lost => return None,
         };
         published.inspect_err(report).ok()
     }

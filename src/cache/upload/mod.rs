@@ -5,15 +5,15 @@
 //!                    └────▶ feed ──body──▶ upstream      upstream breaks: a new session there, the file from its start
 //! ```
 //!
-//! A [`session`] is one upload; this module is the table of them. A client's request on an upload counts whole or not at
+//! A [`session`] is one upload; [`table`] has all of them. A client's request on an upload counts whole or not at
 //! all: what came of one that failed is forgotten, so that the client may send it again.
 
 mod feed;
 mod kept;
 mod pump;
 mod session;
+mod table;
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -25,25 +25,18 @@ use http::HeaderValue;
 use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as SessionLock, OwnedMutexGuard};
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, timeout};
 
 use super::write::{Said, WriteError};
 use super::{Asked, Cache, Target};
-use crate::oci::{Algorithm, Digest, RepoName, UpstreamName};
+use crate::oci::Digest;
 use crate::upstream::Right;
 use session::{Job, Last, Session};
+use table::Entry;
+pub(super) use table::Uploads;
 
 /// A client that sends nothing for so long has gone.
 pub(super) const CLIENT_IDLE: Duration = Duration::from_mins(1);
-/// An upload that nobody touches for so long is given up.
-pub const IDLE: Duration = Duration::from_hours(1);
-/// Uploads at once; each may hold a file open.
-const MAX_UPLOADS: usize = 4096;
-/// Of one owner.
-const MAX_OF_OWNER: usize = 1024;
-/// An upload that was not touched for so long makes room for new ones of its owner.
-const MAY_GO: Duration = Duration::from_mins(5);
 /// How long a request waits for the one before it on the same upload: its client may have left a moment ago.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -75,34 +68,6 @@ pub enum ClientFault {
     },
 }
 
-/// The uploads that are running.
-#[derive(Default)]
-pub(super) struct Uploads {
-    /// Held for look-ups only.
-    table: Mutex<HashMap<UploadId, Arc<Entry>>>,
-    /// Whether a task looks after the uploads that nobody touches.
-    watched: Mutex<bool>,
-}
-
-/// An upload, as the table and its requests hold it.
-struct Entry {
-    id: UploadId,
-    upstream: UpstreamName,
-    repo: RepoName,
-    owner: Option<String>,
-    /// Whether whoever began it showed a credential.
-    by_client: bool,
-    /// Whose uploads are counted together.
-    bucket: String,
-    /// One request at a time.
-    session: Arc<SessionLock<Session>>,
-    /// Bytes that were acknowledged.
-    offset: AtomicU64,
-    touched: Mutex<Instant>,
-    /// It is over: a request that still runs stops.
-    gone: CancellationToken,
-}
-
 /// A running upload.
 #[derive(Clone)]
 pub struct Upload {
@@ -125,8 +90,6 @@ pub struct Opening<'a> {
     pub scope: Option<String>,
     /// Who begins it, where that is known.
     pub owner: Option<String>,
-    /// Of the digest that will close it, as far as is known.
-    pub algorithm: Algorithm,
 }
 
 /// How an upload began.
@@ -169,111 +132,32 @@ impl fmt::Debug for UploadId {
 impl Cache {
     /// Begins an upload upstream.
     pub async fn begin_upload(self: &Arc<Self>, target: &Target, opening: Opening<'_>) -> Result<Begun, WriteError> {
-        let bucket = bucket(target, opening.owner.as_deref());
-        self.uploads.make_room(&bucket)?;
-        let (mut session, begun) = (Session::new(opening.algorithm), self.asking());
+        let (slot, ended) = self.uploads.reserve(target, opening.owner.as_deref())?;
+        self.cancel_upstream(ended);
+        let (mut session, begun) = (Session::new(), self.asking());
         let said = session.open(self, target, opening.query, opening.scope.as_deref()).await?;
         if !session.is_open() {
             return Ok(Begun::Mounted(said, begun));
         }
         let entry = Arc::new(Entry {
             id: UploadId::random()?,
-            upstream: target.upstream.clone(),
-            repo: target.repo.clone(),
+            target: Mutex::new(target.clone()),
             owner: opening.owner,
             by_client: matches!(target.right, Right::Client(_)),
-            bucket,
             session: Arc::new(SessionLock::new(session)),
             offset: AtomicU64::new(0),
             touched: Mutex::new(Instant::now()),
             gone: self.stop.child_token(),
+            slot,
         });
-        self.uploads.table.lock().insert(entry.id, Arc::clone(&entry));
+        self.uploads.insert(Arc::clone(&entry));
         self.watch_uploads();
         Ok(Begun::Session(Upload { cache: Arc::clone(self), entry }, said))
     }
 
     /// The running upload of that id.
     pub fn upload(self: &Arc<Self>, id: &UploadId) -> Option<Upload> {
-        let entry = Arc::clone(self.uploads.table.lock().get(id)?);
-        let idle = entry.touched.lock().elapsed() >= IDLE;
-        (!idle).then(|| Upload { cache: Arc::clone(self), entry })
-    }
-
-    /// Sees to it that uploads which nobody touches go, and their files with them.
-    fn watch_uploads(self: &Arc<Self>) {
-        if std::mem::replace(&mut *self.uploads.watched.lock(), true) {
-            return;
-        }
-        let (cache, stop) = (Arc::clone(self), self.stop.clone());
-        self.tasks.spawn(async move {
-            while let Some(next) = cache.uploads.expire() {
-                if stop.run_until_cancelled(sleep_until(next)).await.is_none() {
-                    break;
-                }
-            }
-            // Their files go now, before the store closes.
-            if stop.is_cancelled() {
-                cache.uploads.table.lock().clear();
-            }
-        });
-    }
-}
-
-/// Uploads of callers that are told apart count apart.
-fn bucket(target: &Target, owner: Option<&str>) -> String {
-    match (owner, &target.right) {
-        (Some(owner), _) => format!("owner {owner}"),
-        (None, Right::Client(lent)) => format!("principal {:02x?}", lent.principal().as_bytes()),
-        (None, Right::Shared) => "shared".to_owned(),
-        (None, Right::Anonymous) => "anonymous".to_owned(),
-    }
-}
-
-// === impl Uploads ===
-
-impl Uploads {
-    /// Makes room for one more of that bucket, at the cost of one that nobody has touched for a while.
-    fn make_room(&self, bucket: &str) -> Result<(), WriteError> {
-        let mut table = self.table.lock();
-        let of_owner = table.values().filter(|entry| entry.bucket == bucket).count();
-        if table.len() < MAX_UPLOADS && of_owner < MAX_OF_OWNER {
-            return Ok(());
-        }
-        let candidates = table.values().filter(|entry| of_owner < MAX_OF_OWNER || entry.bucket == bucket);
-        let oldest = candidates.map(|entry| (*entry.touched.lock(), entry.id)).min_by_key(|(touched, _)| *touched);
-        match oldest {
-            Some((touched, id)) if touched.elapsed() >= MAY_GO => {
-                if let Some(entry) = table.remove(&id) {
-                    entry.gone.cancel();
-                }
-                Ok(())
-            }
-            _ => Err(WriteError::TooManyUploads),
-        }
-    }
-
-    /// Lets go of what nobody has touched for too long. When to look again; none: nothing is left, and the next upload
-    /// has to begin the watch anew.
-    fn expire(&self) -> Option<Instant> {
-        let mut watched = self.watched.lock();
-        let mut table = self.table.lock();
-        table.retain(|_, entry| {
-            // A request that runs touches it when it ends.
-            let idle = entry.touched.lock().elapsed() >= IDLE && entry.session.try_lock().is_ok();
-            if idle {
-                entry.gone.cancel();
-            }
-            !idle
-        });
-        let oldest = table.values().map(|entry| *entry.touched.lock()).min();
-        *watched = oldest.is_some();
-        let pause = Instant::now() + Duration::from_secs(1);
-        oldest.map(|touched| (touched + IDLE).max(pause))
-    }
-
-    fn remove(&self, id: &UploadId) {
-        self.table.lock().remove(id);
+        Some(Upload { entry: self.uploads.get(id)?, cache: Arc::clone(self) })
     }
 }
 
@@ -295,13 +179,9 @@ impl Upload {
         self.entry.by_client
     }
 
-    /// Whether it belongs to this repository.
-    pub fn is_of(&self, target: &Target) -> bool {
-        self.entry.upstream == target.upstream && self.entry.repo == target.repo
-    }
-
-    /// Bytes that were acknowledged.
+    /// Bytes that were acknowledged. Whoever asks means to go on.
     pub fn offset(&self) -> u64 {
+        self.entry.touch();
         self.entry.offset.load(Ordering::Acquire)
     }
 
@@ -313,7 +193,7 @@ impl Upload {
         length: Option<u64>,
         part: Option<Part>,
     ) -> Result<Said, WriteError> {
-        self.enter().await?.session.transmit(self.job(target, body, length, part, Last::Part)).await
+        self.enter(target).await?.session.transmit(self.job(target, body, length, part, Last::Part)).await
     }
 
     /// Adds the last part, if there is one, and closes the upload: all of it must be what `digest` names. It is in the
@@ -326,7 +206,7 @@ impl Upload {
         part: Option<Part>,
         digest: &Digest,
     ) -> Result<Said, WriteError> {
-        let mut turn = self.enter().await?;
+        let mut turn = self.enter(target).await?;
         let begun = self.cache.asking();
         let result = turn.session.transmit(self.job(target, body, length, part, Last::Closing(*digest))).await;
         match &result {
@@ -339,7 +219,7 @@ impl Upload {
                     self.cache.forget_missing_blob(target, digest);
                 }
             }
-            Err(WriteError::WrongDigest { .. }) => self.end(target, &mut turn.session),
+            Err(WriteError::WrongDigest { .. }) => self.end(&mut turn.session),
             Err(_) => {}
         }
         result
@@ -347,7 +227,7 @@ impl Upload {
 
     /// Gives it up, here and upstream.
     pub async fn cancel(&self, target: &Target) -> Result<(), WriteError> {
-        self.enter().await?.session.cancel(&self.cache, target).await?;
+        self.enter(target).await?.session.cancel(&self.cache, target).await?;
         self.entry.gone.cancel();
         self.cache.uploads.remove(&self.entry.id);
         Ok(())
@@ -355,34 +235,27 @@ impl Upload {
 
     /// Gives it up here; upstream is told behind the scenes.
     pub async fn abandon(&self, target: &Target) {
-        if let Ok(mut turn) = self.enter().await {
-            self.end(target, &mut turn.session);
+        if let Ok(mut turn) = self.enter(target).await {
+            self.end(&mut turn.session);
         }
     }
 
     /// The session, when no other request is at it.
-    async fn enter(&self) -> Result<Turn, WriteError> {
-        *self.entry.touched.lock() = Instant::now();
+    async fn enter(&self, target: &Target) -> Result<Turn, WriteError> {
+        self.entry.touch();
         let lock = timeout(PATIENCE, Arc::clone(&self.entry.session).lock_owned()).await;
         let session = lock.map_err(|_| WriteError::Busy)?;
         if self.entry.gone.is_cancelled() {
             return Err(WriteError::UnknownUpload);
         }
+        self.entry.target.lock().clone_from(target);
         Ok(Turn { upload: self.clone(), session })
     }
 
     /// Gives it up; upstream is told behind the scenes.
-    fn end(&self, target: &Target, session: &mut Session) {
+    fn end(&self, session: &mut Session) {
         self.cache.uploads.remove(&self.entry.id);
-        self.entry.gone.cancel();
-        if let Some(location) = session.abandon() {
-            let (cache, target) = (Arc::clone(&self.cache), target.clone());
-            self.cache.tasks.spawn(async move {
-                let cancelling = cache.relay(&target.upstream, session::cancelling(&location, &target));
-                // Where it cannot be asked, it forgets the upload by itself.
-                let _ = cache.stop.run_until_cancelled(cancelling).await;
-            });
-        }
+        self.cache.cancel_upstream(self.entry.end(session));
     }
 
     fn job<'a>(
@@ -403,8 +276,8 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.session.rest();
         let Upload { cache, entry } = &self.upload;
-        *entry.touched.lock() = Instant::now();
-        entry.offset.store(self.session.offset(), Ordering::Release);
+        entry.touch();
+        entry.store_offset(&self.session);
         if self.session.is_lost() {
             cache.uploads.remove(&entry.id);
         }

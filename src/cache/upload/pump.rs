@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn kept() -> Kept {
-        Kept::Hashed(Box::new(Hasher::new(Algorithm::Sha256)))
+        Kept::Hashed(vec![Hasher::new(Algorithm::Sha256)])
     }
 
     /// What waits in the inlet.

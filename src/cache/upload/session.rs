@@ -17,7 +17,7 @@ use super::{ClientBody, ClientFault, Part};
 use crate::cache::write::{Said, WriteError};
 use crate::cache::{ANSWER_WITHIN, Cache, CacheError, Target};
 use crate::metrics::Kind;
-use crate::oci::{Algorithm, Digest};
+use crate::oci::Digest;
 use crate::upstream::{Call, CallBody, CallTarget, Class, Fault, Location};
 
 /// How often an upload that upstream broke is begun anew, for one request of the client.
@@ -36,8 +36,6 @@ pub(super) struct Session {
     offset: u64,
     /// A request came in the middle of which something failed, or its client left: what it brought does not count.
     interrupted: bool,
-    /// Of the digest that will close it, as far as is known.
-    algorithm: Algorithm,
 }
 
 /// Where the upload is upstream.
@@ -79,6 +77,18 @@ enum Failed {
     Broken(WriteError, Option<Duration>),
 }
 
+impl From<WriteError> for Failed {
+    fn from(error: WriteError) -> Self {
+        Self::Final(error)
+    }
+}
+
+impl From<ClientFault> for Failed {
+    fn from(fault: ClientFault) -> Self {
+        Self::Final(fault.into())
+    }
+}
+
 /// What a request works with.
 struct Context<'a> {
     cache: &'a Cache,
@@ -91,8 +101,8 @@ struct Context<'a> {
 // === impl Session ===
 
 impl Session {
-    pub(super) const fn new(algorithm: Algorithm) -> Self {
-        Self { remote: Remote::Broken, kept: Kept::Nothing, offset: 0, interrupted: false, algorithm }
+    pub(super) const fn new() -> Self {
+        Self { remote: Remote::Broken, kept: Kept::Nothing, offset: 0, interrupted: false }
     }
 
     pub(super) const fn is_open(&self) -> bool {
@@ -157,7 +167,7 @@ impl Session {
             (StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT | StatusCode::OK, _) => {
                 let upstream = target.upstream.clone();
                 let reason = "an upload was begun and it did not say where it goes on";
-                Err(Failed::Final(CacheError::BadAnswer { upstream, reason }.into()))
+                Err(WriteError::from(CacheError::BadAnswer { upstream, reason }).into())
             }
             // To POST, 404 is said of the repository.
             (StatusCode::NOT_FOUND, _) => Err(Failed::Final(WriteError::Refused(Box::new(said)))),
@@ -208,8 +218,11 @@ impl Session {
                 return Ok(said);
             }
             replays += 1;
-            if replays > REPLAYS || !self.kept.is_whole() {
+            if replays > REPLAYS {
                 return Err(error);
+            }
+            if !self.can_replay(pump) {
+                return Err(WriteError::Unreplayable(Box::new(error)));
             }
             tracing::info!(
                 upstream = %context.target.upstream, repository = %context.target.repo, bytes = self.offset + pump.accepted(),
@@ -232,13 +245,12 @@ impl Session {
         };
         let location = location.clone();
         let replay = if replays { self.replay(pump).await? } else { None };
-        let algorithm = match last {
-            Last::Closing(digest) => digest.algorithm(),
-            Last::Part => self.algorithm,
+        let (whole_length, algorithm) = match last {
+            Last::Closing(digest) if self.offset == 0 => (*length, Some(digest.algorithm())),
+            _ => (None, None),
         };
-        let whole_length = length.filter(|_| matches!(last, Last::Closing(_)) && self.offset == 0);
         if *length == Some(0) {
-            pump.run(&mut self.kept, None).await.map_err(|fault| Failed::Final(fault.into()))?;
+            pump.run(&mut self.kept, None).await?;
             self.check(last, pump).await?;
         } else {
             self.kept.begin(&cache.store, whole_length, algorithm).await;
@@ -264,7 +276,7 @@ impl Session {
             Box::pin(cache.relay(&target.upstream, call.with_body(CallBody::Stream(feed.boxed_unsync(), total))));
         let early = {
             let work = async {
-                pump.run(&mut self.kept, Some(&inlet)).await.map_err(|fault| Failed::Final(fault.into()))?;
+                pump.run(&mut self.kept, Some(&inlet)).await?;
                 if pump.has_ended() && !inlet.is_closed() {
                     self.check(last, pump).await?;
                     pump.finish(&inlet).await;
@@ -287,7 +299,7 @@ impl Session {
             && !said.whole
         {
             // It has the blob already. What the client sends is looked at all the same.
-            pump.run(&mut self.kept, None).await.map_err(|fault| Failed::Final(fault.into()))?;
+            pump.run(&mut self.kept, None).await?;
             self.check(last, pump).await?;
             return Ok(Said { whole: true, ..said.clone() });
         }
@@ -311,28 +323,38 @@ impl Session {
         Ok(said)
     }
 
-    /// What is to be sent again to a new upload: everything but what is held back.
-    async fn replay(&mut self, pump: &mut Pump) -> Result<Option<(Arc<File>, u64)>, Failed> {
+    /// Whether what was sent can be sent again.
+    fn can_replay(&self, pump: &Pump) -> bool {
+        self.kept.is_whole() || self.sent(pump) == 0
+    }
+
+    /// Everything but what is held back.
+    fn sent(&self, pump: &Pump) -> u64 {
+        self.offset + pump.accepted() - pump.held()
+    }
+
+    /// What is to be sent again to a new upload.
+    async fn replay(&mut self, pump: &mut Pump) -> Result<Option<(Arc<File>, u64)>, WriteError> {
         pump.restart();
-        let end = self.offset + pump.accepted() - pump.held();
+        let end = self.sent(pump);
         if end == 0 {
             return Ok(None);
         }
-        match self.kept.file().await {
-            Some(file) => Ok(Some((file, end))),
-            None => Err(Failed::Final(WriteError::UnknownUpload)),
-        }
+        // That it was there was seen before: the store has failed since.
+        let file = self.kept.file().await;
+        file.map(|file| Some((file, end))).ok_or_else(|| WriteError::Unreplayable(Box::new(WriteError::UnknownUpload)))
     }
 
-    /// Whether all that came is what the closing digest names. Where that cannot be told, upstream has to.
-    async fn check(&mut self, last: &Last, pump: &mut Pump) -> Result<(), Failed> {
+    /// Whether all that came is what the closing digest names. Nothing that is not known to be right is committed.
+    async fn check(&mut self, last: &Last, pump: &mut Pump) -> Result<(), WriteError> {
         if let Last::Closing(expected) = last
             && pump.holds_back()
-            && let Some(actual) = self.kept.digest(expected.algorithm()).await
-            && actual != *expected
         {
-            let (expected, actual) = (Box::new(*expected), Box::new(actual));
-            return Err(Failed::Final(WriteError::WrongDigest { expected, actual }));
+            let actual = self.kept.digest(expected.algorithm()).await.ok_or(WriteError::Unchecked)?;
+            if actual != *expected {
+                let (expected, actual) = (Box::new(*expected), Box::new(actual));
+                return Err(WriteError::WrongDigest { expected, actual });
+            }
         }
         pump.release();
         Ok(())
@@ -359,7 +381,7 @@ impl Session {
         let location = match &self.remote {
             Remote::Open(location) if !self.interrupted => location.clone(),
             _ => {
-                self.remote = Remote::Closed;
+                self.abandon();
                 return Ok(());
             }
         };
@@ -371,7 +393,7 @@ impl Session {
             // Where it could not be asked, it forgets the upload by itself.
             Ok(_) | Err(_) => {}
         }
-        self.remote = Remote::Closed;
+        self.abandon();
         Ok(())
     }
 

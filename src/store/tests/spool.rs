@@ -1,6 +1,7 @@
 //! Uploads: content whose digest is known when it ends.
 
 use super::*;
+use crate::oci::Hasher;
 
 async fn spool(store: &Store, content: &[u8], length: Option<u64>) -> Spool {
     let mut spool = store.spool(length).await.unwrap();
@@ -105,6 +106,32 @@ async fn no_space_is_said_and_given_back() {
     drop(upload);
     assert_eq!(fixture.strays().await, 0);
     assert_eq!(fixture.metrics.store_bytes.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_is_hashed_all_the_same() {
+    for step in [1_000, 50_000, 300_000] {
+        let fixture = fixture(1_000_000);
+        let mut upload = Box::new(fixture.store.spool(None).await.unwrap());
+        let (mut all, mut n) = (Vec::new(), 0_u8);
+        loop {
+            let chunk = vec![n; step];
+            if upload.write(chunk.clone().into()).await.is_err() {
+                break;
+            }
+            // In the file, in the queue, or on the way: it was accepted.
+            all.extend_from_slice(&chunk);
+            n = n.wrapping_add(1);
+        }
+        assert!(all.len() as u64 >= 1_000_000 - step as u64);
+        let hashers = upload.into_hashers().await;
+        let digests: Vec<_> = hashers.into_iter().map(Hasher::finish).collect();
+        for algorithm in Algorithm::ALL {
+            assert!(digests.contains(&Digest::of(algorithm, &all)), "{algorithm:?} in steps of {step}");
+        }
+        assert_eq!(fixture.strays().await, 0);
+        assert_eq!(fixture.metrics.store_bytes.get(), 0, "its room is given back");
+    }
 }
 
 #[tokio::test]

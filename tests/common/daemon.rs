@@ -1,0 +1,98 @@
+//! The program as a process of its own, which can be killed: what only the kernel cleans up after.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::cistern::sum;
+use super::client::Client;
+use super::clock::eventually;
+use super::upstream::Upstream;
+
+/// A running daemon; it is killed when it is dropped.
+pub struct Daemon {
+    child: Child,
+    log: Arc<Mutex<Vec<serde_json::Value>>>,
+    /// Where clients connect.
+    pub client: Client,
+    admin: Client,
+}
+
+impl Daemon {
+    /// Starts one with this configuration, which has one listener and an admin address, and waits until it serves.
+    pub async fn start(config: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ocistern"));
+        command.arg("serve").arg("--config").arg(config).env_clear().env("HOME", "/nonexistent");
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(Vec::<serde_json::Value>::new()));
+        // A thread of its own, which ends with the process: a pipe that nobody reads would stop it.
+        let lines = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                lines.lock().push(serde_json::from_str(&line).unwrap_or_else(|_| line.clone().into()));
+            }
+        });
+        let said = |message: &str, field: &str| {
+            let log = log.lock();
+            let event = log.iter().find(|event| event["message"] == message)?;
+            event[field].as_str()?.parse::<SocketAddr>().ok()
+        };
+        eventually("the daemon serves clients", || async { said("serving clients", "listener").is_some() }).await;
+        let client = Client(said("serving clients", "listener").unwrap());
+        let admin = Client(said("the admin interface is open", "address").expect("it has an admin address"));
+        Self { child, log, client, admin }
+    }
+
+    /// Ends it without a chance to do anything.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Writes a configuration for it: a root in `directory`, and one upstream called `up` with these keys.
+    pub fn configure(directory: &Path, upstream: &Upstream, keys: &str) -> PathBuf {
+        let (root, url) = (directory.join("root"), upstream.url());
+        let text = format!(
+            "root = '{}'\nbuiltin_upstreams = false\n\
+             [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"up\"\n\
+             [admin]\naddress = \"127.0.0.1:0\"\n[upstream.up]\nurl = {url:?}\n{keys}\n",
+            root.display(),
+        );
+        let path = directory.join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Asks it to stop, and waits for its end.
+    pub async fn stop(mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let mut ended = || self.child.try_wait().unwrap();
+        eventually("the daemon stops", || std::future::ready(ended().is_some())).await;
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> Vec<serde_json::Value> {
+        self.log.lock().clone()
+    }
+
+    /// See [`super::Cistern::metric`].
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        let got = self.admin.get("/metrics").await;
+        assert!(got.complete(), "metrics: {}", got.summary());
+        sum(&String::from_utf8_lossy(&got.body), name, labels)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
