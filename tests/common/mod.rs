@@ -20,6 +20,7 @@ pub mod content;
 pub mod direct;
 pub mod frames;
 pub mod invariants;
+pub mod tls;
 pub mod upstream;
 
 pub use cistern::Cistern;
