@@ -219,7 +219,7 @@ async fn a_broken_renewal_keeps_the_certificate() {
     let path = directory.path();
     let ca = Authority::at(&path.join("ca.pem"));
     let one = ca.server(path, "one", &["one.test"]);
-    let two = ca.server(path, "two", &["two.test"]);
+    ca.server(path, "two", &["two.test"]);
     let upstream = Upstream::start().await;
     let (_cistern, address) = start(&format!("tls = {{ {} }}", list(path, &["one", "two"])), &upstream).await;
     assert_shown(address, Some("one.test"), &one).await;
@@ -250,7 +250,6 @@ async fn a_broken_renewal_keeps_the_certificate() {
         assert!(last.contains(said) && last.contains("one."), "{said}: {last}");
         assert!(last.contains(&address.to_string()), "the listener: {last}");
     }
-    let _ = two;
     let mended = ca.server(path, "one", &["one.test"]);
     pass(A_WHILE).await;
     eventually("the new certificate is shown", async || shown(address, Some("one.test")).await == mended).await;

@@ -115,7 +115,7 @@ impl TlsClient {
         match super::patiently("a handshake", connect(self.address, &self.name, config)).await {
             Ok(stream) => {
                 assert_eq!(stream.get_ref().1.alpn_protocol(), Some(alpn.as_bytes()));
-                Client::send_over(stream, &self.name, ask).await
+                Box::pin(Client::send_over(stream, &self.name, ask)).await
             }
             Err(error) => Got::none(format!("handshake: {error}")),
         }
