@@ -101,6 +101,51 @@ fn exit_codes() {
     assert!(String::from_utf8_lossy(&run(&["config", "show"]).stdout).contains("docker.io"));
 }
 
+/// Another start would change nothing, so systemd must not try one.
+#[test]
+fn certificates_that_cannot_be_used_are_mistakes_of_the_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    for stem in ["one", "two"] {
+        let pair = rcgen::generate_simple_self_signed(vec!["one.test".to_owned()]).unwrap();
+        std::fs::write(path(&format!("{stem}.pem")), pair.cert.pem()).unwrap();
+        std::fs::write(path(&format!("{stem}.key")), pair.signing_key.serialize_pem()).unwrap();
+    }
+    let file = path("ocistern.toml");
+    let certificate = |certificate: &str, key: &str| format!("{{ certificate = '{certificate}', key = '{key}' }}");
+    let listener = |second: &str| {
+        let first = certificate("one.pem", "one.key");
+        format!(
+            "root = 'store'\nadmin = {{ address = \"off\" }}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+             tls = {{ certificates = [{first}, {second}] }}\n"
+        )
+    };
+    let said = |arguments: &[&str], code: i32| {
+        let output = run(arguments);
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        text
+    };
+    std::fs::write(&file, listener(&certificate("two.pem", "one.key"))).unwrap();
+    let mismatch = format!("the key {} is not that of the certificate {}", path("one.key"), path("two.pem"));
+    for arguments in [&["serve", "--config", &file][..], &["config", "check", "--config", &file]] {
+        let text = said(arguments, 64);
+        assert!(text.contains(&mismatch), "{arguments:?}: {text}");
+    }
+    // What cannot be read from here may be readable where `serve` runs.
+    std::fs::write(&file, listener(&certificate("none.pem", "two.key"))).unwrap();
+    let text = said(&["config", "check", "--config", &file], 0);
+    let warning = format!("warning: listener[0].tls.certificates[1].certificate: {}: No such file", path("none.pem"));
+    assert!(text.contains(&warning) && text.lines().count() == 2, "{text}");
+    assert!(said(&["serve", "--config", &file], 64).contains(&path("none.pem")));
+    std::fs::write(&file, listener(&certificate("two.pem", "two.key"))).unwrap();
+    assert_eq!(said(&["config", "check", "--config", &file], 0).lines().count(), 1);
+    // An account that is not there cannot push.
+    std::fs::write(&file, "[upstream.\"a.example\"]\npush = \"shared\"\n").unwrap();
+    let text = said(&["config", "check", "--config", &file], 64);
+    assert!(text.contains("upstream.\"a.example\".push: \"shared\" is for an account of ocistern's own"), "{text}");
+}
+
 #[test]
 fn a_signal_is_a_proper_stop() {
     for signal in [Signal::TERM, Signal::INT] {

@@ -392,5 +392,5 @@ async fn a_bad_certificate_is_named() {
     );
     let error = Server::start(Config::from_toml(&text).unwrap()).await.unwrap_err();
     assert!(matches!(error, StartError::Tls { .. }), "{error:?}");
-    assert!(error.to_string().contains("none.key"), "{error}");
+    assert!(error.to_string().contains("none.pem"), "{error}");
 }

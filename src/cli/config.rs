@@ -4,14 +4,30 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use crate::config::{Config, ConfigError, Flags};
+use crate::server::check_tls;
+
+/// What `check` has found to be wrong.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Mistake {
+    /// The configuration itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Files that it names, one line each.
+    #[error("{}", .0.join("\n"))]
+    Files(Vec<String>),
+}
 
 /// Checks the configuration that `serve` would use, and says where it came from and which files it names that cannot be
 /// read from here (no error: `serve` may run as another user, or on another machine).
 ///
 /// # Errors
-/// As [`Config::load`].
-pub(super) fn check(path: Option<&Path>) -> Result<String, ConfigError> {
+/// As [`Config::load`], and for certificates and keys that can be read and not used.
+pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
     let config = load(path)?;
+    let unusable = unusable(&config);
+    if !unusable.is_empty() {
+        return Err(Mistake::Files(unusable));
+    }
     let mut text = match &config.source {
         Some(file) => format!("{}: no problem found\n", file.display()),
         None => "no configuration file; the defaults apply\n".to_owned(),
@@ -39,14 +55,29 @@ fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
     Config::load(&flags, |name| std::env::var(name).ok())
 }
 
+/// What is wrong with TLS files, where it can be seen from here.
+fn unusable(config: &Config) -> Vec<String> {
+    let listeners = config.listeners.iter().enumerate();
+    let checked = listeners.filter_map(|(index, listener)| Some((index, check_tls(listener.tls.as_ref()?).err()?)));
+    let wrong = checked.filter(|(_, error)| !error.is_unreadable());
+    wrong.map(|(index, error)| format!("listener[{index}].tls: {error}")).collect()
+}
+
 /// The files that the configuration names, with their keys.
 fn files(config: &Config) -> Vec<(String, PathBuf)> {
     let mut files = Vec::new();
     let mut add = |key: String, file: Option<&PathBuf>| files.extend(file.map(|file| (key, file.clone())));
     for (index, listener) in config.listeners.iter().enumerate() {
+        add(format!("listener[{index}].htpasswd"), listener.htpasswd.as_ref());
         if let Some(tls) = &listener.tls {
-            add(format!("listener[{index}].tls.certificate"), Some(&tls.certificate));
-            add(format!("listener[{index}].tls.key"), Some(&tls.key));
+            for (place, files) in tls.certificates.iter().enumerate() {
+                let at = match tls.certificates.len() {
+                    1 => format!("listener[{index}].tls"),
+                    _ => format!("listener[{index}].tls.certificates[{place}]"),
+                };
+                add(format!("{at}.certificate"), Some(&files.certificate));
+                add(format!("{at}.key"), Some(&files.key));
+            }
             add(format!("listener[{index}].tls.client_ca"), tls.client_ca.as_ref());
         }
     }

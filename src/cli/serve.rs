@@ -68,6 +68,10 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
         };
         let server = match started {
             Ok(server) => server,
+            Err(error) if error.is_configuration() => {
+                fail(&error);
+                return ExitCode::from(USAGE);
+            }
             Err(error) => return fail(&error),
         };
         signals.next().await;

@@ -59,6 +59,18 @@ pub(super) struct TlsTable {
     pub(super) key: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) client_ca: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificates: Option<Vec<CertificateTable>>,
+}
+
+/// `{ certificate = …, key = … }` in `certificates` of a listener's `tls`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct CertificateTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<Scalar>,
 }
 
 /// `[admin]`
@@ -257,18 +269,15 @@ impl File {
     /// Makes paths absolute that are written relative to the file's directory.
     pub(super) fn rebase(&mut self, directory: &Path) {
         let listener_paths = self.listener.iter_mut().flat_map(|listener| {
-            let tls = listener.tls.as_mut();
-            let [certificate, key, client_ca] = tls.map_or([None, None, None], |tls| {
-                [Some(&mut tls.certificate), Some(&mut tls.key), Some(&mut tls.client_ca)]
-            });
-            [Some(&mut listener.htpasswd), certificate, key, client_ca]
+            let tls = listener.tls.iter_mut().flat_map(TlsTable::paths);
+            tls.chain([&mut listener.htpasswd])
         });
         let upstream_paths = self.upstream.values_mut().flat_map(|upstream| {
             let files = upstream.credentials.as_mut().map(CredentialsTable::paths);
             files.into_iter().flatten().chain([&mut upstream.ca])
         });
         let fixed = [&mut self.root, &mut self.admin.token_file, &mut self.admin.socket];
-        for slot in fixed.into_iter().chain(listener_paths.flatten()).chain(upstream_paths) {
+        for slot in fixed.into_iter().chain(listener_paths).chain(upstream_paths) {
             if let Some(Scalar::Text(text)) = slot
                 && !text.is_empty()
                 && let Some(joined) = directory.join(&text).to_str()
@@ -276,6 +285,15 @@ impl File {
                 joined.clone_into(text);
             }
         }
+    }
+}
+
+// === impl TlsTable ===
+
+impl TlsTable {
+    fn paths(&mut self) -> impl Iterator<Item = &mut Option<Scalar>> {
+        let several = self.certificates.iter_mut().flatten().flat_map(|one| [&mut one.certificate, &mut one.key]);
+        several.chain([&mut self.certificate, &mut self.key, &mut self.client_ca])
     }
 }
 

@@ -8,8 +8,8 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 
 use super::error::Fault;
 use super::file::{
-    AdminTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, StoreTable, TlsTable,
-    UpstreamTable,
+    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, StoreTable,
+    TlsTable, UpstreamTable,
 };
 use super::place::{Document, KeyPath, Step};
 
@@ -29,6 +29,7 @@ enum Table {
     Root,
     Listener,
     Tls,
+    Certificate,
     Admin,
     Store,
     Limits,
@@ -113,6 +114,7 @@ pub(super) fn shape_hint(path: &KeyPath) -> &'static str {
         Some(Step::Key(key)) => match key.as_str() {
             "listener" => "; write [[listener]] with two brackets",
             "rule" => "; write [[upstream.\"NAME\".rule]] with two brackets",
+            "certificates" => "; write a list, such as [{ certificate = \"FILE\", key = \"FILE\" }]",
             "token_hosts" | "connect" => "; write a list, such as [\"HOST\"]",
             "upstream" => "; write [upstream.\"NAME\"]",
             _ => "",
@@ -130,7 +132,7 @@ pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static [&'static st
 // === impl Table ===
 
 impl Table {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Root,
         Self::Store,
         Self::Limits,
@@ -140,6 +142,7 @@ impl Table {
         Self::Upstream,
         Self::Credentials,
         Self::Tls,
+        Self::Certificate,
         Self::Rule,
     ];
 
@@ -156,6 +159,7 @@ impl Table {
                 _ => Self::Root,
             },
             (Self::Listener, Step::Key(key)) if key == "tls" => Self::Tls,
+            (Self::Tls, Step::Key(key)) if key == "certificates" => Self::Certificate,
             (Self::Upstream, Step::Key(key)) if key == "credentials" => Self::Credentials,
             (Self::Upstream, Step::Key(key)) if key == "rule" => Self::Rule,
             (table, _) => table,
@@ -167,6 +171,7 @@ impl Table {
             Self::Root => "",
             Self::Listener => "listener",
             Self::Tls => "listener.tls",
+            Self::Certificate => "listener.tls.certificates",
             Self::Admin => "admin",
             Self::Store => "store",
             Self::Limits => "limits",
@@ -182,6 +187,7 @@ impl Table {
             Self::Root => fields::<File>(),
             Self::Listener => fields::<ListenerTable>(),
             Self::Tls => fields::<TlsTable>(),
+            Self::Certificate => fields::<CertificateTable>(),
             Self::Admin => fields::<AdminTable>(),
             Self::Store => fields::<StoreTable>(),
             Self::Limits => fields::<LimitsTable>(),

@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::error::Fault;
-use super::file::{File, ListenerTable, TlsTable};
+use super::file::{CertificateTable, File, ListenerTable, Scalar, TlsTable};
 use super::layer::{Word, boolean, path, text, value};
 use super::place::{At, KeyPath, Problems};
 use super::upstreams::{Named, existing};
-use super::{Address, DEFAULT_LISTEN, Listener, ListenerTls, builtin, parse, url};
+use super::{Address, CertificateFiles, DEFAULT_LISTEN, Listener, ListenerTls, builtin, parse, url};
 use crate::oci::UpstreamName;
 
 const NO_ADDRESS: &str =
     "an address, such as address = \"127.0.0.1:5000\"; only a single [[listener]] may leave it out";
 const NO_CERTIFICATE: &str = "tls needs both certificate and key, each the path of a PEM file";
+const EMPTY: &str = "at least one certificate, such as certificates = [{ certificate = \"FILE\", key = \"FILE\" }]";
+const BOTH_FORMS: &str = "certificate and key are for a single certificate: beside certificates they have no place; \
+                          write them as the first of its list";
 
 /// A listener as written, before it has an address.
 #[derive(Debug, Clone, Default)]
@@ -173,14 +176,39 @@ fn settings(
 }
 
 fn listener_tls(at: &KeyPath, table: &TlsTable, problems: &mut Problems) -> Option<ListenerTls> {
-    let certificate = value(problems, &at.key("certificate"), table.certificate.as_ref(), path);
-    let key = value(problems, &at.key("key"), table.key.as_ref(), path);
     let client_ca = value(problems, &at.key("client_ca"), table.client_ca.as_ref(), path);
-    if table.certificate.is_none() || table.key.is_none() {
+    let certificates: Vec<CertificateFiles> = match &table.certificates {
+        None => certificate(at, table.certificate.as_ref(), table.key.as_ref(), problems).into_iter().collect(),
+        Some(list) => {
+            let at = at.key("certificates");
+            if list.is_empty() {
+                problems.add(at.clone(), Fault::Missing(EMPTY));
+            }
+            if table.certificate.is_some() || table.key.is_some() {
+                problems.add(at.clone(), Fault::Unfit(BOTH_FORMS));
+            }
+            let one = |(index, table): (usize, &CertificateTable)| {
+                certificate(&at.index(index), table.certificate.as_ref(), table.key.as_ref(), problems)
+            };
+            list.iter().enumerate().filter_map(one).collect()
+        }
+    };
+    (!certificates.is_empty()).then_some(ListenerTls { certificates, client_ca })
+}
+
+/// A certificate and its key.
+fn certificate(
+    at: &KeyPath,
+    certificate: Option<&Scalar>,
+    key: Option<&Scalar>,
+    problems: &mut Problems,
+) -> Option<CertificateFiles> {
+    if certificate.is_none() || key.is_none() {
         problems.add(at.clone(), Fault::Missing(NO_CERTIFICATE));
     }
-    let (certificate, key) = certificate.zip(key)?;
-    Some(ListenerTls { certificate, key, client_ca })
+    let certificate = value(problems, &at.key("certificate"), certificate, path);
+    let key = value(problems, &at.key("key"), key, path);
+    certificate.zip(key).map(|(certificate, key)| CertificateFiles { certificate, key })
 }
 
 // === impl Settings ===

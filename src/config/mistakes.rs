@@ -105,6 +105,45 @@ const MISTAKES: &[(&str, &str)] = &[
         "line 2: listener[0].public_url: \"cache\" is not the URL that clients see",
     ),
     ("[[listener]]\ntls = { key = \"k\" }", "line 2: listener[0].tls: missing: tls needs both"),
+    ("[[listener]]\ntls = {}", "line 2: listener[0].tls: missing: tls needs both"),
+    (
+        "[[listener]]\ntls = { certificates = [] }",
+        "line 2: listener[0].tls.certificates: missing: at least one certificate, such as",
+    ),
+    (
+        "[[listener]]\ntls = { certificates = [{ certificate = \"c\", key = \"k\" }, { key = \"k\" }] }",
+        "line 2: listener[0].tls.certificates[1]: missing: tls needs both",
+    ),
+    (
+        "[[listener]]\ntls = { certificate = \"c\", certificates = [{ certificate = \"c\", key = \"k\" }] }",
+        "line 2: listener[0].tls.certificates: certificate and key are for a single certificate",
+    ),
+    (
+        "[[listener]]\ntls = { certificates = [{ cert = \"c\" }] }",
+        "line 2: listener[0].tls.certificates[0].cert: unknown key; did you mean \
+         listener[0].tls.certificates[0].certificate?",
+    ),
+    (
+        "[[listener]]\ntls = { certificates = [\"c.pem\"] }",
+        "line 2: listener[0].tls.certificates[0]: invalid type: string",
+    ),
+    (
+        "[[listener]]\ntls = { certificates = \"c.pem\" }",
+        "line 2: listener[0].tls.certificates: invalid type: string \"c.pem\", expected a sequence; write a list",
+    ),
+    ("[upstream.\"a.b\"]\npush = \"shared\"", "line 2: upstream.\"a.b\".push: \"shared\" is for an account"),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"auto\" }\npush = \"shared\"",
+        "line 3: upstream.\"a.b\".push: \"shared\" is for an account of ocistern's own",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"client\" }\npush = \"shared\"",
+        "line 3: upstream.\"a.b\".push: \"shared\" is for an account of ocistern's own",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = { from = \"helper\" }\npush = \"shared\"",
+        "line 2: upstream.\"a.b\".credentials: missing: name",
+    ),
     ("[upstream.\"a.b\"]\nurl = \"https://u:hunter2@x\"", "line 2: upstream.\"a.b\".url: a URL must not carry"),
     (
         "[upstream.\"a.b\"]\nurl = \"https://x?y\"",

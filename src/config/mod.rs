@@ -76,7 +76,7 @@ pub struct Listener {
     pub public_url: Option<String>,
     /// `Host` header (lower case, with the port if it is not the scheme's) → upstream: transparent host names.
     pub hostnames: BTreeMap<String, UpstreamName>,
-    /// Certificate and key; none: plain HTTP.
+    /// Certificates and keys; none: plain HTTP.
     pub tls: Option<ListenerTls>,
     /// File with names and bcrypt hashes of who may use ocistern's own accounts.
     pub htpasswd: Option<PathBuf>,
@@ -98,12 +98,19 @@ pub enum Address {
 /// TLS of a listener: PEM files.
 #[derive(Debug, Clone)]
 pub struct ListenerTls {
+    /// At least one. The first is shown to clients that name no host, or one that none of them is for.
+    pub certificates: Vec<CertificateFiles>,
+    /// Only clients with a certificate of this CA are served.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
     /// Certificate chain, leaf first.
     pub certificate: PathBuf,
     /// Private key.
     pub key: PathBuf,
-    /// Only clients with a certificate of this CA are served.
-    pub client_ca: Option<PathBuf>,
 }
 
 /// The admin listener.

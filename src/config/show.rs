@@ -6,13 +6,13 @@ use std::fmt;
 use std::path::Path;
 
 use super::file::{
-    AdminTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, Scalar, StoreTable, TlsTable,
-    UpstreamTable,
+    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, Scalar,
+    StoreTable, TlsTable, UpstreamTable,
 };
 use super::parse::{show_address, show_duration, show_size, show_tags};
 use super::{
-    Admin, AwsKeys, Capacity, Config, Credentials, Durability, Limits, Listener, LogFormat, PushBy, Rule, Store,
-    Upstream,
+    Admin, AwsKeys, Capacity, CertificateFiles, Config, Credentials, Durability, Limits, Listener, ListenerTls,
+    LogFormat, PushBy, Rule, Store, Upstream,
 };
 
 // === impl Config ===
@@ -57,13 +57,25 @@ fn listener(listener: &Listener) -> ListenerTable {
         default_upstream: text(listener.default_upstream.as_ref().map_or("", |name| name.as_str())),
         public_url: listener.public_url.as_ref().and_then(text),
         hostnames: listener.hostnames.iter().map(|(host, name)| (host.clone(), name.to_string())).collect(),
-        tls: listener.tls.as_ref().map(|tls| TlsTable {
-            certificate: path(&tls.certificate),
-            key: path(&tls.key),
-            client_ca: tls.client_ca.as_deref().and_then(path),
-        }),
+        tls: listener.tls.as_ref().map(listener_tls),
         htpasswd: listener.htpasswd.as_deref().and_then(path),
         allow_plain_credentials: Some(Scalar::Bool(listener.allow_plain_credentials)),
+    }
+}
+
+fn listener_tls(tls: &ListenerTls) -> TlsTable {
+    let client_ca = tls.client_ca.as_deref().and_then(path);
+    match tls.certificates.as_slice() {
+        [only] => {
+            TlsTable { certificate: path(&only.certificate), key: path(&only.key), certificates: None, client_ca }
+        }
+        several => {
+            let table = |files: &CertificateFiles| CertificateTable {
+                certificate: path(&files.certificate),
+                key: path(&files.key),
+            };
+            TlsTable { certificates: Some(several.iter().map(table).collect()), client_ca, ..TlsTable::default() }
+        }
     }
 }
 

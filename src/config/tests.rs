@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Address, Capacity, Config, Credentials, Durability, Flags, LogFormat, TagPolicy, layer};
+use super::{Address, Capacity, CertificateFiles, Config, Credentials, Durability, Flags, LogFormat, TagPolicy, layer};
 use crate::oci::UpstreamName;
 
 /// No file where a test does not make one.
@@ -158,6 +158,9 @@ fn paths_in_a_file_are_relative_to_it() {
         [[listener]]
         address = "127.0.0.1:0"
         tls = { certificate = "c.pem", key = "/k.pem" }
+        [[listener]]
+        address = "127.0.0.1:0"
+        tls = { certificates = [{ certificate = "/c.pem", key = "k.pem" }, { certificate = "d.pem", key = "l.pem" }] }
         [upstream."a.b"]
         ca = "ca.pem"
         credentials = { from = "static", username = "u", password_file = "p" }"#,
@@ -167,7 +170,10 @@ fn paths_in_a_file_are_relative_to_it() {
     let at = |name: &str| directory.path().join(name);
     assert_eq!(config.root, at("store"));
     let tls = config.listeners[0].tls.as_ref().unwrap();
-    assert_eq!((tls.certificate.clone(), tls.key.clone()), (at("c.pem"), PathBuf::from("/k.pem")));
+    let files = |certificate: PathBuf, key: PathBuf| CertificateFiles { certificate, key };
+    assert_eq!(tls.certificates, [files(at("c.pem"), "/k.pem".into())]);
+    let several = &config.listeners[1].tls.as_ref().unwrap().certificates;
+    assert_eq!(*several, [files("/c.pem".into(), at("k.pem")), files(at("d.pem"), at("l.pem"))]);
     assert_eq!(upstream(&config, "a.b").ca, Some(at("ca.pem")));
     let Credentials::Static { password_file, .. } = &upstream(&config, "a.b").credentials else { panic!("static") };
     assert_eq!(*password_file, at("p"));
@@ -475,6 +481,9 @@ fn what_is_shown_reads_back_as_the_same() {
         public_url = "https://cache.example"
         tls = { certificate = "/c", key = "/k", client_ca = "/ca" }
         hostnames = { "ghcr.io" = "ghcr.io" }
+        [[listener]]
+        address = "127.0.0.1:2"
+        tls = { certificates = [{ certificate = "/c", key = "/k" }, { certificate = "/d", key = "/l" }], client_ca = "/a" }
         [[listener]]
         address = "unix:/x"
         [admin]

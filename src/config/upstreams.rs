@@ -6,7 +6,9 @@ use super::error::Fault;
 use super::file::{File, RuleTable, Scalar, UpstreamTable};
 use super::layer::{Word, boolean, path, text, value};
 use super::place::{At, KeyPath, Problems};
-use super::{Address, BaseUrl, Listener, Rule, TagPolicy, Upstream, builtin, credentials, keys, parse, pattern};
+use super::{
+    Address, BaseUrl, Listener, PushBy, Rule, TagPolicy, Upstream, builtin, credentials, keys, parse, pattern,
+};
 use crate::oci::UpstreamName;
 
 /// Upstreams by name.
@@ -16,6 +18,7 @@ const NAME: &str = "a name for an upstream: write its host, such as \"registry.e
 const NO_URL: &str =
     "url, such as url = \"https://registry.example\" (it may be left out where the upstream's name is a host)";
 const NO_TAGS: &str = "tags, the time that this rule sets, such as tags = \"immutable\"";
+const NO_ACCOUNT: &str = "\"shared\" is for an account of ocistern's own, and this upstream has none: give it one, such as credentials = { from = \"static\", username = \"…\", password_file = \"…\" } (or docker-config, helper, azure, ecr), or write push = \"client\" or \"off\"";
 const TWO_DEFAULTS: &str = "only one upstream can be the default one; write NAME=URL for the others";
 
 /// All upstreams, and the one that a flag or variable made the default.
@@ -110,10 +113,16 @@ fn merge(at: &KeyPath, mut upstream: Upstream, table: &UpstreamTable, problems: 
     if let Some(relay) = value(problems, &at.key("relay_credentials"), table.relay_credentials.as_ref(), boolean) {
         upstream.relay_credentials = relay;
     }
-    if let Some(table) = &table.credentials
-        && let Some(credentials) = credentials::build(&at.key("credentials"), table, &upstream.url, problems)
-    {
-        upstream.credentials = credentials;
+    let mut known = true;
+    if let Some(table) = &table.credentials {
+        match credentials::build(&at.key("credentials"), table, &upstream.url, problems) {
+            Some(credentials) => upstream.credentials = credentials,
+            None => known = false,
+        }
+    }
+    // Where `credentials` itself is wrong, that is the mistake.
+    if known && upstream.push == PushBy::Shared && !upstream.credentials.is_own_account() {
+        problems.add(at.key("push"), Fault::Unfit(NO_ACCOUNT));
     }
     if let Some(tables) = &table.rule {
         let at = at.key("rule");

@@ -159,7 +159,11 @@ impl Caller {
     ) -> Result<Right, Failure> {
         match upstream.push {
             PushBy::Off => {
-                let message = format!("ocistern is configured not to push to {0} (push = \"off\")", upstream.name);
+                let message = format!(
+                    "ocistern is configured not to write to {0} (push = \"off\"); set push = \"client\" or \"shared\" in \
+                     [upstream.\"{0}\"]",
+                    upstream.name
+                );
                 Err(Failure::method(message))
             }
             PushBy::Client if self.unconfirmed => {

@@ -11,7 +11,6 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -22,6 +21,7 @@ use super::permits::Permits;
 use super::sending::Sending;
 use super::stream::{Plain, Stream, Watched};
 use super::supervise::{self, Ended};
+use super::tls::Tls;
 use crate::config::Limits;
 use crate::http::access::Peer;
 use crate::http::respond::Body;
@@ -57,7 +57,7 @@ pub(super) trait Handler: Clone + Send + Sync + 'static {
 /// How a listener serves its connections.
 pub(super) struct Serving<H> {
     handler: H,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Tls>>,
     permits: Permits,
     allowed: Allowed,
     builder: auto::Builder<Tracked>,
@@ -88,7 +88,7 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Tracke
 // === impl Serving ===
 
 impl<H: Handler> Serving<H> {
-    pub(super) fn new(handler: H, tls: Option<TlsAcceptor>, permits: Permits, limits: &Limits, run: Run) -> Arc<Self> {
+    pub(super) fn new(handler: H, tls: Option<Arc<Tls>>, permits: Permits, limits: &Limits, run: Run) -> Arc<Self> {
         let mut builder = auto::Builder::new(Tracked(run.tasks.clone()));
         builder
             .http1()
@@ -149,8 +149,9 @@ impl<H: Handler> Serving<H> {
         let outlet = Outlet::default();
         let stream = match &self.tls {
             None => Stream::Plain(Sending::new(stream, outlet.clone())),
-            Some(acceptor) => {
-                let shaking = timeout(self.allowed.first_byte, acceptor.accept(stream));
+            Some(tls) => {
+                let shaking = async { tls.acceptor(&self.run.tasks).await.accept(stream).await };
+                let shaking = timeout(self.allowed.first_byte, shaking);
                 match self.run.drain.run_until_cancelled(shaking).await {
                     Some(Ok(Ok(stream))) => Stream::Tls(Box::new(stream)),
                     Some(Ok(Err(error))) => return tracing::debug!(%peer, %error, "the TLS handshake failed"),

@@ -35,7 +35,8 @@ pub use self::files::raise_limit;
 pub use self::listener::{Inherited, ListenError};
 use self::listener::{Purpose, Socket};
 use self::permits::Permits;
-pub use self::tls::TlsError;
+use self::tls::Tls;
+pub use self::tls::{TlsError, check as check_tls};
 use crate::cache::Cache;
 use crate::config::{Config, Listener};
 use crate::http::access::Peer;
@@ -333,8 +334,19 @@ fn serve_on(sockets: Vec<(Socket, Arc<Serving<RegistryHandler>>)>, run: &Run) ->
     names
 }
 
-async fn tls_of(settings: &Listener, socket: &Socket) -> Result<Option<tokio_rustls::TlsAcceptor>, StartError> {
+async fn tls_of(settings: &Listener, socket: &Socket) -> Result<Option<Arc<Tls>>, StartError> {
     let Some(tls) = settings.tls.clone() else { return Ok(None) };
-    let acceptor = spawn_blocking(move || tls::acceptor(&tls)).await?;
-    acceptor.map(Some).map_err(|source| StartError::Tls { listener: socket.to_string(), source })
+    let listener = socket.to_string();
+    let name = listener.clone();
+    let tls = spawn_blocking(move || Tls::open(name, tls)).await?;
+    tls.map(|tls| Some(Arc::new(tls))).map_err(|source| StartError::Tls { listener, source })
+}
+
+// === impl StartError ===
+
+impl StartError {
+    /// Whether the configuration has to be changed, or the files that it names.
+    pub const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Tls { .. })
+    }
 }

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ocistern::oci::{Algorithm, Digest, Hasher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -126,6 +127,24 @@ impl Client {
     async fn open_with(self, ask: Ask, body: Body) -> Result<Live, String> {
         let stream = TcpStream::connect(self.0).await.map_err(|error| format!("connect: {error}"))?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        Self::open_over(stream, &self.0.to_string(), ask, body).await
+    }
+
+    /// Sends a request over a connection that is there, to that host, and reads the answer to its end.
+    pub async fn send_over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, host: &str, ask: Ask) -> Got {
+        let body = Full::new(ask.body.clone()).map_err(|never| match never {}).boxed_unsync();
+        match super::patiently("an answer's head", Self::open_over(stream, host, ask, body)).await {
+            Ok(live) => live.finish().await,
+            Err(cut) => Got::none(cut),
+        }
+    }
+
+    async fn open_over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        host: &str,
+        ask: Ask,
+        body: Body,
+    ) -> Result<Live, String> {
         let io = TokioIo::new(stream);
         let mut driver = JoinSet::new();
         let mut request = Request::builder().method(ask.method);
@@ -134,7 +153,7 @@ impl Client {
                 .await
                 .map_err(|error| format!("handshake: {error:?}"))?;
             driver.spawn(async move { drop(connection.await) });
-            request = request.uri(format!("http://{}{}", self.0, ask.target));
+            request = request.uri(format!("http://{host}{}", ask.target));
             let mut request = request.body(body).map_err(|error| error.to_string())?;
             request.headers_mut().extend(ask.headers);
             sender.send_request(request).await
@@ -144,7 +163,7 @@ impl Client {
             driver.spawn(async move { drop(connection.await) });
             request = request.uri(ask.target);
             let mut request = request.body(body).map_err(|error| error.to_string())?;
-            let host = HeaderValue::from_str(&self.0.to_string()).map_err(|error| error.to_string())?;
+            let host = HeaderValue::from_str(host).map_err(|error| error.to_string())?;
             request.headers_mut().insert("host", host);
             request.headers_mut().extend(ask.headers);
             sender.send_request(request).await
@@ -240,6 +259,11 @@ impl Ask {
         self.with("authorization", &format!("Bearer {token}"))
     }
 
+    /// Whether it goes over HTTP/2.
+    pub const fn is_http2(&self) -> bool {
+        self.http2
+    }
+
     /// Over HTTP/2 with prior knowledge.
     #[must_use]
     pub fn http2(mut self) -> Self {
@@ -328,7 +352,7 @@ impl Live {
 
 impl Got {
     /// No head came.
-    fn none(cut: String) -> Self {
+    pub fn none(cut: String) -> Self {
         let digest = Digest::of(Algorithm::Sha256, b"");
         Self { status: 0, headers: HeaderMap::new(), body: Bytes::new(), length: 0, digest, cut: Some(cut) }
     }

@@ -30,6 +30,13 @@ pub async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     value
 }
 
+/// Lets so much time pass at once, on a current-thread runtime.
+pub async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// Makes tokio's clock run `FACTOR` times faster until it is dropped, on a current-thread runtime.
 ///
 /// Plain `tokio::time::pause` is not usable with real sockets: it jumps to the next timer whenever the runtime is

@@ -50,6 +50,11 @@ impl Accounts {
         self.rights.entry(repo.to_owned()).or_default().insert(user.to_owned(), actions.to_owned());
     }
 
+    /// Whose a token is.
+    pub fn owner(&self, token: &str) -> Option<&str> {
+        self.tokens.get(token)?.user.as_deref()
+    }
+
     /// Makes every token that was given out invalid.
     pub fn revoke(&mut self) {
         self.tokens.clear();
