@@ -133,6 +133,8 @@ pub struct Cache {
     generations: writes::Generations,
     /// Uploads on their way through.
     uploads: upload::Uploads,
+    /// Who may write where.
+    writers: upload::Writers,
     /// Upstreams that cannot be asked for manifests by HEAD.
     heads_unusable: Mutex<HashSet<UpstreamName>>,
     /// Upstreams that have answered a HEAD usefully: their 403 to one is meant.
@@ -198,6 +200,7 @@ impl Cache {
             generations: writes::Generations::default(),
             heads_usable: Mutex::default(),
             uploads: upload::Uploads::default(),
+            writers: upload::Writers::default(),
             heads_unusable: Mutex::default(),
         })
     }

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Method};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::oneshot;
@@ -19,7 +19,7 @@ use super::write::{Said, WriteError};
 use super::{Asked, Cache, CacheError, PublishedManifest, Target, WriteGuard};
 use crate::metrics::Kind;
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, media};
-use crate::upstream::{Call, CallBody, CallTarget};
+use crate::upstream::{Call, CallBody, CallTarget, Right};
 
 /// The largest manifest that is passed on; one that is larger than `store.max_manifest` is not kept.
 pub const LARGEST_MANIFEST: u64 = 64 << 20;
@@ -34,8 +34,6 @@ pub struct Put {
     pub reference: Reference,
     /// Under which further names (`?tag=`).
     pub tags: Vec<Tag>,
-    /// As the client wrote it.
-    pub query: String,
     /// What goes along.
     pub headers: HeaderMap,
     /// The manifest.
@@ -75,7 +73,7 @@ impl Cache {
     }
 
     async fn put(self: &Arc<Self>, put: Put) -> Result<(Said, Digest), WriteError> {
-        let Put { target, reference, mut tags, query, headers, body } = put;
+        let Put { target, reference, mut tags, headers, body } = put;
         let manifest = self.receive(body).await?;
         let digest = match (&manifest, &reference) {
             (Manifest::Whole(bytes), Reference::Digest(expected)) => {
@@ -90,13 +88,15 @@ impl Cache {
             (Manifest::Large(..), Reference::Digest(digest)) => Some(*digest),
             (Manifest::Large(..), Reference::Tag(_)) => None,
         };
+        // Nothing else goes upstream of the query: what else it might name there is not marked as doubtful.
+        let query: Vec<_> = tags.iter().map(|tag| format!("tag={tag}")).collect();
         if let Reference::Tag(tag) = &reference
             && !tags.contains(tag)
         {
             tags.push(tag.clone());
         }
         let path = format!("/v2/{}/manifests/{reference}", target.repo);
-        let mut call = call(Kind::Manifest, Method::PUT, with_query(path, &query), &target);
+        let mut call = call(Kind::Manifest, Method::PUT, with_query(path, &query.join("&")), &target);
         let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
         call.headers = headers;
         let kept = match manifest {
@@ -109,6 +109,7 @@ impl Cache {
                 None
             }
         };
+        self.prove_writer(&target).await?;
         let guard = self.writing(&target, &tags).await.map_err(WriteError::Unmarked)?;
         let said = match self.relay(&target.upstream, call).await.and_then(Said::into_success) {
             Ok(said) => said,
@@ -128,30 +129,17 @@ impl Cache {
         Ok((said, digest))
     }
 
-    /// Deletes upstream, and here before and after it. `probe` is a path that shows whether the caller may ask at all:
-    /// nothing is forgotten for somebody whom upstream does not know, nor while it is away.
-    pub async fn delete(
-        self: &Arc<Self>,
-        target: &Target,
-        doomed: Doomed,
-        probe: Option<String>,
-        delete: Call,
-    ) -> Result<Said, WriteError> {
+    /// Deletes upstream, and here before and after it.
+    pub async fn delete(self: &Arc<Self>, target: &Target, doomed: Doomed, delete: Call) -> Result<Said, WriteError> {
         let (cache, target) = (Arc::clone(self), target.clone());
         self.to_the_end(async move {
-            // Nobody empties the cache of what it may not see. A token to delete with may not suffice to look.
-            let sees = match probe {
-                None => true,
-                Some(path) => match cache.relay(&target.upstream, probing(delete.kind, path, &target)).await {
-                    Ok(said) if matches!(said.status.as_u16(), 429 | 502 | 503 | 504) => {
-                        return Err(WriteError::Refused(Box::new(said)));
-                    }
-                    // Some registries say to strangers that there is nothing.
-                    Ok(said) if said.status == StatusCode::NOT_FOUND => cache.may_read(&target).await,
-                    Ok(said) => said.status != StatusCode::FORBIDDEN,
-                    Err(error) if error.is_unauthorized() => false,
-                    Err(error) => return Err(error),
-                },
+            // Nobody empties the cache of what it may not write, though it may see it. A token to delete with may not
+            // suffice to push: then upstream comes first.
+            let writes = match cache.prove_writer(&target).await {
+                Ok(()) => true,
+                Err(error) if target.right == Right::Anonymous => return Err(error),
+                Err(error) if error.is_refusal() => false,
+                Err(error) => return Err(error),
             };
             let guard = match &doomed {
                 Doomed::Manifest(Reference::Tag(tag)) | Doomed::Tag(tag) => {
@@ -161,7 +149,7 @@ impl Cache {
             };
             let guard = guard.map_err(WriteError::Unmarked)?;
             // A crash between upstream's answer and what follows it leaves nothing that is deleted.
-            if sees && let Err(error) = cache.forget(&target, &doomed).await {
+            if writes && let Err(error) = cache.forget(&target, &doomed).await {
                 guard.refused().await;
                 return Err(WriteError::Unmarked(error));
             }
@@ -173,7 +161,7 @@ impl Cache {
                 Err(error) => {
                     if error.is_refusal() {
                         guard.refused().await;
-                    } else if !sees && let Err(unforgotten) = cache.forget(&target, &doomed).await {
+                    } else if !writes && let Err(unforgotten) = cache.forget(&target, &doomed).await {
                         tracing::warn!(
                             upstream = %target.upstream, repository = %target.repo,
                             error = &unforgotten as &dyn std::error::Error,
@@ -188,24 +176,17 @@ impl Cache {
     }
 
     /// `DELETE NAME/manifests/REFERENCE`.
-    pub async fn delete_manifest(
-        self: &Arc<Self>,
-        target: &Target,
-        reference: &Reference,
-        query: &str,
-    ) -> Result<Said, WriteError> {
-        let path = with_query(format!("/v2/{}/manifests/{reference}", target.repo), query);
-        let probe = path.clone();
+    pub async fn delete_manifest(self: &Arc<Self>, target: &Target, reference: &Reference) -> Result<Said, WriteError> {
+        let path = format!("/v2/{}/manifests/{reference}", target.repo);
         let delete = call(Kind::Manifest, Method::DELETE, path, target);
-        self.delete(target, Doomed::Manifest(reference.clone()), Some(probe), delete).await
+        self.delete(target, Doomed::Manifest(reference.clone()), delete).await
     }
 
     /// `DELETE NAME/blobs/DIGEST`.
     pub async fn delete_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Said, WriteError> {
         let path = format!("/v2/{}/blobs/{digest}", target.repo);
-        let probe = path.clone();
         let delete = call(Kind::Blob, Method::DELETE, path, target);
-        self.delete(target, Doomed::Blob(*digest), Some(probe), delete).await
+        self.delete(target, Doomed::Blob(*digest), delete).await
     }
 
     /// Forgets what is about to be deleted. Tags are suspect already.
@@ -316,12 +297,6 @@ fn media_type_of(bytes: &[u8]) -> String {
 fn no_digest(target: &Target) -> CacheError {
     let reason = "a manifest was put and it did not say by which digest";
     CacheError::BadAnswer { upstream: target.upstream.clone(), reason }
-}
-
-/// The request that shows whether the caller may see what it deletes.
-fn probing(kind: Kind, path: String, target: &Target) -> Call {
-    // Without it, some registries do not find what is of another type.
-    call(kind, Method::HEAD, path, target).with_header(ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS))
 }
 
 fn with_query(path: String, query: &str) -> String {

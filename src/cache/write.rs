@@ -167,11 +167,6 @@ impl Said {
 // === impl WriteError ===
 
 impl WriteError {
-    /// Whether upstream wants another credential.
-    pub(super) fn is_unauthorized(&self) -> bool {
-        matches!(self, Self::Cache(CacheError::Upstream(error)) if matches!(error.fault, Fault::Unauthorized { .. }))
-    }
-
     /// Whether upstream surely did nothing.
     pub fn is_refusal(&self) -> bool {
         match self {

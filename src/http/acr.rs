@@ -41,7 +41,7 @@ pub(super) async fn write(visit: &Visit<'_>, resource: &Acr, body: Inbound) -> R
     let bytes = bytes.ok().and_then(Result::ok).ok_or_else(unreadable)?.to_bytes();
     call.body = if bytes.is_empty() { CallBody::Empty } else { CallBody::Bytes(bytes) };
     let written = match (doomed(visit, resource), resource.repo.as_ref()) {
-        (Some(doomed), Some(repo)) => cache.delete(&visit.target(repo), doomed, probe(resource), call).await,
+        (Some(doomed), Some(repo)) => cache.delete(&visit.target(repo), doomed, call).await,
         _ => cache.relay(&visit.route.upstream, call).await.and_then(Said::into_success),
     };
     match written {
@@ -58,15 +58,6 @@ fn doomed(visit: &Visit<'_>, resource: &Acr) -> Option<Doomed> {
         (_, AcrItem::Tag(tag)) => Some(Doomed::Tag(tag.clone())),
         (_, AcrItem::Manifest(digest)) => Some(Doomed::Manifest(Reference::Digest(*digest))),
         (_, AcrItem::Repository | AcrItem::Tags | AcrItem::Manifests) => Some(Doomed::Repository),
-    }
-}
-
-/// What shows whether upstream lets the caller ask at all, where content is forgotten before it is deleted.
-fn probe(resource: &Acr) -> Option<String> {
-    match &resource.item {
-        _ if resource.deleted => None,
-        AcrItem::Manifest(_) | AcrItem::Repository | AcrItem::Tags | AcrItem::Manifests => Some(resource.to_string()),
-        AcrItem::Tag(_) | AcrItem::Catalog => None,
     }
 }
 

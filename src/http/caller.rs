@@ -267,6 +267,11 @@ impl Standing {
                 standing.user = Some(account.username.clone());
                 return Ok(standing);
             }
+            // Nor does one that was mistyped, or has been changed since.
+            if file.knows(&account.username).await.map_err(Failure::internal)? {
+                let message = "the password is not that of this user of the listener's htpasswd file".to_owned();
+                return Err(asked.place().challenge(Some(&upstream.name), None, None, message));
+            }
         }
         // Elsewhere its bearer is anonymous.
         if !takes_credentials(upstream) || !asked.place().belongs_to(upstream) {

@@ -50,11 +50,8 @@ impl Inbound {
         B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
     {
         let none = body.is_end_stream() && !framed;
-        let shared = Arc::new(Shared {
-            bytes: AtomicU64::new(0),
-            ended: AtomicBool::new(none),
-            left: Mutex::new(None),
-        });
+        let shared =
+            Arc::new(Shared { bytes: AtomicU64::new(0), ended: AtomicBool::new(none), left: Mutex::new(None) });
         let inner = (!none).then(|| body.map_err(Into::into).boxed_unsync());
         (Self { inner, shared: Arc::clone(&shared) }, Rest(shared))
     }

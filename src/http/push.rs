@@ -70,8 +70,7 @@ async fn put_manifest(
     reference: &Reference,
     body: Inbound,
 ) -> Result<Response<Body>, Failure> {
-    let query = visit.route.query.clone();
-    let tags: Result<Vec<Tag>, _> = parameters(&query, "tag").map(|tag| tag.parse()).collect();
+    let tags: Result<Vec<Tag>, _> = parameters(&visit.route.query, "tag").map(|tag| tag.parse()).collect();
     let invalid = |error| Failure::bad_request(ErrorCode::ManifestInvalid, format!("the parameter `tag` is {error}"));
     let put = Put {
         target: visit.target(repo),
@@ -79,7 +78,6 @@ async fn put_manifest(
         tags: tags.map_err(invalid)?,
         headers: visit.passed_on(),
         body: body.boxed_unsync(),
-        query,
     };
     match visit.asked.app.cache.put_manifest(put).await {
         Ok((said, digest)) => visit.created_at(&format!("/v2/{repo}/manifests/{digest}"), &digest, &said),
@@ -90,7 +88,7 @@ async fn put_manifest(
 /// `DELETE NAME/manifests/REFERENCE`.
 async fn delete_manifest(visit: &Visit<'_>, repo: &RepoName, reference: &Reference) -> Result<Response<Body>, Failure> {
     let cache = &visit.asked.app.cache;
-    match cache.delete_manifest(&visit.target(repo), reference, &visit.route.query).await {
+    match cache.delete_manifest(&visit.target(repo), reference).await {
         Ok(said) => Ok(done(said.status, &said.headers)),
         Err(error) => visit.answer_to(error, Kind::Manifest),
     }

@@ -8,7 +8,7 @@ use super::record::Served;
 use super::respond::{self, Body, Failure};
 use crate::cache::{CacheError, ClientFault, Said, WriteError};
 use crate::metrics::{Kind, Outcome, Source};
-use crate::oci::{ErrorBody, ErrorCode, UpstreamName};
+use crate::oci::{ErrorBody, ErrorCode, UpstreamName, Via};
 use crate::upstream::Fault;
 
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -181,7 +181,8 @@ fn refusal(upstream: &UpstreamName, said: Said) -> Response<Body> {
     let status = said.status.as_u16();
     let in_form = serde_json::from_slice::<ErrorBody>(&said.body).is_ok_and(|body| !body.errors.is_empty());
     tracing::debug!(%upstream, status, code = said.code(), "upstream refused a write");
-    let mut response = if in_form {
+    // What upstream repeats of ocistern's own account is not for whoever used it.
+    let mut response = if in_form && said.via != Via::Shared {
         // Its words are for the caller: in the log they could be anything, the credential included.
         let why =
             format!("upstream {upstream} refused the write: {}", said.code().as_deref().unwrap_or("no known code"));
@@ -197,7 +198,8 @@ fn refusal(upstream: &UpstreamName, said: Said) -> Response<Body> {
             405 | 501 => ErrorCode::Unsupported,
             _ => ErrorCode::Unknown,
         };
-        let message = format!("upstream {upstream} answered {status} and did not say why");
+        let why = said.code().unwrap_or_else(|| "did not say why".to_owned());
+        let message = format!("upstream {upstream} answered {status}: {why}");
         Failure::new(said.status, code, message).into_response()
     };
     let headers = response.headers_mut();

@@ -13,6 +13,7 @@ mod kept;
 mod pump;
 mod session;
 mod table;
+mod writers;
 
 use std::error::Error;
 use std::fmt;
@@ -31,9 +32,11 @@ use super::write::{Said, WriteError};
 use super::{Asked, Cache, Target};
 use crate::oci::Digest;
 use crate::upstream::Right;
+
 use session::{Job, Last, Session};
 use table::Entry;
 pub(super) use table::Uploads;
+pub(super) use writers::Writers;
 
 /// A client that sends nothing for so long has gone.
 pub(super) const CLIENT_IDLE: Duration = Duration::from_mins(1);
@@ -136,6 +139,7 @@ impl Cache {
         self.cancel_upstream(ended);
         let (mut session, begun) = (Session::new(), self.asking());
         let said = session.open(self, target, opening.query, opening.scope.as_deref()).await?;
+        self.writers.add(target, begun.instant);
         if !session.is_open() {
             return Ok(Begun::Mounted(said, begun));
         }

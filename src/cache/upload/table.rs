@@ -225,7 +225,7 @@ impl Entry {
     pub(super) fn end(&self, session: &mut Session) -> Option<Leftover> {
         self.gone.cancel();
         let location = session.abandon()?;
-        Some(Leftover { target: self.target.lock().clone(), location })
+        Some(Leftover::new(&self.target.lock(), location))
     }
 
     pub(super) fn store_offset(&self, session: &Session) {
@@ -236,6 +236,11 @@ impl Entry {
 // === impl Leftover ===
 
 impl Leftover {
+    /// What is left at `location` of an upload to `target`.
+    pub(super) fn new(target: &Target, location: Location) -> Self {
+        Self { target: target.clone(), location }
+    }
+
     async fn cancel(self, cache: Arc<Cache>) {
         let Self { target, location } = self;
         let cancelling = Box::pin(cache.relay(&target.upstream, session::cancelling(&location, &target)));
