@@ -255,7 +255,8 @@ fn a_kill_after_upstreams_commit_leaves_no_wrong_tag() {
             // Upstream has done it; its answer never comes.
             upstream.script("*", "*", .., acts::honest());
             upstream.unscript();
-            upstream.script(if deletes { "DELETE" } else { "PUT" }, "*", .., acts::hold_head(&gate));
+            let method = if deletes { "DELETE" } else { "PUT" };
+            upstream.script(method, "/v2/app/manifests/*", .., acts::hold_head(&gate));
             let client = cistern.client();
             let ask = if deletes { Ask::delete(by_digest(&first.digest)) } else { put(BY_TAG, &second) };
             let mut writing = tokio::task::JoinSet::new();
@@ -470,6 +471,52 @@ async fn tokens_that_are_renewed_and_tokens_that_are_not_enough() {
     let refused = cistern.send(Ask::delete(format!("/v2/app/blobs/{digest}")).basic("bob", PASSWORD)).await;
     assert!(matches!(refused.status, 401 | 403), "{}", refused.summary());
     assert!(upstream.registry(|registry| registry.repos["app"].blobs.contains_key(&digest)));
+}
+
+/// Who is refused by upstream leaves no trace: no tag is doubtful for it, nothing is forgotten, not even for a moment.
+#[tokio::test]
+async fn who_may_only_read_changes_nothing() {
+    let (cistern, upstream) = guarded("tags = \"1h\"").await;
+    let image = image(9);
+    upstream.image("app", "1.0", &image);
+    let get = || Ask::get(BY_TAG).basic("eve", PASSWORD);
+    cistern.send(get()).await.assert_is(&image.manifest);
+    cistern.settle().await;
+    let writes = [put(BY_TAG, &image), Ask::delete(BY_TAG), Ask::delete(by_digest(&image.digest))];
+    for ask in writes {
+        for ask in [ask.clone(), ask.clone().basic("eve", PASSWORD)] {
+            let refused = cistern.send(ask).await;
+            assert!(matches!(refused.status, 401 | 403), "{}", refused.summary());
+            assert_eq!(cistern.send(get()).await.header("cache-status"), "ocistern; hit");
+        }
+    }
+    assert_eq!(upstream.requests("PUT", "/v2/app/manifests/*").len(), 0, "nobody came that far");
+    assert_eq!(upstream.requests("GET", "/v2/app/manifests/*").len(), 2, "the challenge, and the only download");
+    // Who writes for the first time shows that it may, once.
+    for part in image.layers.iter().chain([&image.config]) {
+        upstream.blob("app", part);
+    }
+    for _ in 0..2 {
+        let got = cistern.send(put(BY_TAG, &image).basic("bob", PASSWORD)).await;
+        assert_put(&got, &image.digest);
+    }
+    cistern.settle().await;
+    let begun = upstream.requests("POST", "/v2/app/blobs/uploads/");
+    assert_eq!(begun.iter().filter(|seen| seen.status == 202).count(), 1, "{begun:?}");
+    common::clock::eventually("the upload is given up", || async {
+        upstream.requests("DELETE", "/v2/app/blobs/uploads/*").len() == 1
+    })
+    .await;
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn of_a_manifests_query_only_tags_go_upstream() {
+    let image = image(10);
+    let (cistern, upstream) = world(&image, "").await;
+    let target = format!("{}?tag=one&other=x;tag=two&tag=three", by_digest(&image.digest));
+    assert_put(&cistern.send(put(target, &image)).await, &image.digest);
+    assert_eq!(upstream.requests("PUT", "*").pop().unwrap().request.query, "tag=one&tag=three");
 }
 
 #[tokio::test]

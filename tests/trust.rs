@@ -151,9 +151,10 @@ impl Caller {
         Self { connection, shows }
     }
 
-    /// The same with a token for these actions in `private`, which it gets by what it shows.
+    /// The same with a token for these actions in `private`, and to mount from `other`, which it gets by what it shows.
     async fn with_token(&self, actions: &str) -> Self {
-        let got = self.send(Ask::get(format!("/oauth2/token?scope=repository:private:{actions}"))).await;
+        let scopes = format!("scope=repository:private:{actions}&scope=repository:other:pull");
+        let got = self.send(Ask::get(format!("/oauth2/token?{scopes}"))).await;
         assert_eq!(got.status, 200, "{}", got.summary());
         let token = got.json()["token"].as_str().unwrap().to_owned();
         Self { shows: Shows::Token(token), ..self.clone() }
@@ -313,6 +314,25 @@ async fn who_is_not_in_the_htpasswd_file_writes_nothing() {
     let digest = sha256(&world.image.layers[0]);
     let closed = Ask::put(with(&location, &format!("digest={digest}"))).body(world.image.layers[0].clone());
     assert_eq!(bob.send(closed).await.status, 201);
+}
+
+/// Who mistypes a password of the listener's does not show it to upstream, although upstream may know other callers.
+#[tokio::test]
+async fn a_wrong_password_of_the_htpasswd_file_goes_no_further() {
+    let world = World::new().await;
+    let cistern = world.start("client", &world.htpasswd()).await;
+    let before = world.upstream.log().len();
+    for connection in connections(&cistern) {
+        let wrong = Caller::new(connection, Shows::Account("bob", "CANARY-WRONG"));
+        for ask in [
+            Ask::get("/oauth2/token?scope=repository:private:push"),
+            Ask::get("/v2/private/manifests/1.0"),
+            Ask::post("/v2/private/blobs/uploads/"),
+        ] {
+            assert_eq!(wrong.send(ask).await.status, 401);
+        }
+    }
+    assert_eq!(world.upstream.log().len(), before);
 }
 
 #[tokio::test]
@@ -503,7 +523,7 @@ async fn users_of_the_htpasswd_file_read() {
     for shows in &strangers {
         assert_reads(&caller(shows.clone()), &world.image, 401).await;
     }
-    assert_eq!(by_token.send(Ask::get("/v2/other/manifests/1.0")).await.status, 401, "it is not for that");
+    assert_eq!(by_token.send(Ask::get("/v2/third/manifests/1.0")).await.status, 401, "it is not for that");
     // Changes of the file hold without a restart: for somebody new at once.
     users(world.files.path(), &[("dora", "CANARY-DORA")]);
     assert_reads(&caller(Shows::Account("dora", "CANARY-DORA")), &world.image, 200).await;

@@ -135,10 +135,9 @@ impl Cache {
         self.to_the_end(async move {
             // Nobody empties the cache of what it may not write, though it may see it. A token to delete with may not
             // suffice to push: then upstream comes first.
-            let writes = match cache.prove_writer(&target).await {
+            let writes = match cache.ask_writer(&target).await {
                 Ok(()) => true,
-                Err(error) if target.right == Right::Anonymous => return Err(error),
-                Err(error) if error.is_refusal() => false,
+                Err(error) if error.is_denial() && target.right != Right::Anonymous => false,
                 Err(error) => return Err(error),
             };
             let guard = match &doomed {

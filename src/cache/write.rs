@@ -167,6 +167,15 @@ impl Said {
 // === impl WriteError ===
 
 impl WriteError {
+    /// Whether upstream answered, and it was that the caller may not.
+    pub(super) fn is_denial(&self) -> bool {
+        match self {
+            Self::Refused(said) => said.status.is_client_error() && said.status != StatusCode::TOO_MANY_REQUESTS,
+            Self::Cache(CacheError::Upstream(error)) => matches!(error.fault, Fault::Unauthorized { .. }),
+            _ => false,
+        }
+    }
+
     /// Whether upstream surely did nothing.
     pub fn is_refusal(&self) -> bool {
         match self {

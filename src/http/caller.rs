@@ -268,7 +268,7 @@ impl Standing {
                 return Ok(standing);
             }
             // Nor does one that was mistyped, or has been changed since.
-            if file.knows(&account.username).await.map_err(Failure::internal)? {
+            if file.knows(&account.username) {
                 let message = "the password is not that of this user of the listener's htpasswd file".to_owned();
                 return Err(asked.place().challenge(Some(&upstream.name), None, None, message));
             }

@@ -116,12 +116,10 @@ impl Htpasswd {
         Ok(right)
     }
 
-    /// Whether it is the name of one of the users: then its password is nobody else's business.
-    pub(super) async fn knows(self: &Arc<Self>, username: &str) -> Result<bool, HtpasswdError> {
-        let (this, username) = (Arc::clone(self), username.to_owned());
-        let known = spawn_blocking(move || this.users().map(|users| users.hashes.contains_key(&username))).await;
-        let known = known.unwrap_or_else(|panic| Err(io::Error::other(panic)));
-        known.map_err(|source| HtpasswdError { path: self.path.clone(), source })
+    /// Whether it is the name of one of the users, as the file was when it was last read: then its password is nobody
+    /// else's business.
+    pub(super) fn knows(&self, username: &str) -> bool {
+        self.users.lock().as_ref().is_some_and(|users| users.hashes.contains_key(username))
     }
 
     fn recall(&self, name: &Principal) -> Option<bool> {

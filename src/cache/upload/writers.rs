@@ -63,12 +63,14 @@ fn key(target: &Target) -> Option<(Option<Principal>, Repository)> {
 // === impl Cache ===
 
 impl Cache {
-    /// Fails with upstream's words where it does not let the caller write, and where it cannot be asked. Who has not
-    /// written a moment ago begins an upload, which is given up at once.
+    /// Fails with upstream's words where it does not let the caller write, and where it cannot be asked; who has written
+    /// a moment ago need not show it again.
     pub(in crate::cache) async fn prove_writer(self: &Arc<Self>, target: &Target) -> Result<(), WriteError> {
-        if self.writers.hold(target) {
-            return Ok(());
-        }
+        if self.writers.hold(target) { Ok(()) } else { self.ask_writer(target).await }
+    }
+
+    /// Asks upstream whether it lets the caller write, by an upload that is begun and given up at once.
+    pub(in crate::cache) async fn ask_writer(self: &Arc<Self>, target: &Target) -> Result<(), WriteError> {
         let asked = Instant::now();
         let mut session = Session::new();
         session.open(self, target, "", None).await?;
