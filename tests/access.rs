@@ -16,7 +16,7 @@ use bytes::Bytes;
 use common::content::{artifact, blob, image, sha256};
 use common::upstream::Auth;
 use common::{Ask, Cistern, Got, Image, Upstream, clock};
-use http::Method;
+use futures_util::future::join_all;
 use tempfile::TempDir;
 
 /// How long a caller's right is remembered, and how long public is public. A table takes seconds.
@@ -240,8 +240,7 @@ impl Model {
     /// While upstream cannot be asked, its last word stands: on what is public for good, on a caller's right as long as it
     /// is remembered. Nothing is pushed.
     fn expected_away(self, state: State, who: Who, show: Show, repo: Repo, verb: Verb) -> Class {
-        // Who may be about to push is told by upstream alone what is there.
-        if verb.writes() || (verb == Verb::Head && show.scope() == Some(Scope::Push)) {
+        if verb.writes() {
             return Class::Away;
         }
         let last = self.last_word(state, repo);
@@ -249,12 +248,14 @@ impl Model {
         let may_have = match verb {
             // Lists are kept as fetched anonymously.
             Verb::Tags | Verb::Referrers => public,
+            // Who may be about to push is told by upstream alone what is there.
+            Verb::Head if show.scope() == Some(Scope::Push) => false,
             _ => public || self.is_remembered(state, who, repo),
         };
         let held = state != State::ColdAway && repo != Repo::Missing;
         match last {
             _ if held && may_have => Class::Given,
-            // It is private, and a credential might help.
+            // It is private, and a credential might help: that says nothing about what is there.
             Some(false) if who == Who::Nobody => Class::Challenged,
             _ => Class::Away,
         }
@@ -429,8 +430,9 @@ impl Stage {
     /// Everything of a repository, asked for by somebody who may.
     async fn pull(&mut self, who: Who, show: Show, repo: Repo) {
         for verb in VERBS.into_iter().filter(|verb| !verb.writes()) {
-            let (got, image) = self.ask(who, show, repo.name(), verb).await;
-            assert_eq!(self.judge(&got, repo.name(), verb, &image), Class::Given, "{who:?} {repo:?} {verb:?}");
+            let ask = self.request(who, show, repo.name(), verb).await;
+            let got = self.cistern.send(ask).await;
+            assert_eq!(self.judge(&got, repo.name(), verb), Class::Given, "{who:?} {repo:?} {verb:?}");
         }
     }
 
@@ -474,12 +476,6 @@ impl Stage {
         drop(warp);
         tokio::time::resume();
         pass(A_MOMENT).await;
-    }
-
-    async fn ask(&mut self, who: Who, show: Show, name: &str, verb: Verb) -> (Got, Image) {
-        let image = self.images[name].clone();
-        let ask = self.request(who, show, name, verb).await;
-        (self.cistern.send(ask).await, image)
     }
 
     /// The request of a cell.
@@ -529,7 +525,8 @@ impl Stage {
     }
 
     /// The class of what came.
-    fn judge(&self, got: &Got, name: &str, verb: Verb, image: &Image) -> Class {
+    fn judge(&self, got: &Got, name: &str, verb: Verb) -> Class {
+        let image = &self.images[name];
         let wrong = |why: &str| Class::Wrong(format!("{why}: {}", got.summary()));
         if let Some(cut) = &got.cut {
             return wrong(cut);
@@ -570,12 +567,15 @@ impl Stage {
 
     /// Asks for every cell and notes where the model disagrees.
     async fn table(&mut self, state: State) {
+        // While upstream is away, requests wait for nothing but the clock.
+        let warp = state.is_away().then(clock::warp);
         let late = LATE.iter().filter(|_| state.is_away());
         for (number, &(who, show)) in SHOWN.iter().chain(late).enumerate() {
             // The token endpoint itself turns away who is no user of the listener's.
             if self.model.credentials == Credentials::Own && who == Who::Stranger && show != Show::Basic {
                 continue;
             }
+            let mut cells = Vec::new();
             for repo in REPOS {
                 for (column, verb) in VERBS.into_iter().enumerate() {
                     let mut name = repo.name().to_owned();
@@ -586,15 +586,31 @@ impl Stage {
                             self.make_private(&name);
                         }
                     }
-                    let (got, image) = self.ask(who, show, &name, verb).await;
-                    let came = self.judge(&got, &name, verb, &image);
-                    let expected = self.model.expected(state, who, show, repo, verb);
-                    if came != expected {
-                        let cell = format!("{state:?} | {who:?} {show:?} | {repo:?} | {verb:?}");
-                        self.disagreements.push(Disagreement { cell, expected, came });
-                    }
+                    cells.push((repo, verb, self.request(who, show, &name, verb).await, name));
                 }
             }
+            let client = self.cistern.client();
+            let came: Vec<Got> = if state.is_away() {
+                join_all(cells.iter().map(|(_, _, ask, _)| client.send(ask.clone()))).await
+            } else {
+                let mut came = Vec::new();
+                for (_, _, ask, _) in &cells {
+                    came.push(client.send(ask.clone()).await);
+                }
+                came
+            };
+            for ((repo, verb, _, name), got) in cells.into_iter().zip(came) {
+                let came = self.judge(&got, &name, verb);
+                let expected = self.model.expected(state, who, show, repo, verb);
+                if came != expected {
+                    let cell = format!("{state:?} | {who:?} {show:?} | {repo:?} | {verb:?}");
+                    self.disagreements.push(Disagreement { cell, expected, came });
+                }
+            }
+        }
+        if warp.is_some() {
+            drop(warp);
+            tokio::time::resume();
         }
     }
 }
