@@ -299,7 +299,10 @@ impl Model {
         match (verb, repo) {
             _ if verb.writes() => Class::Off,
             _ if matches!(who, Who::Nobody | Who::Stranger) => Class::Challenged,
-            _ if state.is_away() => if held { Class::Given } else { Class::Away },
+            // An empty list is a list, and kept.
+            (Verb::Referrers, Repo::Missing) if !matches!(state, State::ColdAway | State::HotAway) => Class::NoReferrers,
+            _ if state.is_away() && held => Class::Given,
+            _ if state.is_away() => Class::Away,
             (Verb::Referrers, Repo::Missing) => Class::NoReferrers,
             (_, Repo::Missing) => Class::NotFound,
             _ => Class::Given,

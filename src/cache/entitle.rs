@@ -18,7 +18,7 @@ use super::writes::Asked;
 use super::{Cache, CacheError, Target, Wanted};
 use crate::config::{Credentials, Upstream};
 use crate::oci::{Digest, Reference, Via};
-use crate::store::{Access, Link};
+use crate::store::{Access, Link, LinkKind};
 use crate::upstream::Right;
 
 /// What a caller's right is judged by.
@@ -152,6 +152,7 @@ impl Cache {
             return Ok(());
         }
         self.check_missing(target, wanted.clone())?;
+        let asked = self.generations.asking();
         let asking = self.ask_whether(target, wanted, held);
         let answer = if known_while_away {
             // As a known tag does, what is known waits for upstream so long and no longer.
@@ -164,10 +165,37 @@ impl Cache {
                 self.unanswered.remove(target);
                 Ok(())
             }
-            Ok(Err(error)) if !known_while_away || error.is_upstreams_word() => Err(error),
+            Ok(Err(error)) if !known_while_away || error.is_upstreams_word() => {
+                if error.is_missing() {
+                    self.withdraw(target, held.digest, &asked).await;
+                }
+                Err(error)
+            }
             Ok(Err(_)) | Err(_) => {
                 self.unanswered.insert(target.clone(), ());
                 Ok(())
+            }
+        }
+    }
+
+    /// Upstream, asked then, did not have what it gave before: it is gone, or hidden from who may not read it any more.
+    /// That it was given before does not count again, should upstream be away next time.
+    async fn withdraw(&self, target: &Target, digest: &Digest, asked: &Asked) {
+        let (Target { upstream, repo, right }, repository) = (target, target.repository());
+        match right {
+            Right::Shared => {}
+            Right::Client(lent) => self.rights.doubt(lent, &repository, asked.instant),
+            Right::Anonymous => {
+                let link = self.linked(target, digest, LinkKind::Blob).await;
+                let Some(link) = link.filter(|link| link.via == Via::Anonymous) else { return };
+                let link = Link { via: Via::Client, ..link };
+                if let Err(error) = self.store.set_link(upstream, repo, digest, &link, asked.at).await {
+                    tracing::warn!(
+                        %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
+                        "that something is not public any more could not be kept"
+                    );
+                }
+                self.hot.remove_from(&repository, digest);
             }
         }
     }
