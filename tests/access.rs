@@ -10,11 +10,12 @@ mod common;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use common::content::{artifact, blob, image, sha256};
-use common::upstream::Auth;
+use common::upstream::{Auth, acts};
 use common::{Ask, Cistern, Got, Image, Upstream, clock};
 use futures_util::future::join_all;
 use tempfile::TempDir;
@@ -105,10 +106,10 @@ enum State {
     AskedAway,
     /// And then the remembered time was over.
     LongAway,
-    /// And then ocistern was started again.
-    RestartedAway,
     /// Everybody had asked after the rights were revoked.
     RevokedAway,
+    /// And then ocistern was started again.
+    RestartedAway,
 }
 
 /// The class of an answer.
@@ -178,12 +179,25 @@ const SHOWN: [(Who, Show); 12] = [
     (Who::Reader, Show::Basic),
     (Who::Friend, Show::Basic),
 ];
+/// Besides, while upstream is away.
 const LATE: [(Who, Show); 5] = [
     (Who::Nobody, Show::Late(Scope::Pull)),
     (Who::Stranger, Show::Late(Scope::Pull)),
     (Who::Reader, Show::Late(Scope::Pull)),
     (Who::Friend, Show::Late(Scope::Pull)),
     (Who::Friend, Show::Late(Scope::Push)),
+];
+
+/// Of both, where the others would be the same again.
+const SOME: [(Who, Show); 8] = [
+    (Who::Nobody, Show::Nothing),
+    (Who::Nobody, Show::Token(Scope::Pull)),
+    (Who::Stranger, Show::Token(Scope::Pull)),
+    (Who::Reader, Show::Token(Scope::Pull)),
+    (Who::Reader, Show::Basic),
+    (Who::Friend, Show::Token(Scope::Pull)),
+    (Who::Friend, Show::Token(Scope::Push)),
+    (Who::Friend, Show::Late(Scope::Pull)),
 ];
 
 // === the model ===
@@ -303,7 +317,6 @@ impl Model {
             (Verb::Referrers, Repo::Missing) if !matches!(state, State::ColdAway | State::HotAway) => Class::NoReferrers,
             _ if state.is_away() && held => Class::Given,
             _ if state.is_away() => Class::Away,
-            (Verb::Referrers, Repo::Missing) => Class::NoReferrers,
             (_, Repo::Missing) => Class::NotFound,
             _ => Class::Given,
         }
@@ -351,7 +364,7 @@ impl Show {
 /// A registry and an ocistern in front of it.
 struct Stage {
     model: Model,
-    upstream: Upstream,
+    upstream: Arc<Upstream>,
     cistern: Cistern,
     images: HashMap<String, Image>,
     tokens: HashMap<(Who, Show, String), String>,
@@ -369,7 +382,10 @@ struct Disagreement {
 
 impl Stage {
     async fn new(model: Model, tags: &str) -> Self {
-        let upstream = Upstream::start().await;
+        Self::before(Arc::new(Upstream::start().await), model, tags).await
+    }
+
+    async fn before(upstream: Arc<Upstream>, model: Model, tags: &str) -> Self {
         let common = blob(1, 5000);
         upstream.blob("commons", &common);
         upstream.registry(|registry| {
@@ -442,6 +458,13 @@ impl Stage {
     /// What `State::Hot` says.
     async fn heat(&mut self) {
         self.add_all();
+        self.pull_all().await;
+        self.make_private(Repo::Turned.name());
+        pass(PUBLIC_FOR + A_MOMENT).await;
+    }
+
+    /// The friend pulls everything, and everybody what is public.
+    async fn pull_all(&mut self) {
         let everybody = self.model.credentials == Credentials::Auto;
         if everybody {
             self.pull(Who::Nobody, Show::Nothing, Repo::Turned).await;
@@ -449,9 +472,7 @@ impl Stage {
         for repo in [Repo::Public, Repo::Private, Repo::Readable, Repo::Turned] {
             self.pull(Who::Friend, Show::Token(Scope::Pull), repo).await;
         }
-        self.make_private(Repo::Turned.name());
         self.cistern.settle().await;
-        pass(PUBLIC_FOR + A_MOMENT).await;
     }
 
     fn revoke(&self) {
@@ -570,41 +591,41 @@ impl Stage {
 
     /// Asks for every cell and notes where the model disagrees.
     async fn table(&mut self, state: State) {
-        // While upstream is away, requests wait for nothing but the clock.
+        // While upstream is away, requests wait for nothing but the clock, many at a time.
         let warp = state.is_away().then(clock::warp);
-        let late = LATE.iter().filter(|_| state.is_away());
-        for (number, &(who, show)) in SHOWN.iter().chain(late).enumerate() {
+        let shown = match state {
+            _ if !state.is_away() => SHOWN.to_vec(),
+            State::HotAway | State::AskedAway => [&SHOWN[..], &LATE].concat(),
+            _ => SOME.to_vec(),
+        };
+        let mut cells = Vec::new();
+        for (number, &(who, show)) in shown.iter().enumerate() {
             // The token endpoint itself turns away who is no user of the listener's.
             if self.model.credentials == Credentials::Own && who == Who::Stranger && show != Show::Basic {
                 continue;
             }
-            let mut cells = Vec::new();
             for repo in REPOS {
                 for (column, verb) in VERBS.into_iter().enumerate() {
                     let mut name = repo.name().to_owned();
                     if state == State::Cold {
+                        // Of its own: the cell before has warmed it.
                         name = format!("{name}-{number}-{column}");
                         self.add(repo, &name);
                         if repo == Repo::Turned {
                             self.make_private(&name);
                         }
                     }
-                    cells.push((repo, verb, self.request(who, show, &name, verb).await, name));
+                    let ask = self.request(who, show, &name, verb).await;
+                    cells.push((who, show, repo, verb, name, ask));
                 }
             }
-            let client = self.cistern.client();
-            let came: Vec<Got> = if state.is_away() {
-                join_all(cells.iter().map(|(_, _, ask, _)| client.send(ask.clone()))).await
-            } else {
-                let mut came = Vec::new();
-                for (_, _, ask, _) in &cells {
-                    came.push(client.send(ask.clone()).await);
-                }
-                came
-            };
-            for ((repo, verb, _, name), got) in cells.into_iter().zip(came) {
-                let came = self.judge(&got, &name, verb);
-                let expected = self.model.expected(state, who, show, repo, verb);
+        }
+        let client = self.cistern.client();
+        for some in cells.chunks(if warp.is_some() { 150 } else { 1 }) {
+            let came = join_all(some.iter().map(|(.., ask)| client.send(ask.clone()))).await;
+            for ((who, show, repo, verb, name, _), got) in some.iter().zip(came) {
+                let came = self.judge(&got, name, *verb);
+                let expected = self.model.expected(state, *who, *show, *repo, *verb);
                 if came != expected {
                     let cell = format!("{state:?} | {who:?} {show:?} | {repo:?} | {verb:?}");
                     self.disagreements.push(Disagreement { cell, expected, came });
@@ -714,6 +735,14 @@ async fn tables(model: Model) {
     stage.table(State::AskedAway).await;
     pass(ACCESS_TTL + A_MOMENT).await;
     stage.table(State::LongAway).await;
+    if model.credentials != Credentials::Own {
+        stage.revoke();
+        stage.upstream.up();
+        pass(ACCESS_TTL + A_MOMENT).await;
+        stage.table(State::Revoked).await;
+        stage.go_away().await;
+        stage.table(State::RevokedAway).await;
+    }
     stage.cistern.restart().await;
     stage.go_away().await;
     stage.table(State::RestartedAway).await;
@@ -729,24 +758,12 @@ async fn tables(model: Model) {
     let mut stage = Stage::new(model, "0s").await;
     stage.heat().await;
     for repo in REPOS.into_iter().filter(|repo| *repo != Repo::Missing) {
-        let moved = image(1000 + stage.images.len() as u64);
+        let moved = image(1000 + repo as u64);
         stage.put(repo.name(), &moved);
         stage.images.insert(repo.name().to_owned(), moved);
     }
     stage.table(State::Stale).await;
     stages.push(stage);
-
-    if model.credentials != Credentials::Own {
-        let mut stage = Stage::new(model, "1h").await;
-        stage.heat().await;
-        stage.table(State::Hot).await;
-        stage.revoke();
-        pass(ACCESS_TTL + A_MOMENT).await;
-        stage.table(State::Revoked).await;
-        stage.go_away().await;
-        stage.table(State::RevokedAway).await;
-        stages.push(stage);
-    }
 
     let all: Vec<String> = stages.iter().flat_map(|stage| &stage.disagreements).map(ToString::to_string).collect();
     assert!(all.is_empty(), "{model:?}: {} disagreements\n{}\n", all.len(), all.join("\n"));
@@ -767,36 +784,175 @@ impl Stage {
 const AUTO: Model = Model { credentials: Credentials::Auto, refusal: 401, prolongs: false };
 
 #[tokio::test]
-async fn by_default_where_upstream_says_401() {
+async fn by_default_where_upstream_refuses_by_401() {
     tables(AUTO).await;
 }
 
 #[tokio::test]
-async fn by_default_where_upstream_says_403() {
-    tables(Model { refusal: 403, ..AUTO }).await;
+async fn by_default_where_upstream_refuses_by_403_and_rights_are_prolonged() {
+    tables(Model { refusal: 403, prolongs: true, ..AUTO }).await;
 }
 
 #[tokio::test]
-async fn by_default_where_upstream_says_404() {
-    tables(Model { refusal: 404, ..AUTO }).await;
-}
-
-#[tokio::test]
-async fn with_rights_that_are_prolonged() {
-    tables(Model { prolongs: true, refusal: 403, ..AUTO }).await;
-}
-
-#[tokio::test]
-async fn with_rights_that_are_prolonged_where_upstream_says_404() {
-    tables(Model { prolongs: true, refusal: 404, ..AUTO }).await;
+async fn by_default_where_upstream_hides_by_404_and_rights_are_prolonged() {
+    tables(Model { refusal: 404, prolongs: true, ..AUTO }).await;
 }
 
 #[tokio::test]
 async fn where_a_credential_is_always_wanted() {
-    tables(Model { credentials: Credentials::Client, ..AUTO }).await;
+    tables(Model { credentials: Credentials::Client, refusal: 403, ..AUTO }).await;
 }
 
 #[tokio::test]
 async fn by_an_account_of_ocisterns_own() {
     tables(Model { credentials: Credentials::Own, ..AUTO }).await;
+}
+
+// === what a refusal tells ===
+
+/// Who must not learn anything, by what they show.
+const CURIOUS: [(Who, Show); 6] = [
+    (Who::Nobody, Show::Nothing),
+    (Who::Nobody, Show::Token(Scope::Pull)),
+    (Who::Nobody, Show::Token(Scope::Push)),
+    (Who::Stranger, Show::Token(Scope::Pull)),
+    (Who::Stranger, Show::Token(Scope::Push)),
+    (Who::Stranger, Show::Basic),
+];
+/// What they may not read.
+const CLOSED: [Repo; 4] = [Repo::Private, Repo::Readable, Repo::Turned, Repo::Missing];
+
+/// Two caches of one registry; nothing was ever pulled through the first.
+struct Pair([Stage; 2]);
+
+/// What there is to see of an answer.
+fn seen(got: &Got) -> String {
+    let mut headers = got.headers.clone();
+    for name in ["date", "x-request-id"] {
+        headers.remove(name);
+    }
+    // Of an upload that began, these are its name.
+    for name in ["location", "docker-upload-uuid"] {
+        if got.status == 202 && headers.contains_key(name) {
+            headers.insert(name, http::HeaderValue::from_static("the upload's"));
+        }
+    }
+    let body = String::from_utf8_lossy(&got.body).into_owned();
+    // Whether upstream was tried for this answer, or is left alone for some seconds, depends on when it was tried last.
+    if body.contains("cannot reach upstream") || body.contains("cannot connect") || body.contains("not asked") {
+        return "upstream cannot be reached".to_owned();
+    }
+    if got.body.is_empty() && matches!(got.status, 502 | 503) {
+        headers.remove("retry-after");
+        headers.remove("content-length");
+        let fields: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
+        return format!("5xx {fields:?}");
+    }
+    let mut fields: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
+    fields.sort();
+    format!("{} {fields:?} {body}", got.status)
+}
+
+impl Pair {
+    async fn new(model: Model) -> Self {
+        let mut cold = Stage::new(model, "1h").await;
+        let mut hot = Stage::before(Arc::clone(&cold.upstream), model, "1h").await;
+        for stage in [&mut cold, &mut hot] {
+            stage.add_all();
+            // An upstream that never answered a HEAD is asked by GET whether it means its 403 (ADR 0011).
+            stage.add(Repo::Public, "other");
+            let ask = stage.request(Who::Friend, Show::Basic, "other", Verb::Head).await;
+            assert_eq!(stage.cistern.send(ask).await.status, 200);
+        }
+        hot.pull_all().await;
+        cold.make_private(Repo::Turned.name());
+        for stage in [&mut cold, &mut hot] {
+            stage.tokens_now().await;
+        }
+        pass(PUBLIC_FOR + A_MOMENT).await;
+        Self([cold, hot])
+    }
+
+    /// Asks both for everything, and tells where they differ.
+    async fn compare(&mut self, when: &str, repos: &[Repo], counts: bool) -> Vec<String> {
+        let mut differ = Vec::new();
+        for (who, show) in CURIOUS {
+            for repo in repos {
+                for verb in VERBS {
+                    let mut both = Vec::new();
+                    for stage in &mut self.0 {
+                        stage.upstream.forget();
+                        let ask = stage.request(who, show, repo.name(), verb).await;
+                        let got = stage.cistern.send(ask).await;
+                        assert!(stage.judge(&got, repo.name(), verb) != Class::Given, "{when}: {who:?} {repo:?} {verb:?}");
+                        let asked = if counts { stage.upstream.count("*", "/v2/*") } else { 0 };
+                        both.push(format!("{} after {asked} questions", seen(&got)));
+                    }
+                    if both[0] != both[1] {
+                        let cell = format!("{when} | {who:?} {show:?} | {repo:?} | {verb:?}");
+                        differ.push(format!("{cell}\n  cold {}\n  hot  {}", both[0], both[1]));
+                    }
+                }
+            }
+        }
+        differ
+    }
+}
+
+async fn nothing_is_told(model: Model) {
+    let mut differ = Vec::new();
+    let open = if model.credentials == Credentials::Client { &[][..] } else { &[Repo::Public][..] };
+
+    // Each kind of being away, before anybody but the friend has asked.
+    for fails in [false, true] {
+        let mut pair = Pair::new(model).await;
+        if fails {
+            pair.0[0].upstream.script("*", "*", .., acts::fail(500, "UNKNOWN"));
+        } else {
+            pair.0[0].upstream.down();
+        }
+        let warp = clock::warp();
+        let repos = [&[Repo::Private, Repo::Readable, Repo::Missing], open].concat();
+        differ.extend(pair.compare("away at once", &repos, fails).await);
+        drop(warp);
+        tokio::time::resume();
+    }
+
+    let mut pair = Pair::new(model).await;
+    differ.extend(pair.compare("there", &CLOSED, true).await);
+    differ.extend(pair.compare("there, again", &CLOSED, true).await);
+    pair.0[0].upstream.script("*", "*", .., acts::fail(500, "UNKNOWN"));
+    pass(A_MOMENT).await;
+    let warp = clock::warp();
+    differ.extend(pair.compare("away", &CLOSED, true).await);
+    drop(warp);
+    tokio::time::resume();
+    for stage in &mut pair.0 {
+        stage.cistern.restart().await;
+    }
+    let warp = clock::warp();
+    differ.extend(pair.compare("away, after a restart", &CLOSED, true).await);
+    drop(warp);
+    tokio::time::resume();
+    assert!(differ.is_empty(), "{model:?}: {} differ\n{}\n", differ.len(), differ.join("\n"));
+}
+
+#[tokio::test]
+async fn a_401_does_not_tell_what_is_stored() {
+    nothing_is_told(AUTO).await;
+}
+
+#[tokio::test]
+async fn a_403_does_not_tell_what_is_stored() {
+    nothing_is_told(Model { refusal: 403, ..AUTO }).await;
+}
+
+#[tokio::test]
+async fn a_404_does_not_tell_what_is_stored() {
+    nothing_is_told(Model { refusal: 404, ..AUTO }).await;
+}
+
+#[tokio::test]
+async fn nor_where_a_credential_is_always_wanted() {
+    nothing_is_told(Model { credentials: Credentials::Client, ..AUTO }).await;
 }
