@@ -242,17 +242,20 @@ impl Cache {
     }
 
     /// An error as the caller is told it: what it says must not depend on what is in the store.
-    pub(super) async fn told(&self, target: &Target, error: CacheError) -> CacheError {
-        let may_read = match &target.right {
-            Right::Shared => return error,
-            Right::Anonymous => self.is_public(target, When::Now).await,
-            Right::Client(_) => self.is_public(target, When::Now).await || self.is_allowed(target, When::Now),
-        };
+    pub(super) fn told(&self, target: &Target, error: CacheError) -> CacheError {
+        if target.right == Right::Shared {
+            return error;
+        }
+        // Not what the disk says of repositories of which something is kept: after a start nobody has a right yet to what
+        // is private, so that a challenge would lead nowhere.
+        let (terms, heard) = (self.terms(target), self.verdicts.heard(&target.repository()));
+        let is_public = !terms.always_client && heard.is_some_and(|heard| heard.is_fresh_public(terms.public_for));
+        let is_private = heard.is_some_and(|heard| heard.access == Access::Private);
         let cannot_be_asked = error.is_unavailable() || matches!(error, CacheError::Sealed { .. });
-        if target.right == Right::Anonymous && cannot_be_asked && self.is_private(target).await {
+        if target.right == Right::Anonymous && cannot_be_asked && is_private {
             return CacheError::CredentialWanted { upstream: target.upstream.clone() };
         }
-        if may_read { error } else { error.without_words() }
+        if is_public || self.is_allowed(target, When::Now) { error } else { error.without_words() }
     }
 
     /// Whether upstream never said that a credential is needed, nor the operator.

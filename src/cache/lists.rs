@@ -85,7 +85,7 @@ impl Cache {
         });
         let mut list = match flight.result().await.unwrap_or(Err(CacheError::Stopped)) {
             Ok(list) => list,
-            Err(error) => return Err(self.told(target, error).await),
+            Err(error) => return Err(self.told(target, error)),
         };
         if role == Role::Follower && list.status.found == Found::Passed {
             list.status = Found::Collapsed.into();
@@ -145,9 +145,8 @@ impl Cache {
             Err(error) if error.is_missing() => None,
             Err(error) => return Err(error),
         };
-        let hidden = body.is_none()
-            && target.right == Right::Anonymous
-            && !self.passes(target, Via::Anonymous, When::Now).await;
+        let hidden =
+            body.is_none() && target.right == Right::Anonymous && !self.passes(target, Via::Anonymous, When::Now).await;
         let list = List {
             body: body.unwrap_or(Bytes::from_static(NO_REFERRERS)),
             content_type: media::OCI_INDEX.to_owned(),
