@@ -68,7 +68,7 @@ fn call(visit: &Visit<'_>, resource: &Acr) -> Call {
     let mut call = Call::new(Kind::Other, method, CallTarget::Path(path), visit.caller.right.clone())
         .with_deadline(Instant::now() + ANSWER_WITHIN);
     call.repo.clone_from(&resource.repo);
-    call.bare = visit.caller.bare;
+    call.bare = matches!(visit.asked.parts.method, Method::GET | Method::HEAD) && visit.leaves_challenges();
     call.headers = visit.passed_on();
     call
 }

@@ -42,9 +42,6 @@ pub(super) struct Caller {
     pub(super) loopback: bool,
     /// What it showed.
     pub(super) showed: Showed,
-    /// Upstream's challenge is its to answer: clients show what they have when they are challenged, and would take what
-    /// everybody may see for all that there is.
-    pub(super) bare: bool,
 }
 
 /// What a credential is for.
@@ -101,9 +98,6 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
         trusted: false,
         loopback: loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers).is_ok(),
         showed: standing.showed,
-        bare: need.is_personal
-            && standing.showed == Showed::Nothing
-            && matches!(upstream.credentials, Credentials::Auto),
     };
     caller.trusted = caller.owner.is_some() || asked.is_certified();
     caller.owner = caller.owner.or(standing.credential.and_then(|credential| credential.owner));
@@ -243,6 +237,18 @@ impl Caller {
         let error = error.filter(|_| self.showed == Showed::Token).or_else(|| self.token_error());
         let message = message + &about_relay(&visit.asked, upstream);
         counts.then(|| need.challenge(&visit.asked, upstream, error, message))
+    }
+}
+
+// === impl Visit ===
+
+impl Visit<'_> {
+    /// Whether upstream's challenge to a question about what its caller may see is the client's to answer: clients show
+    /// what they have when they are challenged, and would take what everybody may see for all that there is.
+    pub(super) fn leaves_challenges(&self) -> bool {
+        let upstream = self.asked.upstream(&self.route.upstream);
+        let is_auto = upstream.is_ok_and(|upstream| matches!(upstream.credentials, Credentials::Auto));
+        is_auto && self.caller.showed == Showed::Nothing
     }
 }
 

@@ -16,8 +16,6 @@ use crate::oci::{Action, Actions, Digest, RepoName, Resource, Scope};
 pub(super) struct Need {
     /// Whether something may change by it.
     pub(super) writes: bool,
-    /// Whether the answer tells what its caller may see, so that it is another one for everybody.
-    pub(super) is_personal: bool,
     /// What a token for it is asked for, in the client's words.
     pub(super) scope: String,
     resource: Resource,
@@ -71,8 +69,7 @@ impl Need {
             (Form::Prefix, Some(repo)) => format!("repository:{}/{repo}:{asked}", route.prefix),
             _ => Scope { resource: resource.clone(), actions: asked }.to_string(),
         };
-        let is_personal = reads && matches!(route.endpoint, Endpoint::Catalog | Endpoint::Acr(_));
-        Self { writes, is_personal, scope, resource, actions, source: None }
+        Self { writes, scope, resource, actions, source: None }
     }
 
     /// Whether a credential is for it.
