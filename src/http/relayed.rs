@@ -9,7 +9,7 @@ use super::respond::{self, Body, Failure};
 use crate::cache::{CacheError, ClientFault, Said, WriteError};
 use crate::metrics::{Kind, Outcome, Source};
 use crate::oci::{ErrorBody, ErrorCode, UpstreamName};
-use crate::upstream::Fault;
+use crate::upstream::{Fault, Right};
 
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Fields of upstream's answers that are passed on. All others may hold addresses or secrets of upstream's.
@@ -50,6 +50,17 @@ impl Visit<'_> {
     /// The answer to a write that failed: upstream's own where it refused, else one that says what went wrong.
     pub(super) fn answer_to(&self, error: WriteError, kind: Kind) -> Result<Response<Body>, Failure> {
         match error {
+            // Upstream wanted a credential, and what everybody gets was not enough. It would have asked a client for its
+            // own, and so the client is asked: some show one only then.
+            WriteError::Refused(said)
+                if said.status == StatusCode::FORBIDDEN && said.shown && self.caller.right == Right::Anonymous =>
+            {
+                let message = format!("upstream {} does not let everybody do this: log in", self.route.upstream);
+                match self.caller.challenged(self, None, message) {
+                    Some(failure) => Err(failure),
+                    None => Ok(refusal(&self.route.upstream, *said)),
+                }
+            }
             WriteError::Refused(said) if said.status.is_client_error() || said.status.is_server_error() => {
                 Ok(refusal(&self.route.upstream, *said))
             }

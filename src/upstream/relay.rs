@@ -269,7 +269,8 @@ impl Relay<'_> {
             });
             UpstreamBody::new(name, body, length, received)
         };
-        Ok(Reply { status: head.status, headers, body, via, location, whole })
+        let shown = self.shown.is_some();
+        Ok(Reply { status: head.status, headers, body, via, shown, location, whole })
     }
 
     fn location(&self, headers: &HeaderMap) -> Result<Option<Location>, RedirectFault> {
