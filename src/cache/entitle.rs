@@ -18,7 +18,7 @@ use super::writes::Asked;
 use super::{Cache, CacheError, Target, Wanted};
 use crate::config::{Credentials, Upstream};
 use crate::oci::{Digest, Reference, Via};
-use crate::store::{Access, Link};
+use crate::store::{Access, Link, LinkKind};
 use crate::upstream::Right;
 
 /// What a caller's right is judged by.
@@ -152,6 +152,7 @@ impl Cache {
             return Ok(());
         }
         self.check_missing(target, wanted.clone())?;
+        let asked = self.generations.asking();
         let asking = self.ask_whether(target, wanted, held);
         let answer = if known_while_away {
             // As a known tag does, what is known waits for upstream so long and no longer.
@@ -164,10 +165,37 @@ impl Cache {
                 self.unanswered.remove(target);
                 Ok(())
             }
-            Ok(Err(error)) if !known_while_away || error.is_upstreams_word() => Err(error),
+            Ok(Err(error)) if !known_while_away || error.is_upstreams_word() => {
+                if error.is_missing() {
+                    self.withdraw(target, held.digest, &asked).await;
+                }
+                Err(error)
+            }
             Ok(Err(_)) | Err(_) => {
                 self.unanswered.insert(target.clone(), ());
                 Ok(())
+            }
+        }
+    }
+
+    /// Upstream, asked then, did not have what it gave before: it is gone, or hidden from who may not read it any more.
+    /// That it was given before does not count again, should upstream be away next time.
+    async fn withdraw(&self, target: &Target, digest: &Digest, asked: &Asked) {
+        let (Target { upstream, repo, right }, repository) = (target, target.repository());
+        match right {
+            Right::Shared => {}
+            Right::Client(lent) => self.rights.doubt(lent, &repository, asked.instant),
+            Right::Anonymous => {
+                let link = self.linked(target, digest, LinkKind::Blob).await;
+                let Some(link) = link.filter(|link| link.via == Via::Anonymous) else { return };
+                let link = Link { via: Via::Client, ..link };
+                if let Err(error) = self.store.set_link(upstream, repo, digest, &link, asked.at).await {
+                    tracing::warn!(
+                        %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
+                        "that something is not public any more could not be kept"
+                    );
+                }
+                self.hot.remove_from(&repository, digest);
             }
         }
     }
@@ -214,17 +242,20 @@ impl Cache {
     }
 
     /// An error as the caller is told it: what it says must not depend on what is in the store.
-    pub(super) async fn told(&self, target: &Target, error: CacheError) -> CacheError {
-        let may_read = match &target.right {
-            Right::Shared => return error,
-            Right::Anonymous => self.is_public(target, When::Now).await,
-            Right::Client(_) => self.is_public(target, When::Now).await || self.is_allowed(target, When::Now),
-        };
+    pub(super) fn told(&self, target: &Target, error: CacheError) -> CacheError {
+        if target.right == Right::Shared {
+            return error;
+        }
+        // Not what the disk says of repositories of which something is kept: after a start nobody has a right yet to what
+        // is private, so that a challenge would lead nowhere.
+        let (terms, heard) = (self.terms(target), self.verdicts.heard(&target.repository()));
+        let is_public = !terms.always_client && heard.is_some_and(|heard| heard.is_fresh_public(terms.public_for));
+        let is_private = heard.is_some_and(|heard| heard.access == Access::Private);
         let cannot_be_asked = error.is_unavailable() || matches!(error, CacheError::Sealed { .. });
-        if target.right == Right::Anonymous && cannot_be_asked && self.is_private(target).await {
+        if target.right == Right::Anonymous && cannot_be_asked && is_private {
             return CacheError::CredentialWanted { upstream: target.upstream.clone() };
         }
-        if may_read { error } else { error.without_words() }
+        if is_public || self.is_allowed(target, When::Now) { error } else { error.without_words() }
     }
 
     /// Whether upstream never said that a credential is needed, nor the operator.

@@ -8,6 +8,9 @@ use crate::oci::{Digest, ManifestFault, UpstreamName};
 use crate::store::StoreError;
 use crate::upstream::{Class, Fault, TokenFault, UpstreamError};
 
+/// What a caller without standing is told of what upstream does not have.
+const NOTHING: &str = "no such thing for this caller";
+
 /// Why the cache has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CacheError {
@@ -127,15 +130,25 @@ impl CacheError {
     /// The same without upstream's words. Its GET says more than its HEAD, so they would tell a stranger which of them
     /// was asked, and from that whether there was something in the store.
     pub(super) fn without_words(self) -> Self {
-        let Self::Upstream(error) = &self else { return self };
+        let error = match &self {
+            Self::Upstream(error) => error,
+            // That it was asked a moment ago is nobody else's business.
+            Self::RecentlyMissing { upstream } => {
+                let fault = Fault::NotFound { code: None, message: NOTHING.to_owned() };
+                return UpstreamError { upstream: upstream.clone(), fault }.into();
+            }
+            _ => return self,
+        };
         let mut silent = UpstreamError::clone(error);
         match &mut silent.fault {
             Fault::Unauthorized { message, .. } => "it wants a credential that may read this".clone_into(message),
             Fault::Forbidden { message } => "it does not let this caller read this".clone_into(message),
             Fault::NotFound { code, message } => {
                 *code = None;
-                "no such thing for this caller".clone_into(message);
+                NOTHING.clone_into(message);
             }
+            Fault::RateLimited { message, .. } => "it takes no more of them now".clone_into(message),
+            Fault::Status { message, .. } => "it did not say more to this caller".clone_into(message),
             _ => return self,
         }
         silent.into()

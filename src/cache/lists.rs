@@ -72,7 +72,10 @@ impl Cache {
                 let (begun, deadline) = (cache.generations.asking(), Instant::now() + ANSWER_WITHIN);
                 let asked = async {
                     match &kind {
-                        ListKind::Tags => cache.pass(&target, Ask::tags(&target.repo, &query, deadline)).await,
+                        ListKind::Tags => {
+                            let tags = cache.pass(&target, Ask::tags(&target.repo, &query, deadline)).await;
+                            tags.map(|(list, via)| (list, Some(via)))
+                        }
                         ListKind::Referrers(subject) => cache.ask_referrers(&target, subject, &query, deadline).await,
                     }
                 };
@@ -82,7 +85,7 @@ impl Cache {
         });
         let mut list = match flight.result().await.unwrap_or(Err(CacheError::Stopped)) {
             Ok(list) => list,
-            Err(error) => return Err(self.told(target, error).await),
+            Err(error) => return Err(self.told(target, error)),
         };
         if role == Role::Follower && list.status.found == Found::Passed {
             list.status = Found::Collapsed.into();
@@ -112,9 +115,9 @@ impl Cache {
         subject: &Digest,
         query: &str,
         deadline: Instant,
-    ) -> Result<(List, Via), CacheError> {
+    ) -> Result<(List, Option<Via>), CacheError> {
         match self.pass(target, Ask::referrers(&target.repo, subject, query, deadline)).await {
-            Ok((list, via)) if media::essence(&list.content_type) == media::OCI_INDEX => Ok((list, via)),
+            Ok((list, via)) if media::essence(&list.content_type) == media::OCI_INDEX => Ok((list, Some(via))),
             // A web page, or a redirect to one, is no referrers API; nor is a refusal to know the path.
             Ok((_, via)) => self.fallback_tag(target, subject, via).await,
             Err(error) if has_no_referrers_api(&error) => self.fallback_tag(target, subject, target.right.via()).await,
@@ -127,13 +130,14 @@ impl Cache {
         receive(&target.upstream, registry.fetch(ask.with_right(target.right.clone())).await?).await
     }
 
-    /// Referrers by the tag under which clients put them where the API is missing.
+    /// Referrers by the tag under which clients put them where the API is missing, and by whose right that is known;
+    /// none: a registry that hides the repository would say the same.
     async fn fallback_tag(
         self: &Arc<Self>,
         target: &Target,
         subject: &Digest,
         via: Via,
-    ) -> Result<(List, Via), CacheError> {
+    ) -> Result<(List, Option<Via>), CacheError> {
         let tag = Reference::Tag(Tag::referrers_fallback(subject));
         let body = match self.manifest(target, &tag, Want::Bytes).await {
             Ok(manifest) if media::essence(&manifest.media_type) == media::OCI_INDEX => manifest.bytes,
@@ -141,6 +145,8 @@ impl Cache {
             Err(error) if error.is_missing() => None,
             Err(error) => return Err(error),
         };
+        let hidden =
+            body.is_none() && target.right == Right::Anonymous && !self.passes(target, Via::Anonymous, When::Now).await;
         let list = List {
             body: body.unwrap_or(Bytes::from_static(NO_REFERRERS)),
             content_type: media::OCI_INDEX.to_owned(),
@@ -148,7 +154,7 @@ impl Cache {
             filters_applied: None,
             status: Found::Passed.into(),
         };
-        Ok((list, via))
+        Ok((list, (!hidden).then_some(via)))
     }
 
     /// Keeps what upstream answered; where it could not be asked, what was kept last time answers.
@@ -157,17 +163,25 @@ impl Cache {
         target: &Target,
         kind: &ListKind,
         query: &str,
-        asked: Result<(List, Via), CacheError>,
+        asked: Result<(List, Option<Via>), CacheError>,
         begun: &Asked,
     ) -> Result<List, CacheError> {
         let Target { upstream, repo, .. } = target;
         let warn = |error: &(dyn std::error::Error + 'static), what: &'static str| {
             tracing::warn!(%upstream, repository = %repo, error, "{what}");
         };
+        let forget = async || {
+            let forgotten = self.store.forget_lists(upstream, repo).await;
+            forgotten.unwrap_or_else(|error| warn(&error, "lists that are not public any more were not removed"));
+        };
         match asked {
-            Ok((list, via)) if via == Via::Client || !is_keepable(query) => Ok(list),
+            Ok((list, None)) => {
+                forget().await;
+                Ok(list)
+            }
+            Ok((list, Some(via))) if via == Via::Client || !is_keepable(query) => Ok(list),
             Ok((list, _)) if !self.generations.holds(&target.repository(), begun) => Ok(list),
-            Ok((list, via)) => {
+            Ok((list, Some(via))) => {
                 let stored = StoredList {
                     body: list.body.clone(),
                     content_type: list.content_type.clone(),
@@ -197,11 +211,9 @@ impl Cache {
                 }
             }
             Err(error) => {
-                if target.right == Right::Anonymous && error.is_refusal() {
+                if target.right == Right::Anonymous && error.is_upstreams_word() {
                     // What was given to everybody is not any more.
-                    let forgotten = self.store.forget_lists(upstream, repo).await;
-                    forgotten
-                        .unwrap_or_else(|error| warn(&error, "lists that are not public any more were not removed"));
+                    forget().await;
                 }
                 Err(error)
             }

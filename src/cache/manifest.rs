@@ -85,7 +85,7 @@ impl Cache {
         let answer = timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(out_of_time(target)));
         match answer {
             Ok(manifest) => Ok(manifest),
-            Err(error) => Err(self.told(target, error).await),
+            Err(error) => Err(self.told(target, error)),
         }
     }
 

@@ -60,6 +60,16 @@ impl Rights {
         *known = asked.max(*known);
     }
 
+    /// Upstream, asked at `asked`, did not have something that it gave before: it may be gone, or hidden from who may not
+    /// read it any more. The yes from before does not count again; that is no no to anything else.
+    pub(super) fn doubt(&self, lent: &Lent, repository: &Repository, asked: Instant) {
+        let mut yes = self.yes.lock();
+        let key = (lent.principal(), repository.clone());
+        if yes.get(&key).is_some_and(|allowed| *allowed <= asked) {
+            yes.remove(&key);
+        }
+    }
+
     /// The repository was written to: what was refused may be allowed now.
     pub(super) fn forget_refusals(&self, repository: &Repository) {
         self.no.lock().retain(|(_, of), _| of != repository);
@@ -71,11 +81,7 @@ impl Rights {
         make_room(&mut no, |(asked, _)| asked.elapsed() < NO_FOR);
         no.insert((lent.key(), repository.clone()), (asked, error.clone()));
         drop(no);
-        let mut yes = self.yes.lock();
-        let key = (lent.principal(), repository.clone());
-        if yes.get(&key).is_some_and(|allowed| *allowed <= asked) {
-            yes.remove(&key);
-        }
+        self.doubt(lent, repository, asked);
     }
 }
 
@@ -129,6 +135,19 @@ mod tests {
         assert!(rights.refuses(&token(2, 9), &app).is_some());
         tokio::time::advance(NO_FOR).await;
         assert!(rights.refuses(&token(2, 9), &app).is_none(), "five seconds are over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_doubt_ends_an_earlier_yes_and_refuses_nothing() {
+        let (rights, app) = (Rights::default(), repository("app"));
+        let early = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        rights.allow(&token(1, 9), &app, Instant::now(), MINUTE);
+        rights.doubt(&token(1, 9), &app, early);
+        assert!(rights.allows(&token(1, 9), &app, MINUTE), "it was asked before the yes");
+        rights.doubt(&token(2, 9), &app, Instant::now());
+        assert!(!rights.allows(&token(1, 9), &app, MINUTE), "upstream is asked again");
+        assert!(rights.refuses(&token(2, 9), &app).is_none());
     }
 
     #[tokio::test(start_paused = true)]

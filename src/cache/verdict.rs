@@ -30,6 +30,8 @@ pub(super) struct Verdict {
     pub(super) access: Access,
     /// When it was asked; none: longer ago than the clock can tell.
     asked: Option<Instant>,
+    /// Whether upstream was asked since the start; else the disk tells, which has it only of what is kept.
+    heard: bool,
 }
 
 // === impl Verdict ===
@@ -44,7 +46,7 @@ impl Verdict {
     /// beginning of time.
     fn stored(record: &AccessRecord) -> Self {
         let age = SystemTime::now().duration_since(record.since).ok();
-        Self { access: record.access, asked: age.and_then(|age| Instant::now().checked_sub(age)) }
+        Self { access: record.access, asked: age.and_then(|age| Instant::now().checked_sub(age)), heard: false }
     }
 }
 
@@ -56,10 +58,15 @@ impl Verdicts {
         self.known.lock().get(repository).copied()
     }
 
+    /// The verdict that an answer may depend on which must not tell what is kept.
+    pub(super) fn heard(&self, repository: &Repository) -> Option<Verdict> {
+        self.get(repository).filter(|verdict| verdict.heard)
+    }
+
     /// Remembers what upstream said when it was asked at `asked`, unless a later question was answered already. True if
     /// it is news.
     fn learn(&self, repository: &Repository, access: Access, asked: Instant) -> bool {
-        self.put(repository, Verdict { access, asked: Some(asked) })
+        self.put(repository, Verdict { access, asked: Some(asked), heard: true })
     }
 
     fn put(&self, repository: &Repository, verdict: Verdict) -> bool {
