@@ -67,7 +67,10 @@ impl Accounts {
     pub fn refusal(&self, request: &Request, repo: Option<&str>, action: &str) -> Option<String> {
         let scope = repo.map_or_else(String::new, |repo| {
             let asked = if action == "push" { "pull,push" } else { action };
-            format!(",scope=\"repository:{repo}:{asked}\"")
+            // As distribution has it, a mount needs to pull where it mounts from.
+            let from = request.query.split('&').find_map(|pair| pair.strip_prefix("from="));
+            let from = from.map_or_else(String::new, |from| format!(" repository:{from}:pull"));
+            format!(",scope=\"repository:{repo}:{asked}{from}\"")
         });
         let Some(token) = request.header("authorization").and_then(|text| text.strip_prefix("Bearer ")) else {
             return Some(scope);

@@ -246,6 +246,11 @@ impl Registry {
         }
     }
 
+    /// Whether a request that is let in may pull from this repository, too.
+    pub(super) fn may_pull(&self, request: &Request, repo: &str) -> bool {
+        !matches!(self.auth, Auth::Accounts) || self.accounts.refusal(request, Some(repo), "pull").is_none()
+    }
+
     fn answer_token(&mut self, request: &Request) -> Reply {
         if request.method == "POST" && self.token.get_only {
             return error(404, "UNSUPPORTED");

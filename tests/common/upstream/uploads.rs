@@ -53,10 +53,12 @@ impl Registry {
 
     fn begin(&mut self, request: &Request, repo: &str) -> Reply {
         if let Some(digest) = request.parameter("mount").and_then(|text| text.parse::<Digest>().ok()) {
-            let from = request.parameter("from");
+            // Who may not pull it there has to send the bytes.
+            let from = query(request, "from").filter(|from| self.may_pull(request, from));
+            let anywhere = self.mounts_from_anywhere && query(request, "from").is_none();
             let mut places = self.repos.iter().filter(|(name, _)| match &from {
                 Some(from) => *name == from,
-                None => self.mounts_from_anywhere,
+                None => anywhere,
             });
             if let Some(bytes) = places.find_map(|(_, repo)| repo.blobs.get(&digest)).cloned() {
                 self.put_blob(repo, digest, &bytes);

@@ -1,0 +1,251 @@
+//! The access matrix: every caller × repository × request × state of the cache, against a written model of the rules.
+//!
+//! All disagreements of a table are printed at once. A second part compares whole answers: nobody who may not read a
+//! thing is told, by anything in the answer, whether it is in the store.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod common;
+#[path = "access/model.rs"]
+mod model;
+#[path = "access/stage.rs"]
+mod stage;
+
+use std::sync::Arc;
+
+use common::content::image;
+use common::upstream::acts;
+use common::{Got, clock};
+use model::{
+    A_MOMENT, ACCESS_TTL, Class, Credentials, Model, PUBLIC_FOR, REPOS, Repo, Scope, Show, State, VERBS, Verb, Who,
+};
+use stage::{Stage, pass};
+
+// === the tables ===
+
+async fn tables(model: Model) {
+    let mut stages = Vec::new();
+
+    let mut stage = Stage::new(model, "1h").await;
+    stage.table(State::Cold).await;
+    stages.push(stage);
+
+    let mut stage = Stage::new(model, "1h").await;
+    stage.add_all();
+    stage.make_private(Repo::Turned.name());
+    stage.tokens_now().await;
+    stage.go_away().await;
+    stage.table(State::ColdAway).await;
+    stages.push(stage);
+
+    let mut stage = Stage::new(model, "1h").await;
+    stage.heat().await;
+    stage.table(State::Hot).await;
+    stage.go_away().await;
+    stage.table(State::AskedAway).await;
+    pass(ACCESS_TTL + A_MOMENT).await;
+    stage.table(State::LongAway).await;
+    if model.credentials != Credentials::Own {
+        stage.revoke();
+        stage.upstream.up();
+        pass(ACCESS_TTL + A_MOMENT).await;
+        stage.table(State::Revoked).await;
+        stage.go_away().await;
+        stage.table(State::RevokedAway).await;
+    }
+    stage.cistern.restart().await;
+    stage.go_away().await;
+    stage.table(State::RestartedAway).await;
+    stages.push(stage);
+
+    let mut stage = Stage::new(model, "0s").await;
+    stage.heat().await;
+    stage.tokens_now().await;
+    stage.go_away().await;
+    stage.table(State::HotAway).await;
+    stages.push(stage);
+
+    let mut stage = Stage::new(model, "0s").await;
+    stage.heat().await;
+    for repo in REPOS.into_iter().filter(|repo| *repo != Repo::Missing) {
+        let moved = image(1000 + repo as u64);
+        stage.put(repo.name(), &moved);
+        stage.images.insert(repo.name().to_owned(), moved);
+    }
+    stage.table(State::Stale).await;
+    stages.push(stage);
+
+    let all: Vec<String> = stages.iter().flat_map(|stage| &stage.disagreements).map(ToString::to_string).collect();
+    assert!(all.is_empty(), "{model:?}: {} disagreements\n{}\n", all.len(), all.join("\n"));
+}
+
+const AUTO: Model = Model { credentials: Credentials::Auto, refusal: 401, prolongs: false };
+
+#[tokio::test]
+async fn by_default_where_upstream_refuses_by_401() {
+    tables(AUTO).await;
+}
+
+#[tokio::test]
+async fn by_default_where_upstream_refuses_by_403_and_rights_are_prolonged() {
+    tables(Model { refusal: 403, prolongs: true, ..AUTO }).await;
+}
+
+#[tokio::test]
+async fn by_default_where_upstream_hides_by_404_and_rights_are_prolonged() {
+    tables(Model { refusal: 404, prolongs: true, ..AUTO }).await;
+}
+
+#[tokio::test]
+async fn where_a_credential_is_always_wanted() {
+    tables(Model { credentials: Credentials::Client, refusal: 403, ..AUTO }).await;
+}
+
+#[tokio::test]
+async fn by_an_account_of_ocisterns_own() {
+    tables(Model { credentials: Credentials::Own, ..AUTO }).await;
+}
+
+// === what a refusal tells ===
+
+/// Who must not learn anything, by what they show.
+const CURIOUS: [(Who, Show); 6] = [
+    (Who::Nobody, Show::Nothing),
+    (Who::Nobody, Show::Token(Scope::Pull)),
+    (Who::Nobody, Show::Token(Scope::Push)),
+    (Who::Stranger, Show::Token(Scope::Pull)),
+    (Who::Stranger, Show::Token(Scope::Push)),
+    (Who::Stranger, Show::Basic),
+];
+/// What they may not read.
+const CLOSED: [Repo; 4] = [Repo::Private, Repo::Readable, Repo::Turned, Repo::Missing];
+
+/// Two caches of one registry; nothing was ever pulled through the first.
+struct Pair([Stage; 2]);
+
+/// What there is to see of an answer.
+fn seen(got: &Got) -> String {
+    let mut headers = got.headers.clone();
+    let mut without = vec!["date", "x-request-id"];
+    // Of an upload that began, these are its name.
+    if got.status == 202 {
+        without.extend(["location", "docker-upload-uuid"]);
+    }
+    let (mut status, mut body) = (got.status, String::from_utf8_lossy(&got.body).into_owned());
+    // Whether upstream was tried for this answer, or is left alone for some seconds, depends on when it was tried last.
+    let unreached = ["cannot reach upstream", "cannot connect", "not asked"].iter().any(|why| body.contains(why));
+    if matches!(status, 502 | 503) && (unreached || body.is_empty()) {
+        without.extend(["retry-after", "content-length"]);
+        (status, body) = (502, String::new());
+    }
+    for name in without {
+        headers.remove(name);
+    }
+    let mut fields: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
+    fields.sort();
+    format!("{status} {fields:?} {body}")
+}
+
+impl Pair {
+    async fn new(model: Model) -> Self {
+        let mut cold = Stage::new(model, "1h").await;
+        let mut hot = Stage::before(Arc::clone(&cold.upstream), model, "1h").await;
+        for stage in [&mut cold, &mut hot] {
+            stage.add_all();
+            // An upstream that never answered a HEAD is asked by GET whether it means its 403 (ADR 0011).
+            stage.add(Repo::Public, "other");
+            let ask = stage.request(Who::Friend, Show::Basic, "other", Verb::Head).await;
+            assert_eq!(stage.cistern.send(ask).await.status, 200);
+        }
+        hot.pull_all().await;
+        cold.make_private(Repo::Turned.name());
+        for stage in [&mut cold, &mut hot] {
+            stage.tokens_now().await;
+        }
+        pass(PUBLIC_FOR + A_MOMENT).await;
+        Self([cold, hot])
+    }
+
+    /// Asks both for everything, and tells where they differ.
+    async fn compare(&mut self, when: &str, repos: &[Repo]) -> Vec<String> {
+        let mut differ = Vec::new();
+        for (who, show) in CURIOUS {
+            for repo in repos {
+                for verb in VERBS {
+                    let mut both = Vec::new();
+                    for stage in &mut self.0 {
+                        let ask = stage.request(who, show, repo.name(), verb).await;
+                        let got = stage.cistern.send(ask).await;
+                        assert!(
+                            stage.judge(&got, repo.name(), verb) != Class::Given,
+                            "{when}: {who:?} {repo:?} {verb:?}"
+                        );
+                        both.push(seen(&got));
+                    }
+                    if both[0] != both[1] {
+                        let cell = format!("{when} | {who:?} {show:?} | {repo:?} | {verb:?}");
+                        differ.push(format!("{cell}\n  cold {}\n  hot  {}", both[0], both[1]));
+                    }
+                }
+            }
+        }
+        differ
+    }
+}
+
+async fn nothing_is_told(model: Model) {
+    let mut differ = Vec::new();
+    let open = if model.credentials == Credentials::Client { &[][..] } else { &[Repo::Public][..] };
+
+    // Each kind of being away, before anybody but the friend has asked.
+    for fails in [false, true] {
+        let mut pair = Pair::new(model).await;
+        if fails {
+            pair.0[0].upstream.script("*", "*", .., acts::fail(500, "UNKNOWN"));
+        } else {
+            pair.0[0].upstream.down();
+        }
+        let warp = clock::warp();
+        let repos = [&[Repo::Private, Repo::Readable, Repo::Missing], open].concat();
+        differ.extend(pair.compare("away at once", &repos).await);
+        drop(warp);
+        tokio::time::resume();
+    }
+
+    let mut pair = Pair::new(model).await;
+    differ.extend(pair.compare("there", &CLOSED).await);
+    differ.extend(pair.compare("there, again", &CLOSED).await);
+    pair.0[0].upstream.script("*", "*", .., acts::fail(500, "UNKNOWN"));
+    pass(A_MOMENT).await;
+    let warp = clock::warp();
+    differ.extend(pair.compare("away", &CLOSED).await);
+    drop(warp);
+    tokio::time::resume();
+    for stage in &mut pair.0 {
+        stage.cistern.restart().await;
+    }
+    let warp = clock::warp();
+    differ.extend(pair.compare("away, after a restart", &CLOSED).await);
+    drop(warp);
+    tokio::time::resume();
+    assert!(differ.is_empty(), "{model:?}: {} differ\n{}\n", differ.len(), differ.join("\n"));
+}
+
+#[tokio::test]
+async fn a_401_does_not_tell_what_is_stored() {
+    nothing_is_told(AUTO).await;
+}
+
+#[tokio::test]
+async fn a_403_does_not_tell_what_is_stored() {
+    nothing_is_told(Model { refusal: 403, ..AUTO }).await;
+}
+
+#[tokio::test]
+async fn a_404_does_not_tell_what_is_stored() {
+    nothing_is_told(Model { refusal: 404, ..AUTO }).await;
+}
+
+#[tokio::test]
+async fn nor_where_a_credential_is_always_wanted() {
+    nothing_is_told(Model { credentials: Credentials::Client, ..AUTO }).await;
+}
