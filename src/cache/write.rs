@@ -30,6 +30,8 @@ pub struct Said {
     pub body: Bytes,
     /// By whose right.
     pub via: Via,
+    /// Whether upstream had asked for a credential, and was shown one: everybody's at least.
+    pub shown: bool,
     /// Whether more of it should have come.
     pub is_cut: bool,
     pub(super) location: Option<Location>,
@@ -136,6 +138,7 @@ impl Said {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             via,
+            shown: false,
             is_cut: false,
             location: None,
             whole: true,
@@ -145,7 +148,7 @@ impl Said {
 
     /// All that a reply says. What breaks off on the way is short: of an answer to a write the status counts.
     async fn read(reply: Reply) -> Self {
-        let Reply { status, headers, mut body, via, location, whole, repeated } = reply;
+        let Reply { status, headers, mut body, via, shown, location, whole, repeated } = reply;
         let mut bytes = BytesMut::new();
         let reading = async {
             while let Some(frame) = body.frame().await {
@@ -160,7 +163,7 @@ impl Said {
             false
         };
         let is_cut = timeout(SAID_WITHIN, reading).await.unwrap_or(true);
-        Self { status, headers, body: bytes.freeze(), via, is_cut, location, whole, repeated }
+        Self { status, headers, body: bytes.freeze(), via, shown, is_cut, location, whole, repeated }
     }
 }
 

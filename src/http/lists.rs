@@ -30,7 +30,8 @@ pub(super) async fn referrers(visit: &Visit<'_>, repo: &RepoName, subject: &Dige
 /// `_catalog`.
 pub(super) async fn catalog(visit: &Visit<'_>) -> Result<Response<Body>, Failure> {
     let (caller, route) = (visit.caller, visit.route);
-    let list = visit.asked.app.cache.catalog(&route.upstream, &caller.right, visit.leaves_challenges(), &route.query).await;
+    let list =
+        visit.asked.app.cache.catalog(&route.upstream, &caller.right, visit.leaves_challenges(), &route.query).await;
     visit.list(list, Kind::Other)
 }
 

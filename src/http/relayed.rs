@@ -50,9 +50,10 @@ impl Visit<'_> {
     /// The answer to a write that failed: upstream's own where it refused, else one that says what went wrong.
     pub(super) fn answer_to(&self, error: WriteError, kind: Kind) -> Result<Response<Body>, Failure> {
         match error {
-            // Who has shown nothing may have something to show, whichever way upstream refuses: as for a pull.
+            // Upstream wanted a credential, and what everybody gets was not enough. It would have asked a client for its
+            // own, and so the client is asked: some show one only then.
             WriteError::Refused(said)
-                if said.status == StatusCode::FORBIDDEN && self.caller.right == Right::Anonymous =>
+                if said.status == StatusCode::FORBIDDEN && said.shown && self.caller.right == Right::Anonymous =>
             {
                 let message = format!("upstream {} does not let everybody do this: log in", self.route.upstream);
                 match self.caller.challenged(self, None, message) {

@@ -86,6 +86,8 @@ pub struct Reply {
     pub body: UpstreamBody,
     /// By whose right.
     pub via: Via,
+    /// Whether upstream had asked for a credential, and was shown one: everybody's at least.
+    pub shown: bool,
     /// The Location, if it may be asked.
     pub location: Option<Location>,
     /// Whether the whole body had been sent before the answer came.

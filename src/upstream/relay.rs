@@ -270,7 +270,8 @@ impl Relay<'_> {
             });
             UpstreamBody::new(name, body, length, received)
         };
-        Ok(Reply { status: head.status, headers, body, via, location, whole, repeated: false })
+        let shown = self.shown.is_some();
+        Ok(Reply { status: head.status, headers, body, via, shown, location, whole, repeated: false })
     }
 
     fn location(&self, headers: &HeaderMap) -> Result<Option<Location>, RedirectFault> {
