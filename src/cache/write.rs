@@ -21,6 +21,7 @@ const SAID_WITHIN: Duration = Duration::from_secs(20);
 
 /// What upstream said to a write.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "four facts about an answer that have nothing to do with each other")]
 pub struct Said {
     /// Any.
     pub status: StatusCode,
