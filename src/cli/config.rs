@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, ConfigError, Flags};
+use crate::config::{Address, Config, ConfigError, Flags, Listener, PushBy};
 use crate::server::check_tls;
 
 /// What `check` has found to be wrong.
@@ -28,14 +28,21 @@ pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
     if !unusable.is_empty() {
         return Err(Mistake::Files(unusable));
     }
+    let mut warnings: Vec<_> = files(&config)
+        .into_iter()
+        .filter_map(|(key, file)| {
+            let error = std::fs::File::open(&file).err()?;
+            Some(format!("{key}: {}: {error}", file.display()))
+        })
+        .collect();
+    warnings.extend(useless(&config));
+    let verdict = if warnings.is_empty() { "no problem found" } else { "can be used, with warnings" };
     let mut text = match &config.source {
-        Some(file) => format!("{}: no problem found\n", file.display()),
+        Some(file) => format!("{}: {verdict}\n", file.display()),
         None => "no configuration file; the defaults apply\n".to_owned(),
     };
-    for (key, file) in files(&config) {
-        if let Err(error) = std::fs::File::open(&file) {
-            let _ = writeln!(text, "warning: {key}: {}: {error}", file.display());
-        }
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {warning}");
     }
     Ok(text)
 }
@@ -61,6 +68,32 @@ fn unusable(config: &Config) -> Vec<String> {
     let checked = listeners.filter_map(|(index, listener)| Some((index, check_tls(listener.tls.as_ref()?).err()?)));
     let wrong = checked.filter(|(_, error)| !error.is_unreadable());
     wrong.map(|(index, error)| format!("listener[{index}].tls: {error}")).collect()
+}
+
+/// What is allowed and lets nobody in.
+fn useless(config: &Config) -> Vec<String> {
+    let knows_callers = |listener: &Listener| {
+        listener.htpasswd.is_some() || listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+    };
+    let mut warnings = Vec::new();
+    for (name, upstream) in &config.upstreams {
+        if upstream.push == PushBy::Shared && !config.listeners.iter().any(knows_callers) {
+            warnings.push(format!(
+                "upstream.\"{name}\".push: \"shared\" is for users of a listener's htpasswd file and clients with a \
+                 certificate, and no listener has htpasswd or tls.client_ca: nobody can push"
+            ));
+        }
+    }
+    for (index, listener) in config.listeners.iter().enumerate() {
+        let is_public = matches!(listener.address, Address::Tcp(address) if !address.ip().is_loopback());
+        if is_public && listener.htpasswd.is_some() && listener.tls.is_none() && !listener.allow_plain_credentials {
+            warnings.push(format!(
+                "listener[{index}].htpasswd: no password is taken over plain HTTP from another machine; set tls, or \
+                 allow_plain_credentials = true where the network is closed"
+            ));
+        }
+    }
+    warnings
 }
 
 /// The files that the configuration names, with their keys.
@@ -103,6 +136,23 @@ mod tests {
     }
 
     #[test]
+    fn check_warns_of_what_lets_nobody_in() {
+        let text = "[[listener]]\naddress = \"0.0.0.0:5000\"\nhtpasswd = \"users\"\n[upstream.\"a.example\"]\n\
+                    credentials = { from = \"docker-config\" }\npush = \"shared\"\n";
+        let (_directory, file) = written(text);
+        std::fs::write(file.with_file_name("users"), "").unwrap();
+        let said = check(Some(&file)).unwrap();
+        assert!(
+            said.contains("can be used, with warnings") && said.contains("listener[0].htpasswd: no password"),
+            "{said}"
+        );
+        assert!(!said.contains("nobody can push"), "{said}");
+        std::fs::write(&file, text.replace("htpasswd = \"users\"\n", "")).unwrap();
+        let said = check(Some(&file)).unwrap();
+        assert!(said.contains("warning: upstream.\"a.example\".push: ") && said.contains("nobody can push"), "{said}");
+    }
+
+    #[test]
     fn check_says_what_was_read_and_warns_of_files_that_are_missing() {
         let (directory, file) = written(
             "[upstream.\"a.example\"]\nca = \"ca.pem\"\n\
@@ -114,7 +164,7 @@ mod tests {
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
-                format!("{}: no problem found", file.display()),
+                format!("{}: can be used, with warnings", file.display()),
                 format!("warning: upstream.\"a.example\".ca: {}: No such file or directory (os error 2)", ca.display()),
             ]
         );

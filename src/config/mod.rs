@@ -20,6 +20,7 @@ mod upstreams;
 mod url;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,6 +94,16 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix socket's path (`unix:/path`).
     Unix(PathBuf),
+}
+
+/// As the configuration has it.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// TLS of a listener: PEM files.

@@ -156,10 +156,7 @@ pub(super) fn address(text: &str) -> Result<Address, Fault> {
 
 /// An address as it would be written.
 pub(super) fn show_address(address: &Address) -> String {
-    match address {
-        Address::Tcp(address) => address.to_string(),
-        Address::Unix(path) => format!("unix:{}", path.display()),
-    }
+    address.to_string()
 }
 
 /// The admin listener's address: `IP:PORT`, or `off`.

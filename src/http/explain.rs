@@ -3,12 +3,14 @@
 //! Statuses are chosen for what clients do with them: containerd goes on to the next host at a 404 or any 5xx, hammers
 //! at a 429, and docker falls back to its own registry at any error.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 
 use super::Visit;
+use super::access::is_own_account;
 use super::challenge::TokenError;
 use super::respond::Failure;
 use crate::cache::{CacheError, Want};
@@ -28,7 +30,10 @@ impl Visit<'_> {
         let refused = match &error {
             CacheError::Upstream(error) => self.refused(error),
             CacheError::CredentialWanted { upstream } => {
-                let message = format!("upstream {upstream} gives this to callers with a credential only: log in");
+                let message = format!(
+                    "upstream {upstream} gives this to callers with a credential only: {}",
+                    self.how_to_log_in()
+                );
                 self.caller.challenged(self, None, message)
             }
             _ => None,
@@ -53,7 +58,7 @@ impl Visit<'_> {
 
     /// The answer to a caller whom upstream itself refused; none where no credential of the caller's counts.
     pub(super) fn refused(&self, error: &Arc<UpstreamError>) -> Option<Failure> {
-        let (name, by_own) = (&error.upstream, matches!(self.caller.right, Right::Client(_)));
+        let by_own = matches!(self.caller.right, Right::Client(_));
         let (unauthorized, token_error) = match &error.fault {
             Fault::Unauthorized { demand, .. } if demand.error == "insufficient_scope" => (true, TokenError::Scope),
             Fault::Unauthorized { .. } => (true, TokenError::Invalid),
@@ -65,10 +70,35 @@ impl Visit<'_> {
         } else if by_own {
             self.caller.challenged(self, Some(token_error), format!("upstream {error}"))?
         } else {
-            let message = format!("upstream {error}. It does not exist there or is private: log in to {name}");
-            self.caller.challenged(self, None, message)?
+            self.caller.challenged(self, None, self.advice(error))?
         };
         Some(failure.with_source(Arc::clone(error)))
+    }
+}
+
+impl Visit<'_> {
+    /// Where and as whom: clients keep their credentials by the address that they ask.
+    fn how_to_log_in(&self) -> String {
+        let host = self.asked.host.unwrap_or("ocistern's address");
+        format!("log in here (docker login {host}) with an account of {}", self.route.upstream)
+    }
+
+    /// What somebody can do whom upstream refused, and who showed nothing that could have helped.
+    fn advice(&self, error: &UpstreamError) -> String {
+        if matches!(self.asked.parts.method, Method::GET | Method::HEAD) {
+            return format!("upstream {error}. It does not exist there, or is private: {}", self.how_to_log_in());
+        }
+        let name = &self.route.upstream;
+        let mut advice =
+            format!("upstream {error}. It takes this only from an account that may do it: {}", self.how_to_log_in());
+        if self.asked.upstream(name).is_ok_and(|upstream| is_own_account(upstream)) {
+            let _ = write!(
+                advice,
+                ". ocistern's own account only pulls; push = \"shared\" in [upstream.\"{name}\"] lends it to callers that \
+                 the listener knows"
+            );
+        }
+        advice
     }
 }
 
@@ -152,12 +182,12 @@ fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
     let unavailable = |message: String| Failure::new(StatusCode::BAD_GATEWAY, ErrorCode::Unavailable, message);
     let failure = match &error.fault {
         Fault::Sealed => return sealed(name, kind),
-        Fault::Unreachable(cause) => {
-            unavailable(format!("ocistern cannot reach upstream {name}: {cause}; what is in the store is still served"))
-        }
-        Fault::OwnListener | Fault::Tls(_) => {
-            unavailable(format!("ocistern cannot reach upstream {error}; what is in the store is still served"))
-        }
+        Fault::Unreachable(cause) => unavailable(format!(
+            "ocistern cannot reach upstream {name}: {cause}; pulls that the store may answer without it still work"
+        )),
+        Fault::OwnListener | Fault::Tls(_) => unavailable(format!(
+            "ocistern cannot reach upstream {error}; pulls that the store may answer without it still work"
+        )),
         Fault::Timeout(_) => Failure::new(
             StatusCode::GATEWAY_TIMEOUT,
             ErrorCode::Unavailable,
@@ -166,7 +196,7 @@ fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
         Fault::BreakerOpen { retry_after } => Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Unavailable,
-            format!("upstream {error}; what is in the store is still served"),
+            format!("upstream {error}; pulls that the store may answer without it still work"),
         )
         .with_retry_after(Some(*retry_after)),
         Fault::RateLimited { retry_after, message } => {
@@ -235,7 +265,7 @@ mod tests {
         assert_eq!(gone.status, StatusCode::BAD_GATEWAY);
         assert_eq!(
             gone.message,
-            "ocistern cannot reach upstream docker.io: refused; what is in the store is still served"
+            "ocistern cannot reach upstream docker.io: refused; pulls that the store may answer without it still work"
         );
         assert_eq!(of(Fault::Sealed).status, StatusCode::NOT_FOUND);
     }

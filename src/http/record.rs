@@ -175,8 +175,8 @@ impl Record {
         if failed || self.end == End::Broken {
             Outcome::Error
         } else {
-            // What no handler spoke of was answered without asking anybody.
-            self.served.map_or(Outcome::Hit, |served| served.outcome)
+            // What no handler spoke of is no content: a token, or the API's name.
+            self.served.map_or(Outcome::Bypass, |served| served.outcome)
         }
     }
 

@@ -399,7 +399,11 @@ fn refused(asked: &Asked<'_>, message: String) -> Failure {
 /// What upstream's token endpoint said, with its status.
 fn relayed(asked: &Asked<'_>, error: UpstreamError) -> Failure {
     match &error.fault {
-        Fault::Unauthorized { .. } => refused(asked, format!("upstream {error}")).with_source(error),
+        Fault::Unauthorized { .. } => {
+            let message =
+                format!("upstream {0} refuses this credential: log in again with an account of {0}", error.upstream);
+            refused(asked, message).with_source(error)
+        }
         Fault::Forbidden { .. } => {
             Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, format!("upstream {error}")).with_source(error)
         }

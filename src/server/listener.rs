@@ -11,6 +11,7 @@ use listenfd::ListenFd;
 use rustix::net::{AddressFamily, SocketType};
 use tokio::net::{TcpListener, UnixListener};
 
+use super::inherited;
 use super::stream::Plain;
 use crate::config::{Address, Listener};
 use crate::http::access::Peer;
@@ -196,29 +197,30 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The sockets of the configured listeners. Sockets of systemd take the place of configured addresses: a Unix socket
-/// that of the listener with its path, any other that of the next TCP listener, whose settings it has; those beyond
-/// have the settings of the first listener.
+/// The sockets of the configured listeners. Sockets of systemd take the place of all TCP addresses, and of the Unix
+/// sockets with their path.
 pub(super) async fn open(listeners: &[Listener], inherited: Inherited) -> Result<Vec<(Socket, Listener)>, ListenError> {
-    let replaced = !inherited.0.is_empty();
-    let (mut tcp, mut unix): (Vec<&Listener>, Vec<&Listener>) =
-        listeners.iter().partition(|listener| matches!(listener.address, Address::Tcp(_)));
-    tcp.reverse();
+    let sockets = inherited.0.into_iter().map(InheritedSocket::into_socket).collect::<Result<Vec<_>, _>>()?;
+    let addresses: Vec<Address> = sockets.iter().filter_map(Socket::configured_as).collect();
+    let places = inherited::places(&addresses, listeners);
+    let left_out = inherited::left_out(&places, listeners);
+    for listener in left_out.iter().filter(|listener| !listener.optional) {
+        tracing::warn!(
+            address = %listener.address,
+            "this listener is not served: sockets of systemd take the place of all TCP addresses; write it as \
+             ListenStream= in ocistern.socket"
+        );
+    }
     let mut opened = Vec::new();
-    for socket in inherited.0 {
-        let socket = socket.into_socket()?;
-        let same_path = unix.iter().position(|listener| socket.is_at(&listener.address));
-        let settings = match same_path {
-            Some(index) => Some(unix.remove(index)),
-            None => tcp.pop().or(listeners.first()),
-        };
-        opened.extend(settings.map(|settings| (socket, settings.clone())));
+    for (socket, place) in sockets.into_iter().zip(&places) {
+        let Some(listener) = listeners.get(*place) else { continue };
+        tracing::info!(%socket, settings_of = %listener.address, "systemd passed a socket");
+        opened.push((socket, listener.clone()));
     }
-    if replaced {
-        tcp.clear();
-    }
-    tcp.reverse();
-    for listener in tcp.into_iter().chain(unix) {
+    for (index, listener) in listeners.iter().enumerate() {
+        if places.contains(&index) || left_out.iter().any(|out| out.address == listener.address) {
+            continue;
+        }
         match Socket::open(&listener.address).await {
             Ok(socket) => opened.push((socket, listener.clone())),
             Err(error) if listener.optional && error.is_missing_address() => {
@@ -231,12 +233,14 @@ pub(super) async fn open(listeners: &[Listener], inherited: Inherited) -> Result
 }
 
 impl Socket {
-    fn is_at(&self, address: &Address) -> bool {
-        match (self, address) {
-            (Self::Unix { listener, .. }, Address::Unix(path)) => {
-                listener.local_addr().is_ok_and(|own| own.as_pathname() == Some(path))
+    /// The address as the configuration would have it.
+    fn configured_as(&self) -> Option<Address> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
+            Self::Unix { listener, .. } => {
+                let address = listener.local_addr().ok()?;
+                Some(Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default()))
             }
-            _ => false,
         }
     }
 }

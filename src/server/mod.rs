@@ -8,6 +8,7 @@ mod activity;
 mod admin_socket;
 mod connection;
 mod files;
+mod inherited;
 mod listener;
 mod notify;
 mod permits;

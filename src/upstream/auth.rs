@@ -208,7 +208,7 @@ impl Auth {
             return if self.can_show(&Way::Basic, want.right) {
                 Ok(Way::Basic)
             } else {
-                let message = "it wants a name and password, and none is configured".to_owned();
+                let message = "it wants a name and password".to_owned();
                 Err(Fault::Unauthorized { message, demand: Demand::default() })
             };
         }

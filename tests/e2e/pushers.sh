@@ -71,6 +71,34 @@ push_pull_oras() {
     cmp "$STORAGE/files/artifact.txt" "$CONTENT/artifact/artifact.txt"
     cmp "$STORAGE/files/data.bin" "$CONTENT/artifact/data.bin"
 }
+# attached PREFIX DIGEST_OF: PREFIX/app gets a signature that refers to it, PREFIX/copy is a copy with all of that; prints the
+# digest of the signature.
+attached() {
+    local subject found
+    subject=$(push_oras "$1/app")
+    (cd "$CONTENT/artifact" && oras_at attach --artifact-type application/vnd.example.signature.v1+json "$REGISTRY/$1/app:1.0" signature.json:application/json) >/dev/null
+    found=$(referring "$1/app:1.0")
+    oras_at pull --output "$STORAGE/signature" "$REGISTRY/$1/app@$found" >/dev/null
+    cmp "$STORAGE/signature/signature.json" "$CONTENT/artifact/signature.json"
+    oras_cp "$REGISTRY/$1/app:1.0" "$REGISTRY/$1/copy:2.0" >/dev/null
+    same "digest of the copy upstream" "${subject#manifest }" "$("$2" "$1/copy" 2.0)"
+    same "referrers of the copy" "$found" "$(referring "$1/copy:2.0")"
+    printf '%s\n' "$found"
+}
+referring() { oras_at discover --format json "$REGISTRY/$1" | jq -r '.. | .referrers? // empty | .[].digest'; }
+# signed_by_tag REPOSITORY DIGEST_OF: as cosign 2 does it, by a tag made of the digest; asked for before it is there.
+signed_by_tag() {
+    local subject tag
+    subject=$(push_oras "$1")
+    tag=sha256-${subject#manifest sha256:}.sig
+    fails oras_at 'manifest fetch' "$REGISTRY/$1:$tag"
+    (cd "$CONTENT/artifact" && oras_at push "$REGISTRY/$1:$tag" signature.json:application/json)
+    oras_at 'manifest fetch' --descriptor "$REGISTRY/$1:$tag" | jq -r .digest | grep -qx "$("$2" "$1" "$tag")"
+    # Moved, and seen to be moved.
+    (cd "$CONTENT/artifact" && oras_at push "$REGISTRY/$1:$tag" signature.json:application/json artifact.txt:text/plain)
+    oras_at 'manifest fetch' --descriptor "$REGISTRY/$1:$tag" | jq -r .digest | grep -qx "$("$2" "$1" "$tag")"
+    oras_at 'repo tags' "$REGISTRY/$1" | grep -qx "$tag"
+}
 push_delete_oras() { oras_at 'manifest delete' --force "$REGISTRY/$1@$2"; }
 
 # --- crane -----------------------------------------------------------------------------------------------------------

@@ -64,36 +64,20 @@ sp_login() {
 }
 
 oras_referrers() {
-    local subject found
+    local subject signature
     sp_login
-    subject=$(push_oras refer/app)
-    (cd "$CONTENT/artifact" && oras_at attach --artifact-type application/vnd.example.signature.v1+json "$REGISTRY/refer/app:1.0" signature.json:application/json)
-    found=$(oras_at discover --format json "$REGISTRY/refer/app:1.0" | jq -r '.. | .referrers? // empty | .[].digest')
-    same "referrers upstream" "$(acr_direct "/v2/refer/app/referrers/${subject#manifest }" | jq -r '.manifests[].digest')" "$found"
-    oras_at pull --output "$STORAGE/signature" "$REGISTRY/refer/app@$found" >/dev/null
-    cmp "$STORAGE/signature/signature.json" "$CONTENT/artifact/signature.json"
-    oras_cp "$REGISTRY/refer/app:1.0" "$REGISTRY/refer/copy:2.0"
-    same "digest of the copy upstream" "${subject#manifest }" "$(acr_digest refer/copy 2.0)"
-    same "referrers of the copy" "$found" "$(oras_at discover --format json "$REGISTRY/refer/copy:2.0" | jq -r '.. | .referrers? // empty | .[].digest')"
+    signature=$(attached refer acr_digest)
+    subject=$(acr_digest refer/copy 2.0)
+    same "referrers upstream" "$(acr_direct "/v2/refer/app/referrers/$subject" | jq -r '.manifests[].digest')" "$signature"
     # The registry removes what refers to a manifest with the manifest.
-    oras_at 'manifest delete' --force "$REGISTRY/refer/copy@${subject#manifest }"
-    fails oras_at 'manifest fetch' "$REGISTRY/refer/copy@$found"
+    oras_at 'manifest delete' --force "$REGISTRY/refer/copy@$subject"
+    fails oras_at 'manifest fetch' "$REGISTRY/refer/copy@$signature"
     oras_at 'repo ls' "$REGISTRY" | grep -qx refer/app
 }
 
-# As cosign 2 does it: a tag made of the digest; asked for before it is there.
 signature_by_tag() {
-    local subject tag
     sp_login
-    subject=$(push_oras signed/app)
-    tag=sha256-${subject#manifest sha256:}.sig
-    fails oras_at 'manifest fetch' "$REGISTRY/signed/app:$tag"
-    (cd "$CONTENT/artifact" && oras_at push "$REGISTRY/signed/app:$tag" signature.json:application/json)
-    oras_at 'manifest fetch' --descriptor "$REGISTRY/signed/app:$tag" | jq -r .digest | grep -qx "$(acr_digest signed/app "$tag")"
-    # Moved, and seen to be moved.
-    (cd "$CONTENT/artifact" && oras_at push "$REGISTRY/signed/app:$tag" signature.json:application/json artifact.txt:text/plain)
-    oras_at 'manifest fetch' --descriptor "$REGISTRY/signed/app:$tag" | jq -r .digest | grep -qx "$(acr_digest signed/app "$tag")"
-    oras_at 'repo tags' "$REGISTRY/signed/app" | grep -qx "$tag"
+    signed_by_tag signed/app acr_digest
 }
 
 # Pages of one entry: every Link leads back to ocistern.

@@ -11,6 +11,10 @@ check() {
     try "push start" push_start
     for form in default prefix; do
         for name in "${PUSHERS[@]}"; do try "push $form $name" push_at "$form" "$name"; done
+        try "push $form signatures, by tag and by the referrers fallback" push_signatures "$form" bearer.test
+    done
+    for form in prefix transparent; do
+        try "push $form signatures, by tag and by the referrers API" push_signatures "$form" oci.test
     done
     docker_stop
     ctr_stop
@@ -28,6 +32,23 @@ push_start() {
     docker_start
     ctr_start
 }
+
+# push_signatures FORM UPSTREAM
+push_signatures() {
+    local digest_of=${2%%.*}_digest
+    PLAIN=1 STORAGE=$WORK/storage/signatures-$1-${2%%.*}
+    case $1 in
+        default) REGISTRY=127.0.0.1:$PUSH_PORT ;;
+        prefix) REGISTRY=$OCISTERN/$2 ;;
+        transparent) REGISTRY=registry.e2e:$OCISTERN_PORT ;;
+    esac
+    mkdir -p "$STORAGE"
+    [[ $2 != bearer.test ]] || push_login_oras "$PULL_USER" "$PULL_PASSWORD"
+    attached "signatures-$1" "$digest_of"
+    signed_by_tag "signatures-$1/signed" "$digest_of"
+}
+
+oci_digest() { bounded "$(go_tool crane)" digest --insecure "${UPSTREAM_ADDRESS[oci.test]}/$1:$2" 2>/dev/null || true; }
 
 bearer_digest() {
     # Raw, because artifacts and charts are no images; the digest is that of the bytes.
