@@ -221,7 +221,8 @@ impl Session {
             if replays > REPLAYS {
                 return Err(error);
             }
-            if !self.can_replay(pump) {
+            let sent = self.sent(pump);
+            if !self.can_replay(sent).await {
                 return Err(WriteError::Unreplayable(Box::new(error)));
             }
             tracing::info!(
@@ -323,9 +324,9 @@ impl Session {
         Ok(said)
     }
 
-    /// Whether what was sent can be sent again.
-    fn can_replay(&self, pump: &Pump) -> bool {
-        self.kept.is_whole() || self.sent(pump) == 0
+    /// Whether these first bytes, which were sent, can be sent again. The file is asked: what was handed to it may still fail to get there.
+    async fn can_replay(&mut self, sent: u64) -> bool {
+        sent == 0 || self.kept.file().await.is_some()
     }
 
     /// Everything but what is held back.
