@@ -70,6 +70,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     // Without this, small pieces wait for the kernel's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
+    let held = shared.handshakes.lock().clone();
+    if let Some(gate) = held {
+        gate.pass().await;
+    }
     let mut conn = match &shared.tls {
         None => Conn::Plain(stream),
         Some(acceptor) => match acceptor.accept(stream).await {
