@@ -214,7 +214,7 @@ mod tests {
                 let digest = |one: &serde_json::Value| one.get("digest")?.as_str()?.parse::<Digest>().ok();
                 let listed = other.get("config").into_iter().chain(list("layers")).chain(list("manifests"));
                 prop_assert_eq!(&info.children, &listed.filter_map(digest).collect::<Vec<_>>());
-                prop_assert_eq!(info.is_index, other.get("manifests").is_some_and(|list| list.is_array()));
+                prop_assert_eq!(info.is_index, other.get("manifests").is_some_and(serde_json::Value::is_array));
                 prop_assert_eq!(info.subject, other.get("subject").and_then(digest));
             }
         }
