@@ -14,7 +14,7 @@ use super::fill::Proven;
 use super::{ANSWER_WITHIN, CacheError, Target};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Via};
-use crate::upstream::{Answer, Ask, Registry, UpstreamBody};
+use crate::upstream::{Answer, Ask, Fault, Registry, UpstreamBody, UpstreamError};
 
 /// Tries to continue a broken body without a single byte of progress between them.
 const RESUMES_WITHOUT_PROGRESS: u32 = 3;
@@ -122,10 +122,6 @@ impl Download {
                 None => self.origin.bad("a body shorter than it announced"),
                 Some(Err(error)) => error.into(),
             };
-            if self.mark.length.is_none() {
-                // Without a length nobody can tell a continued body from a repeated one.
-                return Err(error);
-            }
             self.resume(error).await?;
         }
     }
@@ -147,6 +143,11 @@ impl Download {
             match self.origin.ask_rest(&mut self.mark, Instant::now() + ANSWER_WITHIN).await {
                 Ok((answer, skip)) => {
                     (self.body, self.skip) = (answer.body, skip);
+                    return Ok(());
+                }
+                // Without a length, all may have come before the body broke off: the digest decides.
+                Err(CacheError::Upstream(next)) if self.mark.length.is_none() && is_beyond_the_end(&next) => {
+                    self.mark.length = Some(self.mark.at);
                     return Ok(());
                 }
                 Err(CacheError::Upstream(next)) if next.is_retryable() => error = CacheError::Upstream(next),
@@ -222,6 +223,11 @@ impl Origin {
     fn bad(&self, reason: &'static str) -> CacheError {
         CacheError::BadAnswer { upstream: self.target.upstream.clone(), reason }
     }
+}
+
+/// Whether upstream says that nothing follows the mark.
+fn is_beyond_the_end(error: &UpstreamError) -> bool {
+    matches!(error.fault, Fault::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. })
 }
 
 /// Jittered, doubling from a quarter of a second; none before the first try.

@@ -22,6 +22,7 @@ mod connect;
 mod credentials;
 mod error;
 mod exchange;
+pub mod fuzzing;
 mod grant;
 mod origin;
 mod read;

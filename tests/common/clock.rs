@@ -30,12 +30,15 @@ pub async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     value
 }
 
-/// Lets so much time pass at once, on a current-thread runtime.
+/// Lets so much time pass at once, on a current-thread runtime on which nothing is under way: all that is due meanwhile
+/// happens at its end.
 pub async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
 }
+
+pub use pass as leap;
 
 /// Makes tokio's clock run `FACTOR` times faster until it is dropped, on a current-thread runtime.
 ///
@@ -47,14 +50,6 @@ pub async fn pass(time: Duration) {
 pub struct Warp {
     _stop: mpsc::Sender<()>,
     _driver: tokio::task::JoinSet<()>,
-}
-
-/// Lets tokio's clock jump ahead, on a current-thread runtime on which nothing is under way: all that is due meanwhile
-/// happens at its end.
-pub async fn leap(time: Duration) {
-    tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
 }
 
 /// See [`Warp`].
