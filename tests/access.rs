@@ -12,11 +12,11 @@ mod stage;
 
 use std::sync::Arc;
 
-use common::content::image;
+use common::content::{image, sha256};
 use common::upstream::acts;
-use common::{Got, clock};
+use common::{Ask, Got, clock};
 use model::{
-    A_MOMENT, ACCESS_TTL, Class, Credentials, Model, PUBLIC_FOR, REPOS, Repo, Scope, Show, State, VERBS, Verb, Who,
+    A_MOMENT, ACCESS_TTL, Class, Credentials, Model, PUBLIC_FOR, REPOS, Repo, SHOWN, Scope, Show, State, VERBS, Verb, Who,
 };
 use stage::{Stage, pass};
 
@@ -248,4 +248,44 @@ async fn a_404_does_not_tell_what_is_stored() {
 #[tokio::test]
 async fn nor_where_a_credential_is_always_wanted() {
     nothing_is_told(Model { credentials: Credentials::Client, ..AUTO }).await;
+}
+
+/// By its digest, under a name that everybody may read and that does not have it.
+#[tokio::test]
+async fn an_open_name_does_not_tell_what_is_stored_under_another_one() {
+    for refusal in [401, 403, 404] {
+        let mut pair = Pair::new(Model { refusal, ..AUTO }).await;
+        let (open, private) = (Repo::Public.name(), pair.0[0].images[Repo::Private.name()].clone());
+        let (manifest, layer) = (private.digest, sha256(&private.layers[0]));
+        for stage in &mut pair.0 {
+            // Upstream says to everybody that the name is theirs to read.
+            let ask = stage.request(Who::Nobody, Show::Nothing, open, Verb::Head).await;
+            assert_eq!(stage.cistern.send(ask).await.status, 200);
+        }
+        let mut differ = Vec::new();
+        // Also when it has been told that it is not there, and when that is forgotten.
+        for round in 0..2 {
+            for (who, show) in SHOWN {
+                for path in [format!("manifests/{manifest}"), format!("blobs/{manifest}"), format!("blobs/{layer}")] {
+                    let target = format!("/v2/{open}/{path}");
+                    for ask in [Ask::get(&*target), Ask::head(&*target), Ask::get(&*target).with("range", "bytes=1-2")]
+                    {
+                        let mut both = Vec::new();
+                        for stage in &mut pair.0 {
+                            let ask = stage.shown(ask.clone(), who, show, open).await;
+                            both.push(seen(&stage.cistern.send(ask).await));
+                        }
+                        assert!(both[0].starts_with("404"), "{who:?} {show:?} {path}: {}", both[0]);
+                        if both[0] != both[1] {
+                            differ.push(format!("{who:?} {show:?} | {ask:?}\n  cold {}\n  hot  {}", both[0], both[1]));
+                        }
+                    }
+                }
+            }
+            if round == 0 {
+                pass(A_MOMENT).await;
+            }
+        }
+        assert!(differ.is_empty(), "{refusal}: {} differ\n{}\n", differ.len(), differ.join("\n"));
+    }
 }

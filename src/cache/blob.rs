@@ -68,7 +68,7 @@ impl Cache {
         let in_time = self.blob_until(target, digest, deadline);
         match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
-            Err(error) => Err(self.told(target, error)),
+            Err(error) => Err(self.told_by_digest(target, error)),
         }
     }
 
@@ -166,7 +166,7 @@ impl Cache {
         };
         match timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
-            Err(error) => Err(self.told(target, error)),
+            Err(error) => Err(self.told_by_digest(target, error)),
         }
     }
 

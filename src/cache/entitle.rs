@@ -269,6 +269,12 @@ impl Cache {
         if is_public || self.is_allowed(target, When::Now) { error } else { error.without_words() }
     }
 
+    /// The same of what is asked for by its digest. It may be in the store under a name of which this caller must not know,
+    /// and upstream is asked by HEAD then: its words are for nobody, also where the repository is everybody's.
+    pub(super) fn told_by_digest(&self, target: &Target, error: CacheError) -> CacheError {
+        self.told(target, error.without_words())
+    }
+
     /// Whether the caller may read the repository, as far as is known: then upstream's 404 means what it says.
     pub(super) async fn may_read(&self, target: &Target) -> bool {
         target.right == Right::Shared || self.passes(target, Via::Anonymous, When::Away).await

@@ -83,9 +83,10 @@ impl Cache {
             }
         };
         let answer = timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(out_of_time(target)));
-        match answer {
-            Ok(manifest) => Ok(manifest),
-            Err(error) => Err(self.told(target, error)),
+        match (answer, reference) {
+            (Ok(manifest), _) => Ok(manifest),
+            (Err(error), Reference::Digest(_)) => Err(self.told_by_digest(target, error)),
+            (Err(error), Reference::Tag(_)) => Err(self.told(target, error)),
         }
     }
 

@@ -179,6 +179,11 @@ impl Stage {
             Verb::MountFrom => Ask::post(format!("/v2/{home}/blobs/uploads/?mount={layer}&from={name}")),
             Verb::MountInto => Ask::post(format!("/v2/{name}/blobs/uploads/?mount={common}&from=commons")),
         };
+        self.shown(ask, who, show, name).await
+    }
+
+    /// A request that shows this.
+    pub(crate) async fn shown(&mut self, ask: Ask, who: Who, show: Show, name: &str) -> Ask {
         let ask = ask.with("host", HOST);
         match show {
             Show::Nothing => ask,
