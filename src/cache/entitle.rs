@@ -235,6 +235,9 @@ impl Cache {
     /// says about content it must be sure: a web page that anybody gets is no proof that the repository is public.
     pub(super) async fn heard(&self, target: &Target, asked: &Asked, answer: Result<Via, &CacheError>) {
         let repository = target.repository();
+        if answer.is_err_and(CacheError::is_refusal) {
+            self.doubt_what_is_under_way(target, asked);
+        }
         match (answer, &target.right) {
             (Ok(Via::Anonymous), _) => self.learn_access(&repository, Access::Public, asked).await,
             (Ok(Via::Client), Right::Client(lent)) => {
