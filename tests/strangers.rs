@@ -236,3 +236,70 @@ async fn a_manifest_on_its_way_is_not_joined_any_more_when_upstream_has_said_no_
         }
     }
 }
+
+#[tokio::test]
+async fn one_odd_answer_to_a_head_changes_nothing_for_others() {
+    let upstream = registry(401).await;
+    let image = image(1);
+    for known in [false, true] {
+        let direct = Direct::start(&upstream, "tags = \"always\"").await;
+        if known {
+            direct.manifest(&STRANGER, "open", "v1", Want::Required).await.found(&image.digest);
+        }
+        let odd: [common::upstream::Act; 3] =
+            [acts::fail(400, "NAME_INVALID"), acts::fail(405, "UNSUPPORTED"), acts::without("Docker-Content-Digest")];
+        for act in odd {
+            upstream.script("HEAD", "/v2/open/manifests/odd", .., act);
+            assert!(!matches!(direct.manifest(&STRANGER, "open", "odd", Want::Required).await, Came::Content(..)));
+            upstream.unscript();
+            direct.get(&STRANGER, "open", "v1").await.found(&image.digest);
+            upstream.forget();
+            direct.get(&STRANGER, "open", "v1").await.found(&image.digest);
+            assert_eq!(
+                (upstream.count("HEAD", "*/v1"), upstream.count("GET", "*/v1")),
+                (1, 0),
+                "{known}: still by HEAD"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn where_heads_work_one_that_does_not_is_an_exception() {
+    let upstream = registry(401).await;
+    let (good, odd) = (image(1), image(2));
+    upstream.image("open", "odd", &odd);
+    let direct = Direct::start(&upstream, "tags = \"always\"").await;
+    direct.manifest(&STRANGER, "open", "v1", Want::Required).await.found(&good.digest);
+    direct.get(&STRANGER, "open", "v1").await.found(&good.digest);
+    upstream.script("HEAD", "/v2/open/manifests/odd", .., acts::fail(400, "NAME_INVALID"));
+    for _ in 0..2 {
+        direct.manifest(&STRANGER, "open", "odd", Want::Required).await.found(&odd.digest);
+    }
+    upstream.forget();
+    direct.get(&STRANGER, "open", "v1").await.found(&good.digest);
+    assert_eq!((upstream.count("HEAD", "*/v1"), upstream.count("GET", "*/v1")), (1, 0), "still by HEAD");
+}
+
+#[tokio::test]
+async fn that_heads_are_of_no_use_is_tried_again_after_an_hour() {
+    let upstream = registry(401).await;
+    let image = image(1);
+    let direct = Direct::start(&upstream, "tags = \"always\"").await;
+    direct.get(&STRANGER, "open", "v1").await.found(&image.digest);
+    upstream.script("HEAD", "/v2/open/manifests/*", .., acts::fail(405, "UNSUPPORTED"));
+    for _ in 0..3 {
+        direct.get(&STRANGER, "open", "v1").await.found(&image.digest);
+    }
+    let heads = || upstream.requests("HEAD", "*/v1").iter().filter(|entry| matches!(entry.status, 200 | 405)).count();
+    assert_eq!(heads(), 1, "it is remembered");
+    upstream.unscript();
+    pass(Duration::from_mins(59)).await;
+    direct.get(&STRANGER, "open", "v1").await.found(&image.digest);
+    assert_eq!(heads(), 1, "for an hour");
+    pass(Duration::from_mins(2)).await;
+    for _ in 0..3 {
+        direct.get(&STRANGER, "open", "v1").await.found(&image.digest);
+    }
+    assert_eq!(heads(), 4, "and they work again");
+}

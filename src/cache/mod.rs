@@ -30,11 +30,10 @@ mod verify;
 mod write;
 mod writes;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -136,10 +135,8 @@ pub struct Cache {
     uploads: upload::Uploads,
     /// Who may write where.
     writers: upload::Writers,
-    /// Upstreams that cannot be asked for manifests by HEAD.
-    heads_unusable: Mutex<HashSet<UpstreamName>>,
-    /// Upstreams that have answered a HEAD usefully: their 403 to one is meant.
-    heads_usable: Mutex<HashSet<UpstreamName>>,
+    /// Whether upstreams can be asked for manifests by HEAD.
+    heads: recent::Recent<UpstreamName, fetch::Heads>,
 }
 
 /// What upstream is asked for. A digest that is no manifest may be a blob.
@@ -201,8 +198,7 @@ impl Cache {
             generations: writes::Generations::default(),
             uploads: upload::Uploads::default(),
             writers: upload::Writers::default(),
-            heads_usable: Mutex::default(),
-            heads_unusable: Mutex::default(),
+            heads: recent::Recent::new(fetch::HEADS_FOR, MEMORY),
         })
     }
 
