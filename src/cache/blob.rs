@@ -164,10 +164,7 @@ impl Cache {
                 Ok(head) => return Ok((fill, head)),
                 Err(CacheError::NoSpace | CacheError::Store(_)) => return Err(Unread::NoRoom),
                 Err(error @ CacheError::Arrived(_)) => return Err(Unread::Foreign(error)),
-                Err(error) if own => {
-                    self.note_missing(target, Wanted::Blob(*digest), &error, &fill.asked);
-                    return Err(Unread::Refused(error));
-                }
+                Err(error) if own => return Err(Unread::Refused(error)),
                 // It failed in another caller's attempt: that says nothing about this one.
                 Err(error) => fill = fill.successor().ok_or(Unread::Foreign(error))?,
             }

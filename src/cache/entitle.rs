@@ -219,9 +219,7 @@ impl Cache {
                 self.keep_link(target, digest, Link::blob(proof.via, held.size), &proof.asked).await;
             }
             Wanted::Manifest(reference) => {
-                let asked = self.generations.asking();
-                let proof = self.describe_upstream(target, reference).await;
-                let proof = proof.inspect_err(|error| self.note_missing(target, wanted.clone(), error, &asked))?;
+                let proof = self.describe_upstream(target, reference).await?;
                 if *reference == Reference::Digest(*held.digest) {
                     self.keep_manifest_link(target, &proof).await;
                     self.keep_seen_tags(target, held.digest).await;

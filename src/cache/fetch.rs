@@ -2,7 +2,7 @@
 //! whether a tag moved. Each runs once however many requests wait for it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -12,9 +12,11 @@ use tokio::time::Instant;
 use super::download::content_length;
 use super::entitle::When;
 use super::flight::{Flight, Role};
+use super::freshness::{Freshness, judge};
 use super::hot::HotManifest;
 use super::writes::Asked;
-use super::{ANSWER_WITHIN, Cache, CacheError, Target};
+use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted};
+use crate::config::TagPolicy;
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, Via, media};
 use crate::store::{Link, LinkKind, TagRecord};
 use crate::upstream::{Answer, Ask, Fault};
@@ -116,6 +118,10 @@ impl Cache {
             let (cache, key) = (Arc::clone(self), (target.clone(), tag.clone()));
             async move {
                 let (target, tag) = &key;
+                // Whoever asks found it expired; another flight may have answered that and landed since.
+                if cache.is_current(target, tag, &known).await {
+                    return Ok(Checked::Current);
+                }
                 let asked = cache.generations.asking();
                 let checked = cache.check_tag(target, tag, &known, &asked).await;
                 match &checked {
@@ -135,6 +141,24 @@ impl Cache {
                 checked
             }
         }))
+    }
+
+    /// Whether a known tag need not be asked about: it has been confirmed a moment ago, and the caller may have it.
+    async fn is_current(self: &Arc<Self>, target: &Target, tag: &Tag, known: &TagRecord) -> bool {
+        let policy = self.tag_policy(target, tag);
+        if !matches!(policy, TagPolicy::For(_)) || self.is_suspect(target, tag).await {
+            return false;
+        }
+        let checked_at = self.store.checked_at(&target.upstream, &target.repo, tag).await;
+        if judge(policy, checked_at, SystemTime::now(), false) != Freshness::Fresh {
+            return false;
+        }
+        let same = self.tag_record(target, tag).await.is_some_and(|record| record.digest == known.digest);
+        let via = self.linked(target, &known.digest, LinkKind::Manifest).await.map(|link| link.via);
+        match via {
+            Some(via) => same && self.passes(target, via, When::Now).await,
+            None => false,
+        }
     }
 
     async fn check_tag(
@@ -235,6 +259,7 @@ impl Cache {
                 _ => {
                     let error = error.into();
                     self.heard(target, &asked, Err(&error)).await;
+                    self.note_missing(target, Wanted::Manifest(reference.clone()), &error, &asked);
                     Err(error)
                 }
             },
@@ -274,6 +299,7 @@ impl Cache {
             Err(error) => {
                 let error = error.into();
                 self.heard(target, &asked, Err(&error)).await;
+                self.note_missing(target, Wanted::Manifest(reference.clone()), &error, &asked);
                 return Err(error);
             }
         };

@@ -19,7 +19,7 @@ use super::flight::Role;
 use super::lenders::{self, Lender, Lenders, Lent, Proven};
 use super::progress::{self, Head, Reporter, Watcher};
 use super::writes::Asked;
-use super::{ANSWER_WITHIN, Cache, CacheError, Target, blame};
+use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted, blame};
 use crate::oci::{Digest, Via};
 use crate::store::{BlobWriter, Link, StoreError, Trust};
 use crate::upstream::Right;
@@ -243,6 +243,8 @@ impl FillTask {
             Ok(download) => download.with_lenders(Arc::clone(&self.fill.shared.lenders)),
             Err(error) => {
                 self.cache.heard(target, &asked, Err(&error)).await;
+                // Before it is told: else who comes in between asks again.
+                self.cache.note_missing(target, Wanted::Blob(*digest), &error, &asked);
                 self.hand_over(&error);
                 return Err(error);
             }
