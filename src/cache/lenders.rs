@@ -178,7 +178,7 @@ mod tests {
         let mut newest = None;
         for n in 0..3000_u32 {
             tokio::time::advance(Duration::from_millis(1)).await;
-            let lender = lender(caller("up", if n % 2 == 0 { "a" } else { "b" }, (n % 10) as u8));
+            let lender = lender(caller("up", if n % 2 == 0 { "a" } else { "b" }, u8::try_from(n % 10).unwrap()));
             newest = lender.proof;
             assert_eq!(lenders.add(&lender), Lent::Waits);
             // That it is known from elsewhere takes nothing away.

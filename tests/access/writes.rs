@@ -28,7 +28,9 @@ impl Stage {
         match state {
             State::HotAway => self.go_away().await,
             State::Revoked => {
-                cells.iter().for_each(|cell| self.revoke_in(cell.repo, &cell.name));
+                for cell in &cells {
+                    self.revoke_in(cell.repo, &cell.name);
+                }
                 pass(ACCESS_TTL + A_MOMENT).await;
             }
             _ => {}
@@ -118,9 +120,9 @@ impl Stage {
 }
 
 /// All states, each on a stage of its own.
-pub(crate) async fn write_tables(model: Model, states: &[State]) -> Vec<Stage> {
+pub(crate) async fn write_tables(model: Model, all: &[State]) -> Vec<Stage> {
     let mut stages = Vec::new();
-    for state in states {
+    for state in all {
         let mut stage = Stage::new(model, if *state == State::Stale { "0s" } else { "1h" }).await;
         stage.writes(*state).await;
         stages.push(stage);
