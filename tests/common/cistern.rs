@@ -141,6 +141,12 @@ impl Cistern {
         known.1 = upstream.url();
     }
 
+    /// Gives an upstream other keys, from the next start on.
+    pub fn configure(&mut self, name: &str, keys: &str) {
+        let known = self.setup.upstreams.iter_mut().find(|(n, ..)| n == name).unwrap();
+        keys.clone_into(&mut known.2);
+    }
+
     /// Tries to start another daemon on the same root: its refusal, with all causes.
     pub async fn second(&self) -> Result<(), String> {
         let config = Config::from_toml(&self.setup.toml(&self.root)).unwrap();

@@ -52,6 +52,27 @@ pub struct Warp {
     _driver: tokio::task::JoinSet<()>,
 }
 
+/// Keeps tokio's clock from moving until it is dropped, on a current-thread runtime: what is bound to happen within a
+/// second happens within it, however slow the machine is. See [`Warp`] for how.
+#[derive(Debug)]
+pub struct Frozen {
+    _stop: mpsc::Sender<()>,
+}
+
+/// Stops the clock.
+pub fn freeze() -> Frozen {
+    let (stop, stopped) = mpsc::channel::<()>();
+    tokio::time::pause();
+    tokio::task::spawn_blocking(move || stopped.recv().is_ok());
+    Frozen { _stop: stop }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        tokio::time::resume();
+    }
+}
+
 /// See [`Warp`].
 const FACTOR: u32 = 25;
 const PULSE: Duration = Duration::from_millis(2);
