@@ -665,3 +665,31 @@ async fn azures_own_interface_passes_through() {
     assert_eq!(cistern.get(by_digest(&image.digest)).await.status, 404);
     check(&cistern).await;
 }
+
+#[tokio::test]
+async fn what_is_restored_is_seen_at_once() {
+    let image = image(1);
+    let (cistern, upstream) = world(&image, "tags = \"immutable\"").await;
+    assert_put(&cistern.send(put(BY_TAG, &image)).await, &image.digest);
+    assert_hit(&cistern, BY_TAG, &image.manifest).await;
+    assert_eq!(cistern.send(Ask::delete(by_digest(&image.digest))).await.status, 202);
+    let tags = async || String::from_utf8_lossy(&cistern.get("/v2/app/tags/list").await.body).into_owned();
+    assert!(!tags().await.contains("1.0"));
+    let restore = format!("/acr/v1/_deleted/app/_manifests/{}", image.digest);
+    let answer = format!(r#"{{"registry":"r","imageName":"app","manifest":{{"digest":"{}"}}}}"#, image.digest);
+    upstream.script("POST", "/acr/v1/_deleted/*", .., acts::answer(200, "application/json", answer.clone()));
+    // That it is gone is known, when it comes back.
+    for target in [BY_TAG, &by_digest(&image.digest)] {
+        assert_eq!(cistern.get(target).await.status, 404);
+    }
+    upstream.image("app", "1.0", &image);
+    let ask = Ask::post(format!("{restore}?force=true")).with("content-type", "application/json");
+    let got = cistern.send(ask.body(r#"{"tag":"1.0"}"#)).await;
+    assert_eq!((got.status, &*got.body), (200, answer.as_bytes()));
+    let sent = upstream.requests("POST", &restore).pop().unwrap().request;
+    assert_eq!((sent.query.as_str(), sent.body.as_slice()), ("force=true", &br#"{"tag":"1.0"}"#[..]));
+    cistern.get(BY_TAG).await.assert_is(&image.manifest);
+    cistern.get(by_digest(&image.digest)).await.assert_is(&image.manifest);
+    assert!(tags().await.contains("1.0"));
+    check(&cistern).await;
+}
