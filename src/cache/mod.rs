@@ -37,7 +37,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Upstream};
+use crate::config::{Config, Slowest, Upstream};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName};
 use crate::store::{Link, LinkKind, ListKind, Store, StoreError};
@@ -155,6 +155,7 @@ impl std::fmt::Debug for Cache {
 /// The part of the configuration that the cache reads.
 struct Settings {
     max_manifest: u64,
+    slowest: Slowest,
     upstreams: HashMap<UpstreamName, Arc<Upstream>>,
 }
 
@@ -172,6 +173,7 @@ impl Cache {
     ) -> Arc<Self> {
         let settings = Settings {
             max_manifest: config.store.max_manifest,
+            slowest: config.limits.slowest(),
             upstreams: config.upstreams.iter().map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect(),
         };
         Arc::new(Self {

@@ -53,7 +53,7 @@ pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
 pub use marks::Suspicion;
 pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
-pub use spool::Spool;
+pub use spool::{Spool, SpoolReader};
 pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
