@@ -15,6 +15,7 @@ use common::{Direct, Gate, Image, Upstream, acts, clock};
 use http_body_util::{BodyExt as _, StreamBody};
 use ocistern::cache::{Begun, Found, Opening, PublishedManifest, Want, WriteError};
 use ocistern::oci::{Digest, Tag};
+use ocistern::store::SETTLES_WITHIN;
 use ocistern::upstream::Right;
 
 const CALLER: Right = Right::Anonymous;
@@ -106,9 +107,53 @@ async fn a_write_whose_answer_is_lost_leaves_no_wrong_tag_behind() {
             })
             .await;
             direct.get(&CALLER, "app", "v1").await.assert_hit(&due.digest);
+            assert!(upstream.count("HEAD", "/v2/app/manifests/v1") > 1, "{tags}: asked each time, it may happen yet");
+            direct.settle().await;
+            clock::pass(SETTLES_WITHIN).await;
+            direct.get(&CALLER, "app", "v1").await.assert_hit(&due.digest);
             upstream.forget();
             direct.get(&CALLER, "app", "v1").await.assert_hit(&due.digest);
             assert_eq!(upstream.log().len(), 0, "{tags}: upstream's answer has ended the suspicion");
+        }
+    }
+}
+
+/// However the process ended that waited for upstream's answer, the next one waits for upstream to settle.
+#[tokio::test]
+async fn a_write_that_happens_after_the_next_start_is_noticed() {
+    for deletes in [false, true] {
+        for clean in [false, true] {
+            for was_known in [false, true] {
+                let case = format!("deletes {deletes}, clean {clean}, known {was_known}");
+                let (direct, upstream, old, new) = known("tags = \"immutable\"").await;
+                let name = if was_known { "v1" } else { "v2" };
+                upstream.tag("app", name, old.digest);
+                let at = target(&CALLER, "app");
+                let guard = if deletes {
+                    direct.cache.deleting(&at).await.unwrap()
+                } else {
+                    direct.cache.writing(&at, &[tag(name)]).await.unwrap()
+                };
+                let direct = if clean {
+                    // Dropped by the stop itself, as a push that does not end within the drain is.
+                    direct.restart_with(guard).await
+                } else {
+                    let killed = direct.after_a_kill().await;
+                    drop(guard);
+                    killed
+                };
+                for _ in 0..2 {
+                    direct.get(&CALLER, "app", name).await.found(&old.digest);
+                }
+                upstream.image("app", name, &new);
+                direct.get(&CALLER, "app", name).await.found(&new.digest);
+                direct.settle().await;
+                clock::pass(SETTLES_WITHIN).await;
+                direct.get(&CALLER, "app", name).await.found(&new.digest);
+                upstream.forget();
+                direct.get(&CALLER, "app", name).await.assert_hit(&new.digest);
+                assert_eq!(upstream.log().len(), 0, "{case}: known again");
+            }
         }
     }
 }

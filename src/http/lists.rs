@@ -1,4 +1,5 @@
 //! Tag lists, referrers and the catalog.
+#![warn(clippy::indexing_slicing)]
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LINK};
 use http::request::Parts;

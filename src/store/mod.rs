@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,7 +52,7 @@ pub use blob::{StoredBlob, Trust};
 pub use error::StoreError;
 pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
-pub use marks::Suspicion;
+pub use marks::{SETTLES_WITHIN, Suspicion};
 pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
 pub use spool::{Spool, SpoolReader};
 pub use writer::{BlobWriter, Remnant};
@@ -112,8 +113,9 @@ struct Inner {
     tags: Mutex<()>,
     /// What writes upstream may have changed.
     suspicions: Table,
-    /// When the store was opened: marks of writes from before belong to a process that is dead.
-    opened: SystemTime,
+    /// Marks of writes from before the store was opened belong to a process that is dead: until then upstream may still
+    /// take them. By the clock that does not jump.
+    settles_at: Instant,
     /// Held while a key is read and made if it is missing.
     keys: Mutex<()>,
     /// Jobs on the blocking pool that nobody awaits.
@@ -182,7 +184,7 @@ impl Store {
             names: Mutex::new(()),
             tags: Mutex::new(()),
             suspicions: Table::default(),
-            opened: SystemTime::now(),
+            settles_at: Instant::now() + SETTLES_WITHIN,
             keys: Mutex::new(()),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),
