@@ -149,7 +149,11 @@ async fn a_write_that_happens_after_the_next_start_is_noticed() {
                 direct.get(&CALLER, "app", name).await.found(&new.digest);
                 direct.settle().await;
                 clock::pass(SETTLES_WITHIN).await;
-                direct.get(&CALLER, "app", name).await.found(&new.digest);
+                // The first look ends it, and what was asked before the look is too old: of a tag that is not known the
+                // look comes with the answer.
+                for _ in 0..2 {
+                    direct.get(&CALLER, "app", name).await.found(&new.digest);
+                }
                 upstream.forget();
                 direct.get(&CALLER, "app", name).await.assert_hit(&new.digest);
                 assert_eq!(upstream.log().len(), 0, "{case}: known again");

@@ -42,8 +42,6 @@ pub(super) struct Caller {
     pub(super) loopback: bool,
     /// What it showed.
     pub(super) showed: Showed,
-    /// It showed the name of a user of the listener's htpasswd file with another password.
-    mistyped: bool,
 }
 
 /// What a credential is for.
@@ -62,6 +60,13 @@ pub(super) enum Showed {
     Nothing,
     /// A name and password.
     Basic,
+    /// The name of a user of the listener's htpasswd file, and not the password. It goes nowhere, and is refused
+    /// everywhere, in the words that a stranger is refused in: else names could be tried out. Two things still differ, by
+    /// intent. Where a stranger is let in for another reason (from this machine, by a certificate), this is refused: only
+    /// who needs no password there can see that. And where upstream takes clients' credentials, a stranger's is upstream's
+    /// to judge: what upstream accepts, or its silence, tells that the name is not one of the file; to show it this one too
+    /// would hand a user's password to somebody else. A name opens nothing, and every guess costs a hash in both cases.
+    Mistyped,
     /// A token of ocistern's.
     Token,
 }
@@ -75,13 +80,6 @@ pub(super) struct Standing {
     pub(super) user: Option<String>,
     pub(super) allowed: Allowed,
     pub(super) showed: Showed,
-    /// It has the name of a user of that file, and not the password. It goes nowhere, and is refused everywhere, in the
-    /// words that a stranger is refused in: else names could be tried out. Two things still differ, by intent. Where a
-    /// stranger is let in for another reason (from this machine, by a certificate), this is refused: only who needs no
-    /// password there can see that. And where upstream takes clients' credentials, a stranger's is upstream's to judge:
-    /// what upstream accepts, or its silence, tells that the name is not one of the file; to show it this one too would
-    /// hand a user's password to somebody else. A name opens nothing, and every guess costs a hash in both cases.
-    pub(super) mistyped: bool,
 }
 
 /// Who asks for the resource of `route`, and whether it may: to the extent that ocistern decides it.
@@ -105,12 +103,11 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
         allowed: standing.allowed,
         unconfirmed: standing.credential.as_ref().is_some_and(|credential| credential.unconfirmed),
         trusted: false,
-        loopback: !standing.mistyped
+        loopback: standing.showed != Showed::Mistyped
             && loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers).is_ok(),
         showed: standing.showed,
-        mistyped: standing.mistyped,
     };
-    caller.trusted = caller.owner.is_some() || (asked.is_certified() && !caller.mistyped);
+    caller.trusted = caller.owner.is_some() || (asked.is_certified() && caller.showed != Showed::Mistyped);
     caller.owner = caller.owner.or(standing.credential.and_then(|credential| credential.owner));
     caller.right = if need.writes {
         caller.writing(asked, upstream, &need, lent)?
@@ -182,7 +179,9 @@ impl Caller {
             }
             PushBy::Client => match lent {
                 Some(lent) => Ok(Right::Client(lent)),
-                None if self.mistyped && asked.place().belongs_to(upstream) => Err(self.unknown(asked, upstream, need)),
+                None if self.showed == Showed::Mistyped && asked.place().belongs_to(upstream) => {
+                    Err(self.unknown(asked, upstream, need))
+                }
                 None if matches!(upstream.credentials, Credentials::Client) => Err(self.unknown(asked, upstream, need)),
                 // Upstream may let everybody write; where it does not, its refusal becomes a challenge.
                 None => Ok(Right::Anonymous),
@@ -268,7 +267,7 @@ impl Visit<'_> {
 impl Standing {
     /// Of who shows nothing.
     pub(super) const fn nobody() -> Self {
-        Self { credential: None, user: None, allowed: Allowed::All, showed: Showed::Nothing, mistyped: false }
+        Self { credential: None, user: None, allowed: Allowed::All, showed: Showed::Nothing }
     }
 
     /// Of a name and password.
@@ -286,7 +285,7 @@ impl Standing {
             }
             // Nor does one that was mistyped, or has been changed since.
             if file.knows(&account.username) {
-                standing.mistyped = true;
+                standing.showed = Showed::Mistyped;
                 return Ok(standing);
             }
         }
@@ -331,11 +330,12 @@ pub(super) fn not_in_the_file(asked: &Asked<'_>, upstream: &Upstream) -> Option<
     if !is_own_account(upstream) || asked.listener.htpasswd.is_none() {
         return None;
     }
-    let mut message = "the listener's htpasswd file has no such name and password".to_owned();
-    if takes_credentials(upstream) && asked.place().belongs_to(upstream) {
-        message += &format!(", and upstream {} does not take them", upstream.name);
-    }
-    Some(message)
+    let judged = if takes_credentials(upstream) && asked.place().belongs_to(upstream) {
+        format!(", and upstream {} does not take them", upstream.name)
+    } else {
+        String::new()
+    };
+    Some(format!("the listener's htpasswd file has no such name and password{judged}"))
 }
 
 /// How credentials get to an upstream that gets none of those that are shown here; empty where it gets them.

@@ -333,8 +333,8 @@ async fn streams_of_http2_beyond_the_limit_are_refused() {
     loop {
         let mut start = [0; 9];
         stream.read_exact(&mut start).await.unwrap();
-        let [a, b, c, kind, _, w, x, y, z] = start;
-        let (length, number) = (u32::from_be_bytes([0, a, b, c]), u32::from_be_bytes([w, x, y, z]));
+        let (kind, number) = (start[3], u32::from_be_bytes(start[5..].try_into().unwrap()));
+        let length = u32::from_be_bytes(start[..4].try_into().unwrap()) >> 8;
         let mut payload = vec![0; usize::try_from(length).unwrap()];
         stream.read_exact(&mut payload).await.unwrap();
         match kind {
