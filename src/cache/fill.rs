@@ -248,7 +248,7 @@ mod tests {
     use crate::config::{Capacity, Config, Durability};
     use crate::metrics::Metrics;
     use crate::oci::{Algorithm, ManifestInfo, Reference, media};
-    use crate::store::{Store, StoreOptions};
+    use crate::store::{Keep, Store, StoreOptions};
     use crate::upstream::{Right, Upstreams};
 
     /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
@@ -262,6 +262,7 @@ mod tests {
             root: root.path().to_owned(),
             capacity: Capacity::Default,
             durability: Durability::Fast,
+            keep: Keep::default(),
             origins: Vec::new(),
         };
         let store = Store::open(options, metrics.clone()).unwrap();
