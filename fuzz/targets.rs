@@ -6,19 +6,23 @@ use std::collections::BTreeSet;
 use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
-use http::HeaderValue;
+use http::{HeaderValue, Uri};
 use ocistern::config::{Config, Listener};
+use ocistern::http::Seal;
+use ocistern::http::fuzzing::{claims, next_page, opens, sealed};
 use ocistern::http::location::{Bound, Claim, Locations};
 use ocistern::http::part;
 use ocistern::http::range::{self, Multipart, Ranges};
 use ocistern::http::route::{self, Directory, Endpoint, Form, Routed};
-use ocistern::oci::{Digest, Reference, RepoName, Scope, Tag, UpstreamName};
+use ocistern::oci::{Digest, ManifestInfo, Reference, RepoName, Scope, Tag, UpstreamName};
+use ocistern::upstream::fuzzing::{follow, retry_after as asked_to_wait};
 use ocistern::upstream::{Challenge, parse_challenges};
+use serde_json::Value;
 
-/// `HOST \n PATH \n QUERY`: whatever parses is within the grammar and within the configured upstreams.
-pub fn route(data: &[u8]) {
+/// A closed world of two upstreams.
+fn world() -> &'static (Directory, Listener, BTreeSet<UpstreamName>) {
     static WORLD: OnceLock<(Directory, Listener, BTreeSet<UpstreamName>)> = OnceLock::new();
-    let (directory, listener, names) = WORLD.get_or_init(|| {
+    WORLD.get_or_init(|| {
         let config = Config::from_toml(
             r#"
             root = "/nonexistent"
@@ -37,7 +41,12 @@ pub fn route(data: &[u8]) {
         .expect("the fixed configuration is valid");
         let names = config.upstreams.keys().cloned().collect();
         (Directory::new(&config), config.listeners[0].clone(), names)
-    });
+    })
+}
+
+/// `HOST \n PATH \n QUERY`: whatever parses is within the grammar and within the configured upstreams.
+pub fn route(data: &[u8]) {
+    let (directory, listener, names) = world();
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.splitn(3, '\n');
     let host = lines.next().filter(|host| !host.is_empty());
@@ -183,5 +192,105 @@ pub fn challenge(data: &[u8]) {
             assert!(!bearer.realm.is_empty());
             assert!(bearer.realm.len() + bearer.service.len() + bearer.scope.len() <= data.len() * 3);
         }
+    }
+}
+
+/// `CONTENT-TYPE \n DOCUMENT`: what is accepted as a manifest reads the same by another parser.
+pub fn manifest(data: &[u8]) {
+    let Some(end) = data.iter().position(|byte| *byte == b'\n') else { return };
+    let Ok(content_type) = std::str::from_utf8(&data[..end]) else { return };
+    let document = &data[end + 1..];
+    let Ok(info) = ManifestInfo::check(Some(content_type), document) else { return };
+    // What is of no interest is passed over unread, and may hold what is no Unicode or no number to others.
+    let Ok(other) = serde_json::from_slice::<Value>(document) else { return };
+    assert!(other.is_object());
+    let is_there = |key: &str| !other[key].is_null();
+    assert_eq!(info.is_index, is_there("manifests"));
+    assert!(!info.is_index || !(is_there("layers") || is_there("config")), "two kinds in one");
+    assert_eq!(info.media_type.as_deref(), other["mediaType"].as_str());
+    let digest = |descriptor: &Value| descriptor["digest"].as_str()?.parse::<Digest>().ok();
+    assert_eq!(info.subject, digest(&other["subject"]));
+    let lists = ["layers", "manifests"].into_iter().filter_map(|key| other[key].as_array()).flatten();
+    let listed: Vec<Digest> = [&other["config"]].into_iter().chain(lists).filter_map(digest).collect();
+    assert_eq!(info.children, listed);
+}
+
+/// `PATH \n LINK`: where a client is led is the list that it asked for, and fits into a header.
+pub fn link(data: &[u8]) {
+    let (directory, listener, _) = world();
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some((path, link)) = text.split_once('\n') else { return };
+    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    let Ok(Routed::Resource(asked)) = route::parse(directory, listener, None, path, query) else { return };
+    let Some(next) = next_page(&asked, link) else { return };
+    let (target, _) = next.strip_prefix('<').and_then(|rest| rest.split_once('>')).expect("a link");
+    assert!(target.starts_with('/') && !target.starts_with("//"), "{target}");
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    match route::parse(directory, listener, None, path, query) {
+        Ok(Routed::Resource(led)) => {
+            assert_eq!((&led.upstream, &led.endpoint, led.form), (&asked.upstream, &asked.endpoint, asked.form));
+        }
+        other => panic!("{target}: {other:?}"),
+    }
+}
+
+/// `s` for a registry by https, then a `Location`: what is followed is a URL of one meaning, as bytes stand in it.
+pub fn redirect(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (https, location) = text.strip_prefix('s').map_or((false, text), |rest| (true, rest));
+    let from = if https { "https" } else { "http" };
+    let from: Uri = format!("{from}://reg.example/v2/a/blobs/sha256:x?n=1").parse().expect("a URL");
+    let Some((to, kept, again)) = follow(&from, location) else { return };
+    assert!(!https || to.scheme_str() == Some("https"), "a downgrade");
+    let (host, authority) = (to.host().expect("a host"), to.authority().expect("an authority").as_str());
+    assert!(!host.is_empty() && !authority.contains('@') && authority == authority.to_lowercase());
+    assert!(to.port_u16() != Some(0));
+    let target = to.path_and_query().expect("a target").as_str();
+    let sent = location.split('#').next().unwrap_or_default();
+    if sent.starts_with('/') && !sent.starts_with("//") {
+        assert_eq!((target, host), (sent, "reg.example"), "storage signs it as it is");
+    }
+    // Absolute, with or without a path; else relative.
+    let kept_whole = sent.ends_with(target) || sent.ends_with(&target[1..]) || target.ends_with(sent);
+    assert!(kept_whole, "storage signs it as it is: {target}");
+    assert_eq!(again.as_ref(), Some(&to), "{kept:?} is asked later");
+}
+
+/// A text, or (after a 1) changes of a sealed token, each a place of two bytes and what is put there: nothing opens that
+/// ocistern has not given out, and it has one spelling.
+pub fn seal(data: &[u8]) {
+    static GIVEN: OnceLock<(Seal, String)> = OnceLock::new();
+    let now = UNIX_EPOCH + Duration::from_secs(1_900_000_000);
+    let (seal, given) = GIVEN.get_or_init(|| {
+        let seal = Seal::new(&[7; 32]);
+        let given = sealed(&seal, now).expect("random numbers");
+        (seal, given)
+    });
+    let changed = match data {
+        [1, changes @ ..] => {
+            let mut token = given.clone().into_bytes();
+            for [low, high, byte] in changes.as_chunks::<3>().0 {
+                let at = usize::from(u16::from_le_bytes([*low, *high])) % token.len();
+                token[at] = *byte;
+            }
+            token
+        }
+        text => text.to_vec(),
+    };
+    let Ok(text) = String::from_utf8(changed) else { return };
+    assert_eq!(opens(seal, &text, now), text == *given, "{text}");
+    if let Some(claims) = claims(&text) {
+        assert!(serde_json::to_vec(&claims).expect("JSON").len() <= 8 * text.len());
+    }
+}
+
+/// A `Retry-After` field: an hour at most, and seconds are what they say.
+pub fn retry_after(data: &[u8]) {
+    let Ok(field) = HeaderValue::from_bytes(data) else { return };
+    let wait = asked_to_wait(&field, UNIX_EPOCH + Duration::from_secs(1_900_000_000));
+    assert!(wait.is_none_or(|wait| wait <= Duration::from_hours(1)));
+    if !data.is_empty() && data.len() < 10 && data.iter().all(u8::is_ascii_digit) {
+        let seconds = std::str::from_utf8(data).expect("digits").parse().expect("a number");
+        assert_eq!(wait, Some(Duration::from_secs(seconds).min(Duration::from_hours(1))));
     }
 }

@@ -9,16 +9,21 @@ mod common;
 mod model;
 #[path = "access/stage.rs"]
 mod stage;
+#[path = "access/writes.rs"]
+mod writes;
 
 use std::sync::Arc;
 
-use common::content::image;
-use common::upstream::acts;
-use common::{Got, clock};
+use common::content::{image, sha256};
+use common::upstream::{Gate, acts};
+use common::{Ask, Got, clock};
 use model::{
-    A_MOMENT, ACCESS_TTL, Class, Credentials, Model, PUBLIC_FOR, REPOS, Repo, Scope, Show, State, VERBS, Verb, Who,
+    A_MOMENT, ACCESS_TTL, Class, Credentials, Model, PUBLIC_FOR, REPOS, Repo, SHOWN, Scope, Show, State, VERBS, Verb,
+    WRITES_IN, Who,
 };
 use stage::{Stage, pass};
+use tokio::task::JoinSet;
+use writes::write_tables;
 
 // === the tables ===
 
@@ -73,6 +78,8 @@ async fn tables(model: Model) {
     }
     stage.table(State::Stale).await;
     stages.push(stage);
+
+    stages.extend(write_tables(model, &WRITES_IN).await);
 
     let all: Vec<String> = stages.iter().flat_map(|stage| &stage.disagreements).map(ToString::to_string).collect();
     assert!(all.is_empty(), "{model:?}: {} disagreements\n{}\n", all.len(), all.join("\n"));
@@ -130,19 +137,12 @@ fn seen(got: &Got) -> String {
     if got.status == 202 {
         without.extend(["location", "docker-upload-uuid"]);
     }
-    let (mut status, mut body) = (got.status, String::from_utf8_lossy(&got.body).into_owned());
-    // Whether upstream was tried for this answer, or is left alone for some seconds, depends on when it was tried last.
-    let unreached = ["cannot reach upstream", "cannot connect", "not asked"].iter().any(|why| body.contains(why));
-    if matches!(status, 502 | 503) && (unreached || body.is_empty()) {
-        without.extend(["retry-after", "content-length"]);
-        (status, body) = (502, String::new());
-    }
     for name in without {
         headers.remove(name);
     }
     let mut fields: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value:?}")).collect();
     fields.sort();
-    format!("{status} {fields:?} {body}")
+    format!("{} {fields:?} {}", got.status, String::from_utf8_lossy(&got.body))
 }
 
 impl Pair {
@@ -163,6 +163,25 @@ impl Pair {
         }
         pass(PUBLIC_FOR + A_MOMENT).await;
         Self([cold, hot])
+    }
+
+    /// Lets both give upstream up, and find out at this moment whether it is back: whoever asks meanwhile is told the same,
+    /// however often either has tried it. That lasts as long as nobody answers those who find out.
+    async fn give_up(&self) -> JoinSet<Got> {
+        for stage in &self.0 {
+            stage.go_away().await;
+        }
+        let upstream = &self.0[0].upstream;
+        let gate = Gate::new();
+        upstream.script("*", "*", .., acts::hold_head(&gate));
+        upstream.up();
+        let mut probes = JoinSet::new();
+        for (number, stage) in (1..).zip(&self.0) {
+            let client = stage.cistern.client();
+            probes.spawn(async move { client.send(Stage::probe()).await });
+            gate.reached(number).await;
+        }
+        probes
     }
 
     /// Asks both for everything, and tells where they differ.
@@ -197,19 +216,17 @@ async fn nothing_is_told(model: Model) {
     let open = if model.credentials == Credentials::Client { &[][..] } else { &[Repo::Public][..] };
 
     // Each kind of being away, before anybody but the friend has asked.
-    for fails in [false, true] {
-        let mut pair = Pair::new(model).await;
-        if fails {
-            pair.0[0].upstream.script("*", "*", .., acts::fail(500, "UNKNOWN"));
-        } else {
-            pair.0[0].upstream.down();
-        }
-        let warp = clock::warp();
-        let repos = [&[Repo::Private, Repo::Readable, Repo::Missing], open].concat();
-        differ.extend(pair.compare("away at once", &repos).await);
-        drop(warp);
-        tokio::time::resume();
-    }
+    let repos = [&[Repo::Private, Repo::Readable, Repo::Missing], open].concat();
+    let mut pair = Pair::new(model).await;
+    let probes = pair.give_up().await;
+    differ.extend(pair.compare("unreachable at once", &repos).await);
+    drop(probes);
+    let mut pair = Pair::new(model).await;
+    pair.0[0].upstream.script("*", "*", .., acts::fail(500, "UNKNOWN"));
+    let warp = clock::warp();
+    differ.extend(pair.compare("failing at once", &repos).await);
+    drop(warp);
+    tokio::time::resume();
 
     let mut pair = Pair::new(model).await;
     differ.extend(pair.compare("there", &CLOSED).await);
@@ -248,4 +265,44 @@ async fn a_404_does_not_tell_what_is_stored() {
 #[tokio::test]
 async fn nor_where_a_credential_is_always_wanted() {
     nothing_is_told(Model { credentials: Credentials::Client, ..AUTO }).await;
+}
+
+/// By its digest, under a name that everybody may read and that does not have it.
+#[tokio::test]
+async fn an_open_name_does_not_tell_what_is_stored_under_another_one() {
+    for refusal in [401, 403, 404] {
+        let mut pair = Pair::new(Model { refusal, ..AUTO }).await;
+        let (open, private) = (Repo::Public.name(), pair.0[0].images[Repo::Private.name()].clone());
+        let (manifest, layer) = (private.digest, sha256(&private.layers[0]));
+        for stage in &mut pair.0 {
+            // Upstream says to everybody that the name is theirs to read.
+            let ask = stage.request(Who::Nobody, Show::Nothing, open, Verb::Head).await;
+            assert_eq!(stage.cistern.send(ask).await.status, 200);
+        }
+        let mut differ = Vec::new();
+        // Also when it has been told that it is not there, and when that is forgotten.
+        for round in 0..2 {
+            for (who, show) in SHOWN {
+                for path in [format!("manifests/{manifest}"), format!("blobs/{manifest}"), format!("blobs/{layer}")] {
+                    let target = format!("/v2/{open}/{path}");
+                    for ask in [Ask::get(&*target), Ask::head(&*target), Ask::get(&*target).with("range", "bytes=1-2")]
+                    {
+                        let mut both = Vec::new();
+                        for stage in &mut pair.0 {
+                            let ask = stage.shown(ask.clone(), who, show, open).await;
+                            both.push(seen(&stage.cistern.send(ask).await));
+                        }
+                        assert!(both[0].starts_with("404"), "{who:?} {show:?} {path}: {}", both[0]);
+                        if both[0] != both[1] {
+                            differ.push(format!("{who:?} {show:?} | {ask:?}\n  cold {}\n  hot  {}", both[0], both[1]));
+                        }
+                    }
+                }
+            }
+            if round == 0 {
+                pass(A_MOMENT).await;
+            }
+        }
+        assert!(differ.is_empty(), "{refusal}: {} differ\n{}\n", differ.len(), differ.join("\n"));
+    }
 }

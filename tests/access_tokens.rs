@@ -3,49 +3,20 @@
 
 mod common;
 
-use std::io;
-use std::sync::{Arc, OnceLock};
-
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use common::content::{image, sha256};
 use common::invariants::{self, check, files};
-use common::upstream::{Auth, acts};
-use common::{Ask, Cistern, Got, Image, Upstream};
+use common::upstream::{Auth, Cut, acts};
+use common::{Ask, Cistern, Got, Image, Upstream, logs};
 use http::Method;
-use parking_lot::Mutex;
 
 const PASSWORD: &str = "CANARY-PASSWORD";
 const NULL_USER: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Everything that was logged by this program.
-fn logged() -> &'static Arc<Mutex<Vec<u8>>> {
-    static LOG: OnceLock<Arc<Mutex<Vec<u8>>>> = OnceLock::new();
-    LOG.get_or_init(|| {
-        let log: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let writer = Arc::clone(&log);
-        let subscriber = tracing_subscriber::fmt().with_env_filter("trace").with_ansi(false);
-        let _ = subscriber.with_writer(move || Writer(Arc::clone(&writer))).try_init();
-        log
-    })
-}
-
-struct Writer(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// A registry with `public` for everybody and `private` for alice, who may push there too.
 async fn registry(seed: u64) -> (Upstream, Image, Image) {
-    logged();
+    logs::keep("trace");
     let upstream = Upstream::start().await;
     let (public, private) = (image(seed), image(seed + 1));
     upstream.image("public", "1.0", &public);
@@ -58,6 +29,14 @@ async fn registry(seed: u64) -> (Upstream, Image, Image) {
         registry.accounts.directory.insert("CANARY-AAD".to_owned(), "alice".to_owned());
     });
     (upstream, public, private)
+}
+
+/// Lets a registry do what those with the OAuth 2 form of tokens do.
+fn gives_refresh_tokens(upstream: &Upstream) {
+    upstream.registry(|registry| {
+        registry.accounts.gives_refresh = true;
+        registry.token.get_only = false;
+    });
 }
 
 /// The token of an answer.
@@ -459,10 +438,7 @@ async fn azures_clients_log_in() {
 #[tokio::test]
 async fn a_refresh_token_for_who_wants_one() {
     let (upstream, _, private) = registry(13).await;
-    upstream.registry(|registry| {
-        registry.accounts.gives_refresh = true;
-        registry.token.get_only = false;
-    });
+    gives_refresh_tokens(&upstream);
     let cistern = Cistern::start(&upstream, "").await;
     let got = cistern.send(Ask::get("/oauth2/token?service=x&offline_token=true").basic("alice", PASSWORD)).await;
     let refresh = got.json()["refresh_token"].as_str().unwrap().to_owned();
@@ -515,10 +491,7 @@ async fn a_token_of_one_registry_is_not_shown_to_another_that_gets_its_name() {
     let (upstream, ..) = registry(45).await;
     let (successor, ..) = registry(47).await;
     for upstream in [&upstream, &successor] {
-        upstream.registry(|registry| {
-            registry.accounts.gives_refresh = true;
-            registry.token.get_only = false;
-        });
+        gives_refresh_tokens(upstream);
     }
     let mut cistern = Cistern::start(&upstream, "").await;
     let ask = Ask::get("/oauth2/token?scope=repository:private:pull&offline_token=true").basic("alice", PASSWORD);
@@ -611,6 +584,127 @@ async fn a_credential_is_relayed_where_the_operator_says_so() {
     cistern.send(Ask::get("/v2/").bearer(&named)).await.assert_is(&"{}".into());
     // What the token holds for one is nothing for the other.
     cistern.send(Ask::get(PRIVATE).bearer(&named)).await.assert_fails(401);
+}
+
+/// How a client comes to a token.
+#[derive(Debug, Clone, Copy)]
+enum Grant {
+    /// As docker and podman do.
+    GetBasic,
+    /// As ORAS and `az -u -p` do.
+    PostPassword,
+    /// As docker does with an identity token.
+    PostRefresh,
+    /// As `az acr login` and the SDKs do: a token of the directory first becomes a refresh token.
+    Exchange,
+}
+
+/// Where a token is asked for, and where what it is good for is pulled: as a Host, and as paths.
+struct Place {
+    host: Option<&'static str>,
+    token: &'static str,
+    exchange: &'static str,
+    scope: &'static str,
+    pulls: &'static [&'static str],
+}
+
+impl Place {
+    fn at(&self, ask: Ask) -> Ask {
+        self.host.map_or(ask.clone(), |host| ask.with("host", host))
+    }
+
+    /// A token from here, as a client gets it.
+    async fn token(&self, cistern: &Cistern, grant: Grant) -> String {
+        let post = |target: &str, form: String| self.at(Ask::post(target).form(&form));
+        let (path, scope) = (self.token, self.scope);
+        let with_refresh = async |got: Got| {
+            let refresh = got.json()["refresh_token"].as_str().unwrap_or_default().to_owned();
+            assert!(!refresh.is_empty(), "{path} {grant:?}: {}", got.summary());
+            let form = format!("grant_type=refresh_token&service=x&scope={scope}&refresh_token={refresh}");
+            cistern.send(post(path, form)).await
+        };
+        let basic = |query: &str| self.at(Ask::get(format!("{path}?service=x&{query}")).basic("alice", PASSWORD));
+        let got = match grant {
+            Grant::GetBasic => cistern.send(basic(&format!("scope={scope}"))).await,
+            Grant::PostPassword => {
+                let who = format!("username=alice&password={PASSWORD}");
+                cistern.send(post(path, format!("grant_type=password&service=x&scope={scope}&{who}"))).await
+            }
+            Grant::PostRefresh => with_refresh(cistern.send(basic("offline_token=true")).await).await,
+            Grant::Exchange => {
+                let form = "grant_type=access_token&service=x&access_token=CANARY-AAD".to_owned();
+                with_refresh(cistern.send(post(self.exchange, form)).await).await
+            }
+        };
+        assert_eq!(got.status, 200, "{path} {grant:?}: {}", got.summary());
+        token(&got)
+    }
+}
+
+#[tokio::test]
+async fn every_form_of_a_token_at_every_realm_in_every_form_of_address() {
+    const OTHER: &[&str] = &[
+        "/v2/other.example/private/manifests/1.0",
+        "/other.example/v2/private/manifests/1.0",
+        "/v2/private/manifests/1.0?ns=other.example",
+    ];
+    const HOME: &[&str] = &[
+        PRIVATE,
+        "/v2/home.example/private/manifests/1.0",
+        "/home.example/v2/private/manifests/1.0",
+        "/v2/private/manifests/1.0?ns=home.example",
+    ];
+    let ((home, _, ours), (other, _, theirs)) = (registry(61).await, registry(63).await);
+    gives_refresh_tokens(&home);
+    gives_refresh_tokens(&other);
+    let cistern = Cistern::setup()
+        .upstream("home.example", &home, "")
+        .upstream("other.example", &other, "relay_credentials = true")
+        .listener(r#"hostnames = { "other.test" = "other.example" }"#)
+        .start()
+        .await;
+    let (own, prefixed) = ("repository:private:pull", "repository:other.example/private:pull");
+    let place = |host, token, exchange, scope, pulls| Place { host, token, exchange, scope, pulls };
+    let (at_root, exchange_at_root) = ("/oauth2/token", "/oauth2/exchange");
+    let below = "/other.example/oauth2/exchange";
+    for (place, image) in [
+        (place(None, at_root, exchange_at_root, own, HOME), &ours),
+        (place(None, "/home.example/oauth2/token", "/home.example/oauth2/exchange", own, HOME), &ours),
+        (place(None, "/_ocistern/home.example/token", "/_ocistern/home.example/oauth2/exchange", own, HOME), &ours),
+        (
+            place(None, "/_ocistern/other.example/token", "/_ocistern/other.example/oauth2/exchange", own, OTHER),
+            &theirs,
+        ),
+        (place(None, "/_ocistern/other.example/token", below, prefixed, OTHER), &theirs),
+        (place(None, "/_ocistern/other.example/oauth2/token", below, own, OTHER), &theirs),
+        (place(None, "/other.example/_ocistern/other.example/token", below, own, OTHER), &theirs),
+        (place(None, "/other.example/oauth2/token", below, own, OTHER), &theirs),
+        (place(Some("other.test"), at_root, exchange_at_root, own, &[PRIVATE]), &theirs),
+        (place(Some("other.test:5000"), at_root, exchange_at_root, own, &[PRIVATE]), &theirs),
+    ] {
+        for grant in [Grant::GetBasic, Grant::PostPassword, Grant::PostRefresh, Grant::Exchange] {
+            let token = place.token(&cistern, grant).await;
+            for pull in place.pulls {
+                for ask in [Ask::get(*pull), Ask::head(*pull)] {
+                    let got = cistern.send(place.at(ask.bearer(&token))).await;
+                    let by = format!("{pull} by {grant:?} from {} {:?}", place.token, place.host);
+                    assert_eq!(got.status, 200, "{by}: {}", got.summary());
+                    assert_eq!(got.header("docker-content-digest"), image.digest.to_string(), "{by}");
+                }
+            }
+            let anonymous = cistern.send(place.at(Ask::get(place.pulls[0]))).await;
+            assert_eq!(anonymous.status, 401, "it is the token that opens: {}", anonymous.summary());
+        }
+    }
+    // What is exchanged at one is nothing to the other: its bearer is anybody there.
+    let form = "grant_type=access_token&service=x&access_token=CANARY-AAD";
+    let refresh = cistern.send(Ask::post(below).form(form)).await.json()["refresh_token"].as_str().unwrap().to_owned();
+    let form = format!("grant_type=refresh_token&service=x&scope={own}&refresh_token={refresh}");
+    let before = home.log().len();
+    let anybody = token(&cistern.send(Ask::post(at_root).form(&form)).await);
+    assert_eq!(home.log().len(), before, "it is not shown there");
+    cistern.send(Ask::get(PRIVATE).bearer(&anybody)).await.assert_fails(401);
+    check(&cistern).await;
 }
 
 #[tokio::test]
@@ -720,19 +814,16 @@ async fn what_upstream_says_to_a_refused_write_is_not_logged() {
     let pusher = token(&login(&cistern, &[scope]).await);
     let got = cistern.send(Ask::new(Method::POST, "/v2/private/blobs/uploads/").bearer(&pusher)).await;
     assert_eq!((got.status, &got.body[..]), (403, words.as_bytes()), "it is the caller's to read");
-    let log = String::from_utf8_lossy(&logged().lock()).into_owned();
-    let own: Vec<&str> = log.lines().filter(|line| line.contains("ocistern::")).collect();
+    let own = logs::own_lines();
     assert!(own.iter().any(|line| line.contains("refused the write")), "it is said that there was a refusal");
     assert!(!own.iter().any(|line| line.contains("CANARY-ECHO") || line.contains("CANARY-LINE")));
 }
 
 #[tokio::test]
 async fn secrets_are_nowhere_but_where_they_belong() {
-    let (upstream, ..) = registry(31).await;
-    upstream.registry(|registry| {
-        registry.accounts.gives_refresh = true;
-        registry.token.get_only = false;
-    });
+    let (upstream, _, private) = registry(31).await;
+    gives_refresh_tokens(&upstream);
+    let storage = Upstream::start().await;
     let cistern = Cistern::start(&upstream, "").await;
     let scoped = token(&login(&cistern, &["repository:private:pull,push"]).await);
     let mut answers = vec![
@@ -744,6 +835,23 @@ async fn secrets_are_nowhere_but_where_they_belong() {
         cistern.send(Ask::new(Method::POST, "/oauth2/exchange").form("access_token=CANARY-AAD")).await,
         cistern.send(Ask::new(Method::POST, "/oauth2/exchange").form("access_token=CANARY-OTHER")).await,
     ];
+    // The content comes from storage, by signed addresses: in good order, after a reset, and not at all.
+    for (bytes, act, times, status) in [
+        (&private.layers[0], acts::honest(), 1, 200),
+        (&private.layers[1], acts::cut_at(4000, Cut::Reset), 1, 200),
+        (&private.config, acts::fail(403, "DENIED"), 100, 502),
+    ] {
+        let (target, signed) = (format!("/v2/private/blobs/{}", sha256(bytes)), storage.file(bytes));
+        upstream.script("GET", &target, .., acts::redirect(307, &signed));
+        storage.script("GET", "/data/*", 0..times, act);
+        let got = cistern.send(Ask::get(&target).bearer(&scoped)).await;
+        assert_eq!(got.status, status, "{}", got.summary());
+        if status == 200 {
+            got.assert_is(bytes);
+        }
+        answers.push(got);
+        storage.unscript();
+    }
     upstream.script("*", "/token", .., acts::fail(503, "CANARY-UPSTREAM"));
     let form = format!("grant_type=password&username=alice&password={PASSWORD}&scope=repository:private:pull");
     answers.push(cistern.send(Ask::new(Method::POST, "/oauth2/token").form(&form)).await);
@@ -758,6 +866,7 @@ async fn secrets_are_nowhere_but_where_they_belong() {
         "CANARY-QUERY",
         "CANARY-TOKEN",
         "CANARY-REFRESH",
+        "CANARY-SIGNATURE",
     ];
     let encoded = STANDARD.encode(format!("alice:{PASSWORD}"));
     let check_text = |what: &str, text: &str| {
@@ -775,10 +884,9 @@ async fn secrets_are_nowhere_but_where_they_belong() {
             check_text(&file.display().to_string(), &String::from_utf8_lossy(&bytes));
         }
     }
-    let log = String::from_utf8_lossy(&logged().lock()).into_owned();
-    assert!(log.contains("request"), "something was logged");
-    let own: String = log.lines().filter(|line| line.contains("ocistern::")).collect::<Vec<_>>().join("\n");
+    let own = logs::own_lines().join("\n");
+    assert!(own.contains("request") && own.contains("redirect"), "something was logged");
     check_text("the log", &own);
-    let storage = Upstream::start().await;
+    assert!(storage.count("GET", "/data/*") >= 4, "the storage was asked");
     invariants::check_no_secret(&storage);
 }

@@ -25,6 +25,19 @@ const RULES: &[(&str, &[&str])] = &[
 const RULE: &str = "dependencies point one way: main → cli → server → http → cache → {store, upstream} → oci; config uses \
                     oci only and may be used above it; metrics and sendfile use nothing and may be used above oci and config";
 
+/// Where the file system is asked by calls that block, and why no async worker waits for them there.
+const BLOCKING: &[(&str, &str)] = &[
+    ("cli/config.rs", "`config check` is a program of its own, without a runtime"),
+    ("config/layer.rs", "before the runtime is there"),
+    ("http/htpasswd.rs", "on the blocking pool, with the hashes"),
+    ("server/admin_socket.rs", "on the blocking pool, once at the start"),
+    ("server/listener.rs", "a few calls at the start and at the end, for sockets that have a name"),
+    ("server/tls/files.rs", "on the blocking pool"),
+    ("store/disk.rs", "the store's one way to its files: on the blocking pool"),
+    ("store/lock.rs", "on the blocking pool, at the start"),
+    ("store/sled_index.rs", "on the thread of the index"),
+];
+
 /// A path that the rules do not allow.
 #[derive(Debug, PartialEq, Eq)]
 struct Violation {
@@ -55,6 +68,76 @@ fn dependencies_point_one_way() {
     }
     let list: Vec<String> = violations.iter().map(ToString::to_string).collect();
     assert!(list.is_empty(), "{}\n{RULE}", list.join("\n"));
+}
+
+/// A lint cannot say this: it would speak of tests too, whose files nobody waits for.
+#[test]
+fn the_file_system_blocks_only_where_it_may() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut blocking = Vec::new();
+    for file in files {
+        let relative = file.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(&file).unwrap();
+        if !(relative.ends_with("tests.rs") || relative.contains("tests/")) && blocks(without_tests(&text)) {
+            blocking.push(relative);
+        }
+    }
+    blocking.sort_unstable();
+    let known: Vec<&str> = BLOCKING.iter().map(|(file, _)| *file).collect();
+    assert_eq!(blocking, known, "use tokio::fs or the blocking pool, and say here why it is right");
+}
+
+#[test]
+fn blocking_calls_are_found() {
+    for text in [
+        "use std::fs; fn f() { fs::read(x) }",
+        "std::fs::read_to_string(path)",
+        "File::open(path)",
+        "fs::File::create(path)",
+        "std::fs::DirBuilder::new().create(x)",
+        "std::fs::OpenOptions::new()",
+    ] {
+        assert!(blocks(text), "{text}");
+    }
+    for text in [
+        "tokio::fs::read(path)",
+        "tokio::fs::File::open(path)",
+        "rustix::fs::sendfile(a, b)",
+        "fn f(file: &std::fs::File, m: fs::Metadata)",
+        "use std::os::unix::fs::MetadataExt;",
+        "// std::fs::read(x)",
+        "std::fs::Permissions::from_mode(0o600)",
+    ] {
+        assert!(!blocks(text), "{text}");
+    }
+}
+
+/// A source up to its own tests, which stand at its end.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests").next().unwrap_or(text)
+}
+
+/// Whether a function of `std::fs` is called, or a file is opened by it.
+fn blocks(text: &str) -> bool {
+    let tokens = tokens(text);
+    let word = |index: Option<usize>| match index.and_then(|index| tokens.get(index)) {
+        Some((_, Token::Word(word))) => word.as_str(),
+        _ => "",
+    };
+    (0..tokens.len()).any(|index| {
+        let path = tokens.get(index + 1).is_some_and(|(_, token)| *token == Token::Path);
+        let call = tokens.get(index + 3).is_some_and(|(_, token)| *token == Token::Other('('));
+        let (before, called) = (word(index.checked_sub(2)), word(Some(index + 2)));
+        let first = word(index.checked_sub(4));
+        match word(Some(index)) {
+            "fs" => path && call && !matches!(before, "tokio" | "rustix"),
+            "File" => path && matches!(called, "open" | "create" | "create_new") && first != "tokio",
+            "DirBuilder" | "OpenOptions" => path && called == "new" && first != "tokio",
+            _ => false,
+        }
+    })
 }
 
 fn sources(directory: &Path, files: &mut Vec<PathBuf>) {

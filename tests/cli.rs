@@ -1,6 +1,8 @@
 //! The program as a process: exit codes, signals, and what it says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -9,6 +11,8 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::Duration;
 
+use common::content::{image, sha256};
+use common::{Client, Upstream, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn ocistern(arguments: &[&str]) -> Command {
@@ -40,14 +44,21 @@ impl Daemon {
     }
 
     fn of(command: &mut Command) -> Self {
+        Self::that_says(command, |line| {
+            let event: serde_json::Value = serde_json::from_str(line).expect("without a terminal the log is JSON");
+            (event["message"] == "serving clients").then(|| event["listener"].as_str().unwrap().parse().unwrap())
+        })
+    }
+
+    /// The address is in one of the first lines of its log.
+    fn that_says(command: &mut Command, address: impl Fn(&str) -> Option<SocketAddr>) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let address = loop {
             let mut line = String::new();
             assert!(log.read_line(&mut line).unwrap() > 0, "ended before it served clients");
-            let event: serde_json::Value = serde_json::from_str(&line).expect("without a terminal the log is JSON");
-            if event["message"] == "serving clients" {
-                break event["listener"].as_str().unwrap().parse().unwrap();
+            if let Some(address) = address(&line) {
+                break address;
             }
         };
         Self { child, log, address }
@@ -69,6 +80,72 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The daemon's log of a layer that is pulled until it is a hit, how many bytes it has, and how the daemon ended.
+async fn log_of_pulls(format: Option<&str>, address: impl Fn(&str) -> Option<SocketAddr>) -> (String, usize) {
+    let (upstream, image) = (Upstream::start().await, image(1));
+    upstream.image("org/app", "1.0", &image);
+    let layer = &image.layers[0];
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = ocistern(&["serve", "--listen", "127.0.0.1:0", "--admin-listen", "off"]);
+    command.arg("--root").arg(directory.path().join("store"));
+    command.arg("--upstream").arg(format!("up={}", upstream.url()));
+    command.envs(format.map(|format| ("OCISTERN_LOG__FORMAT", format)));
+    let daemon = Daemon::that_says(&mut command, address);
+    let (client, target) = (Client(daemon.address), format!("/up/v2/org/app/blobs/{}", sha256(layer)));
+    eventually("it is a hit", || async {
+        let got = client.get(&target).await;
+        got.assert_is(layer);
+        got.header("cache-status") == "ocistern; hit"
+    })
+    .await;
+    daemon.signal(Signal::TERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0), "{log}");
+    (log, layer.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_pull_is_a_line_of_the_log_with_what_it_cost() {
+    for format in [None, Some("json")] {
+        let (log, length) = log_of_pulls(format, |line| {
+            let event: serde_json::Value = serde_json::from_str(line).expect("a JSON object each");
+            (event["message"] == "serving clients").then(|| event["listener"].as_str().unwrap().parse().unwrap())
+        })
+        .await;
+        let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let requests: Vec<_> = lines.filter(|event| event["message"] == "request").collect();
+        let (first, last) = (requests.first().unwrap(), requests.last().unwrap());
+        assert_eq!((&first["result"], &last["result"]), (&"miss".into(), &"hit".into()), "{log}");
+        for event in [first, last] {
+            for (key, value) in [("upstream", "up"), ("repository", "org/app"), ("kind", "blob"), ("end", "whole")] {
+                assert_eq!(event[key], value, "{key}: {event}");
+            }
+            assert_eq!((&event["status"], &event["bytes"]), (&200.into(), &length.into()), "{event}");
+            assert!(event["duration_ms"].is_u64() && event["timestamp"].is_string(), "{event}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_for_humans_is_text_also_without_a_terminal() {
+    let (log, length) = log_of_pulls(Some("human"), |line| {
+        let (_, rest) = line.split_once("serving clients ")?;
+        rest.split_whitespace().find_map(|field| field.strip_prefix("listener="))?.parse().ok()
+    })
+    .await;
+    assert!(!log.contains('\u{1b}'), "colours are for terminals: {log}");
+    assert!(log.lines().all(|line| !line.starts_with('{')), "{log}");
+    for result in ["miss", "hit"] {
+        let result = format!("result=\"{result}\"");
+        let line = log.lines().find(|line| line.contains(&result)).unwrap_or_else(|| panic!("no {result}: {log}"));
+        let bytes = format!("bytes={length} ");
+        for part in ["upstream=\"up\"", "repository=\"org/app\"", "kind=\"blob\"", "status=200", &bytes, "duration_ms="]
+        {
+            assert!(line.contains(part), "{part}: {line}");
+        }
     }
 }
 

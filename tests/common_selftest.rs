@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::content::{blob, image, sha256};
 use common::upstream::{Auth, Cut};
-use common::{Ask, Client, Gate, Upstream, acts};
+use common::{Ask, Cistern, Client, Gate, Upstream, acts};
 
 fn client(upstream: &Upstream) -> Client {
     Client(SocketAddr::from(([127, 0, 0, 1], upstream.port())))
@@ -183,4 +183,14 @@ async fn the_warped_clock_runs_while_sockets_work() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(before.elapsed() >= Duration::from_secs(20), "the sleep was one on the warped clock");
     client(&upstream).get(&target).await.assert_is(&bytes);
+}
+
+#[tokio::test]
+async fn what_lies_outside_of_the_root_is_seen() {
+    let upstream = Upstream::start().await;
+    let cistern = Cistern::start(&upstream, "").await;
+    assert!(cistern.strays().is_empty(), "{:?}", cistern.strays());
+    let climbed = cistern.root().join("../../x");
+    std::fs::write(&climbed, "").unwrap();
+    assert_eq!(cistern.strays(), [climbed.canonicalize().unwrap()]);
 }

@@ -25,42 +25,25 @@ fn replay(name: &str, target: fn(&[u8])) {
     }
 }
 
-#[test]
-fn route() {
-    replay("route", targets::route);
+/// Each corpus, its target and the wrapper for libFuzzer have one name.
+macro_rules! replayed {
+    ($($name:ident)*) => {
+        $(#[test] fn $name() { replay(stringify!($name), targets::$name); })*
+
+        #[test]
+        fn every_target_is_replayed() {
+            let replayed = [$(stringify!($name)),*];
+            for directory in ["fuzz/corpus", "fuzz/fuzz_targets"] {
+                for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)).unwrap() {
+                    let path = entry.unwrap().path();
+                    let name = path.file_stem().unwrap().to_str().unwrap();
+                    assert!(replayed.contains(&name), "{name} of {directory} is not replayed");
+                }
+            }
+        }
+    };
 }
 
-#[test]
-fn name() {
-    replay("name", targets::name);
-}
-
-#[test]
-fn scope() {
-    replay("scope", targets::scope);
-}
-
-#[test]
-fn digest() {
-    replay("digest", targets::digest);
-}
-
-#[test]
-fn range() {
-    replay("range", targets::range);
-}
-
-#[test]
-fn challenge() {
-    replay("challenge", targets::challenge);
-}
-
-#[test]
-fn location() {
-    replay("location", targets::location);
-}
-
-#[test]
-fn content_range() {
-    replay("content_range", targets::content_range);
+replayed! {
+    route name scope digest range challenge location content_range manifest link redirect seal retry_after
 }

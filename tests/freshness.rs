@@ -6,7 +6,7 @@ mod common;
 use common::content::{blob, image, sha256};
 use common::invariants::check;
 use common::upstream::{Act, Auth, Cut};
-use common::{Ask, Cistern, Gate, Image, Upstream, acts, clock, eventually};
+use common::{Ask, Cistern, Client, Daemon, Gate, Image, Upstream, acts, clock, eventually};
 
 const TARGET: &str = "/v2/app/manifests/latest";
 
@@ -132,15 +132,100 @@ async fn the_first_rule_that_matches_decides() {
     }
 }
 
+/// An upstream with `open` for everybody and `secret` for ann, and what of them is asked for.
+async fn kept_for_readers() -> (Upstream, [(&'static str, Image); 2]) {
+    let upstream = Upstream::start().await;
+    let images = [("open", image(7)), ("secret", image(8))];
+    for (repo, image) in &images {
+        upstream.image(repo, "v1", image);
+    }
+    upstream.registry(|registry| {
+        registry.auth = Auth::Accounts;
+        registry.accounts.user("ann", "CANARY-ann");
+        registry.accounts.allow("ann", "secret", "pull");
+        registry.accounts.public.insert("open".to_owned());
+    });
+    (upstream, images)
+}
+
+/// Everything of an image that is kept.
+async fn pull_all(client: Client, repo: &str, image: &Image, credential: bool) {
+    let ask = |path: String| {
+        let ask = Ask::get(format!("/v2/{repo}/{path}"));
+        if credential { ask.basic("ann", "CANARY-ann") } else { ask }
+    };
+    let layer = &image.layers[0];
+    client.send(ask("manifests/v1".to_owned())).await.assert_is(&image.manifest);
+    client.send(ask(format!("manifests/{}", image.digest))).await.assert_is(&image.manifest);
+    client.send(ask(format!("blobs/{}", sha256(layer)))).await.assert_is(layer);
+    let part = client.send(ask(format!("blobs/{}", sha256(layer))).with("range", "bytes=5-99")).await;
+    assert_eq!((part.status, &part.body[..]), (206, &layer[5..100]), "{}", part.summary());
+    if !credential {
+        // What a caller got is not kept.
+        let list = client.send(ask("tags/list".to_owned())).await;
+        assert_eq!((list.status, &list.body[..]), (200, &br#"{"name":"open","tags":["v1"]}"#[..]));
+    }
+}
+
+/// What is sealed answers from the store what is everybody's there, and nothing else to nobody.
+async fn assert_sealed(client: Client, upstream: &Upstream, [(open, public), (secret, private)]: &[(&str, Image); 2]) {
+    upstream.forget();
+    pull_all(client, open, public, false).await;
+    let (layer, digest) = (sha256(&private.layers[0]), private.digest);
+    for path in ["manifests/v1", &format!("manifests/{digest}"), &format!("blobs/{layer}"), "tags/list"] {
+        for ask in [Ask::get(format!("/v2/{secret}/{path}")), Ask::head(format!("/v2/{secret}/{path}"))] {
+            // Nobody can be asked who may: after a start that is not known of anybody.
+            for ask in [ask.clone(), ask.clone().basic("eve", "CANARY-eve"), ask.basic("ann", "CANARY-ann")] {
+                let got = client.send(ask).await;
+                assert!(got.status >= 400 && got.cut.is_none(), "{path}: {}", got.summary());
+            }
+        }
+    }
+    let unknown = client.get(format!("/v2/{open}/manifests/unknown")).await;
+    assert!(unknown.status >= 400 && !unknown.error_code().is_empty(), "{}", unknown.summary());
+    assert_eq!(upstream.log().len(), 0, "not asked, though it is there");
+}
+
 #[tokio::test]
 async fn what_is_sealed_is_served_and_never_asked() {
+    let (upstream, images) = kept_for_readers().await;
+    let [(open, public), (secret, private)] = &images;
+    let mut cistern = Cistern::start(&upstream, "").await;
+    pull_all(cistern.client(), open, public, false).await;
+    pull_all(cistern.client(), secret, private, true).await;
+    cistern.settle().await;
+    cistern.stop().await;
+    cistern.configure("up", "tags = \"sealed\"");
+    cistern.start_again().await;
+    assert_sealed(cistern.client(), &upstream, &images).await;
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn serve_sealed_seals_every_upstream() {
+    let (upstream, images) = kept_for_readers().await;
+    let [(open, public), (secret, private)] = &images;
+    let directory = tempfile::tempdir().unwrap();
+    let config = Daemon::configure(directory.path(), &upstream, "");
+    let daemon = Daemon::start(&config).await;
+    pull_all(daemon.client, open, public, false).await;
+    pull_all(daemon.client, secret, private, true).await;
+    daemon.stop().await;
+    let daemon = Daemon::start_with(&config, &["--sealed"]).await;
+    assert_sealed(daemon.client, &upstream, &images).await;
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_rule_seals_is_served_by_tag_and_never_asked() {
     let upstream = Upstream::start().await;
     let image = image(7);
     upstream.image("app", "latest", &image);
+    upstream.image("sealed", "latest", &image);
     let rules = "[[upstream.\"up\".rule]]\nrepository = \"sealed\"\ntags = \"sealed\"\n";
     let cistern = Cistern::setup().upstream("up", &upstream, "").extra(rules).start().await;
-    upstream.image("sealed", "latest", &image);
-    let got = cistern.get("/v2/sealed/manifests/latest").await;
+    let target = "/v2/sealed/manifests/latest";
+    let got = cistern.get(target).await;
     assert!(got.status >= 400 && got.cut.is_none(), "{}", got.summary());
     assert!(!got.error_code().is_empty());
     assert_eq!(upstream.count("*", "/v2/sealed/*"), 0);

@@ -52,6 +52,48 @@ async fn an_image_is_pulled_cold_then_warm_then_without_upstream() {
 }
 
 #[tokio::test]
+async fn the_largest_manifest_is_as_large_as_it_was_configured() {
+    for (limit, bytes) in [("1KiB", 1 << 10), ("8MiB", 8 << 20)] {
+        for chunked in [false, true] {
+            let (upstream, image) = (Upstream::start().await, image(1));
+            upstream.image("app", "1.0", &image);
+            let manifest = |name: &str, length| {
+                let mut text = image.manifest.to_vec();
+                assert!(text.len() < length);
+                text.resize(length, b' ');
+                let digest = upstream.manifest("app", image.media_type, &text.clone().into());
+                upstream.tag("app", name, digest);
+                (Bytes::from(text), digest)
+            };
+            let (fits, _) = manifest("fits", bytes);
+            let (_, large) = manifest("large", bytes + 1);
+            if chunked {
+                // Its length is not known beforehand.
+                upstream.script("GET", "*/manifests/*", .., acts::chunked());
+            }
+            let store = format!("max_manifest = {limit:?}");
+            let cistern =
+                Cistern::setup().upstream("up", &upstream, "tags = \"immutable\"").store(&store).start().await;
+            for status in ["ocistern; fwd=miss; stored", "ocistern; hit"] {
+                let got = cistern.get("/v2/app/manifests/fits").await;
+                got.assert_is(&fits);
+                assert_eq!(got.header("cache-status"), status, "{limit}, chunked {chunked}");
+                cistern.settle().await;
+            }
+            for reference in ["large".to_owned(), large.to_string()] {
+                let got = cistern.get(format!("/v2/app/manifests/{reference}")).await;
+                got.assert_fails(502);
+                let said = String::from_utf8_lossy(&got.body).into_owned();
+                assert_eq!(got.error_code(), "MANIFEST_INVALID", "{said}");
+                assert!(said.contains(&format!("{bytes} bytes")) && said.contains("store.max_manifest"), "{said}");
+            }
+            assert!(!is_stored(&cistern, &large), "{limit}, chunked {chunked}");
+            check(&cistern).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn answers_carry_the_headers_that_clients_need() {
     let upstream = Upstream::start().await;
     let image = image(2);

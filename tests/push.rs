@@ -173,6 +173,71 @@ async fn a_large_manifest_goes_through_and_is_not_kept() {
     check(&cistern).await;
 }
 
+#[tokio::test]
+async fn nothing_but_a_201_publishes_a_manifest() {
+    for status in [200, 202, 204] {
+        let (first, second) = (image(1), image(2));
+        let (cistern, upstream) = world(&first, "tags = \"immutable\"").await;
+        parts(&upstream, &second);
+        assert_put(&cistern.send(put(BY_TAG, &first)).await, &first.digest);
+        assert_hit(&cistern, BY_TAG, &first.manifest).await;
+        upstream.script(
+            "PUT",
+            "*",
+            ..,
+            acts::answer(status, "text/html", if status == 204 { "" } else { "<p>Welcome" }),
+        );
+        cistern.send(put(BY_TAG, &second)).await.assert_fails(502);
+        cistern.send(put(format!("{}?tag=1.0", by_digest(&second.digest)), &second)).await.assert_fails(502);
+        // Whatever came of it upstream: it is asked.
+        for now in [&second, &first] {
+            upstream.tag("app", "1.0", now.digest);
+            if now.digest == first.digest {
+                cistern.send(put(BY_TAG, &second)).await.assert_fails(502);
+                upstream.tag("app", "1.0", now.digest);
+            }
+            cistern.get(BY_TAG).await.assert_is(&now.manifest);
+        }
+        check(&cistern).await;
+    }
+}
+
+#[tokio::test]
+async fn tags_that_upstream_does_not_name_were_not_set() {
+    // A registry that does not know the parameter, and one that takes some of the tags.
+    let some = acts::both(acts::header("OCI-Tag", "2.0"), acts::duplicate("OCI-Tag", "x , 3.0"));
+    for (said, set) in [(acts::without("OCI-Tag"), &[][..]), (some, &["2.0", "3.0"][..])] {
+        let (first, second) = (image(1), image(2));
+        let (cistern, upstream) = world(&first, "tags = \"immutable\"").await;
+        parts(&upstream, &second);
+        for tag in ["1.0", "2.0", "3.0"] {
+            assert_put(&cistern.send(put(format!("/v2/app/manifests/{tag}"), &first)).await, &first.digest);
+        }
+        assert_hit(&cistern, BY_TAG, &first.manifest).await;
+        upstream.script("PUT", "*", .., said);
+        let target = format!("{}?tag=1.0&tag=2.0&tag=3.0", by_digest(&second.digest));
+        assert_put(&cistern.send(put(target, &second)).await, &second.digest);
+        for tag in ["1.0", "2.0", "3.0"] {
+            let meant = if set.contains(&tag) { &second } else { &first };
+            upstream.tag("app", tag, meant.digest);
+        }
+        upstream.forget();
+        assert_hit(&cistern, &by_digest(&second.digest), &second.manifest).await;
+        for tag in ["1.0", "2.0", "3.0"] {
+            let meant = if set.contains(&tag) { &second } else { &first };
+            let target = format!("/v2/app/manifests/{tag}");
+            cistern.get(&target).await.assert_is(&meant.manifest);
+            assert_eq!(upstream.count("HEAD", &target), usize::from(!set.contains(&tag)), "{tag}");
+        }
+        // The one in the address needs no mention.
+        assert_put(&cistern.send(put(BY_TAG, &second)).await, &second.digest);
+        upstream.forget();
+        assert_hit(&cistern, BY_TAG, &second.manifest).await;
+        assert_eq!(upstream.log().len(), 0);
+        check(&cistern).await;
+    }
+}
+
 // === what nobody knows is asked ===
 
 #[tokio::test]
@@ -352,6 +417,28 @@ async fn what_was_deleted_is_gone_at_once() {
     common::eventually("upstream is back", || async { cistern.send(put(BY_TAG, &image)).await.status == 201 }).await;
     assert_hit(&cistern, BY_TAG, &image.manifest).await;
     check(&cistern).await;
+}
+
+#[tokio::test]
+async fn a_delete_is_done_when_upstream_says_so() {
+    let image = image(1);
+    for (status, expected) in [(200, 502), (201, 502), (202, 202), (204, 204)] {
+        let (cistern, upstream) = world(&image, "tags = \"immutable\"").await;
+        assert_put(&cistern.send(put(BY_TAG, &image)).await, &image.digest);
+        upstream.script(
+            "DELETE",
+            "*",
+            ..,
+            acts::answer(status, "text/html", if status == 200 { "<p>Welcome" } else { "" }),
+        );
+        for target in [by_digest(&image.digest), format!("/v2/app/blobs/{}", sha256(&image.config))] {
+            assert_eq!(cistern.send(Ask::delete(&target)).await.status, expected, "{status}: {target}");
+        }
+        // Whatever came of it upstream: it is asked.
+        assert_eq!(cistern.get(BY_TAG).await.status, 404);
+        upstream.image("app", "1.0", &image);
+        check(&cistern).await;
+    }
 }
 
 #[tokio::test]
@@ -576,5 +663,33 @@ async fn azures_own_interface_passes_through() {
     let got = cistern.send(Ask::delete("/acr/v1/app")).await;
     assert_eq!((got.status, &*got.body), (202, &br#"{"tagsDeleted":[]}"#[..]));
     assert_eq!(cistern.get(by_digest(&image.digest)).await.status, 404);
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn what_is_restored_is_seen_at_once() {
+    let image = image(1);
+    let (cistern, upstream) = world(&image, "tags = \"immutable\"").await;
+    assert_put(&cistern.send(put(BY_TAG, &image)).await, &image.digest);
+    assert_hit(&cistern, BY_TAG, &image.manifest).await;
+    assert_eq!(cistern.send(Ask::delete(by_digest(&image.digest))).await.status, 202);
+    let tags = async || String::from_utf8_lossy(&cistern.get("/v2/app/tags/list").await.body).into_owned();
+    assert!(!tags().await.contains("1.0"));
+    let restore = format!("/acr/v1/_deleted/app/_manifests/{}", image.digest);
+    let answer = format!(r#"{{"registry":"r","imageName":"app","manifest":{{"digest":"{}"}}}}"#, image.digest);
+    upstream.script("POST", "/acr/v1/_deleted/*", .., acts::answer(200, "application/json", answer.clone()));
+    // That it is gone is known, when it comes back.
+    for target in [BY_TAG, &by_digest(&image.digest)] {
+        assert_eq!(cistern.get(target).await.status, 404);
+    }
+    upstream.image("app", "1.0", &image);
+    let ask = Ask::post(format!("{restore}?force=true")).with("content-type", "application/json");
+    let got = cistern.send(ask.body(r#"{"tag":"1.0"}"#)).await;
+    assert_eq!((got.status, &*got.body), (200, answer.as_bytes()));
+    let sent = upstream.requests("POST", &restore).pop().unwrap().request;
+    assert_eq!((sent.query.as_str(), sent.body.as_slice()), ("force=true", &br#"{"tag":"1.0"}"#[..]));
+    cistern.get(BY_TAG).await.assert_is(&image.manifest);
+    cistern.get(by_digest(&image.digest)).await.assert_is(&image.manifest);
+    assert!(tags().await.contains("1.0"));
     check(&cistern).await;
 }

@@ -54,14 +54,19 @@ async fn one_range_of_every_form_is_served_from_the_store() {
 #[tokio::test]
 async fn what_cannot_be_satisfied_is_416_and_what_is_no_range_is_ignored() {
     let (cistern, _upstream, bytes, target) = warm().await;
-    for range in ["bytes=100000-", "bytes=100000-100001", "bytes=-0", "bytes=200000-300000,400000-"] {
+    // One that ends before it starts may be ignored or rejected (RFC 9110, 14.2); the OCI conformance suite wants 416.
+    for range in [
+        "bytes=100000-",
+        "bytes=100000-100001",
+        "bytes=-0",
+        "bytes=200000-300000,400000-",
+        "bytes=99999999999999999999-",
+        "bytes=5-1",
+        "bytes=500-0",
+    ] {
         let got = cistern.send(Ask::get(&target).with("range", range)).await;
         got.assert_fails(416);
         assert_eq!(got.header("content-range"), "bytes */100000", "{range}");
-    }
-    for range in ["bytes=5-1", "bytes=500-0"] {
-        let got = cistern.send(Ask::get(&target).with("range", range)).await;
-        assert!(matches!(got.status, 200 | 416), "{range}: {}", got.summary());
     }
     for range in [
         "bytes",
@@ -71,16 +76,11 @@ async fn what_cannot_be_satisfied_is_416_and_what_is_no_range_is_ignored() {
         "bytes=1",
         "bytes=1--2",
         "bytes=1-2x",
-        "bytes=99999999999999999999-",
         "bytes=--1",
         "bytes=1-2;3-4",
         "",
     ] {
-        let got = cistern.send(Ask::get(&target).with("range", range)).await;
-        assert!(matches!(got.status, 200 | 416), "{range}: {}", got.summary());
-        if got.status == 200 {
-            got.assert_is(&bytes);
-        }
+        cistern.send(Ask::get(&target).with("range", range)).await.assert_is(&bytes);
     }
 }
 
@@ -101,14 +101,12 @@ async fn several_ranges_are_multipart() {
         assert!(head.to_lowercase().contains("content-type: application/octet-stream"), "{head}");
         assert_eq!(body, bytes.slice(from..to));
     }
-    // One satisfiable range among several is answered as that one (or as a multipart of one).
+    // One satisfiable range among several is answered as that one: RFC 9110, 15.3.7.2 forbids a multipart of one.
     let one = cistern.send(Ask::get(&target).with("range", "bytes=10-19,200000-")).await;
-    assert_eq!(one.status, 206, "{}", one.summary());
-    // A flood of ranges must not cost a flood of bytes.
+    assert_part(&one, &bytes, 10, 20);
+    // A flood of ranges must not cost a flood of bytes: as RFC 9110, 14.2 allows, it is no range at all.
     let flood = vec!["0-"; 1000].join(",");
-    let got = cistern.send(Ask::get(&target).with("range", &format!("bytes={flood}"))).await;
-    assert!(matches!(got.status, 200 | 206 | 416), "{}", got.summary());
-    assert!(got.length <= 2 * LENGTH as u64, "{} bytes for a flood of ranges", got.length);
+    cistern.send(Ask::get(&target).with("range", &format!("bytes={flood}"))).await.assert_is(&bytes);
 }
 
 #[tokio::test]
@@ -130,23 +128,24 @@ async fn head_and_manifests_take_no_harm_from_a_range() {
     let cistern = Cistern::start(&upstream, "").await;
     for _ in 0..2 {
         let got = cistern.send(Ask::get("/v2/app/manifests/1.0").with("range", "bytes=0-9")).await;
-        match got.status {
-            200 => got.assert_is(&image.manifest),
-            _ => assert_part(&got, &image.manifest, 0, 10),
-        }
+        assert_part(&got, &image.manifest, 0, 10);
         let head = cistern.send(Ask::head("/v2/app/manifests/1.0").with("range", "bytes=0-9")).await;
         assert_eq!((head.status, head.length), (200, 0), "RFC 9110: Range is for GET only");
     }
 }
 
 #[tokio::test]
-async fn an_empty_blob_has_no_satisfiable_range() {
+async fn an_empty_blob_is_whole_whatever_the_range() {
     let upstream = Upstream::start().await;
     let target = format!("/v2/app/blobs/{}", upstream.blob("app", &Bytes::new()));
     let cistern = Cistern::start(&upstream, "").await;
     for _ in 0..2 {
-        let got = cistern.send(Ask::get(&target).with("range", "bytes=0-")).await;
-        assert!(matches!(got.status, 200 | 416), "{}", got.summary());
+        // RFC 9110, 14.2 lets a Range be ignored, and some clients send this one with every request.
+        cistern.send(Ask::get(&target).with("range", "bytes=0-")).await.assert_is(&Bytes::new());
+        for range in ["bytes=-1", "bytes=0-0"] {
+            let got = cistern.send(Ask::get(&target).with("range", range)).await;
+            got.assert_is(&Bytes::new());
+        }
         cistern.get(&target).await.assert_is(&Bytes::new());
         cistern.settle().await;
     }

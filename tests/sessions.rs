@@ -17,6 +17,7 @@ use common::upstream::{Auth, Cut, Then};
 use common::{Ask, Cistern, Daemon, Gate, Got, Upstream, acts, eventually};
 use ocistern::http::location::{Bound, Claim, Locations};
 use ocistern::http::route::Form;
+use ocistern::oci::Digest;
 
 /// Longer than an upload is kept that nobody touches.
 const IDLE: Duration = Duration::from_mins(16);
@@ -457,6 +458,65 @@ async fn without_the_spool_a_break_ends_the_upload_clearly() {
         assert_created(&held.finish().await, &digest);
         check(&cistern).await;
     }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_kept_when_the_next_part_breaks_off() {
+    let upstream = Upstream::start().await;
+    upstream.registry(|registry| registry.forgets_broken_uploads = true);
+    // There is room for the whole, and not for the first part twice.
+    let cistern = Cistern::setup().upstream("up", &upstream, "").store("capacity = \"1000KiB\"").start().await;
+    let bytes = blob(1, 900 << 10);
+    for (name, last) in [(sha256 as fn(&[u8]) -> Digest, 900 << 10), (sha512, 650 << 10)] {
+        let bytes = bytes.slice(..last);
+        let digest = name(&bytes);
+        let location = begin(&cistern, UPLOADS).await;
+        let got = cistern.send(Ask::patch(location).body(bytes.slice(..600 << 10))).await;
+        let location = next(&got, 202, "0-614399");
+        for seed in [2, 3] {
+            // Other bytes than those that come in the end, and more of them than in the second upload.
+            let sending = cistern.client().stream(Ask::patch(&location));
+            assert!(sending.send(blob(seed, 200 << 10)).await);
+            eventually("they are in the file", || async { spooled(&cistern) == 800 << 10 }).await;
+            sending.abort().await;
+        }
+        next(&cistern.get(&location).await, 204, "0-614399");
+        let got = cistern.send(Ask::put(closing(&location, &digest)).body(bytes.slice(600 << 10..))).await;
+        assert_created(&got, &digest);
+        assert_pushed(&cistern, &upstream, &bytes, &digest).await;
+        check(&cistern).await;
+        assert_eq!(cistern.send(Ask::delete(format!("/v2/app/blobs/{digest}"))).await.status, 202);
+    }
+}
+
+/// Bytes of the file of the only upload.
+fn spooled(cistern: &Cistern) -> u64 {
+    files(&cistern.root().join("fills")).first().and_then(|file| file.metadata().ok()).map_or(0, |file| file.len())
+}
+
+#[tokio::test]
+async fn a_client_that_sends_drops_is_told_so() {
+    let (cistern, upstream) = world().await;
+    let image = common::content::image(1);
+    for part in image.layers.iter().chain([&image.config]) {
+        upstream.blob("app", part);
+    }
+    let location = begun(&cistern, 1).await;
+    let sending = cistern.client().stream(Ask::patch(&location));
+    let mut sent = 0;
+    // Never silent for a minute.
+    while sent < 4 && sending.send(Bytes::from_static(b"x")).await {
+        sent += 1;
+        eventually("it is there", || async { spooled(&cistern) == 100_000 + sent || sending.is_answered() }).await;
+        leap(Duration::from_secs(30)).await;
+    }
+    let got = sending.answer().await;
+    assert_code(&got, 408, "BLOB_UPLOAD_INVALID");
+    assert!(String::from_utf8_lossy(&got.body).contains("too slow"), "{:?}", got.body);
+    // What was acknowledged is, and it goes on.
+    next(&cistern.get(&location).await, 204, "0-99999");
+    let got = cistern.send(Ask::patch(&location).body("more")).await;
+    next(&got, 202, "0-100003");
 }
 
 // === what is said about it ===

@@ -3,19 +3,16 @@
 
 mod common;
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use common::clock::pass;
 use common::content::image;
 use common::tls::{Authority, TlsClient, replace, shown, shown_to};
-use common::{Ask, Cistern, Upstream, eventually};
+use common::{Ask, Cistern, Upstream, eventually, logs};
 use ocistern::config::Config;
 use ocistern::server::{Server, StartError};
-use parking_lot::Mutex;
 use rcgen::{KeyPair, PKCS_RSA_SHA256};
 use rustls::SignatureScheme;
 use rustls::pki_types::CertificateDer;
@@ -23,36 +20,10 @@ use rustls::pki_types::CertificateDer;
 /// Longer than a listener leaves its files alone.
 const A_WHILE: Duration = Duration::from_secs(11);
 
-/// Everything that was logged by this program.
-fn logged() -> &'static Arc<Mutex<Vec<u8>>> {
-    static LOG: OnceLock<Arc<Mutex<Vec<u8>>>> = OnceLock::new();
-    LOG.get_or_init(|| {
-        let log: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let writer = Arc::clone(&log);
-        let subscriber = tracing_subscriber::fmt().with_env_filter("info").with_ansi(false);
-        let _ = subscriber.with_writer(move || Writer(Arc::clone(&writer))).try_init();
-        log
-    })
-}
-
 /// The lines of the log with this level that name `path`.
 fn lines(level: &str, path: &Path) -> Vec<String> {
-    let log = String::from_utf8(logged().lock().clone()).unwrap();
     let path = path.display().to_string();
-    log.lines().filter(|line| line.contains(level) && line.contains(&path)).map(ToOwned::to_owned).collect()
-}
-
-struct Writer(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    logs::lines(|line| line.contains(level) && line.contains(&path))
 }
 
 /// The list of certificates with these names in a directory.
@@ -63,7 +34,7 @@ fn list(directory: &Path, stems: &[&str]) -> String {
 }
 
 async fn start(keys: &str, upstream: &Upstream) -> (Cistern, SocketAddr) {
-    logged();
+    logs::keep("info");
     let cistern = Cistern::setup().upstream("up", upstream, "").listener(keys).start().await;
     let address = cistern.client().0;
     (cistern, address)

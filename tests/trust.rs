@@ -11,7 +11,7 @@ use common::content::{blob, image, sha256};
 use common::invariants::check;
 use common::tls::{Authority, TlsClient, replace};
 use common::upstream::Auth;
-use common::{Ask, Cistern, Client, Got, Image, Upstream};
+use common::{Ask, Cistern, Client, Got, Image, Upstream, acts};
 use rcgen::ExtendedKeyUsagePurpose;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -314,6 +314,72 @@ async fn who_is_not_in_the_htpasswd_file_writes_nothing() {
     let digest = sha256(&world.image.layers[0]);
     let closed = Ask::put(with(&location, &format!("digest={digest}"))).body(world.image.layers[0].clone());
     assert_eq!(bob.send(closed).await.status, 201);
+}
+
+/// What a listener says to a wrong password does not tell whether its file has the name.
+#[tokio::test]
+async fn names_of_the_htpasswd_file_cannot_be_tried_out() {
+    let world = World::new().await;
+    for push in ["off", "shared", "client"] {
+        let cistern = world.start(push, &world.htpasswd()).await;
+        let afar = Connection::Afar(cistern.client());
+        let mut asks = vec![
+            Ask::get("/v2/"),
+            Ask::get("/oauth2/token?scope=repository:private:pull"),
+            Ask::get("/v2/private/manifests/1.0"),
+            Ask::head("/v2/private/manifests/1.0"),
+            Ask::get("/v2/private/tags/list"),
+        ];
+        if push != "client" {
+            // With it, writes of strangers are upstream's to judge.
+            asks.extend([Ask::post("/v2/private/blobs/uploads/"), Ask::delete("/v2/private/manifests/1.0")]);
+        }
+        for ask in asks {
+            let of = async |name| {
+                let got = Caller::new(afar.clone(), Shows::Account(name, "CANARY-WRONG")).send(ask.clone()).await;
+                let challenge = got.headers.get("www-authenticate").cloned();
+                (got.status, challenge, String::from_utf8_lossy(&got.body).into_owned())
+            };
+            let (known, stranger) = (of("bob").await, of("nobody").await);
+            assert_eq!(known, stranger, "push = {push}: {ask:?}");
+            assert!(!matches!(known.0, 200..400), "push = {push}: {ask:?}: {known:?}");
+        }
+    }
+}
+
+/// A token of ocistern's is opened only in fields whose values upstream's words are searched for.
+#[tokio::test]
+async fn what_is_inside_a_token_is_not_told_by_an_exchange() {
+    let upstream = Upstream::start().await;
+    upstream.image("private", "1.0", &image(1));
+    upstream.registry(|registry| {
+        registry.auth = Auth::Accounts;
+        registry.accounts.user("carol", CAROL);
+        registry.accounts.allow("carol", "private", "pull");
+    });
+    let cistern = Cistern::start(&upstream, "").await;
+    let token = cistern.send(Ask::get("/oauth2/token?scope=repository:private:pull").basic("carol", CAROL)).await;
+    let token = token.json()["token"].as_str().unwrap().to_owned();
+    for field in ["tenant", "service", "username", "x", "Access_Token"] {
+        upstream.forget();
+        let form = format!("grant_type=access_token&access_token=CANARY-AAD&{field}={token}");
+        cistern.send(Ask::new(http::Method::POST, "/oauth2/exchange").form(&form)).await.assert_fails(401);
+        assert_eq!(upstream.log().len(), 0, "{field}");
+    }
+    for field in ["access_token", "refresh_token", "password"] {
+        upstream.forget();
+        let form = format!("grant_type=access_token&{field}={token}");
+        let ask = Ask::new(http::Method::POST, "/oauth2/exchange").form(&form);
+        cistern.send(ask.clone()).await;
+        let shown = upstream.requests("POST", "/oauth2/exchange")[0].request.parameter(field).unwrap();
+        assert_ne!(shown, token, "{field}: upstream gets its own");
+        // Upstream repeats what it was shown.
+        upstream.script("POST", "/oauth2/exchange", .., acts::answer(400, "text/plain", shown.clone()));
+        let got = cistern.send(ask).await;
+        upstream.unscript();
+        let said = String::from_utf8_lossy(&got.body).into_owned();
+        assert!(got.status >= 400 && !said.contains(shown.get(..20).unwrap()), "{field}: {said}");
+    }
 }
 
 /// Who mistypes a password of the listener's does not show it to upstream, although upstream may know other callers.

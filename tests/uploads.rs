@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::content::{blob, sha256, sha512};
 use common::invariants::{check, files, is_stored};
 use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
-use common::upstream::{Cut, Then};
+use common::upstream::{Cut, Reply, Then};
 use common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
 use tokio::runtime::Runtime;
 
@@ -440,6 +440,113 @@ async fn an_answer_that_was_lost_after_the_commit_costs_nothing() {
     assert_created(&got, &digest);
     assert_eq!(upstream.count("POST", ANY), 1, "nothing was sent again");
     assert_pushed(&cistern, &upstream, &bytes, &digest).await;
+}
+
+// === answers that say less than that it is there ===
+
+#[tokio::test]
+async fn nothing_but_a_201_closes_an_upload() {
+    for (status, seed) in [(200, 1), (202, 2), (204, 3)] {
+        let (cistern, upstream) = world().await;
+        let bytes = blob(seed, 200_000);
+        let digest = sha256(&bytes);
+        let elsewhere = || acts::answer(status, "text/html", if status == 204 { "" } else { "<p>Welcome" });
+        // In the body of the request that closes it, and before it.
+        for parts in [false, true] {
+            upstream.registry(|registry| registry.repos.clear());
+            upstream.forget();
+            upstream.script("HEAD", "*", .., acts::fail(404, "BLOB_UNKNOWN"));
+            upstream.script("PUT", ANY, 0..1, elsewhere());
+            let mut location = begin(&cistern, UPLOADS).await;
+            let mut body = bytes.clone();
+            if parts {
+                let got = cistern.send(Ask::patch(location).body(std::mem::take(&mut body))).await;
+                location = next(&got, 202, "0-199999");
+            }
+            let got = cistern.send(Ask::put(closing(&location, &digest)).body(body)).await;
+            assert_created(&got, &digest);
+            assert_eq!(
+                (upstream.count("POST", ANY), upstream.count("PUT", ANY)),
+                (2, 2),
+                "{status}: it was sent again"
+            );
+            upstream.unscript();
+            assert_pushed(&cistern, &upstream, &bytes, &digest).await;
+        }
+        // What is there all the same is found there.
+        let bytes = blob(seed + 10, 1000);
+        let digest = sha256(&bytes);
+        upstream.forget();
+        upstream.script("PUT", ANY, .., elsewhere());
+        let location = begin(&cistern, UPLOADS).await;
+        assert_created(&cistern.send(Ask::put(closing(&location, &digest)).body(bytes.clone())).await, &digest);
+        assert_eq!(upstream.count("POST", ANY), 1);
+        assert_pushed(&cistern, &upstream, &bytes, &digest).await;
+        check(&cistern).await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_answers_everything_acknowledges_nothing() {
+    for page in [acts::login_page(), acts::both(acts::login_page(), acts::chunked())] {
+        let (cistern, upstream) = world().await;
+        let bytes = blob(1, 200_000);
+        let digest = sha256(&bytes);
+        let location = begin(&cistern, UPLOADS).await;
+        upstream.script("*", "*", .., page.clone());
+        let got = cistern.send(Ask::put(closing(&location, &digest)).body(bytes.clone())).await;
+        got.assert_fails(502);
+        let got = cistern.send(Ask::post(format!("{UPLOADS}?mount={digest}&from=base"))).await;
+        got.assert_fails(502);
+        upstream.unscript();
+        upstream.registry(|registry| registry.repos.clear());
+        assert_eq!(cistern.get(format!("/v2/app/blobs/{digest}")).await.status, 404, "it is not there");
+        let location = begin(&cistern, UPLOADS).await;
+        upstream.script("*", "*", .., page);
+        let got = cistern.send(Ask::patch(location).body(bytes)).await;
+        got.assert_fails(502);
+        check(&cistern).await;
+    }
+}
+
+#[tokio::test]
+async fn parts_are_taken_by_what_registries_say_to_them() {
+    let bytes = blob(1, 200_000);
+    let digest = sha256(&bytes);
+    for (status, posts) in [(200, 2), (201, 1), (202, 1), (204, 1)] {
+        let (cistern, upstream) = world().await;
+        upstream.script("PATCH", ANY, 0..1, acts::change(move |reply| Reply { status, ..reply }));
+        let location = begin(&cistern, UPLOADS).await;
+        let got = cistern.send(Ask::patch(location).body(bytes.clone())).await;
+        let location = next(&got, 202, "0-199999");
+        assert_created(&cistern.send(Ask::put(closing(&location, &digest))).await, &digest);
+        assert_pushed(&cistern, &upstream, &bytes, &digest).await;
+        assert_eq!(upstream.count("POST", ANY), posts, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_whole_when_what_it_announced_is_there() {
+    let bytes = blob(1, 100_000);
+    let digest = sha256(&bytes);
+    let dress: [fn(Ask) -> Ask; 2] =
+        [|ask| ask.with("content-range", "0-99999"), |ask| ask.with("content-length", "100000").http2()];
+    for dress in dress {
+        let (cistern, upstream) = world().await;
+        // All of it is there; that it ends is said later, or never.
+        let location = begin(&cistern, UPLOADS).await;
+        let sending = cistern.client().stream(dress(Ask::patch(location)));
+        assert!(sending.send(bytes.clone()).await);
+        let location = next(&sending.answer().await, 202, "0-99999");
+        assert_created(&cistern.send(Ask::put(closing(&location, &digest))).await, &digest);
+        assert_pushed(&cistern, &upstream, &bytes, &digest).await;
+        let location = begin(&cistern, UPLOADS).await;
+        let sending = cistern.client().stream(dress(Ask::put(closing(&location, &digest))));
+        assert!(sending.send(bytes.clone()).await);
+        assert_created(&sending.answer().await, &digest);
+        assert_eq!(upstream.count("POST", ANY), 2, "nothing was sent again");
+        check(&cistern).await;
+    }
 }
 
 // === digests ===

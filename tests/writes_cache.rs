@@ -10,9 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::content::{artifact, blob, image, sha256};
 use common::direct::{Came, apart, target};
+use common::upstream::{Cut, Then};
 use common::{Direct, Gate, Image, Upstream, acts, clock};
-use ocistern::cache::{Found, PublishedManifest, Want};
+use http_body_util::{BodyExt as _, StreamBody};
+use ocistern::cache::{Begun, Found, Opening, PublishedManifest, Want, WriteError};
 use ocistern::oci::{Digest, Tag};
+use ocistern::store::SETTLES_WITHIN;
 use ocistern::upstream::Right;
 
 const CALLER: Right = Right::Anonymous;
@@ -104,9 +107,53 @@ async fn a_write_whose_answer_is_lost_leaves_no_wrong_tag_behind() {
             })
             .await;
             direct.get(&CALLER, "app", "v1").await.assert_hit(&due.digest);
+            assert!(upstream.count("HEAD", "/v2/app/manifests/v1") > 1, "{tags}: asked each time, it may happen yet");
+            direct.settle().await;
+            clock::pass(SETTLES_WITHIN).await;
+            direct.get(&CALLER, "app", "v1").await.assert_hit(&due.digest);
             upstream.forget();
             direct.get(&CALLER, "app", "v1").await.assert_hit(&due.digest);
             assert_eq!(upstream.log().len(), 0, "{tags}: upstream's answer has ended the suspicion");
+        }
+    }
+}
+
+/// However the process ended that waited for upstream's answer, the next one waits for upstream to settle.
+#[tokio::test]
+async fn a_write_that_happens_after_the_next_start_is_noticed() {
+    for deletes in [false, true] {
+        for clean in [false, true] {
+            for was_known in [false, true] {
+                let case = format!("deletes {deletes}, clean {clean}, known {was_known}");
+                let (direct, upstream, old, new) = known("tags = \"immutable\"").await;
+                let name = if was_known { "v1" } else { "v2" };
+                upstream.tag("app", name, old.digest);
+                let at = target(&CALLER, "app");
+                let guard = if deletes {
+                    direct.cache.deleting(&at).await.unwrap()
+                } else {
+                    direct.cache.writing(&at, &[tag(name)]).await.unwrap()
+                };
+                let direct = if clean {
+                    // Dropped by the stop itself, as a push that does not end within the drain is.
+                    direct.restart_with(guard).await
+                } else {
+                    let killed = direct.after_a_kill().await;
+                    drop(guard);
+                    killed
+                };
+                for _ in 0..2 {
+                    direct.get(&CALLER, "app", name).await.found(&old.digest);
+                }
+                upstream.image("app", name, &new);
+                direct.get(&CALLER, "app", name).await.found(&new.digest);
+                direct.settle().await;
+                clock::pass(SETTLES_WITHIN).await;
+                direct.get(&CALLER, "app", name).await.found(&new.digest);
+                upstream.forget();
+                direct.get(&CALLER, "app", name).await.assert_hit(&new.digest);
+                assert_eq!(upstream.log().len(), 0, "{case}: known again");
+            }
         }
     }
 }
@@ -376,5 +423,47 @@ async fn a_manifest_that_is_not_what_it_says_is_not_kept() {
         direct.get(&CALLER, "app", "v1").await.found(&old.digest);
         assert!(upstream.count("HEAD", "/v2/app/manifests/v1") > 0, "upstream has taken something: it is asked");
         assert!(!matches!(direct.get(&CALLER, "app", &digest.to_string()).await, Came::Content(..)));
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_compared_with_its_digest_is_not_acknowledged_because_upstream_has_that() {
+    // How many pieces wait for upstream when it breaks depends on what its client has taken.
+    for count in 5..10 {
+        let upstream = Upstream::start().await;
+        let direct = Direct::start(&upstream, "").await;
+        let big = blob(1, 16 << 20);
+        let right = [big.clone(), blob(2, count)].concat().into();
+        let digest = upstream.blob("app", &right);
+        let at = target(&CALLER, "app");
+        let opening = Opening { query: "", scope: None, owner: None };
+        let Begun::Session(upload, _) = direct.cache.begin_upload(&at, opening).await.unwrap() else {
+            panic!("mounted")
+        };
+        let gate = Gate::new();
+        upstream.take_in("PUT", "*", 0..1, 0, Then::Hold(gate.clone()));
+        upstream.take_in("PUT", "*", 0..1, 0, Then::Cut(Cut::Reset));
+        // As many bytes, others, and the last of them in so many pieces.
+        let (last, mut all) = tokio::sync::oneshot::channel::<()>();
+        let mut last = Some(last);
+        let pieces = std::iter::once(big).chain((0..count).map(|_| Bytes::from_static(b"x"))).enumerate();
+        let pieces = pieces.map(move |(n, piece)| {
+            if n == count {
+                let _ = last.take().map(|last| last.send(()));
+            }
+            Ok(http_body::Frame::data(piece))
+        });
+        let body = StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync();
+        let closing = tokio::time::timeout(Duration::from_mins(1), async {
+            tokio::join!(upload.close(&at, body, Some(right.len() as u64), None, &digest), async {
+                gate.reached(1).await;
+                // Where upstream's client takes less of them, the last one never comes before upstream breaks.
+                let _ = tokio::time::timeout(Duration::from_millis(200), &mut all).await;
+                gate.open();
+            })
+            .0
+        });
+        let closed = closing.await.unwrap();
+        assert!(matches!(closed, Err(WriteError::WrongDigest { .. })), "{count}: {closed:?}");
     }
 }

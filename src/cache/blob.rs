@@ -10,9 +10,11 @@ use super::body::Content;
 use super::download::content_length;
 use super::entitle::{Held, When};
 use super::fetch::announced_digest;
-use super::fill::Fill;
+use super::fill::{Fill, Joining};
 use super::flight::Role;
+use super::lenders::{Lender, Lent, Proven};
 use super::manifest::Want;
+use super::progress::Head;
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
 use crate::oci::{Digest, Via};
@@ -22,7 +24,8 @@ use crate::upstream::Ask;
 /// How long a request waits for the check of a stored file before it streams with the tail held back. Most files are
 /// checked within it, and then a damaged one is fetched again without the client noticing.
 const CHECK_PATIENCE: Duration = Duration::from_secs(1);
-/// How often a request whose leader failed for reasons of its own tries again before it gives up.
+/// How often a request looks again for what has changed under its hands. The last time it fills by itself, so that nobody
+/// else's attempts can use them up.
 const TRIES: usize = 4;
 
 /// A blob to answer with.
@@ -48,6 +51,23 @@ pub enum BlobSource {
     },
 }
 
+/// By what a caller may have what a fill brings that is not its own.
+struct Standing {
+    lender: Lender,
+    /// A HEAD that may be about anything; what the fill brings tells whether it was about that.
+    unsure: Option<Proof>,
+}
+
+/// Why a fill is not read.
+enum Unread {
+    /// The store has no room for it.
+    NoRoom,
+    /// The answer to this caller.
+    Refused(CacheError),
+    /// What ended another caller's attempt. It says nothing about this one.
+    Foreign(CacheError),
+}
+
 /// What upstream's HEAD proved.
 #[derive(Debug, Clone)]
 pub(super) struct Proof {
@@ -68,7 +88,7 @@ impl Cache {
         let in_time = self.blob_until(target, digest, deadline);
         match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
-            Err(error) => Err(self.told(target, error)),
+            Err(error) => Err(self.told_by_digest(target, error)),
         }
     }
 
@@ -80,7 +100,8 @@ impl Cache {
     ) -> Result<Blob, CacheError> {
         self.admit(target)?;
         let mut last = CacheError::Stopped;
-        for _ in 0..TRIES {
+        let mut standing = None;
+        for turn in 1..=TRIES {
             if let Some(stored) = self.stored(digest).await {
                 self.entitled_to_blob(target, digest, stored.len).await?;
                 match self.trusted(digest, stored).await {
@@ -100,31 +121,54 @@ impl Cache {
                 }
             }
             self.check_missing(target, Wanted::Blob(*digest))?;
-            let (fill, role) = self.fill(target, digest)?;
-            // What another caller's right brings is no answer for this one, nor what was asked before a write.
-            let foreign = role == Role::Follower && !self.is_answered_by(&fill, target);
-            if foreign && !self.passes_with(&fill, target).await {
-                self.prove_for_fill(target, digest, &fill).await?;
-            }
-            match fill.watcher.clone().head().await {
-                Ok(head) => {
+            let joining = match &standing {
+                _ if turn == TRIES => Joining::None,
+                None => Joining::Any,
+                Some(Standing { lender, .. }) => Joining::With(lender),
+            };
+            let (fill, role) = self.fill(target, digest, joining)?;
+            match self.read_fill(target, digest, fill, role, &mut standing).await {
+                Ok((fill, head)) => {
                     let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher, None);
                     let content = content.for_reader(self.origin(target, digest)?);
                     let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
                     return Ok(Blob { source: BlobSource::Content(content), status: found.into() });
                 }
-                Err(CacheError::NoSpace | CacheError::Store(_)) => return self.passed(target, digest, deadline).await,
-                // The next turn finds it, and proves it under this name.
-                Err(error @ CacheError::Arrived(_)) => last = error,
-                // It failed in another caller's attempt: that says nothing about this one.
-                Err(error) if foreign => last = error,
-                Err(error) => {
-                    self.note_missing(target, Wanted::Blob(*digest), &error, &fill.asked);
-                    return Err(error);
-                }
+                Err(Unread::NoRoom) => return self.passed(target, digest, deadline).await,
+                Err(Unread::Refused(error)) => return Err(error),
+                // The next turn finds what has arrived, or another fill.
+                Err(Unread::Foreign(error)) => last = error,
             }
         }
         Err(last)
+    }
+
+    /// Waits for the head of a fill that this caller may read, or of the one that takes its place.
+    async fn read_fill(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        mut fill: Fill,
+        role: Role,
+        standing: &mut Option<Standing>,
+    ) -> Result<(Fill, Arc<Head>), Unread> {
+        let mut own = role == Role::Leader;
+        loop {
+            // What another caller's right brings is no answer for this one, nor what was asked before a write.
+            own = own || self.is_answered_by(&fill, target);
+            if !own {
+                let entitled = self.stand_by(target, digest, &fill, standing).await;
+                entitled.map_err(Unread::Refused)?;
+            }
+            match fill.watcher.clone().head().await {
+                Ok(head) => return Ok((fill, head)),
+                Err(CacheError::NoSpace | CacheError::Store(_)) => return Err(Unread::NoRoom),
+                Err(error @ CacheError::Arrived(_)) => return Err(Unread::Foreign(error)),
+                Err(error) if own => return Err(Unread::Refused(error)),
+                // It failed in another caller's attempt: that says nothing about this one.
+                Err(error) => fill = fill.successor().ok_or(Unread::Foreign(error))?,
+            }
+        }
     }
 
     /// The blob streamed from upstream, since the store cannot have it.
@@ -166,7 +210,7 @@ impl Cache {
         };
         match timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
-            Err(error) => Err(self.told(target, error)),
+            Err(error) => Err(self.told_by_digest(target, error)),
         }
     }
 
@@ -208,11 +252,12 @@ impl Cache {
     }
 
     /// Whether the question that began the fill is this caller's own, and still as good as a new one: a fill may go on
-    /// for longer than upstream's word counts.
+    /// for longer than upstream's word counts, and upstream may have said no since.
     fn is_answered_by(&self, fill: &Fill, target: &Target) -> bool {
         fill.target == *target
             && self.generations.holds(&target.repository(), &fill.asked)
             && self.is_recent(target, &fill.asked)
+            && !fill.is_doubted()
     }
 
     /// Whether what the fill brings to the same repository is for this caller too.
@@ -228,29 +273,61 @@ impl Cache {
             }
     }
 
-    /// As [`Self::entitled_to_blob`], for a blob that is still being filled by another right, or in another name.
-    async fn prove_for_fill(self: &Arc<Self>, target: &Target, digest: &Digest, fill: &Fill) -> Result<(), CacheError> {
-        let link = self.linked(target, digest, LinkKind::Blob).await;
-        if let Some(link) = link
-            && self.passes(target, link.via, When::Now).await
-        {
+    /// As [`Self::entitled_to_blob`], for a blob that is still being filled by another right, or in another name. The fill
+    /// may go on by the caller's right, and has the blob linked under its name.
+    async fn stand_by(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        fill: &Fill,
+        standing: &mut Option<Standing>,
+    ) -> Result<(), CacheError> {
+        if standing.is_none() && self.passes_with(fill, target).await {
+            // This fill alone proves that the name has the blob, and may fail yet.
+            fill.lend(&Lender { target: target.clone(), proof: None });
             return Ok(());
         }
-        let proof = self.ask_proof(target, digest).await?;
-        if !proof.is_sure {
-            // What becomes of the other's attempt is seen by who waits for it.
+        let standing = match standing {
+            Some(standing) => standing,
+            None => standing.insert(self.prove_standing(target, digest).await?),
+        };
+        if let Some(proof) = &standing.unsure {
+            fill.lend(&standing.lender);
+            // What becomes of another's attempt is seen by who waits for it, and what came in this name needs no proof.
             let Ok(head) = fill.watcher.clone().head().await else { return Ok(()) };
+            if fill.target == *target {
+                return Ok(());
+            }
             if head.length.is_none() || content_length(&proof.headers) != head.length {
                 let reason = "a HEAD of a blob that does not tell which";
                 return Err(CacheError::BadAnswer { upstream: target.upstream.clone(), reason });
             }
+            standing.lender.proof = Some(Proven { via: proof.via, asked: proof.asked });
+            standing.unsure = None;
         }
-        if !fill.also_for(target, &proof)
+        if fill.lend(&standing.lender) == Lent::Published
+            && let Some(Proven { via, asked }) = standing.lender.proof
             && let Some(stored) = self.stored(digest).await
         {
-            self.keep_link(target, digest, Link::blob(proof.via, stored.len), &proof.asked).await;
+            self.keep_link(target, digest, Link::blob(via, stored.len), &asked).await;
         }
         Ok(())
+    }
+
+    /// Makes sure that the caller may have the blob, and that this repository has it, whoever fills it.
+    async fn prove_standing(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Standing, CacheError> {
+        let known = Lender { target: target.clone(), proof: None };
+        if let Some(link) = self.linked(target, digest, LinkKind::Blob).await
+            && self.passes(target, link.via, When::Now).await
+        {
+            return Ok(Standing { lender: known, unsure: None });
+        }
+        let proof = self.ask_proof(target, digest).await?;
+        if !proof.is_sure {
+            return Ok(Standing { lender: known, unsure: Some(proof) });
+        }
+        let proof = Some(Proven { via: proof.via, asked: proof.asked });
+        Ok(Standing { lender: Lender { proof, ..known }, unsure: None })
     }
 
     /// One HEAD for `digest` under this name, shared by all who wait for it. What it says about the caller's right is

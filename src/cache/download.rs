@@ -10,11 +10,11 @@ use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
-use super::fill::Proven;
+use super::lenders::Lenders;
 use super::{ANSWER_WITHIN, CacheError, Target};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Via};
-use crate::upstream::{Answer, Ask, Registry, UpstreamBody};
+use crate::upstream::{Answer, Ask, Fault, Registry, UpstreamBody, UpstreamError};
 
 /// Tries to continue a broken body without a single byte of progress between them.
 const RESUMES_WITHOUT_PROGRESS: u32 = 3;
@@ -47,7 +47,9 @@ pub(super) struct Download {
     via: Via,
     body: UpstreamBody,
     /// Others who may have it too, by whose right it can go on.
-    lenders: Option<Arc<Proven>>,
+    lenders: Option<Arc<Lenders>>,
+    /// The right by which it began was refused since.
+    withdrawn: bool,
     /// Bytes to pass over, from an upstream that does not know ranges.
     skip: u64,
     /// Breaks since the last byte that came.
@@ -65,18 +67,36 @@ impl Download {
         }
         origin.check_announced(&answer.headers)?;
         let mark = Mark { at: 0, length: content_length(&answer.headers), etag: strong_etag(&answer.headers) };
-        Ok(Self { origin, mark, via: answer.via, body: answer.body, lenders: None, skip: 0, fruitless: 0 })
+        Ok(Self {
+            origin,
+            mark,
+            via: answer.via,
+            body: answer.body,
+            lenders: None,
+            withdrawn: false,
+            skip: 0,
+            fruitless: 0,
+        })
     }
 
     /// Goes on by the right of others where that of who began is withdrawn.
-    pub(super) fn with_lenders(self, lenders: Arc<Proven>) -> Self {
+    pub(super) fn with_lenders(self, lenders: Arc<Lenders>) -> Self {
         Self { lenders: Some(lenders), ..self }
     }
 
     /// Asks for what follows `mark`; returns when upstream's head is there.
     pub(super) async fn rest(origin: Origin, mut mark: Mark, deadline: Instant) -> Result<Self, CacheError> {
         let (answer, skip) = origin.ask_rest(&mut mark, deadline).await?;
-        Ok(Self { origin, mark, via: answer.via, body: answer.body, lenders: None, skip, fruitless: 0 })
+        Ok(Self {
+            origin,
+            mark,
+            via: answer.via,
+            body: answer.body,
+            lenders: None,
+            withdrawn: false,
+            skip,
+            fruitless: 0,
+        })
     }
 
     /// Bytes of the whole blob, if upstream said so.
@@ -87,6 +107,11 @@ impl Download {
     /// By whose right upstream gives it.
     pub(super) fn via(&self) -> Via {
         self.via
+    }
+
+    /// Whether upstream has refused since who it gave it to first.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.withdrawn
     }
 
     /// How far it is, and what continues it later.
@@ -122,10 +147,6 @@ impl Download {
                 None => self.origin.bad("a body shorter than it announced"),
                 Some(Err(error)) => error.into(),
             };
-            if self.mark.length.is_none() {
-                // Without a length nobody can tell a continued body from a repeated one.
-                return Err(error);
-            }
             self.resume(error).await?;
         }
     }
@@ -149,6 +170,11 @@ impl Download {
                     (self.body, self.skip) = (answer.body, skip);
                     return Ok(());
                 }
+                // Without a length, all may have come before the body broke off: the digest decides.
+                Err(CacheError::Upstream(next)) if self.mark.length.is_none() && is_beyond_the_end(&next) => {
+                    self.mark.length = Some(self.mark.at);
+                    return Ok(());
+                }
                 Err(CacheError::Upstream(next)) if next.is_retryable() => error = CacheError::Upstream(next),
                 // It answers only for the one whose right was shown.
                 Err(next) if next.is_upstreams_word() && self.borrow_another_right() => error = next,
@@ -157,22 +183,13 @@ impl Download {
         }
     }
 
-    /// Goes on in the name of somebody else to whom upstream said that it has the blob. False: there is nobody.
+    /// Goes on in the name of somebody else who may have the blob. False: there is nobody.
     fn borrow_another_right(&mut self) -> bool {
-        let Some(lenders) = &self.lenders else { return false };
-        let mut lenders = lenders.lock();
-        let Some(lenders) = lenders.as_mut() else { return false };
-        // They are linked at the end, so they stay. A credential of another upstream never goes to this one.
-        let refused = &self.origin.target;
-        let at = lenders.iter().position(|(target, ..)| target == refused).map_or(0, |at| at + 1);
-        let next = lenders.iter().skip(at).find(|(target, ..)| target.upstream == refused.upstream);
-        match next {
-            Some((target, ..)) => {
-                self.origin.target = target.clone();
-                true
-            }
-            None => false,
-        }
+        let next = self.lenders.as_ref().and_then(|lenders| lenders.borrow(&self.origin.target));
+        let Some(next) = next else { return false };
+        self.origin.target = next;
+        self.withdrawn = true;
+        true
     }
 }
 
@@ -222,6 +239,11 @@ impl Origin {
     fn bad(&self, reason: &'static str) -> CacheError {
         CacheError::BadAnswer { upstream: self.target.upstream.clone(), reason }
     }
+}
+
+/// Whether upstream says that nothing follows the mark.
+fn is_beyond_the_end(error: &UpstreamError) -> bool {
+    matches!(error.fault, Fault::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. })
 }
 
 /// Jittered, doubling from a quarter of a second; none before the first try.

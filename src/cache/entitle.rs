@@ -219,9 +219,7 @@ impl Cache {
                 self.keep_link(target, digest, Link::blob(proof.via, held.size), &proof.asked).await;
             }
             Wanted::Manifest(reference) => {
-                let asked = self.generations.asking();
-                let proof = self.describe_upstream(target, reference).await;
-                let proof = proof.inspect_err(|error| self.note_missing(target, wanted.clone(), error, &asked))?;
+                let proof = self.describe_upstream(target, reference).await?;
                 if *reference == Reference::Digest(*held.digest) {
                     self.keep_manifest_link(target, &proof).await;
                     self.keep_seen_tags(target, held.digest).await;
@@ -235,6 +233,9 @@ impl Cache {
     /// says about content it must be sure: a web page that anybody gets is no proof that the repository is public.
     pub(super) async fn heard(&self, target: &Target, asked: &Asked, answer: Result<Via, &CacheError>) {
         let repository = target.repository();
+        if answer.is_err_and(CacheError::is_refusal) {
+            self.doubt_what_is_under_way(target, asked);
+        }
         match (answer, &target.right) {
             (Ok(Via::Anonymous), _) => self.learn_access(&repository, Access::Public, asked).await,
             (Ok(Via::Client), Right::Client(lent)) => {
@@ -267,6 +268,12 @@ impl Cache {
             return CacheError::CredentialWanted { upstream: target.upstream.clone() };
         }
         if is_public || self.is_allowed(target, When::Now) { error } else { error.without_words() }
+    }
+
+    /// The same of what is asked for by its digest. It may be in the store under a name of which this caller must not know,
+    /// and upstream is asked by HEAD then: its words are for nobody, also where the repository is everybody's.
+    pub(super) fn told_by_digest(&self, target: &Target, error: CacheError) -> CacheError {
+        self.told(target, error.without_words())
     }
 
     /// Whether the caller may read the repository, as far as is known: then upstream's 404 means what it says.

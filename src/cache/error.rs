@@ -165,6 +165,22 @@ impl CacheError {
         self.is_refusal() || self.is_missing()
     }
 
+    /// Whether it is about the way to upstream, whoever asks there and for what.
+    pub(super) fn is_of_upstream_as_a_whole(&self) -> bool {
+        match self {
+            Self::Upstream(error) => matches!(
+                error.fault,
+                Fault::Unreachable(_)
+                    | Fault::OwnListener
+                    | Fault::Tls(_)
+                    | Fault::Timeout(_)
+                    | Fault::BreakerOpen { .. }
+                    | Fault::Sealed
+            ),
+            _ => false,
+        }
+    }
+
     /// Whether upstream said that it does not have it.
     pub fn is_missing(&self) -> bool {
         match self {

@@ -2,6 +2,7 @@
 //! whether a tag moved. Each runs once however many requests wait for it.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -11,9 +12,11 @@ use tokio::time::Instant;
 use super::download::content_length;
 use super::entitle::When;
 use super::flight::{Flight, Role};
+use super::freshness::{Freshness, judge};
 use super::hot::HotManifest;
 use super::writes::Asked;
-use super::{ANSWER_WITHIN, Cache, CacheError, Target};
+use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted};
+use crate::config::TagPolicy;
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, Via, media};
 use crate::store::{Link, LinkKind, TagRecord};
 use crate::upstream::{Answer, Ask, Fault};
@@ -52,6 +55,19 @@ pub(super) enum Checked {
     Moved(Described),
     /// It means something else now, and since upstream's HEAD is unusable the check has brought it along.
     Fetched(Arc<Fetched>),
+}
+
+/// How long it counts what an upstream's HEADs are worth: one that has learned to answer them, or had a bad minute, is soon
+/// asked by them again, and one in vain every hour costs nothing.
+pub(super) const HEADS_FOR: Duration = Duration::from_hours(1);
+
+/// What an upstream's HEADs of manifests are worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heads {
+    /// It has answered one usefully: its 403 to one is meant, and one that is of no use is an exception.
+    Usable,
+    /// It has answered a GET of what it did not answer a HEAD of.
+    Unusable,
 }
 
 /// A flight of a manifest's GET.
@@ -102,6 +118,10 @@ impl Cache {
             let (cache, key) = (Arc::clone(self), (target.clone(), tag.clone()));
             async move {
                 let (target, tag) = &key;
+                // Whoever asks found it expired; another flight may have answered that and landed since.
+                if cache.is_current(target, tag, &known).await {
+                    return Ok(Checked::Current);
+                }
                 let asked = cache.generations.asking();
                 let checked = cache.check_tag(target, tag, &known, &asked).await;
                 match &checked {
@@ -121,6 +141,24 @@ impl Cache {
                 checked
             }
         }))
+    }
+
+    /// Whether a known tag need not be asked about: it has been confirmed a moment ago, and the caller may have it.
+    async fn is_current(self: &Arc<Self>, target: &Target, tag: &Tag, known: &TagRecord) -> bool {
+        let policy = self.tag_policy(target, tag);
+        if !matches!(policy, TagPolicy::For(_)) || self.is_suspect(target, tag).await {
+            return false;
+        }
+        let checked_at = self.store.checked_at(&target.upstream, &target.repo, tag).await;
+        if judge(policy, checked_at, SystemTime::now(), false) != Freshness::Fresh {
+            return false;
+        }
+        let same = self.tag_record(target, tag).await.is_some_and(|record| record.digest == known.digest);
+        let via = self.linked(target, &known.digest, LinkKind::Manifest).await.map(|link| link.via);
+        match via {
+            Some(via) => same && self.passes(target, via, When::Now).await,
+            None => false,
+        }
     }
 
     async fn check_tag(
@@ -194,10 +232,12 @@ impl Cache {
         flight.result().await.unwrap_or(Err(CacheError::Stopped))
     }
 
-    /// Upstream's HEAD; none where it is unusable: refused by a registry that answers GET, or without a digest. That
-    /// is remembered, so that it costs one request once. What it says about the caller's right is remembered too.
+    /// Upstream's HEAD; none where it is unusable: refused by a registry that perhaps answers GET, or without a digest.
+    /// Whether it is worth to be remembered tells the GET that follows: anybody can ask for something that upstream
+    /// answers oddly. What it says about the caller's right is remembered.
     async fn head(self: &Arc<Self>, target: &Target, reference: &Reference) -> Result<Option<Described>, CacheError> {
-        if self.heads_unusable.lock().contains(&target.upstream) {
+        let worth = self.heads.get(&target.upstream);
+        if worth == Some(Heads::Unusable) {
             return Ok(None);
         }
         let registry = self.registry(&target.upstream)?;
@@ -206,45 +246,36 @@ impl Cache {
         match registry.fetch(ask.with_right(target.right.clone())).await {
             Ok(answer) => {
                 let described = describe(&answer, reference, asked);
-                match &described {
-                    Some(described) => {
-                        self.remember_usable_head(target);
-                        self.heard(target, &asked, Ok(described.via)).await;
-                    }
-                    None => self.remember_unusable_head(target),
+                if let Some(described) = &described {
+                    self.heads.insert(target.upstream.clone(), Heads::Usable);
+                    self.heard(target, &asked, Ok(described.via)).await;
                 }
                 Ok(described)
             }
             Err(error) => match &error.fault {
                 // It may be the content that is refused: the GET that follows tells.
-                Fault::Forbidden { .. } if !self.heads_usable.lock().contains(&target.upstream) => Ok(None),
-                Fault::Status { status, .. } if matches!(status.as_u16(), 400 | 405 | 501) => {
-                    self.remember_unusable_head(target);
-                    Ok(None)
-                }
+                Fault::Forbidden { .. } if worth.is_none() => Ok(None),
+                Fault::Status { status, .. } if matches!(status.as_u16(), 400 | 405 | 501) => Ok(None),
                 _ => {
                     let error = error.into();
                     self.heard(target, &asked, Err(&error)).await;
+                    self.note_missing(target, Wanted::Manifest(reference.clone()), &error, &asked);
                     Err(error)
                 }
             },
         }
     }
 
-    fn remember_usable_head(&self, target: &Target) {
-        let mut usable = self.heads_usable.lock();
-        if !usable.contains(&target.upstream) {
-            usable.insert(target.upstream.clone());
-        }
-    }
-
+    /// A GET is answered of which the HEAD before was of no use.
     fn remember_unusable_head(&self, target: &Target) {
-        if self.heads_unusable.lock().insert(target.upstream.clone()) {
-            tracing::info!(
-                upstream = %target.upstream,
-                "upstream does not answer HEAD of manifests usefully; it is asked by GET from now on"
-            );
+        if self.heads.get(&target.upstream).is_some() {
+            return;
         }
+        self.heads.insert(target.upstream.clone(), Heads::Unusable);
+        tracing::info!(
+            upstream = %target.upstream,
+            "upstream does not answer HEAD of manifests usefully; it is asked by GET from now on"
+        );
     }
 
     /// Upstream's GET, checked and kept; none: not modified since `etag`.
@@ -268,6 +299,7 @@ impl Cache {
             Err(error) => {
                 let error = error.into();
                 self.heard(target, &asked, Err(&error)).await;
+                self.note_missing(target, Wanted::Manifest(reference.clone()), &error, &asked);
                 return Err(error);
             }
         };

@@ -1,25 +1,28 @@
 //! A fill: the one download of a blob, by a task that no client owns.
 //!
 //! Ask upstream → write and hash → tell the readers how far it is → verify → release the tail → publish. A body that
-//! breaks is continued by Range from the mark; the readers see a pause (ADR 0002). Where the store cannot take the rest,
-//! the readers fetch it by themselves.
+//! breaks is continued by Range from the mark; the readers see a pause (ADR 0002). Where upstream refuses who began it,
+//! another fill begins by the right of a reader who may have the blob. Where the store cannot take the rest, the readers
+//! fetch it by themselves.
 
 use std::collections::HashMap;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::blob::Proof;
 use super::bypass::Rest;
 use super::download::{Download, Mark, Origin};
 use super::flight::Role;
+use super::lenders::{self, Lender, Lenders, Lent, Proven};
 use super::progress::{self, Head, Reporter, Watcher};
 use super::writes::Asked;
-use super::{ANSWER_WITHIN, Cache, CacheError, Target, blame};
+use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted, blame};
 use crate::oci::{Digest, Via};
 use crate::store::{BlobWriter, Link, StoreError, Trust};
+use crate::upstream::Right;
 
 /// The running fills, one per digest across all names and clients.
 #[derive(Default)]
@@ -27,9 +30,6 @@ pub(super) struct Fills {
     /// Held for look-ups only, never over an await.
     running: Mutex<HashMap<Digest, Fill>>,
 }
-
-/// Names under which upstream has said that it has the blob too; none once they were turned into links.
-pub(super) type Proven = Mutex<Option<Vec<(Target, Via, Asked)>>>;
 
 /// A running fill, as a reader holds it.
 #[derive(Clone)]
@@ -40,33 +40,91 @@ pub(super) struct Fill {
     pub(super) asked: Asked,
     /// How far it is.
     pub(super) watcher: Watcher,
+    shared: Arc<Shared>,
+}
+
+/// What a fill and its readers tell each other.
+#[derive(Default)]
+struct Shared {
     /// By whose right upstream gives it; known when the head is.
-    via: Arc<OnceLock<Via>>,
-    proven: Arc<Proven>,
+    via: OnceLock<Via>,
+    /// By whose right it may go on.
+    lenders: Arc<Lenders>,
+    /// Upstream has said no since to who began it.
+    doubted: AtomicBool,
+    /// The fill that goes on by another one's right, where who began this one was refused.
+    successor: OnceLock<Fill>,
+}
+
+/// Which fill a reader is content with.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Joining<'a> {
+    /// Any that runs.
+    Any,
+    /// Any that runs and can go on by this one's right.
+    With(&'a Lender),
+    /// One of its own, which takes the place of the one that runs: a last resort, since it is a second download.
+    None,
 }
 
 /// Takes the fill out of the table and off the gauge, however its task ends.
 struct Landing {
     cache: Arc<Cache>,
     digest: Digest,
-    proven: Arc<Proven>,
+    shared: Arc<Shared>,
+}
+
+// === impl Fills ===
+
+impl Fills {
+    /// Upstream, asked then, said no to `target`: of `digest`, or whatever it asks for. That such a caller began a fill is
+    /// no answer any more to who comes now.
+    pub(super) fn doubt(&self, target: &Target, digest: Option<&Digest>, asked: &Asked) {
+        let repository = target.repository();
+        for (filling, fill) in &*self.running.lock() {
+            let concerned = digest.is_none_or(|digest| digest == filling) && fill.target.is_in(&repository);
+            if concerned && is_alike(&fill.target.right, &target.right) && fill.asked.instant <= asked.instant {
+                fill.shared.doubted.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Whether what upstream says to one is a doubt in what it said to the other.
+fn is_alike(one: &Right, other: &Right) -> bool {
+    match (one, other) {
+        (Right::Client(one), Right::Client(other)) => one.principal() == other.principal(),
+        (one, other) => one == other,
+    }
 }
 
 // === impl Fill ===
 
 impl Fill {
-    /// Has `target` linked to the blob when it is published. False if that has happened already.
-    pub(super) fn also_for(&self, target: &Target, proof: &Proof) -> bool {
-        let mut proven = self.proven.lock();
-        let Some(proven) = proven.as_mut() else { return false };
-        proven.push((target.clone(), proof.via, proof.asked));
-        true
+    /// Has it go on by this one's right where upstream refuses the one by which it runs, and its name linked to the blob
+    /// when it is published.
+    pub(super) fn lend(&self, lender: &Lender) -> Lent {
+        self.shared.lenders.add(lender)
     }
 
     /// By whose right upstream gives it, when its head has come; none if it fails before that.
     pub(super) async fn via(&self) -> Option<Via> {
         self.watcher.clone().head().await.ok()?;
-        self.via.get().copied()
+        self.shared.via.get().copied()
+    }
+
+    /// Whether upstream has said no since to who began it.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.shared.doubted.load(Ordering::Relaxed)
+    }
+
+    /// The fill that took the place of this one, which has failed in the name of who began it.
+    pub(super) fn successor(&self) -> Option<Self> {
+        self.shared.successor.get().cloned()
+    }
+
+    fn is(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
     }
 }
 
@@ -74,25 +132,47 @@ impl Fill {
 
 impl Cache {
     /// Joins the fill of `digest`, or starts one in the name of `target`.
-    pub(super) fn fill(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(Fill, Role), CacheError> {
+    pub(super) fn fill(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        joining: Joining<'_>,
+    ) -> Result<(Fill, Role), CacheError> {
         let origin = self.origin(target, digest)?;
         let mut running = self.fills.running.lock();
         // One that has failed is about to leave the table; whoever comes now is not answered by it.
-        if let Some(fill) = running.get(digest).filter(|fill| !fill.watcher.has_failed()) {
-            return Ok((fill.clone(), Role::Follower));
+        let alive = |fill: &&Fill| !fill.watcher.has_failed() && !fill.shared.lenders.are_closed();
+        if let Some(fill) = running.get(digest).filter(alive) {
+            let joined = match joining {
+                Joining::Any => true,
+                Joining::With(lender) => fill.lend(lender) != Lent::Failed,
+                Joining::None => false,
+            };
+            if joined {
+                return Ok((fill.clone(), Role::Follower));
+            }
         }
+        let fill = self.begin_fill(&mut running, origin, Arc::default());
+        Ok((fill, Role::Leader))
+    }
+
+    /// Puts a new fill into the table, and starts it.
+    fn begin_fill(
+        self: &Arc<Self>,
+        running: &mut HashMap<Digest, Fill>,
+        origin: Origin,
+        lenders: Arc<Lenders>,
+    ) -> Fill {
         let (reporter, watcher) = progress::channel();
         let fill = Fill {
-            target: target.clone(),
+            target: origin.target.clone(),
             asked: self.generations.asking(),
             watcher,
-            via: Arc::default(),
-            proven: Arc::new(Mutex::new(Some(Vec::new()))),
+            shared: Arc::new(Shared { lenders, ..Shared::default() }),
         };
-        running.insert(*digest, fill.clone());
-        drop(running);
+        running.insert(origin.digest, fill.clone());
         self.metrics.fills_in_progress.inc();
-        let landing = Landing { cache: Arc::clone(self), digest: *digest, proven: Arc::clone(&fill.proven) };
+        let landing = Landing { cache: Arc::clone(self), digest: origin.digest, shared: Arc::clone(&fill.shared) };
         let task = FillTask { cache: Arc::clone(self), origin, reporter, fill: fill.clone() };
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -102,7 +182,7 @@ impl Cache {
                 tracing::debug!("a fill was given up because ocistern is stopping");
             }
         });
-        Ok((fill, Role::Leader))
+        fill
     }
 }
 
@@ -112,7 +192,7 @@ impl Drop for Landing {
     fn drop(&mut self) {
         let mut running = self.cache.fills.running.lock();
         // There may be another one in its place.
-        if running.get(&self.digest).is_some_and(|fill| Arc::ptr_eq(&fill.proven, &self.proven)) {
+        if running.get(&self.digest).is_some_and(|fill| fill.is(&self.shared)) {
             running.remove(&self.digest);
         }
         drop(running);
@@ -147,6 +227,11 @@ impl FillTask {
         }
         if let Err(error) = self.attempt().await {
             let Origin { target: Target { upstream, repo, .. }, digest, .. } = &self.origin;
+            if matches!(error, CacheError::NoSpace) {
+                // It is passed on all the same, and the store has said once that it has no room.
+                tracing::debug!(%upstream, repository = %repo, %digest, "there is no room for a blob");
+                return self.reporter.failed(error);
+            }
             tracing::warn!(
                 %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
                 "a blob could not be fetched"
@@ -160,16 +245,19 @@ impl FillTask {
         let asked = self.fill.asked;
         let download = Download::whole(self.origin.clone(), Instant::now() + ANSWER_WITHIN).await;
         let mut download = match download {
-            Ok(download) => download.with_lenders(Arc::clone(&self.fill.proven)),
+            Ok(download) => download.with_lenders(Arc::clone(&self.fill.shared.lenders)),
             Err(error) => {
                 self.cache.heard(target, &asked, Err(&error)).await;
+                // Before it is told: else who comes in between asks again.
+                self.cache.note_missing(target, Wanted::Blob(*digest), &error, &asked);
+                self.hand_over(&error);
                 return Err(error);
             }
         };
         let (length, via) = (download.length(), download.via());
         let mut writer = self.cache.store.create(digest, length).await?;
         // Before the head: who sees that may look.
-        let _ = self.fill.via.set(via);
+        let _ = self.fill.shared.via.set(via);
         self.reporter.head(Head { file: writer.file(), length });
 
         match self.receive(&mut writer, &mut download).await {
@@ -189,12 +277,42 @@ impl FillTask {
                 return Ok(());
             }
         }
-        let also = self.fill.proven.lock().take().unwrap_or_default();
-        for (target, via, asked) in std::iter::once((target.clone(), via, asked)).chain(also) {
-            self.cache.heard(&target, &asked, Ok(via)).await;
+        self.link(Proven { via, asked }, download.is_withdrawn(), bytes).await;
+        Ok(())
+    }
+
+    /// Links the names under which upstream has said that it has the blob, which is published.
+    async fn link(&self, first: Proven, withdrawn: bool, bytes: u64) {
+        let Origin { target, digest, .. } = &self.origin;
+        let mut proven = self.fill.shared.lenders.publish();
+        if withdrawn || self.fill.is_doubted() {
+            // That upstream began to give it says nothing any more about who may have it.
+            let via = if first.via == Via::Shared { Via::Shared } else { Via::Client };
+            self.cache.keep_link(target, digest, Link::blob(via, bytes), &first.asked).await;
+        } else {
+            proven.push((target.clone(), first));
+        }
+        for (target, Proven { via, asked }) in &proven {
+            self.cache.heard(target, asked, Ok(*via)).await;
+        }
+        for (target, Proven { via, asked }) in lenders::links(proven) {
             self.cache.keep_link(&target, digest, Link::blob(via, bytes), &asked).await;
         }
-        Ok(())
+    }
+
+    /// Upstream has given nothing to who began it, because of `error`: that answers nobody else. Another fill begins in the
+    /// name of the next one who may have it, before this one fails, so that no stranger's comes in between.
+    fn hand_over(&self, error: &CacheError) {
+        let digest = &self.origin.digest;
+        let mut running = self.cache.fills.running.lock();
+        let Some((next, lenders)) = self.fill.shared.lenders.pass_on(&self.fill.target, error) else { return };
+        if !running.get(digest).is_some_and(|fill| fill.is(&self.fill.shared)) {
+            // Somebody has lost patience and fills it; they find that.
+            return;
+        }
+        let Ok(origin) = self.cache.origin(&next, digest) else { return };
+        let fill = self.cache.begin_fill(&mut running, origin, Arc::new(lenders));
+        let _ = self.fill.shared.successor.set(fill);
     }
 
     /// Receives and verifies the whole body, and tells the readers as the bytes reach the file. The writer gathers what
@@ -249,7 +367,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::oci::{Algorithm, ManifestInfo, Reference, media};
     use crate::store::{Keep, Store, StoreOptions};
-    use crate::upstream::{Right, Upstreams};
+    use crate::upstream::Upstreams;
 
     /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
     fn cache() -> (Arc<Cache>, tempfile::TempDir) {
@@ -279,7 +397,7 @@ mod tests {
     async fn a_fill_of_what_has_arrived_meanwhile_does_not_ask_upstream() {
         let (cache, _root) = cache();
         let digest = Digest::of(Algorithm::Sha256, b"content");
-        let (fill, role) = cache.fill(&target(), &digest).unwrap();
+        let (fill, role) = cache.fill(&target(), &digest, Joining::Any).unwrap();
         assert_eq!(role, Role::Leader);
         let refused = fill.watcher.clone().head().await.unwrap_err();
         assert!(matches!(refused, CacheError::Upstream(_)), "not there: upstream is asked: {refused}");
@@ -290,7 +408,7 @@ mod tests {
         let mut writer = cache.store.create(&digest, None).await.unwrap();
         writer.write(Bytes::from_static(b"content")).await.unwrap();
         writer.finish().await.unwrap();
-        let (fill, role) = cache.fill(&target(), &digest).unwrap();
+        let (fill, role) = cache.fill(&target(), &digest, Joining::Any).unwrap();
         assert_eq!(role, Role::Leader);
         let arrived = fill.watcher.clone().head().await.unwrap_err();
         assert!(matches!(arrived, CacheError::Arrived(_)), "{arrived}");

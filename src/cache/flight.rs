@@ -37,6 +37,7 @@ pub(super) enum Role {
 struct Landing<K: Eq + Hash, V> {
     running: Arc<Mutex<HashMap<K, Flight<V>>>>,
     key: K,
+    flight: Flight<V>,
 }
 
 // === impl Flights ===
@@ -70,7 +71,7 @@ where
         let flight = Flight { result };
         running.insert(key.clone(), flight.clone());
         drop(running);
-        let landing = Landing { running: Arc::clone(&self.running), key: key.clone() };
+        let landing = Landing { running: Arc::clone(&self.running), key: key.clone(), flight: flight.clone() };
         let stop = stop.clone();
         let work = work();
         tasks.spawn(async move {
@@ -82,6 +83,11 @@ where
             drop(landing);
         });
         (flight, Role::Leader)
+    }
+
+    /// Lets nobody join any more whose answer is doubted; those who wait get it all the same.
+    pub(super) fn detach(&self, is_doubted: impl Fn(&K) -> bool) {
+        self.running.lock().retain(|key, _| !is_doubted(key));
     }
 }
 
@@ -104,7 +110,11 @@ impl<V> Clone for Flight<V> {
 
 impl<K: Eq + Hash, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        self.running.lock().remove(&self.key);
+        let mut running = self.running.lock();
+        // There may be another one in its place.
+        if running.get(&self.key).is_some_and(|flight| flight.result.same_channel(&self.flight.result)) {
+            running.remove(&self.key);
+        }
     }
 }
 
@@ -136,6 +146,35 @@ mod tests {
         tasks.wait().await;
         assert_eq!(runs.load(Ordering::Relaxed), 1, "the work was done once");
         assert!(flights.running.lock().is_empty(), "the flight has left the table");
+    }
+
+    #[tokio::test]
+    async fn a_doubted_flight_answers_those_who_wait_and_nobody_else() {
+        let (flights, tasks, stop) = (Flights::<u8, u8>::new(), TaskTracker::new(), CancellationToken::new());
+        let (open, gate) = watch::channel(0);
+        let fly = |number: u8| {
+            let mut gate = gate.clone();
+            flights.join(&1, &tasks, &stop, || async move {
+                gate.wait_for(|open| *open >= number).await.ok();
+                number
+            })
+        };
+        let (first, _) = fly(1);
+        flights.detach(|key| *key == 2);
+        assert_eq!(fly(9).1, Role::Follower, "it is not concerned");
+        flights.detach(|key| *key == 1);
+        let (second, role) = fly(2);
+        assert_eq!(role, Role::Leader);
+        open.send_replace(1);
+        assert_eq!(first.result().await, Some(1));
+        tokio::task::yield_now().await;
+        let (third, role) = fly(3);
+        assert_eq!(role, Role::Follower, "the first one's end does not take the second one away");
+        open.send_replace(2);
+        assert_eq!((second.result().await, third.result().await), (Some(2), Some(2)));
+        tasks.close();
+        tasks.wait().await;
+        assert!(flights.running.lock().is_empty());
     }
 
     #[tokio::test]

@@ -212,6 +212,10 @@ impl Cache {
                 }
             }
             Err(error) => {
+                if error.is_refusal() {
+                    // What it gives still of what it was asked before is no answer to who comes now.
+                    self.lists.detach(|question| question.target == *target);
+                }
                 if target.right == Right::Anonymous && error.is_upstreams_word() {
                     // What was given to everybody is not any more.
                     forget().await;

@@ -83,9 +83,10 @@ impl Cache {
             }
         };
         let answer = timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(out_of_time(target)));
-        match answer {
-            Ok(manifest) => Ok(manifest),
-            Err(error) => Err(self.told(target, error)),
+        match (answer, reference) {
+            (Ok(manifest), _) => Ok(manifest),
+            (Err(error), Reference::Digest(_)) => Err(self.told_by_digest(target, error)),
+            (Err(error), Reference::Tag(_)) => Err(self.told(target, error)),
         }
     }
 
@@ -188,9 +189,7 @@ impl Cache {
         if may_be_stale && self.failed_checks.get(&(target.clone(), tag.clone())).is_some() {
             return Ok(stale(known));
         }
-        let wanted = Wanted::Manifest(Reference::Tag(tag.clone()));
-        self.check_missing(target, wanted.clone())?;
-        let asked = self.generations.asking();
+        self.check_missing(target, Wanted::Manifest(Reference::Tag(tag.clone())))?;
         let (flight, role) = self.start_check(target, tag, record)?;
         let checked = if may_be_stale {
             match timeout(REVALIDATION_PATIENCE, flight.result()).await {
@@ -212,10 +211,7 @@ impl Cache {
             Ok(Checked::Moved(described)) => described,
             Ok(Checked::Fetched(fetched)) => return Ok(fetched.into_manifest(role, want)),
             Err(error) if may_be_stale && !error.is_upstreams_word() => return Ok(stale(known)),
-            Err(error) => {
-                self.note_missing(target, wanted, &error, &asked);
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         };
         if want != Want::Bytes {
             return Ok(moved_to.into_manifest());
@@ -229,7 +225,7 @@ impl Cache {
     }
 
     /// Whether a write may have changed what the tag means. What cannot be read is suspect.
-    async fn is_suspect(&self, target: &Target, tag: &Tag) -> bool {
+    pub(super) async fn is_suspect(&self, target: &Target, tag: &Tag) -> bool {
         match self.store.suspected_since(&target.upstream, &target.repo, tag).await {
             Ok(since) => since.is_some(),
             Err(error) => {
@@ -245,8 +241,7 @@ impl Cache {
     /// Asks upstream for what is not in the store.
     async fn ask(self: &Arc<Self>, target: &Target, reference: &Reference, want: Want) -> Result<Manifest, CacheError> {
         self.check_missing(target, Wanted::Manifest(reference.clone()))?;
-        let asked = self.generations.asking();
-        let answer = match want {
+        match want {
             Want::Description | Want::Confirmed | Want::Required => {
                 self.describe_upstream(target, reference).await.map(Described::into_manifest)
             }
@@ -255,8 +250,7 @@ impl Cache {
                 let fetched = flight.result().await.unwrap_or(Err(CacheError::Stopped));
                 fetched.map(|fetched| fetched.into_manifest(role, want))
             }
-        };
-        answer.inspect_err(|error| self.note_missing(target, Wanted::Manifest(reference.clone()), error, &asked))
+        }
     }
 
     /// The stored manifest, if this name has a link to it, whoever asks: from memory, else from the disk.
@@ -302,7 +296,7 @@ impl Cache {
         }
     }
 
-    async fn tag_record(&self, target: &Target, tag: &Tag) -> Option<TagRecord> {
+    pub(super) async fn tag_record(&self, target: &Target, tag: &Tag) -> Option<TagRecord> {
         match self.store.tag(&target.upstream, &target.repo, tag).await {
             Ok(record) => record,
             Err(error) => {
@@ -315,7 +309,7 @@ impl Cache {
         }
     }
 
-    fn tag_policy(&self, target: &Target, tag: &Tag) -> TagPolicy {
+    pub(super) fn tag_policy(&self, target: &Target, tag: &Tag) -> TagPolicy {
         self.config
             .upstreams
             .get(&target.upstream)

@@ -15,6 +15,7 @@ mod flight;
 mod freshness;
 mod hot;
 mod keep;
+mod lenders;
 mod lists;
 mod manifest;
 mod progress;
@@ -29,15 +30,14 @@ mod verify;
 mod write;
 mod writes;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Upstream};
+use crate::config::{Config, Slowest, Upstream};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName};
 use crate::store::{Link, LinkKind, ListKind, Store, StoreError};
@@ -135,10 +135,8 @@ pub struct Cache {
     uploads: upload::Uploads,
     /// Who may write where.
     writers: upload::Writers,
-    /// Upstreams that cannot be asked for manifests by HEAD.
-    heads_unusable: Mutex<HashSet<UpstreamName>>,
-    /// Upstreams that have answered a HEAD usefully: their 403 to one is meant.
-    heads_usable: Mutex<HashSet<UpstreamName>>,
+    /// Whether upstreams can be asked for manifests by HEAD.
+    heads: recent::Recent<UpstreamName, fetch::Heads>,
 }
 
 /// What upstream is asked for. A digest that is no manifest may be a blob.
@@ -157,6 +155,7 @@ impl std::fmt::Debug for Cache {
 /// The part of the configuration that the cache reads.
 struct Settings {
     max_manifest: u64,
+    slowest: Slowest,
     upstreams: HashMap<UpstreamName, Arc<Upstream>>,
 }
 
@@ -174,6 +173,7 @@ impl Cache {
     ) -> Arc<Self> {
         let settings = Settings {
             max_manifest: config.store.max_manifest,
+            slowest: config.limits.slowest(),
             upstreams: config.upstreams.iter().map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect(),
         };
         Arc::new(Self {
@@ -198,10 +198,9 @@ impl Cache {
             verdicts: verdict::Verdicts::default(),
             rights: rights::Rights::default(),
             generations: writes::Generations::default(),
-            heads_usable: Mutex::default(),
             uploads: upload::Uploads::default(),
             writers: upload::Writers::default(),
-            heads_unusable: Mutex::default(),
+            heads: recent::Recent::new(fetch::HEADS_FOR, MEMORY),
         })
     }
 
@@ -237,12 +236,24 @@ impl Cache {
 
     /// Remembers an error that says that upstream, asked then, does not have `what`.
     fn note_missing(&self, target: &Target, what: Wanted, error: &CacheError, asked: &Asked) {
-        if matches!(error, CacheError::Upstream(_))
-            && error.is_missing()
-            && self.generations.holds(&target.repository(), asked)
-        {
+        if !matches!(error, CacheError::Upstream(_)) || !error.is_missing() {
+            return;
+        }
+        if let Wanted::Blob(digest) = &what {
+            self.fills.doubt(target, Some(digest), asked);
+        }
+        if self.generations.holds(&target.repository(), asked) {
             self.missing.insert((target.clone(), what), ());
         }
+    }
+
+    /// Upstream, asked then, refused `target`: what it was asked before, and gives still, is no answer to who comes now.
+    fn doubt_what_is_under_way(&self, target: &Target, asked: &Asked) {
+        self.fills.doubt(target, None, asked);
+        self.fetches.detach(|question| question.target == *target);
+        self.descriptions.detach(|question| question.target == *target);
+        self.proofs.detach(|question| question.target == *target);
+        self.tag_checks.detach(|question| question.target == *target);
     }
 }
 

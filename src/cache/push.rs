@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::oneshot;
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, Instant};
 
-use super::upload::{CLIENT_IDLE, ClientBody, ClientFault};
+use super::upload::{ClientBody, ClientFault, Pace};
 use super::write::{Said, WriteError};
 use super::{Asked, Cache, CacheError, PublishedManifest, Target, WriteGuard};
 use crate::metrics::Kind;
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, media};
-use crate::upstream::{Call, CallBody, CallTarget, Right};
+use crate::upstream::{Call, CallBody, CallTarget, Fault, Right};
 
 /// The largest manifest that is passed on; one that is larger than `store.max_manifest` is not kept.
 pub const LARGEST_MANIFEST: u64 = 64 << 20;
@@ -61,6 +61,19 @@ enum Manifest {
     Whole(Bytes),
     /// Larger than what is kept.
     Large(ClientBody, Option<u64>),
+}
+
+// === impl Doomed ===
+
+impl Doomed {
+    /// Upstream's answer, if it says that it was done. The specification has 202; some registries say 204.
+    fn done(&self, said: Said) -> Result<Said, WriteError> {
+        match self {
+            // Nothing is believed by it but that everything has to be asked.
+            Self::Restored => said.into_success(),
+            _ => said.expecting(&[StatusCode::ACCEPTED, StatusCode::NO_CONTENT]),
+        }
+    }
 }
 
 // === impl Cache ===
@@ -111,7 +124,8 @@ impl Cache {
         };
         self.prove_writer(&target).await?;
         let guard = self.writing(&target, &tags).await.map_err(WriteError::Unmarked)?;
-        let said = match self.relay(&target.upstream, call).await.and_then(Said::into_success) {
+        let said = self.relay(&target.upstream, call).await.and_then(|said| said.expecting(&[StatusCode::CREATED]));
+        let said = match said.map_err(blame) {
             Ok(said) => said,
             Err(error) => {
                 if error.is_refusal() {
@@ -122,6 +136,9 @@ impl Cache {
         };
         // Upstream decides by which algorithm it names what was put under a tag.
         let digest = said.digest().or(digest).ok_or_else(|| WriteError::Cache(no_digest(&target)))?;
+        // A registry that does not know the parameter has not set them: they stay doubtful.
+        let named = said.tags();
+        tags.retain(|tag| named.contains(tag) || reference == Reference::Tag(tag.clone()));
         // What is too large to be kept is empty here, and has another digest.
         let bytes = kept.unwrap_or_default();
         let media_type = media_type.unwrap_or_else(|| media_type_of(&bytes));
@@ -152,7 +169,7 @@ impl Cache {
                 guard.refused().await;
                 return Err(WriteError::Unmarked(error));
             }
-            match cache.relay(&target.upstream, delete).await.and_then(Said::into_success) {
+            match cache.relay(&target.upstream, delete).await.and_then(|said| doomed.done(said)) {
                 Ok(said) => {
                     cache.deleted(guard, &target, &doomed).await;
                     Ok(said)
@@ -251,16 +268,13 @@ impl Cache {
         if announced.is_some_and(|length| length > LARGEST_MANIFEST) {
             return Err(ClientFault::TooLarge { limit: LARGEST_MANIFEST }.into());
         }
-        let mut bytes = BytesMut::new();
+        let (mut bytes, mut pace) = (BytesMut::new(), Pace::new(self.config.slowest));
         loop {
             if bytes.len() as u64 > self.config.max_manifest {
-                return Ok(Manifest::Large(large(bytes.freeze(), body), announced));
+                return Ok(Manifest::Large(large(bytes.freeze(), body, pace), announced));
             }
-            match timeout(CLIENT_IDLE, body.frame()).await.map_err(|_| ClientFault::Idle)? {
-                Some(frame) => {
-                    let data = frame.map_err(ClientFault::Broken)?.into_data().unwrap_or_default();
-                    bytes.extend_from_slice(&data);
-                }
+            match pace.next(&mut body).await? {
+                Some(data) => bytes.extend_from_slice(&data),
                 None => return Ok(Manifest::Whole(bytes.freeze())),
             }
         }
@@ -268,21 +282,19 @@ impl Cache {
 }
 
 /// What has come of a manifest, and what still comes: as a body that is not held in memory and ends at the limit.
-fn large(start: Bytes, rest: ClientBody) -> ClientBody {
+fn large(start: Bytes, rest: ClientBody, pace: Pace) -> ClientBody {
     let first = start.len() as u64;
-    let state = (Some(start), rest, first);
-    let frames = futures_util::stream::try_unfold(state, |(start, mut rest, mut count)| async move {
+    let state = (Some(start), rest, pace, first);
+    let frames = futures_util::stream::try_unfold(state, |(start, mut rest, mut pace, mut count)| async move {
         if let Some(start) = start {
-            return Ok(Some((Frame::data(start), (None, rest, count))));
+            return Ok(Some((Frame::data(start), (None, rest, pace, count))));
         }
-        let frame = timeout(CLIENT_IDLE, rest.frame()).await.map_err(|_| ClientFault::Idle)?;
-        let Some(frame) = frame else { return Ok(None) };
-        let data = frame.map_err(ClientFault::Broken)?.into_data().unwrap_or_default();
+        let Some(data) = pace.next(&mut rest).await? else { return Ok(None) };
         count += data.len() as u64;
         if count > LARGEST_MANIFEST {
             return Err(ClientFault::TooLarge { limit: LARGEST_MANIFEST });
         }
-        Ok::<_, ClientFault>(Some((Frame::data(data), (None, rest, count))))
+        Ok::<_, ClientFault>(Some((Frame::data(data), (None, rest, pace, count))))
     });
     StreamBody::new(frames).map_err(Into::into).boxed_unsync()
 }
@@ -291,6 +303,16 @@ fn large(start: Bytes, rest: ClientBody) -> ClientBody {
 fn media_type_of(bytes: &[u8]) -> String {
     let info = ManifestInfo::check(None, bytes).ok();
     info.and_then(|info| info.media_type).unwrap_or_else(|| media::OCI_MANIFEST.to_owned())
+}
+
+/// What came of a manifest that is passed on as it comes: where it was the client that broke off, that is what is said.
+fn blame(error: WriteError) -> WriteError {
+    let WriteError::Cache(CacheError::Upstream(failed)) = &error else { return error };
+    let Fault::Interrupted(cause) = &failed.fault else { return error };
+    match cause.downcast_ref::<ClientFault>() {
+        Some(fault) => fault.again().into(),
+        None => error,
+    }
 }
 
 fn no_digest(target: &Target) -> CacheError {

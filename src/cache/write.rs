@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::upload::ClientFault;
 use super::{Cache, CacheError};
-use crate::oci::{Digest, ErrorBody, UpstreamName, Via};
+use crate::oci::{Digest, ErrorBody, Tag, UpstreamName, Via};
 use crate::upstream::{Call, Fault, Location, Reply};
 
 /// Longest answer to a write that is passed on; what is longer is cut.
@@ -113,7 +113,13 @@ impl Said {
         !self.repeated && self.status.is_client_error() && !matches!(self.status.as_u16(), 408 | 499)
     }
 
-    /// A success, or the error that it is not.
+    /// The answer, if it is one of those that say that it was done; else the error that it is not. Another success says
+    /// nothing: what answers may be a page on the way, which has a 200 for everything.
+    pub(super) fn expecting(self, done: &[StatusCode]) -> Result<Self, WriteError> {
+        if done.contains(&self.status) { Ok(self) } else { Err(WriteError::Refused(Box::new(self))) }
+    }
+
+    /// Any success, or the error that it is not.
     pub fn into_success(self) -> Result<Self, WriteError> {
         if self.status.is_success() { Ok(self) } else { Err(WriteError::Refused(Box::new(self))) }
     }
@@ -121,6 +127,12 @@ impl Said {
     /// The digest of what was put.
     pub(super) fn digest(&self) -> Option<Digest> {
         self.headers.get("docker-content-digest")?.to_str().ok()?.parse().ok()
+    }
+
+    /// The tags that upstream says it has set: `OCI-Tag`, once for each, or a list of them.
+    pub(super) fn tags(&self) -> Vec<Tag> {
+        let fields = self.headers.get_all("oci-tag").into_iter().filter_map(|field| field.to_str().ok());
+        fields.flat_map(|field| field.split(',')).filter_map(|tag| tag.trim().parse().ok()).collect()
     }
 
     /// What a registry says when it has a blob.

@@ -8,19 +8,17 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{Cache, CacheError, Repository, Target};
 use crate::oci::Tag;
-use crate::store::Suspicion;
+use crate::store::{SETTLES_WITHIN, Suspicion};
 
 /// Repositories whose generations are remembered; when there are more, all answers from before count as old.
 const CAPACITY: usize = 10_000;
-/// How long a write whose answer was lost may still happen upstream: nothing that is heard meanwhile is kept.
-const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 
 /// The generations of repositories.
 #[derive(Default)]
@@ -191,9 +189,11 @@ impl Drop for WriteGuard {
         let cache = Arc::clone(&counted.cache);
         let stop = cache.stop.clone();
         cache.tasks.spawn(async move {
-            // Also when ocistern stops the mark stays, and counts from the next start on.
-            stop.run_until_cancelled(tokio::time::sleep(SETTLES_WITHIN)).await;
-            drop((suspicion, counted));
+            if stop.run_until_cancelled(tokio::time::sleep(SETTLES_WITHIN)).await.is_some() {
+                suspicion.end();
+            }
+            // Else ocistern stops: the marks go on saying that the write is under way, from the next start on.
+            drop(counted);
         });
     }
 }

@@ -44,6 +44,8 @@ const DEFAULT_TAGS: Duration = Duration::from_mins(5);
 const DEFAULT_PUBLIC: Duration = Duration::from_mins(10);
 /// How long upstream's yes to a caller is remembered.
 const DEFAULT_ACCESS: Duration = Duration::from_mins(1);
+/// Shortest window of the minimum rate.
+const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 /// The file that is read where no other one is.
 const SYSTEM_FILE: &str = "/etc/ocistern/config.toml";
 
@@ -269,12 +271,21 @@ pub struct Limits {
     pub header: Duration,
     /// Time that a connection may stay open between requests.
     pub idle: Duration,
-    /// Slowest client, bytes a second, measured over `min_rate_window` while bytes are waiting for it.
+    /// Slowest client, bytes a second, measured over `min_rate_window` while bytes are waiting for it or it is waited for.
     pub min_rate: u64,
     /// See `min_rate`.
     pub min_rate_window: Duration,
     /// How long a stop waits for running answers.
     pub drain: Duration,
+}
+
+/// The slowest client that is served.
+#[derive(Debug, Clone, Copy)]
+pub struct Slowest {
+    /// Bytes in a window.
+    pub bytes: u64,
+    /// Its length.
+    pub window: Duration,
 }
 
 /// The log.
@@ -326,6 +337,16 @@ impl Default for Store {
 }
 
 // === impl Limits ===
+
+impl Limits {
+    /// What `min_rate` and `min_rate_window` say.
+    pub fn slowest(&self) -> Slowest {
+        // A window of nothing would be over before it began.
+        let window = self.min_rate_window.max(SHORTEST_WINDOW);
+        let millis = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        Slowest { bytes: self.min_rate.saturating_mul(millis) / 1000, window }
+    }
+}
 
 impl Default for Limits {
     fn default() -> Self {

@@ -42,6 +42,8 @@ pub(super) struct Caller {
     pub(super) loopback: bool,
     /// What it showed.
     pub(super) showed: Showed,
+    /// It showed the name of a user of the listener's htpasswd file with another password.
+    mistyped: bool,
 }
 
 /// What a credential is for.
@@ -73,6 +75,13 @@ pub(super) struct Standing {
     pub(super) user: Option<String>,
     pub(super) allowed: Allowed,
     pub(super) showed: Showed,
+    /// It has the name of a user of that file, and not the password. It goes nowhere, and is refused everywhere, in the
+    /// words that a stranger is refused in: else names could be tried out. Two things still differ, by intent. Where a
+    /// stranger is let in for another reason (from this machine, by a certificate), this is refused: only who needs no
+    /// password there can see that. And where upstream takes clients' credentials, a stranger's is upstream's to judge:
+    /// what upstream accepts, or its silence, tells that the name is not one of the file; to show it this one too would
+    /// hand a user's password to somebody else. A name opens nothing, and every guess costs a hash in both cases.
+    pub(super) mistyped: bool,
 }
 
 /// Who asks for the resource of `route`, and whether it may: to the extent that ocistern decides it.
@@ -96,10 +105,12 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
         allowed: standing.allowed,
         unconfirmed: standing.credential.as_ref().is_some_and(|credential| credential.unconfirmed),
         trusted: false,
-        loopback: loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers).is_ok(),
+        loopback: !standing.mistyped
+            && loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers).is_ok(),
         showed: standing.showed,
+        mistyped: standing.mistyped,
     };
-    caller.trusted = caller.owner.is_some() || asked.is_certified();
+    caller.trusted = caller.owner.is_some() || (asked.is_certified() && !caller.mistyped);
     caller.owner = caller.owner.or(standing.credential.and_then(|credential| credential.owner));
     caller.right = if need.writes {
         caller.writing(asked, upstream, &need, lent)?
@@ -171,6 +182,7 @@ impl Caller {
             }
             PushBy::Client => match lent {
                 Some(lent) => Ok(Right::Client(lent)),
+                None if self.mistyped && asked.place().belongs_to(upstream) => Err(self.unknown(asked, upstream, need)),
                 None if matches!(upstream.credentials, Credentials::Client) => Err(self.unknown(asked, upstream, need)),
                 // Upstream may let everybody write; where it does not, its refusal becomes a challenge.
                 None => Ok(Right::Anonymous),
@@ -195,14 +207,13 @@ impl Caller {
             return Ok(Right::Shared);
         }
         let trust = loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers);
-        trust.map(|()| Right::Shared).map_err(|reason| {
-            let message = format!(
-                "ocistern pulls {} by an account of its own, whose content is for clients on its machine and for callers \
-                 that it knows: {reason}",
-                upstream.name
-            );
-            self.not_trusted(asked, upstream, need, &message)
-        })
+        let reason = trust.map_or_else(|reason| reason.to_string(), |()| "this is none of their passwords".to_owned());
+        let message = format!(
+            "ocistern pulls {} by an account of its own, whose content is for clients on its machine and for callers \
+             that it knows: {reason}",
+            upstream.name
+        );
+        Err(self.not_trusted(asked, upstream, need, &message))
     }
 
     fn not_trusted(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need, message: &str) -> Failure {
@@ -257,7 +268,7 @@ impl Visit<'_> {
 impl Standing {
     /// Of who shows nothing.
     pub(super) const fn nobody() -> Self {
-        Self { credential: None, user: None, allowed: Allowed::All, showed: Showed::Nothing }
+        Self { credential: None, user: None, allowed: Allowed::All, showed: Showed::Nothing, mistyped: false }
     }
 
     /// Of a name and password.
@@ -275,8 +286,8 @@ impl Standing {
             }
             // Nor does one that was mistyped, or has been changed since.
             if file.knows(&account.username) {
-                let message = "the password is not that of this user of the listener's htpasswd file".to_owned();
-                return Err(asked.place().challenge(Some(&upstream.name), None, None, message));
+                standing.mistyped = true;
+                return Ok(standing);
             }
         }
         // Elsewhere its bearer is anonymous.
@@ -312,6 +323,19 @@ impl Standing {
 /// Whether a caller's own credential is of any use at an upstream.
 pub(super) const fn takes_credentials(upstream: &Upstream) -> bool {
     matches!(upstream.credentials, Credentials::Auto | Credentials::Client) || matches!(upstream.push, PushBy::Client)
+}
+
+/// What is said of a name and password that are not in the listener's htpasswd file, whoever refused them in the end:
+/// not whether the file has the name. None: there is no such file, or it is not for this upstream.
+pub(super) fn not_in_the_file(asked: &Asked<'_>, upstream: &Upstream) -> Option<String> {
+    if !is_own_account(upstream) || asked.listener.htpasswd.is_none() {
+        return None;
+    }
+    let mut message = "the listener's htpasswd file has no such name and password".to_owned();
+    if takes_credentials(upstream) && asked.place().belongs_to(upstream) {
+        message += &format!(", and upstream {} does not take them", upstream.name);
+    }
+    Some(message)
 }
 
 /// How credentials get to an upstream that gets none of those that are shown here; empty where it gets them.

@@ -1,4 +1,5 @@
 //! Forms and queries: `a=b&c=d`, percent-encoded.
+#![warn(clippy::indexing_slicing)]
 
 use std::borrow::Cow;
 

@@ -1,13 +1,15 @@
 //! Tag lists, referrers and the catalog.
+#![warn(clippy::indexing_slicing)]
 
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LINK};
 use http::request::Parts;
 use http::{HeaderValue, Method, Response};
+use percent_encoding::percent_decode_str;
 
 use super::Visit;
 use super::record::Served;
 use super::respond::{Body, Failure, empty, full};
-use super::route::Route;
+use super::route::{Route, split_namespace};
 use crate::cache::{CacheError, Found, List};
 use crate::metrics::{Kind, Source};
 use crate::oci::{Digest, RepoName};
@@ -74,22 +76,27 @@ pub(super) fn local_link(route: &Route, link: &str) -> Option<String> {
     Some(format!("<{}>{parameters}", route.local_target(&path)?))
 }
 
-/// The path from `/v2/` on, with the query, that `target` leads to (RFC 3986, section 5).
+/// The path from `/v2/` on, with the query, that `target` leads to (RFC 3986, section 5), if that is more of the same
+/// list. Only its query is upstream's to choose: a client shows ocistern its credential wherever the link leads.
 fn api_path(route: &Route, target: &str) -> Option<String> {
     let own = route.upstream_path()?;
     let root = if own.starts_with("/acr/v1/") { "/acr/v1/" } else { "/v2/" };
-    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
     // Absolute: the authority is upstream's, and none of the client's business.
     let absolute = path.split_once("://").map(|(_, rest)| rest).or_else(|| path.strip_prefix("//"));
     let path = match absolute {
         Some(rest) => rest.get(rest.find('/')?..)?.to_owned(),
-        None if path.is_empty() => own,
+        None if path.is_empty() => own.clone(),
         None if path.starts_with('/') => path.to_owned(),
         None => format!("{}/{path}", own.rsplit_once('/').map_or("", |(directory, _)| directory)),
     };
-    // Of a registry behind a path, what counts starts at /v2/, or where the resource's own path starts.
-    let path = path.get(path.find(root)?..)?;
-    Some(query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")))
+    // A registry may stand behind a path, or write the name in another way; what it lists is what the end says.
+    let kind = |path: &str| path.rsplit('/').next().map(|last| percent_decode_str(last).collect::<Vec<_>>());
+    if !path.contains(root) || kind(&path) != kind(&own) {
+        return None;
+    }
+    let (_, query) = split_namespace(query).ok()?;
+    Some(if query.is_empty() { own } else { format!("{own}?{query}") })
 }
 
 /// The links of a field, each with its parameters (RFC 8288, section 3); what does not fit the grammar ends the list.
@@ -113,14 +120,19 @@ fn link_values(field: &str) -> Vec<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::config::Config;
     use crate::http::route::{Directory, Routed, parse};
 
+    static CONFIG: LazyLock<Config> = LazyLock::new(|| Config::from_toml("").unwrap());
+
     fn local(target: &str, link: &str) -> Option<String> {
-        let config = Config::from_toml("").unwrap();
-        let listener = config.listeners.first().unwrap();
-        let routed = parse(&Directory::new(&config), listener, Some("localhost"), target, None).unwrap();
+        let listener = CONFIG.listeners.first().unwrap();
+        let routed = parse(&Directory::new(&CONFIG), listener, Some("localhost"), target, None).unwrap();
         let Routed::Resource(route) = routed else { panic!("{target}") };
         local_link(&route, link)
     }
@@ -141,6 +153,47 @@ mod tests {
         }
         let odd = "</v2/org/app/tags/list?last=http://x/v2/y>";
         assert_eq!(local("/v2/org/app/tags/list", odd).as_deref(), Some(odd), "a query is no path");
+    }
+
+    /// Whatever the link's path says, a client with credentials for ocistern is led to no other place there.
+    #[test]
+    fn a_link_leads_to_the_same_list() {
+        let next = Some("</v2/org/app/tags/list?n=2&last=b>".to_owned());
+        for link in [
+            "</v2/other/tags/list?n=2&last=b>",
+            "</v2/ghcr.io/org/app/tags/list?n=2&last=b>",
+            "</v2/../../elsewhere/list?n=2&last=b>",
+            "</v2/org%2Fapp/tags/list?n=2&last=b>",
+            "</v2/org/app/tags/list?ns=ghcr.io&n=2&last=b>",
+            "</v2/org/app/tags/list?n=2&%6es=ghcr.io&last=b>",
+        ] {
+            assert_eq!(local("/v2/org/app/tags/list", link), next, "{link}");
+        }
+        for link in ["</v2/..>", "</v2/../x?n=1>", "</v2/org/app/manifests/1?n=1>", "</v2/org/app/tags/list?ns=a&ns=b>"]
+        {
+            assert_eq!(local("/v2/org/app/tags/list", link), None, "{link}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #[test]
+        fn only_the_query_is_upstreams(
+            path in "(https?:/)?/{0,2}[a-z.]{0,4}(/v2/|/)[a-z/.%:]{0,12}(tags/list|list)?",
+            query in "(\\?[a-z&=%?/:#. ]{0,20})?", rel in "(; ?rel=\"?(next|prev)\"?)?",
+        ) {
+            for (target, start) in [("/v2/org/app/tags/list", "</v2/org/app/tags/list"), ("/v2/ghcr.io/a/tags/list", "</v2/ghcr.io/a/tags/list")] {
+                if let Some(link) = local(target, &format!("<{path}{query}>{rel}")) {
+                    let rest = link.strip_prefix(start);
+                    prop_assert!(rest.is_some_and(|rest| rest.starts_with(['?', '>'])), "{link}");
+                }
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(link in "[<>;,\"?#/= a-z\\PC]{0,60}") {
+            local("/v2/org/app/tags/list", &link);
+        }
     }
 
     #[test]

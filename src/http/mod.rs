@@ -21,6 +21,7 @@ mod credential;
 mod endpoint;
 mod explain;
 mod form;
+pub mod fuzzing;
 mod htpasswd;
 mod inbound;
 mod lists;

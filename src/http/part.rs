@@ -1,4 +1,5 @@
 //! `Content-Range` of a part of an upload (OCI distribution-spec, "Pushing a blob in chunks").
+#![warn(clippy::indexing_slicing)]
 
 use http::HeaderValue;
 

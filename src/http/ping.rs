@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::access::is_own_account;
 use super::asked::Asked;
-use super::caller::{Standing, about_relay, takes_credentials};
+use super::caller::{Standing, about_relay, not_in_the_file, takes_credentials};
 use super::challenge::TokenError;
 use super::credential::{Account, Presented};
 use super::explain::explain;
@@ -74,14 +74,18 @@ async fn refusal(asked: &Asked<'_>, ping: &Ping, account: &Account) -> Result<Op
         return Ok(None);
     }
     let Some(credential) = standing.credential else {
-        let reason = about_relay(asked, upstream);
-        return Ok(Some(format!("this name and password are not taken for {name}{reason}")));
+        return Ok(Some(not_in_the_file(asked, upstream).unwrap_or_else(|| {
+            format!("this name and password are not taken for {name}{}", about_relay(asked, upstream))
+        })));
     };
     let registry = asked.registry(name)?;
     let right = Right::Client(credential.lend(&asked.app.seal));
     match registry.accepts(&right, Instant::now() + ANSWER_WITHIN).await {
         Ok(true) => Ok(None),
-        Ok(false) => Ok(Some(format!("upstream {name} refuses this name and password"))),
+        Ok(false) => Ok(Some(
+            not_in_the_file(asked, upstream)
+                .unwrap_or_else(|| format!("upstream {name} refuses this name and password")),
+        )),
         Err(error) => Err(explain(error.into(), Kind::Other)),
     }
 }

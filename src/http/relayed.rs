@@ -98,6 +98,13 @@ impl Visit<'_> {
                 "the client sent nothing for a minute; send this part again",
             )
             .closing(),
+            WriteError::Client(ClientFault::Slow) => Failure::new(
+                StatusCode::REQUEST_TIMEOUT,
+                ErrorCode::BlobUploadInvalid,
+                "the body came too slow: fewer bytes than limits.min_rate of ocistern's configuration asks for; send this \
+                 part again",
+            )
+            .closing(),
             WriteError::Client(ClientFault::Broken(_)) => {
                 Failure::bad_request(ErrorCode::BlobUploadInvalid, "the body broke off; send this part again").closing()
             }

@@ -290,7 +290,7 @@ fn refuse_malformed(path: &str) -> Result<(), RouteError> {
 }
 
 /// Takes `ns` out of a query.
-fn split_namespace(query: &str) -> Result<(Option<String>, String), RouteError> {
+pub(super) fn split_namespace(query: &str) -> Result<(Option<String>, String), RouteError> {
     let mut namespace: Option<Cow<'_, str>> = None;
     let mut rest = String::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {

@@ -13,9 +13,8 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use super::access::is_own_account;
 use super::asked::Asked;
-use super::caller::{Standing, about_relay, takes_credentials};
+use super::caller::{Standing, about_relay, not_in_the_file, takes_credentials};
 use super::credential::{Account, Presented, inside, owner_of};
 use super::explain::explain;
 use super::form::Form;
@@ -28,7 +27,7 @@ use crate::config::Upstream;
 use crate::metrics;
 use crate::oci::{ErrorCode, Scope, UpstreamName};
 use crate::upstream::{
-    Class, ClientCredential, Fault, GrantMethod, GrantRequest, Granted, Secret, TokenFault, UpstreamError,
+    Class, ClientCredential, Fault, GrantMethod, GrantRequest, Granted, Secret, TokenFault, UpstreamError, is_secret,
 };
 
 /// Longest form.
@@ -259,8 +258,10 @@ async fn give(
                 let inner = Inner::Local { file: file.path().to_string_lossy().into_owned(), user };
                 return Ok(Given { grant: grant(inner), life: ACCOUNT_LIFE, refresh: None });
             }
-            if standing.credential.is_none() && is_own_account(upstream) && asked.listener.htpasswd.is_some() {
-                return Err(refused(asked, "the listener's htpasswd file has no such name and password".to_owned()));
+            if standing.credential.is_none()
+                && let Some(message) = not_in_the_file(asked, upstream)
+            {
+                return Err(refused(asked, message));
             }
             standing.credential
         }
@@ -269,6 +270,7 @@ async fn give(
     let Some(credential) = credential else {
         return Ok(Given { grant: grant(Inner::Anonymous), life: ANONYMOUS_LIFE, refresh: None });
     };
+    let is_account = matches!(credential.secret, Shown::Basic { .. });
     let shown = match &credential.secret {
         Shown::Basic { username, password } => {
             ClientCredential::Basic { username: username.clone(), password: Secret::new(password.expose()) }
@@ -299,7 +301,12 @@ async fn give(
             let unconfirmed = Credential { unconfirmed: true, ..credential };
             Ok(Given { grant: grant(Inner::Lent(unconfirmed)), life: UNCONFIRMED_LIFE, refresh: None })
         }
-        Err(error) => Err(relayed(asked, error)),
+        Err(error) => match not_in_the_file(asked, upstream) {
+            Some(message) if is_account && matches!(error.fault, Fault::Unauthorized { .. }) => {
+                Err(refused(asked, message).with_source(error))
+            }
+            _ => Err(relayed(asked, error)),
+        },
     }
 }
 
@@ -332,10 +339,15 @@ async fn exchange(asked: &Asked<'_>, route: &TokenRoute, form: Form) -> Result<R
     }
     let now = SystemTime::now();
     let mut fields = form.into_fields();
-    for (_, value) in &mut fields {
-        if looks_sealed(value) {
-            *value = unsealed(asked, upstream, value, now)?;
+    for (name, value) in &mut fields {
+        if !looks_sealed(value) {
+            continue;
         }
+        // Only there upstream's words are searched for what was inside.
+        if !is_secret(name) {
+            return Err(refused(asked, "a token was sent in a field that is not for tokens".to_owned()));
+        }
+        *value = unsealed(asked, upstream, value, now)?;
     }
     let token = asked.registry(name)?.exchange(fields, Instant::now() + ANSWER_WITHIN).await;
     let token = token.map_err(|error| relayed(asked, error))?;

@@ -178,8 +178,52 @@ fn depth(bytes: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::oci::Algorithm;
+
+    /// A document of the keys that count, and one more, some of them twice or of another shape.
+    fn documents() -> impl Strategy<Value = String> {
+        let digest = Digest::of(Algorithm::Sha256, b"x").to_string();
+        let descriptor = prop::sample::select(vec![
+            format!(r#"{{"digest":"{digest}","size":1}}"#),
+            r#"{"digest":"md5:x"}"#.to_owned(),
+            r#"{"digest":"a","digest":"b"}"#.to_owned(),
+            format!(r#"{{"mediaType":"a/b","digest":"{digest}","urls":[["x"]]}}"#),
+            "null".to_owned(),
+            "[]".to_owned(),
+        ]);
+        let list = prop::collection::vec(descriptor.clone(), 0..3).prop_map(|all| format!("[{}]", all.join(",")));
+        let value = prop_oneof![descriptor, list, Just("\"text\"".to_owned()), Just("[[[{}]]]".to_owned())];
+        let key =
+            prop::sample::select(vec!["mediaType", "artifactType", "subject", "config", "layers", "manifests", "x"]);
+        prop::collection::vec((key, value), 0..6).prop_map(|fields| {
+            let fields: Vec<_> = fields.iter().map(|(key, value)| format!("{key:?}: {value}")).collect();
+            format!("{{{}}}", fields.join(", "))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(5_000))]
+        #[test]
+        fn what_is_accepted_reads_the_same_by_another_parser(text in documents()) {
+            if let Ok(info) = ManifestInfo::check(None, text.as_bytes()) {
+                let other: serde_json::Value = serde_json::from_str(&text).unwrap();
+                let list = |key: &str| other.get(key).and_then(|list| list.as_array()).into_iter().flatten();
+                let digest = |one: &serde_json::Value| one.get("digest")?.as_str()?.parse::<Digest>().ok();
+                let listed = other.get("config").into_iter().chain(list("layers")).chain(list("manifests"));
+                prop_assert_eq!(&info.children, &listed.filter_map(digest).collect::<Vec<_>>());
+                prop_assert_eq!(info.is_index, other.get("manifests").is_some_and(serde_json::Value::is_array));
+                prop_assert_eq!(info.subject, other.get("subject").and_then(digest));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "[\\[\\]{}\",:a-z0-9 \\\\]{0,60}|\\PC{0,40}") {
+            let _ = ManifestInfo::check(None, text.as_bytes());
+        }
+    }
 
     #[test]
     fn reads_an_image_with_a_subject() {

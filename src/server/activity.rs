@@ -18,8 +18,6 @@ use crate::config::Limits;
 
 /// How often a connection that serves requests is looked at: a fraction of the window of the minimum rate.
 const LOOKS_PER_WINDOW: u32 = 4;
-/// Shortest window of the minimum rate.
-const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 /// The time that a connection has to close after it was asked to.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -107,15 +105,13 @@ pub(super) struct Tracked<B> {
 
 impl From<&Limits> for Allowed {
     fn from(limits: &Limits) -> Self {
-        // A window of nothing would be over before it began.
-        let window = limits.min_rate_window.max(SHORTEST_WINDOW);
-        let millis = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+        let slowest = limits.slowest();
         Self {
             first_byte: limits.first_byte,
             header: limits.header,
             idle: limits.idle,
-            window_bytes: limits.min_rate.saturating_mul(millis) / 1000,
-            window,
+            window_bytes: slowest.bytes,
+            window: slowest.window,
         }
     }
 }

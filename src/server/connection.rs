@@ -32,7 +32,7 @@ use crate::sendfile::Outlet;
 /// says so; what does not fit is answered by hyper, without a body.
 const HEAD_BUFFER: usize = 2 * MAX_HEAD;
 /// HTTP/2: requests at once on a connection.
-const STREAMS: u32 = 128;
+pub(super) const STREAMS: u32 = 128;
 /// HTTP/2: streams that were reset before they were accepted, and that this side reset for a client's error; beyond
 /// them the connection is closed (CVE-2023-44487 and its kin).
 const PENDING_RESETS: usize = 20;

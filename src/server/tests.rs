@@ -13,15 +13,18 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{CertificateParams, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::connection::{Handler, Run, Serving};
+use super::connection::{Handler, Run, STREAMS, Serving};
 use super::listener::{Purpose, Socket};
 use super::permits::Permits;
-use crate::config::Limits;
+use super::tls::Tls;
+use crate::config::{CertificateFiles, Limits, ListenerTls};
+use crate::http::MAX_HEAD;
 use crate::http::access::Peer;
 use crate::http::respond::{Body, BodyError, full};
 
@@ -110,11 +113,15 @@ fn limits() -> Limits {
 }
 
 async fn start(limits: Limits) -> (SocketAddr, Run, Answers) {
+    start_with(limits, None).await
+}
+
+async fn start_with(limits: Limits, tls: Option<Arc<Tls>>) -> (SocketAddr, Run, Answers) {
     let (run, answers) = (Run::default(), Answers::default());
     let permits = Permits::new(limits.connections, limits.connections_per_address);
     let socket = Socket::tcp("127.0.0.1:0".parse().unwrap(), Purpose::Listener).await.unwrap();
     let address = socket.address().unwrap();
-    let serving = Serving::new(answers.clone(), None, permits, &limits, run.clone());
+    let serving = Serving::new(answers.clone(), tls, permits, &limits, run.clone());
     run.tasks.spawn(serving.accept(socket));
     (address, run, answers)
 }
@@ -148,6 +155,21 @@ async fn read_until(stream: &mut TcpStream, end: &str) -> String {
 async fn a_silent_connection_is_closed() {
     let (address, ..) = start(Limits { first_byte: SHORT, ..limits() }).await;
     assert_eq!(raw(address, "").await, "");
+}
+
+/// Also where TLS has to come first, which has a time of its own.
+#[tokio::test]
+async fn a_connection_that_is_silent_in_its_handshake_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["a.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let files = CertificateFiles { certificate: directory.path().join("pem"), key: directory.path().join("key") };
+    std::fs::write(&files.certificate, certificate.pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    let tls = Tls::open("a listener".to_owned(), ListenerTls { certificates: vec![files], client_ca: None }).unwrap();
+    let (address, ..) = start_with(Limits { first_byte: SHORT, ..limits() }, Some(Arc::new(tls))).await;
+    assert_eq!(raw(address, "").await, "");
+    assert_eq!(raw(address, "\x16\x03\x01").await, "", "the beginning of a hello");
 }
 
 #[tokio::test]
@@ -263,6 +285,68 @@ async fn a_connection_too_many_waits_for_a_place() {
     }
     drop(first);
     assert!(read_until(&mut second, "hello").await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_head_of_http2_that_is_too_large_is_refused() {
+    let (address, ..) = start(limits()).await;
+    for (length, fits) in [(MAX_HEAD / 2, true), (MAX_HEAD, false), (10 * MAX_HEAD, false)] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        let tasks = tokio_util::task::TaskTracker::new();
+        tasks.spawn(connection);
+        let request = Request::get(format!("http://{address}/")).header("x-large", "x".repeat(length));
+        match sender.send_request(request.body(Empty::<Bytes>::new()).unwrap()).await {
+            Ok(response) if fits => assert_eq!(response.status(), StatusCode::OK),
+            Ok(response) => assert_eq!(response.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "{length}"),
+            Err(error) => assert!(!fits, "{length}: {error}"),
+        }
+    }
+}
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// By a client that does not care for what the server's settings say.
+#[tokio::test]
+async fn streams_of_http2_beyond_the_limit_are_refused() {
+    const HEADERS: u8 = 1;
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
+    let (address, ..) = start(limits()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut sent =
+        [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &*frame(SETTINGS, 0, 0, &[]), &frame(SETTINGS, 1, 0, &[])].concat();
+    // GET, http, :path and :authority as literals (RFC 7541): an answer that does not end.
+    let head = [&[0x82, 0x86, 0x04, 6][..], b"/gated", &[0x01, 9], b"localhost"].concat();
+    let id = |number: u32| 2 * number + 1;
+    for number in 0..=STREAMS {
+        sent.extend(frame(HEADERS, 0x5, id(number), &head));
+    }
+    stream.write_all(&sent).await.unwrap();
+    let mut answered = 0;
+    loop {
+        let mut start = [0; 9];
+        stream.read_exact(&mut start).await.unwrap();
+        let [a, b, c, kind, _, w, x, y, z] = start;
+        let (length, number) = (u32::from_be_bytes([0, a, b, c]), u32::from_be_bytes([w, x, y, z]));
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        stream.read_exact(&mut payload).await.unwrap();
+        match kind {
+            HEADERS => answered += 1,
+            RST_STREAM => {
+                assert_eq!((number, &*payload), (id(STREAMS), &REFUSED_STREAM[..]), "the one too many, and no other");
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert!(answered <= STREAMS, "{answered}");
 }
 
 #[tokio::test]

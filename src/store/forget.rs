@@ -70,14 +70,16 @@ impl Store {
             for digest in inner.linked(&up, &repo)? {
                 inner.forget_link(&up, &repo, &digest)?;
             }
-            for directory in [layout::tags(&up, &repo), layout::lists(&up, &repo), layout::suspects(&up, &repo)] {
+            for directory in [layout::tags(&up, &repo), layout::lists(&up, &repo)] {
                 inner.remove_all(&directory)?;
             }
-            for path in [layout::access(&up, &repo), layout::suspect_repository(&up, &repo)] {
+            let (tags, all) = repository.emptied();
+            let marks = tags.iter().map(|tag| layout::suspect(&up, &repo, tag));
+            let mark_of_all = all.then(|| layout::suspect_repository(&up, &repo));
+            for path in marks.chain(mark_of_all).chain([layout::access(&up, &repo)]) {
                 inner.remove_record(&path)?;
                 inner.remove_empty_above(&path);
             }
-            repository.emptied();
             drop(gate);
             inner.group.run(&inner.disk);
             Ok(())

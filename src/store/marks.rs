@@ -1,23 +1,27 @@
 //! Suspect before write: what a write upstream may change is marked on the disk before the write is forwarded, and
 //! stays marked until upstream was asked again. `suspicion` is what a look-up sees of it.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::layout;
-use super::suspicion::{Judgement, Mark, Repository, Scope, Withdrawn};
+use super::suspicion::{Found, Judgement, Mark, Repository, Scope, Withdrawn};
 use super::{Inner, Store, StoreError};
 use crate::oci::{RepoName, Tag, UpstreamName};
 
+/// How long a write whose answer was lost may still happen upstream: nothing that is heard meanwhile is kept. Where the
+/// process has died, it counts from the next start on.
+pub const SETTLES_WITHIN: Duration = Duration::from_secs(30);
+
 /// A write upstream that has not ended, and what it may change. While this is held, no answer of upstream's counts for
-/// that: nobody knows whether the write was done before or after it. Dropping it is [`Suspicion::end`].
-#[must_use = "dropping it says that the write has ended"]
+/// that: nobody knows whether the write was done before or after it. Dropping it says that nobody will find out how it
+/// ended: this process goes on as after [`Suspicion::end`], but to the next one the write is still under way.
+#[must_use = "dropping it gives the write up"]
 pub struct Suspicion {
     inner: Arc<Inner>,
     repository: Arc<Repository>,
@@ -29,13 +33,11 @@ pub struct Suspicion {
     runtime: Handle,
 }
 
-type Marks = (HashMap<Tag, Mark>, Option<Mark>, bool);
-
 /// What a mark's file says.
 #[derive(Debug, Serialize, Deserialize)]
 struct MarkRecord {
     since: SystemTime,
-    /// The write had not ended. If it is still so after a start, it ended nobody knows when.
+    /// The write had not ended. If it is still so after a start, upstream may take it yet.
     open: bool,
 }
 
@@ -122,7 +124,9 @@ impl Suspicion {
     /// ([`Store::set_tag`]); none, if another write of the same overlapped this one, because then nobody knows which of
     /// them upstream took last.
     pub fn end(mut self) -> Option<SystemTime> {
-        self.finish()
+        let time = self.finish();
+        self.close();
+        time
     }
 
     /// The write has ended, and what it did is known and in the store: nothing, because upstream refused it, or what
@@ -137,10 +141,7 @@ impl Suspicion {
                 None => Withdrawn::Nothing,
             };
             let outcome = match withdrawn {
-                Withdrawn::Nothing => {
-                    self.close();
-                    Ok(())
-                }
+                Withdrawn::Nothing => Ok(()),
                 Withdrawn::Tags(tags) => {
                     tags.iter().try_for_each(|tag| self.inner.remove_mark(&layout::suspect(&self.up, &self.repo, tag)))
                 }
@@ -148,6 +149,7 @@ impl Suspicion {
             };
             drop(gate);
             self.number = None;
+            self.close();
             outcome
         };
         let done = inner.jobs.spawn_blocking(work).await.unwrap_or(Err(StoreError::Stopped));
@@ -155,25 +157,20 @@ impl Suspicion {
     }
 
     fn finish(&mut self) -> Option<SystemTime> {
-        let time = self.repository.end(self.number.take()?);
-        self.close();
-        time
+        self.repository.end(self.number.take()?)
     }
 
-    /// Lets the file of a whole repository say that the write has ended. A crash before that costs questions.
+    /// Lets the files say that the write has ended. A crash before that costs questions.
     fn close(&self) {
-        if self.scope != Scope::Repository {
-            return;
-        }
         let (inner, repository) = (self.inner.clone(), self.repository.clone());
-        let (up, repo) = (self.up.clone(), self.repo.clone());
-        let work = move || inner.update_mark_of_all(&repository, &up, &repo);
+        let (up, repo, scope) = (self.up.clone(), self.repo.clone(), self.scope.clone());
+        let work = move || inner.close_marks(&repository, &up, &repo, &scope);
         // This may be an async worker.
         drop(self.inner.jobs.spawn_blocking_on(work, &self.runtime));
     }
 
-    /// Writes the marks' files where there is something to mark. A tag that the store does not know needs none: after a
-    /// crash it is asked for anyway. Blocks.
+    /// Writes the marks' files. A tag that the store does not know needs one too: after a crash it is asked for anyway, but
+    /// the answer must not be kept while upstream may still take the write. Blocks.
     fn put_down(&self) -> Result<(), StoreError> {
         let Self { inner, repository, up, repo, .. } = self;
         // Whoever had the gate before has written its ref by now; whoever comes after finds the mark in memory.
@@ -181,20 +178,17 @@ impl Suspicion {
         match &self.scope {
             Scope::Tags(tags) => {
                 for tag in tags {
-                    let known = inner.exists(&layout::tag(up, repo, tag))?;
-                    if let Some(Mark { since, kept: false }) = repository.mark(tag).filter(|_| known) {
+                    if let Some(Mark { since, kept: false }) = repository.mark(tag) {
                         let record = MarkRecord { since, open: true };
                         inner.records.write_through(&inner.disk, &layout::suspect(up, repo, tag), &record)?;
-                        repository.set_kept(tag);
+                        repository.set_kept(tag, true);
                     }
                 }
             }
             Scope::Repository => {
-                if let Some((mark, open)) = repository.mark_of_all()
-                    && (mark.kept || inner.exists(&layout::tags(up, repo))?)
-                {
+                if let Some((mark, open)) = repository.mark_of_all() {
                     inner.keep_mark_of_all(up, repo, Some(mark), open)?;
-                    repository.set_all_kept();
+                    repository.set_all_kept(true);
                 }
             }
         }
@@ -231,66 +225,101 @@ impl std::fmt::Debug for Suspicion {
 // === impl Inner ===
 
 impl Inner {
-    /// What is suspect in a repository, read from its files at the first look. Blocks.
+    /// What is suspect in a repository, read from its files at the first look. Its gate must not be held. Blocks.
     pub(super) fn repository(&self, up: &UpstreamName, repo: &RepoName) -> Result<Arc<Repository>, StoreError> {
         loop {
-            if let Some(repository) = self.suspicions.get(up, repo) {
-                return Ok(repository);
-            }
-            let drops = self.suspicions.drops();
-            let (tags, all, was_open) = self.read_marks(up, repo)?;
-            let Some(repository) = self.suspicions.insert(up, repo, drops, tags, all) else { continue };
-            if was_open {
-                // Else each start would make all of it suspect again.
-                self.update_mark_of_all(&repository, up, repo);
+            let repository = if let Some(repository) = self.suspicions.get(up, repo) {
+                repository
+            } else {
+                let drops = self.suspicions.drops();
+                let found = self.read_marks(up, repo)?;
+                let Some(repository) = self.suspicions.insert(up, repo, drops, found, self.settles_at) else {
+                    continue;
+                };
+                repository
+            };
+            for scope in repository.take_settled() {
+                // Else each start would make it suspect again.
+                self.close_marks(&repository, up, repo, &scope);
             }
             return Ok(repository);
         }
     }
 
-    /// Lets the file of a whole repository's mark say what is so. If it cannot, a crash costs questions. Blocks.
-    fn update_mark_of_all(&self, repository: &Repository, up: &UpstreamName, repo: &RepoName) {
+    /// Lets the files say what is so after a write has ended: of a tag that the store does not know nothing can be wrong.
+    /// If they cannot, a start costs questions. Blocks.
+    fn close_marks(&self, repository: &Repository, up: &UpstreamName, repo: &RepoName, scope: &Scope) {
         let _gate = repository.gate();
-        if let Some((mark, open)) = repository.mark_of_all()
-            && mark.kept
-            && let Err(error) = self.keep_mark_of_all(up, repo, Some(mark), open)
-        {
+        let closed = match scope {
+            Scope::Tags(tags) => tags.iter().try_for_each(|tag| self.close_mark(repository, up, repo, tag)),
+            Scope::Repository => self.close_mark_of_all(repository, up, repo),
+        };
+        if let Err(error) = closed {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(upstream = %up, repository = %repo, error, "the end of a write could not be put down");
         }
     }
 
-    /// The marks of tags, that of the whole repository, and whether its write had not ended.
-    fn read_marks(&self, up: &UpstreamName, repo: &RepoName) -> Result<Marks, StoreError> {
+    fn close_mark(
+        &self,
+        repository: &Repository,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+    ) -> Result<(), StoreError> {
+        let kept = repository.mark(tag).is_some_and(|mark| mark.kept);
+        if kept && !repository.is_written(tag) && !self.exists(&layout::tag(up, repo, tag))? {
+            self.remove_mark(&layout::suspect(up, repo, tag))?;
+            repository.set_kept(tag, false);
+        }
+        Ok(())
+    }
+
+    fn close_mark_of_all(&self, repository: &Repository, up: &UpstreamName, repo: &RepoName) -> Result<(), StoreError> {
+        let Some((mark, open)) = repository.mark_of_all().filter(|(mark, _)| mark.kept) else { return Ok(()) };
+        if open || self.exists(&layout::tags(up, repo))? {
+            return self.keep_mark_of_all(up, repo, Some(mark), open);
+        }
+        self.keep_mark_of_all(up, repo, None, open)?;
+        repository.set_all_kept(false);
+        Ok(())
+    }
+
+    fn read_marks(&self, up: &UpstreamName, repo: &RepoName) -> Result<Found, StoreError> {
         let now = SystemTime::now();
-        // A write that was under way when the program ended may have been done at any time since; it is over by now.
-        let since = |record: Option<MarkRecord>| match record {
-            Some(MarkRecord { since, open: false }) => since.min(now),
-            Some(MarkRecord { since, open: true }) => since.max(self.opened).min(now),
+        // Since when, and whether a write was under way when the program ended: upstream may do that yet.
+        let read = |path: &Path| match self.records.read(&self.disk, path) {
+            Some(MarkRecord { since, open: false }) => (since.min(now), false),
             // Damaged: what it said is not known, so it says the worst.
-            None => now,
+            Some(MarkRecord { open: true, .. }) | None => (now, true),
         };
         let directory = layout::suspects(up, repo);
-        let mut tags = HashMap::new();
+        let (mut found, mut open) = (Found::default(), Vec::new());
         match self.disk.list(&directory) {
             Ok(listing) => {
                 for entry in listing {
                     let entry = entry.map_err(|e| StoreError::io("list", &directory, e))?;
                     let Some(tag) = layout::tag_of_file(&entry.name) else { continue };
-                    let since = since(self.records.read(&self.disk, &directory.join(&entry.name)));
-                    tags.insert(tag, Mark { since, kept: true });
+                    let (since, is_open) = read(&directory.join(&entry.name));
+                    if is_open {
+                        open.push(tag.clone());
+                    }
+                    found.tags.insert(tag, Mark { since, kept: true });
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(StoreError::io("list", &directory, error)),
         }
-        let path = layout::suspect_repository(up, repo);
-        if !self.exists(&path)? {
-            return Ok((tags, None, false));
+        if !open.is_empty() {
+            found.open.push(Scope::Tags(open));
         }
-        let record: Option<MarkRecord> = self.records.read(&self.disk, &path);
-        let was_open = record.as_ref().is_none_or(|record| record.open);
-        Ok((tags, Some(Mark { since: since(record), kept: true }), was_open))
+        let path = layout::suspect_repository(up, repo);
+        if self.exists(&path)? {
+            let (since, is_open) = read(&path);
+            found.all = Some(Mark { since, kept: true });
+            found.open.extend(is_open.then_some(Scope::Repository));
+        }
+        Ok(found)
     }
 
     /// An answer to a question about this tag that was put then is in its file: that ends the tag's mark. Blocks.

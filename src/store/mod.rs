@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,10 +54,10 @@ pub use blob::{StoredBlob, Trust};
 pub use error::StoreError;
 pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
-pub use marks::Suspicion;
+pub use marks::{SETTLES_WITHIN, Suspicion};
 pub use pins::PinOf;
 pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
-pub use spool::Spool;
+pub use spool::{Spool, SpoolReader};
 pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
@@ -135,8 +136,9 @@ struct Inner {
     uses: Uses,
     max_age: Option<Duration>,
     shortage: Shortage,
-    /// When the store was opened: marks of writes from before belong to a process that is dead.
-    opened: SystemTime,
+    /// Marks of writes from before the store was opened belong to a process that is dead: until then upstream may still
+    /// take them. By the clock that does not jump.
+    settles_at: Instant,
     /// Held while a key is read and made if it is missing.
     keys: Mutex<()>,
     /// Jobs on the blocking pool that nobody awaits.
@@ -209,7 +211,7 @@ impl Store {
             uses: Uses::default(),
             max_age: keep.max_age,
             shortage: Shortage::default(),
-            opened: SystemTime::now(),
+            settles_at: Instant::now() + SETTLES_WITHIN,
             keys: Mutex::new(()),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),

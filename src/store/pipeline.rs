@@ -169,6 +169,22 @@ impl Pipeline {
         }
     }
 
+    /// Goes back to the first `length` bytes, of which `hasher` is the sum. All must be settled; whoever still reads what
+    /// comes after them will meet other bytes there.
+    pub(super) fn rewind(&mut self, length: u64, hasher: Hasher) -> Result<(), StoreError> {
+        let mut queue = self.shared.queue.lock();
+        queue.check()?;
+        let Queue { state: State::Idle(work), sum: Sum::Idle(sum), accepted, .. } = &mut *queue else {
+            return Err(StoreError::Stopped);
+        };
+        work.rewind(length);
+        **sum = hasher;
+        *accepted = length;
+        drop(queue);
+        self.shared.progress.send_replace(length);
+        Ok(())
+    }
+
     /// What was written before writing failed.
     pub(super) async fn into_remnant(self) -> Option<Remnant> {
         let Left { work, hasher, .. } = self.left().await?;

@@ -2,10 +2,11 @@
 //! is written, that can be read for as long as it grows and is published when the digest is known.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -23,6 +24,16 @@ const READ: usize = 256 << 10;
 /// Content that is being written and has no digest yet. Dropping it without [`Spool::finish`] removes what was written.
 pub struct Spool {
     pipeline: Pipeline,
+    /// Of the readers since it was last rewound.
+    overtaken: Arc<AtomicBool>,
+}
+
+/// Reads a spool while it grows, until it is rewound.
+#[derive(Debug, Clone)]
+pub struct SpoolReader {
+    file: Arc<File>,
+    /// The spool was rewound: what comes next may be written over what was there.
+    overtaken: Arc<AtomicBool>,
 }
 
 // === impl Store ===
@@ -42,16 +53,17 @@ impl Store {
             return Err(StoreError::TooLarge { length, capacity });
         }
         let work = self.blocking(move |inner| Work::begin(inner, None, None)).await?;
-        Ok(Spool { pipeline: Pipeline::start(self.0.clone(), work, Algorithm::Sha256, length) })
+        let pipeline = Pipeline::start(self.0.clone(), work, Algorithm::Sha256, length);
+        Ok(Spool { pipeline, overtaken: Arc::default() })
     }
 }
 
 // === impl Spool ===
 
 impl Spool {
-    /// The growing file; what lies before [`Spool::written`] can be read with `read_at`.
-    pub fn file(&self) -> Arc<File> {
-        self.pipeline.file()
+    /// The growing file; what lies before [`Spool::written`] can be read.
+    pub fn reader(&self) -> SpoolReader {
+        SpoolReader { file: self.pipeline.file(), overtaken: Arc::clone(&self.overtaken) }
     }
 
     /// How many bytes are in the file; [`Spool::flush`] waits until it is all of them.
@@ -78,6 +90,26 @@ impl Spool {
         self.pipeline.flush().await
     }
 
+    /// Forgets all but the first `length` bytes. Readers from before fail from here on. Until this returns, or where it
+    /// is dropped before, nothing has changed.
+    ///
+    /// # Errors
+    /// That writing or reading failed: nothing that was written can be relied on.
+    pub async fn rewind(&mut self, length: u64) -> Result<(), StoreError> {
+        let (written, _) = self.pipeline.settle().await?;
+        if written <= length {
+            return Ok(());
+        }
+        // Nothing is written meanwhile, and these bytes are never written again.
+        let file = self.pipeline.file();
+        let hash = tokio::task::spawn_blocking(move || hash_file(&file, Algorithm::Sha256, length));
+        let hasher = hash.await.map_err(|_| StoreError::Stopped)?;
+        let hasher = hasher.map_err(|e| StoreError::io("read a file in", Path::new(FILLS), e))?;
+        // Before the first byte is written anew.
+        std::mem::take(&mut self.overtaken).store(true, Ordering::SeqCst);
+        self.pipeline.rewind(length, hasher)
+    }
+
     /// The digest of all that was accepted so far, once it is in the file.
     pub async fn digest_so_far(&mut self, algorithm: Algorithm) -> Result<Digest, StoreError> {
         let (written, hasher) = self.pipeline.settle().await?;
@@ -99,7 +131,7 @@ impl Spool {
     /// After an error: what goes on hashing everything that was accepted, by every algorithm of which that can still be
     /// told. The file is removed, and its room given back.
     pub async fn into_hashers(self: Box<Self>) -> Vec<Hasher> {
-        let file = self.file();
+        let file = self.pipeline.file();
         let hash = move |sha256, written, unwritten: Vec<Bytes>| {
             let others = Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Sha256);
             let others = others.filter_map(|algorithm| hash_file(&file, algorithm, written).ok());
@@ -119,14 +151,35 @@ impl Spool {
         if algorithm == Algorithm::Sha256 {
             return Ok(hasher.finish());
         }
-        let file = self.file();
+        let file = self.pipeline.file();
         let hash = tokio::task::spawn_blocking(move || hash_file(&file, algorithm, written).map(Hasher::finish));
         let digest = hash.await.map_err(|_| StoreError::Stopped)?;
         digest.map_err(|e| StoreError::io("read a file in", Path::new(FILLS), e))
     }
 }
 
-fn hash_file(file: &File, algorithm: Algorithm, length: u64) -> std::io::Result<Hasher> {
+// === impl SpoolReader ===
+
+impl SpoolReader {
+    /// What `read` reads from the file; an error if the spool was rewound by then, as it may have read anything.
+    pub fn read<T>(&self, read: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        let bytes = read(&self.file)?;
+        // Afterwards: what was written over it was written after this was set.
+        if self.overtaken.load(Ordering::SeqCst) {
+            return Err(io::Error::other("what was to be read has been taken back"));
+        }
+        Ok(bytes)
+    }
+}
+
+impl From<File> for SpoolReader {
+    /// Reads a file that is never rewound.
+    fn from(file: File) -> Self {
+        Self { file: Arc::new(file), overtaken: Arc::default() }
+    }
+}
+
+fn hash_file(file: &File, algorithm: Algorithm, length: u64) -> io::Result<Hasher> {
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; READ];
     let mut at = 0;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use tokio::time::Instant;
 
 use crate::oci::{RepoName, Tag, UpstreamName};
 
@@ -47,6 +48,8 @@ struct State {
     /// Writes that upstream has not answered.
     writes: Vec<Write>,
     next: u64,
+    /// What writes might have changed that were left by a dead process and have ended since: the files do not say so yet.
+    settled: Vec<Scope>,
     /// Answers to questions that were not put later than this are not kept: of tags and links,
     content: Option<SystemTime>,
     /// and of lists.
@@ -78,6 +81,19 @@ struct Write {
     before: Vec<Option<Mark>>,
     /// Another write of the same was there while this one was: nobody knows which upstream took last.
     overlapped: bool,
+    /// It was left by a dead process, and nobody waits for its answer: upstream may take it until then. By the clock that
+    /// does not jump.
+    until: Option<Instant>,
+}
+
+/// What a repository's files say.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) tags: HashMap<Tag, Mark>,
+    /// Of every tag.
+    pub(super) all: Option<Mark>,
+    /// What writes may change whose end nobody has put down.
+    pub(super) open: Vec<Scope>,
 }
 
 /// What is known of a tag.
@@ -110,19 +126,20 @@ impl Table {
         self.0.read().by_upstream.get(up)?.get(repo).cloned()
     }
 
-    /// To be taken before the files are read, and given to [`Table::insert`] with what was read.
+    /// To be taken before the files are read, and given to [`Table::insert`] with what was found.
     pub(super) fn drops(&self) -> u64 {
         self.0.read().drops
     }
 
-    /// Puts in what the files say, unless somebody else has. None: read them again, it may be out of date.
+    /// Puts in what the files say, unless somebody else has; what is open there upstream may take until then. None: read
+    /// them again, it may be out of date.
     pub(super) fn insert(
         &self,
         up: &UpstreamName,
         repo: &RepoName,
         drops: u64,
-        tags: HashMap<Tag, Mark>,
-        all: Option<Mark>,
+        found: Found,
+        until: Instant,
     ) -> Option<Arc<Repository>> {
         let mut entries = self.0.write();
         if let Some(found) = entries.by_upstream.get(up).and_then(|repositories| repositories.get(repo)) {
@@ -134,8 +151,11 @@ impl Table {
         if entries.count >= REPOSITORIES {
             entries.drop_idle();
         }
-        let floor = entries.floor;
-        let state = State { tags, all, content: floor, lists: floor, ..State::default() };
+        let (floor, Found { tags, all, open }) = (entries.floor, found);
+        let mut state = State { tags, all, content: floor, lists: floor, ..State::default() };
+        for scope in open {
+            state.write(scope, Vec::new(), Some(until));
+        }
         let repository = Arc::new(Repository { gate: Mutex::default(), state: Mutex::new(state) });
         entries.by_upstream.entry(up.clone()).or_default().insert(repo.clone(), repository.clone());
         entries.count += 1;
@@ -175,6 +195,7 @@ impl Repository {
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
         state.bound(SystemTime::now());
+        state.settle();
         state
     }
 
@@ -224,14 +245,7 @@ impl Repository {
                 vec![before]
             }
         };
-        let mut overlapped = false;
-        for other in state.writes.iter_mut().filter(|other| other.scope.meets(&scope)) {
-            (other.overlapped, overlapped) = (true, true);
-        }
-        let number = state.next;
-        state.next += 1;
-        state.writes.push(Write { number, scope, before, overlapped });
-        number
+        state.write(scope, before, None)
     }
 
     /// A write has ended, and what it did is not known: what it may have changed is suspect since now. Returns a time
@@ -241,21 +255,7 @@ impl Repository {
         let now = SystemTime::now();
         let mut state = self.state();
         let write = state.take(number)?;
-        state.lists = Some(now);
-        match &write.scope {
-            Scope::Tags(tags) => {
-                for tag in tags {
-                    if let Some(mark) = state.tags.get_mut(tag) {
-                        mark.since = now;
-                    }
-                }
-            }
-            Scope::Repository => {
-                state.content = Some(now);
-                let kept = state.all.is_some_and(|mark| mark.kept);
-                state.all = Some(Mark { since: now, kept });
-            }
-        }
+        state.end(&write.scope, now);
         (!write.overlapped).then(|| now + Duration::from_nanos(1))
     }
 
@@ -309,18 +309,28 @@ impl Repository {
         state.all.map(|mark| (mark, open))
     }
 
-    /// The mark of a tag has a file now.
-    pub(super) fn set_kept(&self, tag: &Tag) {
+    /// Whether the mark of a tag has a file.
+    pub(super) fn set_kept(&self, tag: &Tag, kept: bool) {
         if let Some(mark) = self.state().tags.get_mut(tag) {
-            mark.kept = true;
+            mark.kept = kept;
         }
     }
 
-    /// The mark of the whole repository has a file now.
-    pub(super) fn set_all_kept(&self) {
+    /// Whether the mark of the whole repository has a file.
+    pub(super) fn set_all_kept(&self, kept: bool) {
         if let Some(mark) = &mut self.state().all {
-            mark.kept = true;
+            mark.kept = kept;
         }
+    }
+
+    /// Whether a write is under way that may change this tag.
+    pub(super) fn is_written(&self, tag: &Tag) -> bool {
+        self.state().is_written(tag)
+    }
+
+    /// What the files call open and is not any more.
+    pub(super) fn take_settled(&self) -> Vec<Scope> {
+        std::mem::take(&mut self.state().settled)
     }
 
     /// A question about the tag that was put then is answered. True if that ends its mark.
@@ -345,8 +355,9 @@ impl Repository {
         self.state().lists = Some(SystemTime::now());
     }
 
-    /// Nothing is there any more that could be suspect, and no mark has a file. What is being written stays.
-    pub(super) fn emptied(&self) {
+    /// Nothing is there any more that could be suspect, but what is being written: upstream may do that yet. Returns the
+    /// tags whose marks have files that are to go, and whether that of the whole repository is.
+    pub(super) fn emptied(&self) -> (Vec<Tag>, bool) {
         let mut state = self.state();
         let now = Some(SystemTime::now());
         (state.content, state.lists) = (now, now);
@@ -359,11 +370,10 @@ impl Repository {
                 Scope::Repository => whole = true,
             }
         }
-        tags.retain(|tag, mark| {
-            mark.kept = false;
-            named.contains(tag)
-        });
-        *all = all.filter(|_| whole).map(|mark| Mark { kept: false, ..mark });
+        let gone = tags.extract_if(|tag, _| !named.contains(tag)).filter(|(_, mark)| mark.kept);
+        let gone = gone.map(|(tag, _)| tag).collect();
+        let all = if whole { None } else { all.take() };
+        (gone, all.is_some_and(|mark| mark.kept))
     }
 }
 
@@ -383,6 +393,52 @@ impl State {
 
     fn is_written(&self, tag: &Tag) -> bool {
         self.writes.iter().any(|write| write.scope.covers(tag))
+    }
+
+    /// Puts down a write; its number.
+    fn write(&mut self, scope: Scope, before: Vec<Option<Mark>>, until: Option<Instant>) -> u64 {
+        let mut overlapped = false;
+        for other in self.writes.iter_mut().filter(|other| other.scope.meets(&scope)) {
+            (other.overlapped, overlapped) = (true, true);
+        }
+        let number = self.next;
+        self.next += 1;
+        self.writes.push(Write { number, scope, before, overlapped, until });
+        number
+    }
+
+    /// A write ends now, and what it did is not known.
+    fn end(&mut self, scope: &Scope, now: SystemTime) {
+        self.lists = Some(now);
+        match scope {
+            Scope::Tags(tags) => {
+                for tag in tags {
+                    if let Some(mark) = self.tags.get_mut(tag) {
+                        mark.since = now;
+                    }
+                }
+            }
+            Scope::Repository => {
+                self.content = Some(now);
+                let kept = self.all.is_some_and(|mark| mark.kept);
+                self.all = Some(Mark { since: now, kept });
+            }
+        }
+    }
+
+    /// Ends writes of a dead process whose time is over. They count until somebody looks: what was asked before that may
+    /// be too old, and is asked once more.
+    fn settle(&mut self) {
+        if self.writes.iter().all(|write| write.until.is_none()) {
+            return;
+        }
+        let (instant, now) = (Instant::now(), SystemTime::now());
+        let over = |write: &mut Write| write.until.is_some_and(|until| until <= instant);
+        let settled: Vec<Scope> = self.writes.extract_if(.., over).map(|write| write.scope).collect();
+        for scope in &settled {
+            self.end(scope, now);
+        }
+        self.settled.extend(settled);
     }
 
     fn take(&mut self, number: u64) -> Option<Write> {
@@ -438,7 +494,10 @@ mod tests {
 
     fn load(table: &Table, n: usize) -> Arc<Repository> {
         let drops = table.drops();
-        table.get(&up(), &repo(n)).or_else(|| table.insert(&up(), &repo(n), drops, HashMap::new(), None)).unwrap()
+        table
+            .get(&up(), &repo(n))
+            .or_else(|| table.insert(&up(), &repo(n), drops, Found::default(), Instant::now()))
+            .unwrap()
     }
 
     #[test]
@@ -473,9 +532,10 @@ mod tests {
             load(&table, n);
         }
         let mark = Mark { since: SystemTime::now(), kept: true };
-        assert!(table.insert(&up(), &repo(0), drops, HashMap::new(), Some(mark)).is_none());
+        let found = || Found { all: Some(mark), ..Found::default() };
+        assert!(table.insert(&up(), &repo(0), drops, found(), Instant::now()).is_none());
         let known = load(&table, REPOSITORIES + 1);
-        let found = table.insert(&up(), &repo(REPOSITORIES + 1), drops, HashMap::new(), Some(mark)).unwrap();
+        let found = table.insert(&up(), &repo(REPOSITORIES + 1), drops, found(), Instant::now()).unwrap();
         assert!(Arc::ptr_eq(&known, &found), "what is in memory is ahead of the files");
         assert_eq!(found.judge(&"t".parse().unwrap()), Judgement::Trusted);
     }
@@ -486,8 +546,8 @@ mod tests {
         let future = SystemTime::now() + Duration::from_hours(1000);
         let tag: Tag = "t".parse().unwrap();
         let mark = Mark { since: future, kept: false };
-        let tags = HashMap::from([(tag.clone(), mark)]);
-        let repository = table.insert(&up(), &repo(0), 0, tags, Some(mark)).unwrap();
+        let found = Found { tags: HashMap::from([(tag.clone(), mark)]), all: Some(mark), open: Vec::new() };
+        let repository = table.insert(&up(), &repo(0), 0, found, Instant::now()).unwrap();
         {
             let mut state = repository.state.lock();
             (state.content, state.lists) = (Some(future), Some(future));

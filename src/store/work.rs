@@ -29,6 +29,8 @@ pub(super) struct Work {
     temporary: Temporary<Arc<Disk>>,
     reservation: Reservation,
     written: u64,
+    /// How long the file is: longer than what counts of it, where it was rewound.
+    extent: u64,
 }
 
 // === impl Work ===
@@ -54,7 +56,7 @@ impl Work {
                 reservation.allocated(length);
             }
         }
-        Ok(Self { temporary, reservation, written: 0 })
+        Ok(Self { temporary, reservation, written: 0, extent: 0 })
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
@@ -64,6 +66,11 @@ impl Work {
     /// Bytes of the chunks that are in the file whole.
     pub(super) fn written(&self) -> u64 {
         self.written
+    }
+
+    /// Only the first bytes count; what is written next takes the place of those after them.
+    pub(super) fn rewind(&mut self, length: u64) {
+        self.written = self.written.min(length);
     }
 
     /// Appends the chunks. Those that are not in the file whole, because of an error, are taken from the list.
@@ -86,7 +93,8 @@ impl Work {
             let write = || self.temporary.file().write_all_at(chunk, self.written);
             inner.with_room(chunk.len() as u64, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
             self.written += chunk.len() as u64;
-            self.reservation.allocated(chunk.len() as u64);
+            self.reservation.allocated(self.written.saturating_sub(self.extent));
+            self.extent = self.extent.max(self.written);
             *whole += 1;
         }
         Ok(())
@@ -94,7 +102,7 @@ impl Work {
 
     /// Ends the writing where it failed.
     pub(super) fn into_remnant(self, hasher: Hasher) -> Remnant {
-        let Self { temporary, mut reservation, written } = self;
+        let Self { temporary, mut reservation, written, .. } = self;
         drop(temporary);
         reservation.keep_only(written);
         Remnant { written, hasher, _reservation: reservation }
@@ -102,8 +110,12 @@ impl Work {
 
     /// Gives the file its name. Its content was verified.
     pub(super) fn publish(self, inner: &Arc<Inner>, digest: &Digest) -> Result<StoredBlob, StoreError> {
-        let Self { temporary, reservation, written } = self;
+        let Self { temporary, reservation, written, extent } = self;
         let (path, directory) = (layout::blob(digest), layout::blob_dir(digest.algorithm()));
+        if extent > written {
+            // Before it has a name: later it may be mapped, and then it must not shrink.
+            temporary.file().set_len(written).map_err(|e| StoreError::io("cut a file in", Path::new(FILLS), e))?;
+        }
         if inner.durability == Durability::Strict {
             temporary.sync().map_err(|e| StoreError::io("sync", &path, e))?;
         }

@@ -1,4 +1,5 @@
 //! Answering an upstream's challenges: which token is shown for which request, and when a new one is got.
+#![warn(clippy::indexing_slicing)]
 
 use std::collections::HashMap;
 use std::fmt;

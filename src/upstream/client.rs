@@ -31,7 +31,7 @@ use super::origin::{Origin, bare_host};
 use super::upload::RequestBody;
 
 /// Time for a usable connection: TCP, what a proxy on the way needs, and TLS.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection is kept for the next request.
 const POOL_IDLE: Duration = Duration::from_mins(1);
 /// Connections that are kept per host.
@@ -335,7 +335,8 @@ fn fault(error: legacy::Error) -> Fault {
             });
             break;
         }
-        if let Some(tls) = current.downcast_ref::<rustls::Error>() {
+        // Of the handshake alone: when TLS breaks later, upstream may have got the request, and done what it says.
+        if let Some(tls) = current.downcast_ref::<rustls::Error>().filter(|_| connecting) {
             found = Some(Fault::Tls(Arc::new(tls.clone())));
             break;
         }

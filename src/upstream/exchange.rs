@@ -275,8 +275,8 @@ fn set(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
-/// Fields of a token request that are nobody's business.
-fn is_secret(field: &str) -> bool {
+/// Fields of a token request that are nobody's business: they are kept out of what upstream says to them.
+pub fn is_secret(field: &str) -> bool {
     ["access_token", "refresh_token", "password"].contains(&field)
 }
 

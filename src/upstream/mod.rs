@@ -22,6 +22,7 @@ mod connect;
 mod credentials;
 mod error;
 mod exchange;
+pub mod fuzzing;
 mod grant;
 mod origin;
 mod read;
@@ -55,6 +56,7 @@ pub use credentials::{CredentialFault, HelperFault, Secret};
 pub use error::{
     Cause, Class, Demand, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError,
 };
+pub use exchange::is_secret;
 pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};
 pub use origin::UrlFault;
 pub use registry::Registry;

@@ -76,6 +76,7 @@ mod tests {
     use std::sync::Arc;
 
     use http::{HeaderValue, StatusCode};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -99,6 +100,21 @@ mod tests {
             assert_eq!(wait(junk), None, "{junk:?}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_retry_after_is_longer_than_an_hour(text in "[ -~]{0,40}|[0-9]{0,30}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT") {
+            if let Some(wait) = retry_after(&headers("retry-after", &text), SystemTime::now()) {
+                prop_assert!(wait <= LONGEST_RETRY_AFTER);
+            }
+        }
+
+        #[test]
+        fn seconds_are_waited_as_they_are_said(seconds in 0_u64..=3600) {
+            let wait = retry_after(&headers("retry-after", &seconds.to_string()), SystemTime::now());
+            prop_assert_eq!(wait, Some(Duration::from_secs(seconds)));
+        }
     }
 
     #[test]

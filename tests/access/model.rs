@@ -51,6 +51,10 @@ pub(crate) enum Verb {
     MountFrom,
     /// Mounts a blob that is everybody's into the repository.
     MountInto,
+    /// Puts a manifest by another tag.
+    Put,
+    /// Deletes the manifest.
+    Delete,
 }
 
 /// What is shown.
@@ -148,6 +152,21 @@ pub(crate) const VERBS: [Verb; 9] = [
     Verb::MountFrom,
     Verb::MountInto,
 ];
+/// What changes the repository: each of these in one of its own.
+pub(crate) const WRITES: [Verb; 2] = [Verb::Put, Verb::Delete];
+pub(crate) const WRITES_IN: [State; 5] = [State::Cold, State::Hot, State::Stale, State::HotAway, State::Revoked];
+/// Who writes, or tries to.
+pub(crate) const WRITERS: [(Who, Show); 9] = [
+    (Who::Nobody, Show::Nothing),
+    (Who::Nobody, Show::Token(Scope::Push)),
+    (Who::Stranger, Show::Token(Scope::Push)),
+    (Who::Stranger, Show::Basic),
+    (Who::Reader, Show::Token(Scope::Push)),
+    (Who::Reader, Show::Basic),
+    (Who::Friend, Show::Token(Scope::Pull)),
+    (Who::Friend, Show::Token(Scope::Push)),
+    (Who::Friend, Show::Basic),
+];
 pub(crate) const SHOWN: [(Who, Show); 12] = [
     (Who::Nobody, Show::Nothing),
     (Who::Stranger, Show::Token(Scope::Pull)),
@@ -215,7 +234,7 @@ impl Model {
             Verb::MountFrom if who == Who::Nobody => false,
             Verb::MountFrom if state.may_pull(who, repo) && repo != Repo::Missing => true,
             Verb::MountFrom => return Class::Upload,
-            Verb::MountInto => state.may_push(who, repo),
+            Verb::MountInto | Verb::Put | Verb::Delete => state.may_push(who, repo),
             _ => state.may_pull(who, repo),
         };
         match verb {
@@ -333,7 +352,7 @@ impl State {
 
 impl Verb {
     pub(crate) fn writes(self) -> bool {
-        matches!(self, Self::MountFrom | Self::MountInto)
+        matches!(self, Self::MountFrom | Self::MountInto) || WRITES.contains(&self)
     }
 }
 

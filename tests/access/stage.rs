@@ -36,9 +36,9 @@ pub(crate) struct Stage {
 }
 
 pub(crate) struct Disagreement {
-    cell: String,
-    expected: Class,
-    came: Class,
+    pub(crate) cell: String,
+    pub(crate) expected: Class,
+    pub(crate) came: Class,
 }
 
 impl Stage {
@@ -80,7 +80,7 @@ impl Stage {
             for who in [Who::Friend, Who::Reader] {
                 if State::Hot.may_pull(who, repo) {
                     let pushes = State::Hot.may_push(who, repo);
-                    accounts.allow(who.name(), name, if pushes { "pull,push" } else { "pull" });
+                    accounts.allow(who.name(), name, if pushes { "pull,push,delete" } else { "pull" });
                 }
             }
             accounts.allow("robot", name, "pull");
@@ -137,16 +137,25 @@ impl Stage {
     }
 
     pub(crate) fn revoke(&self) {
+        for repo in REPOS {
+            self.revoke_in(repo, repo.name());
+        }
+    }
+
+    pub(crate) fn revoke_in(&self, repo: Repo, name: &str) {
         self.upstream.registry(|registry| {
-            for repo in REPOS {
-                let rights = registry.accounts.rights.get_mut(repo.name());
-                let Some(rights) = rights else { continue };
-                rights.retain(|user, _| {
-                    let who = [Who::Friend, Who::Reader].into_iter().find(|who| who.name() == user);
-                    who.is_none_or(|who| State::Revoked.may_pull(who, repo))
-                });
-            }
+            let Some(rights) = registry.accounts.rights.get_mut(name) else { return };
+            rights.retain(|user, _| {
+                let who = [Who::Friend, Who::Reader].into_iter().find(|who| who.name() == user);
+                who.is_none_or(|who| State::Revoked.may_pull(who, repo))
+            });
         });
+    }
+
+    /// A request that upstream alone can answer.
+    pub(crate) fn probe() -> Ask {
+        let credential = (Who::Friend.name(), Who::Friend.password());
+        Ask::get("/v2/nothing/tags/list").with("host", HOST).basic(credential.0, &credential.1)
     }
 
     /// Ends upstream, and lets ocistern notice.
@@ -154,9 +163,7 @@ impl Stage {
         self.upstream.down();
         let warp = clock::warp();
         for _ in 0..6 {
-            let credential = (Who::Friend.name(), Who::Friend.password());
-            let ask = Ask::get("/v2/nothing/tags/list").with("host", HOST).basic(credential.0, &credential.1);
-            assert!(self.cistern.send(ask).await.status >= 500);
+            assert!(self.cistern.send(Self::probe()).await.status >= 500);
         }
         drop(warp);
         tokio::time::resume();
@@ -178,7 +185,17 @@ impl Stage {
             Verb::Referrers => Ask::get(format!("/v2/{name}/referrers/{digest}")),
             Verb::MountFrom => Ask::post(format!("/v2/{home}/blobs/uploads/?mount={layer}&from={name}")),
             Verb::MountInto => Ask::post(format!("/v2/{name}/blobs/uploads/?mount={common}&from=commons")),
+            Verb::Put => {
+                let put = Ask::put(format!("/v2/{name}/manifests/other")).body(image.manifest.clone());
+                put.with("content-type", image.media_type)
+            }
+            Verb::Delete => Ask::delete(format!("/v2/{name}/manifests/{digest}")),
         };
+        self.shown(ask, who, show, name).await
+    }
+
+    /// A request that shows this.
+    pub(crate) async fn shown(&mut self, ask: Ask, who: Who, show: Show, name: &str) -> Ask {
         let ask = ask.with("host", HOST);
         match show {
             Show::Nothing => ask,
@@ -194,7 +211,7 @@ impl Stage {
         if let Some(token) = self.tokens.get(&key) {
             return token.clone();
         }
-        let actions = if show.scope() == Some(Scope::Push) { "pull,push" } else { "pull" };
+        let actions = if show.scope() == Some(Scope::Push) { "pull,push,delete" } else { "pull" };
         let names = if shared { REPOS.map(Repo::name).to_vec() } else { vec![name] };
         let mut target =
             format!("/oauth2/token?service=x&scope=repository:commons:pull&scope=repository:{}:{actions}", who.home());
@@ -240,9 +257,12 @@ impl Stage {
             Verb::Referrers => String::from_utf8_lossy(&got.body).contains("application/x.signature"),
             Verb::MountFrom => named(&sha256(blob).to_string()),
             Verb::MountInto => named(&common),
+            Verb::Put => named(&image.digest.to_string()),
+            Verb::Delete => got.body.is_empty(),
         };
         let success = match verb {
             Verb::Range => 206,
+            Verb::Delete => 202,
             _ if verb.writes() => 201,
             _ => 200,
         };

@@ -1,6 +1,6 @@
 //! An ocistern in this process: on free ports, with a store of its own that outlives a restart.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ocistern::config::Config;
 use ocistern::server::Server;
@@ -8,6 +8,7 @@ use tempfile::TempDir;
 
 use super::client::{Ask, Client, Got, Live};
 use super::clock::eventually;
+use super::invariants::files;
 use super::upstream::Upstream;
 
 /// What an ocistern is started with.
@@ -21,7 +22,9 @@ pub struct Setup {
 
 /// A running (or stopped) ocistern.
 pub struct Cistern {
-    root: TempDir,
+    /// The root lies a few levels below it, so that what climbs out of the root is seen.
+    home: TempDir,
+    root: PathBuf,
     setup: Setup,
     server: Option<Server>,
 }
@@ -66,7 +69,9 @@ impl Setup {
 
     /// Starts it.
     pub async fn start(self) -> Cistern {
-        let mut cistern = Cistern { root: tempfile::tempdir().unwrap(), setup: self, server: None };
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().join("a/b/c/root");
+        let mut cistern = Cistern { home, root, setup: self, server: None };
         cistern.start_again().await;
         cistern
     }
@@ -108,7 +113,7 @@ impl Cistern {
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_test_writer()
             .try_init();
-        let toml = self.setup.toml(self.root.path());
+        let toml = self.setup.toml(&self.root);
         let config = Config::from_toml(&toml).unwrap_or_else(|error| panic!("{error}\n{toml}"));
         let server = Server::start(config).await.unwrap_or_else(|error| panic!("{error:?}\n{toml}"));
         self.server = Some(server);
@@ -136,9 +141,15 @@ impl Cistern {
         known.1 = upstream.url();
     }
 
+    /// Gives an upstream other keys, from the next start on.
+    pub fn configure(&mut self, name: &str, keys: &str) {
+        let known = self.setup.upstreams.iter_mut().find(|(n, ..)| n == name).unwrap();
+        keys.clone_into(&mut known.2);
+    }
+
     /// Tries to start another daemon on the same root: its refusal, with all causes.
     pub async fn second(&self) -> Result<(), String> {
-        let config = Config::from_toml(&self.setup.toml(self.root.path())).unwrap();
+        let config = Config::from_toml(&self.setup.toml(&self.root)).unwrap();
         match Server::start(config).await {
             Ok(server) => {
                 server.stop().await;
@@ -158,7 +169,12 @@ impl Cistern {
 
     /// The directory of the store.
     pub fn root(&self) -> &Path {
-        self.root.path()
+        &self.root
+    }
+
+    /// Files around the root, where it has no business to write.
+    pub fn strays(&self) -> Vec<PathBuf> {
+        files(self.home.path()).into_iter().filter(|path| !path.starts_with(&self.root)).collect()
     }
 
     /// Where clients connect.

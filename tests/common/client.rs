@@ -286,6 +286,11 @@ impl Sending {
         super::patiently("an answer", self.answer.join_next()).await.unwrap().unwrap()
     }
 
+    /// Whether nobody takes any more of the body: the answer has come.
+    pub fn is_answered(&self) -> bool {
+        self.pieces.is_closed()
+    }
+
     /// The answer to what was sent so far: the body does not end.
     pub async fn answer(mut self) -> Got {
         super::patiently("an answer", self.answer.join_next()).await.unwrap().unwrap()

@@ -30,12 +30,15 @@ pub async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     value
 }
 
-/// Lets so much time pass at once, on a current-thread runtime.
+/// Lets so much time pass at once, on a current-thread runtime on which nothing is under way: all that is due meanwhile
+/// happens at its end.
 pub async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
 }
+
+pub use pass as leap;
 
 /// Makes tokio's clock run `FACTOR` times faster until it is dropped, on a current-thread runtime.
 ///
@@ -49,12 +52,25 @@ pub struct Warp {
     _driver: tokio::task::JoinSet<()>,
 }
 
-/// Lets tokio's clock jump ahead, on a current-thread runtime on which nothing is under way: all that is due meanwhile
-/// happens at its end.
-pub async fn leap(time: Duration) {
+/// Keeps tokio's clock from moving until it is dropped, on a current-thread runtime: what is bound to happen within a
+/// second happens within it, however slow the machine is. See [`Warp`] for how.
+#[derive(Debug)]
+pub struct Frozen {
+    _stop: mpsc::Sender<()>,
+}
+
+/// Stops the clock.
+pub fn freeze() -> Frozen {
+    let (stop, stopped) = mpsc::channel::<()>();
     tokio::time::pause();
-    tokio::time::advance(time).await;
-    tokio::time::resume();
+    tokio::task::spawn_blocking(move || stopped.recv().is_ok());
+    Frozen { _stop: stop }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        tokio::time::resume();
+    }
 }
 
 /// See [`Warp`].

@@ -26,8 +26,13 @@ pub struct Daemon {
 impl Daemon {
     /// Starts one with this configuration, which has one listener and an admin address, and waits until it serves.
     pub async fn start(config: &Path) -> Self {
+        Self::start_with(config, &[]).await
+    }
+
+    /// The same with further arguments.
+    pub async fn start_with(config: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ocistern"));
-        command.arg("serve").arg("--config").arg(config).env_clear().env("HOME", "/nonexistent");
+        command.arg("serve").arg("--config").arg(config).args(arguments).env_clear().env("HOME", "/nonexistent");
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(Vec::<serde_json::Value>::new()));

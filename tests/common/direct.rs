@@ -77,7 +77,13 @@ impl Direct {
 
     /// Stops, and starts on the same store: what was in memory is gone.
     pub async fn restart(self) -> Self {
+        self.restart_with(()).await
+    }
+
+    /// The same; what was `running` is dropped when it is told to stop.
+    pub async fn restart_with<T>(self, running: T) -> Self {
         self.stop.cancel();
+        drop(running);
         self.tasks.close();
         self.tasks.wait().await;
         self.store.close().await;

@@ -12,11 +12,14 @@ use super::upstream::Upstream;
 /// Text that no upstream may ever see but the one it belongs to.
 const CANARY: &str = "CANARY";
 
-/// Every file in `blobs/` hashes to its name, and no partial download is left once the fills have settled.
+/// Every file in `blobs/` hashes to its name, no partial download is left once the fills have settled, and nothing was
+/// written outside of the root.
 pub async fn check(cistern: &Cistern) {
     cistern.settle().await;
     check_blobs(cistern.root());
     eventually("no stray file in fills/", || async { files(&cistern.root().join("fills")).is_empty() }).await;
+    let strays = cistern.strays();
+    assert!(strays.is_empty(), "written outside of the root: {strays:?}");
 }
 
 /// Every file in `blobs/` hashes to its name.

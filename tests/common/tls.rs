@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -38,13 +40,31 @@ pub struct TlsClient {
 // === impl Authority ===
 
 impl Authority {
-    /// A new one, whose certificate is the file at `path`.
-    pub fn at(path: &Path) -> Self {
+    /// A new one.
+    pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        replace(path, &issuer.pem());
-        Self(issuer)
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// A new one, whose certificate is the file at `path`.
+    pub fn at(path: &Path) -> Self {
+        let authority = Self::new();
+        replace(path, &authority.pem());
+        authority
+    }
+
+    /// Its certificate.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A server's certificate for these names and this key.
+    pub fn certificate(&self, names: &[&str], key: &KeyPair) -> Certificate {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.signed_by(key, &self.0).unwrap()
     }
 
     /// A certificate for these names, as the files `STEM.pem` and `STEM.key` in `directory`.
@@ -54,10 +74,7 @@ impl Authority {
 
     /// The same with this key.
     pub fn server_with(&self, directory: &Path, stem: &str, names: &[&str], key: &KeyPair) -> CertificateDer<'static> {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(key, &self.0).unwrap();
+        let certificate = self.certificate(names, key);
         replace(&directory.join(format!("{stem}.pem")), &certificate.pem());
         replace(&directory.join(format!("{stem}.key")), &key.serialize_pem());
         certificate.der().clone()

@@ -65,10 +65,11 @@ client_stop() { halt containerd; }
 
 # Images away, and with them, by a synchronous collection, all content and snapshots.
 client_fresh() {
-    local images
+    local images left
     mapfile -t images < <(ctr_ images ls --quiet)
     ((${#images[@]} == 0)) || ctr_ images rm --sync "${images[@]}" >/dev/null
-    same "content left behind" "" "$(ctr_ content ls --quiet)"
+    left=$(ctr_ content ls --quiet)
+    none "content left behind" "$left"
 }
 
 client_pull() {
@@ -84,7 +85,7 @@ client_pull() {
     ctr_ images ls "name==$name" | awk 'NR > 1 { print "manifest", $3 }'
     for digest in $(ctr_ content ls --quiet); do
         same "content of $digest" "$digest" "sha256:$(ctr_ content get "$digest" | sha256sum | cut -d' ' -f1)"
-        if expected "$2" blob | grep -qxF "$digest"; then echo "blob $digest"; fi
+        if expected "$2" blob | seen -xF "$digest"; then echo "blob $digest"; fi
     done
     if [[ -n $(expected "$2" tree) ]]; then
         mounted=$STORAGE/mounted

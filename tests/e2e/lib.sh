@@ -123,7 +123,8 @@ skip() {
     echo skip >>"$WORK/results"
 }
 
-# fails COMMAND…: it must not succeed. Not in a condition, where `set -e` means nothing to it.
+# fails COMMAND…: it must not succeed. Not in a condition, where `set -e` means nothing to it. To hang until it is killed, or not
+# to be there, is no way to fail.
 fails() {
     local status=0
     (
@@ -135,15 +136,37 @@ fails() {
         echo "this should have failed: $*" >&2
         return 1
     }
+    ((status != 124 && status != 137 && status != 126 && status != 127)) || {
+        echo "this should have failed by itself, and was killed or not there (status $status): $*" >&2
+        return 1
+    }
 }
 
-# same WHAT EXPECTED ACTUAL
+# is_gone DIGEST_OF REPOSITORY TAG: upstream says that it has it not. That upstream cannot be asked is no such word.
+is_gone() {
+    local digest
+    digest=$("$@")
+    none "digest of $2:$3 upstream" "$digest"
+}
+
+# same WHAT EXPECTED ACTUAL. Nothing is not expected: two commands that fail inside the arguments would be the same.
 same() {
-    [[ $2 == "$3" ]] || {
+    [[ -n $2 && $2 == "$3" ]] || {
         printf '%s:\n  expected %s\n  got      %s\n' "$1" "$2" "$3" >&2
         return 1
     }
 }
+
+# none WHAT ACTUAL: there is nothing. ACTUAL is best a variable: what fails inside an argument says nothing, too.
+none() {
+    [[ -z $2 ]] || {
+        printf '%s: expected none, got\n%s\n' "$1" "$2" >&2
+        return 1
+    }
+}
+
+# seen ARGUMENT…: `grep -q` that reads to the end, for what comes through a pipe: a program whose output nobody takes has failed.
+seen() { grep "$@" | cat >/dev/null; }
 
 # at_most WHAT LIMIT ACTUAL
 at_most() {

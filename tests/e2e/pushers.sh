@@ -38,7 +38,7 @@ push_flow() {
     at_most "bytes received for a pull of what was pushed" 20000 $(($(metric ocistern_upstream_received_bytes_total) - served))
     [[ $(type -t "push_delete_$name") == function ]] || return 0
     "push_delete_$name" "$repository" "${pushed#manifest }"
-    same "digest upstream after the deletion" "" "$("$upstream" "$repository" "$tag")"
+    is_gone "$upstream" "$repository" "$tag"
     fails "push_pull_$name" "$repository"
 }
 
@@ -93,11 +93,11 @@ signed_by_tag() {
     tag=sha256-${subject#manifest sha256:}.sig
     fails oras_at 'manifest fetch' "$REGISTRY/$1:$tag"
     (cd "$CONTENT/artifact" && oras_at push "$REGISTRY/$1:$tag" signature.json:application/json)
-    oras_at 'manifest fetch' --descriptor "$REGISTRY/$1:$tag" | jq -r .digest | grep -qx "$("$2" "$1" "$tag")"
+    oras_at 'manifest fetch' --descriptor "$REGISTRY/$1:$tag" | jq -r .digest | seen -x "$("$2" "$1" "$tag")"
     # Moved, and seen to be moved.
     (cd "$CONTENT/artifact" && oras_at push "$REGISTRY/$1:$tag" signature.json:application/json artifact.txt:text/plain)
-    oras_at 'manifest fetch' --descriptor "$REGISTRY/$1:$tag" | jq -r .digest | grep -qx "$("$2" "$1" "$tag")"
-    oras_at 'repo tags' "$REGISTRY/$1" | grep -qx "$tag"
+    oras_at 'manifest fetch' --descriptor "$REGISTRY/$1:$tag" | jq -r .digest | seen -x "$("$2" "$1" "$tag")"
+    oras_at 'repo tags' "$REGISTRY/$1" | seen -x "$tag"
 }
 push_delete_oras() { oras_at 'manifest delete' --force "$REGISTRY/$1@$2"; }
 
@@ -114,11 +114,11 @@ crane_at() {
 push_login_crane() {
     mkdir -p "$STORAGE/crane"
     printf %s "$2" | crane_at 'auth login' --username "$1" --password-stdin "$(server_of)"
-    crane_at catalog "$(server_of)" >/dev/null || crane_at digest "$REGISTRY/push/none:1" 2>&1 | grep -q 'MANIFEST_UNKNOWN\|NAME_UNKNOWN'
+    crane_at catalog "$(server_of)" >/dev/null || crane_at digest "$REGISTRY/push/none:1" 2>&1 | seen 'MANIFEST_UNKNOWN\|NAME_UNKNOWN'
 }
 push_crane() {
     crane_at push "$(single_image)" "$REGISTRY/$1:1.0" | sed 's/.*@/manifest /'
-    crane_at ls "$REGISTRY/$1" | grep -qx 1.0
+    crane_at ls "$REGISTRY/$1" | seen -x 1.0
 }
 push_pull_crane() {
     rm -rf "$STORAGE/layout"

@@ -81,7 +81,7 @@ install_go_tools() {
     for entry in "${E2E_GO_TOOLS[@]}"; do
         read -r name version package <<<"$entry"
         path=$(go_tool "$name")
-        [[ -x $path ]] || GOBIN=$(dirname "$path") go install "$package@$version"
+        [[ -x $path ]] || GOBIN=$(dirname "$path") go install -buildvcs=false "$package@$version"
     done
 }
 
@@ -104,7 +104,7 @@ build_go_programs() {
     local name directory package
     for entry in "${E2E_GO_PROGRAMS[@]}"; do
         read -r name directory package <<<"$entry"
-        (cd "$E2E/$directory" && go build -o "$1/$name" "$package")
+        (cd "$E2E/$directory" && go build -buildvcs=false -o "$1/$name" "$package")
     done
 }
 

@@ -136,6 +136,14 @@ digest_upstream() {
     esac
 }
 
+# oci_digest REPOSITORY TAG: what oci.test has there; nothing if it says that it has not.
+oci_digest() {
+    local code head=$WORK/tmp/oci-head
+    code=$(curl -sS -m 20 -I -o "$head" -w '%{http_code}' "http://${UPSTREAM_ADDRESS[oci.test]}/v2/$1/manifests/$2")
+    [[ $code == 200 || $code == 404 ]] || same "status of $1:$2 upstream" "200 or 404" "$code"
+    [[ $code == 404 ]] || tr -d '\r' <"$head" | sed -n 's/^docker-content-digest: //Ip'
+}
+
 # expect_content: writes expect/ITEM, from the content's own description and from what upstream itself says.
 expect_content() {
     local item name digest manifest

@@ -1,9 +1,7 @@
 //! What an upload's request carries upstream: first what is replayed from the file, then what comes from the client.
 
-use std::fs::File;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,6 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::super::body::read_at;
 use super::BoxError;
+use crate::store::SpoolReader;
 
 /// Bytes of the file that are read at once.
 const STEP: u64 = 256 * 1024;
@@ -40,7 +39,7 @@ pub(super) struct Feed {
 
 /// A part of the file that is still to be sent.
 struct Replay {
-    file: Arc<File>,
+    reader: SpoolReader,
     at: u64,
     end: u64,
     reading: Option<JoinHandle<io::Result<Bytes>>>,
@@ -54,10 +53,10 @@ pub(super) struct GivenUp;
 // === impl Feed ===
 
 impl Feed {
-    /// A body of `replay` (a file, and how much of it), then of what is put into the inlet.
-    pub(super) fn new(replay: Option<(Arc<File>, u64)>) -> (Inlet, Self) {
+    /// A body of `replay` (what is kept, and how much of it), then of what is put into the inlet.
+    pub(super) fn new(replay: Option<(SpoolReader, u64)>) -> (Inlet, Self) {
         let (inlet, live) = mpsc::channel(WAITING);
-        let replay = replay.map(|(file, end)| Replay { file, at: 0, end, reading: None });
+        let replay = replay.map(|(reader, end)| Replay { reader, at: 0, end, reading: None });
         (inlet, Self { replay, live, ended: false })
     }
 }
@@ -111,9 +110,9 @@ impl Replay {
             if self.at >= self.end {
                 return Poll::Ready(Ok(None));
             }
-            let (file, at) = (Arc::clone(&self.file), self.at);
+            let (reader, at) = (self.reader.clone(), self.at);
             let length = usize::try_from(STEP.min(self.end - at)).unwrap_or(0);
-            self.reading = Some(tokio::task::spawn_blocking(move || read_at(&file, at, length)));
+            self.reading = Some(tokio::task::spawn_blocking(move || reader.read(|file| read_at(file, at, length))));
         }
     }
 }
@@ -132,10 +131,10 @@ mod tests {
         Ok(all)
     }
 
-    fn file(bytes: &[u8]) -> Arc<File> {
+    fn file(bytes: &[u8]) -> SpoolReader {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        Arc::new(file)
+        file.into()
     }
 
     #[tokio::test]

@@ -3,18 +3,12 @@
 //! Nothing here fails an upload. Without room it goes on without the file: then it can be neither replayed nor kept, and
 //! is only hashed. That it is what its digest says is known in any case.
 
-use std::fs::File;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::super::body::read_at;
 use crate::oci::{Algorithm, Digest, Hasher};
-use crate::store::{Spool, Store, StoreError, StoredBlob};
-
-/// Bytes that are copied at once.
-const STEP: usize = 1 << 20;
+use crate::store::{Spool, SpoolReader, Store, StoreError, StoredBlob};
 
 /// What is kept of an upload.
 pub(super) enum Kept {
@@ -85,11 +79,11 @@ impl Kept {
         }
     }
 
-    /// The file, with all that was added in it; none if there is none.
-    pub(super) async fn file(&mut self) -> Option<Arc<File>> {
+    /// What reads all that was added; none if it is not there.
+    pub(super) async fn reader(&mut self) -> Option<SpoolReader> {
         let Self::Spool(spool) = self else { return None };
         match spool.flush().await {
-            Ok(_) => Some(spool.file()),
+            Ok(_) => Some(spool.reader()),
             Err(error) => {
                 self.fail(&error);
                 None
@@ -114,34 +108,20 @@ impl Kept {
         }
     }
 
-    /// Forgets all but the first `length` bytes: what came after them was not acknowledged and will come again.
-    pub(super) async fn rewind(&mut self, store: &Store, length: u64) {
+    /// Forgets all but the first `length` bytes: what came after them was not acknowledged and will come again. When this
+    /// is dropped before it is done, nothing has changed.
+    pub(super) async fn rewind(&mut self, length: u64) {
         if length == 0 {
             *self = Self::Nothing;
             return;
         }
-        let Some(file) = self.file().await else {
-            *self = Self::Lost;
-            return;
-        };
-        // A file that others may read at this moment is not cut: the part that counts is copied.
-        let old = std::mem::replace(self, Self::Lost);
-        let mut new = Self::Nothing;
-        new.begin(store, None, None).await;
-        let mut at = 0;
-        while at < length && matches!(new, Self::Spool(_)) {
-            let (file, step) = (Arc::clone(&file), STEP.min(usize::try_from(length - at).unwrap_or(STEP)));
-            let read = tokio::task::spawn_blocking(move || read_at(&file, at, step)).await;
-            match read {
-                Ok(Ok(bytes)) if !bytes.is_empty() => {
-                    at += bytes.len() as u64;
-                    new.add(&bytes).await;
-                }
-                _ => return,
+        if let Self::Spool(spool) = self {
+            match spool.rewind(length).await {
+                Ok(()) => return,
+                Err(error) => report(&error),
             }
         }
-        drop(old);
-        *self = if at == length { new } else { Self::Lost };
+        *self = Self::Lost;
     }
 
     /// Publishes it under its digest; none if there is nothing to publish.

@@ -10,6 +10,7 @@
 
 mod feed;
 mod kept;
+mod pace;
 mod pump;
 mod session;
 mod table;
@@ -33,13 +34,12 @@ use super::{Asked, Cache, Target};
 use crate::oci::Digest;
 use crate::upstream::Right;
 
+pub(super) use pace::Pace;
 use session::{Job, Last, Session};
 use table::Entry;
 pub(super) use table::Uploads;
 pub(super) use writers::Writers;
 
-/// A client that sends nothing for so long has gone.
-pub(super) const CLIENT_IDLE: Duration = Duration::from_mins(1);
 /// How long a request waits for the one before it on the same upload: its client may have left a moment ago.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -60,6 +60,9 @@ pub enum ClientFault {
     /// Nothing came for a minute.
     #[error("the client sent nothing for a minute")]
     Idle,
+    /// It came slower than the configured minimum.
+    #[error("the client sent fewer bytes than the minimum rate asks for")]
+    Slow,
     /// It is not as long as was announced.
     #[error("the client's body is not as long as it announced")]
     Length,
@@ -101,6 +104,21 @@ pub enum Begun {
     Session(Upload, Said),
     /// Upstream, asked then, has mounted the blob: nothing is to be sent.
     Mounted(Said, Asked),
+}
+
+// === impl ClientFault ===
+
+impl ClientFault {
+    /// The same, for a second one to be told.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Broken(cause) => Self::Broken(cause.to_string().into()),
+            Self::Idle => Self::Idle,
+            Self::Slow => Self::Slow,
+            Self::Length => Self::Length,
+            Self::TooLarge { limit } => Self::TooLarge { limit: *limit },
+        }
+    }
 }
 
 // === impl UploadId ===

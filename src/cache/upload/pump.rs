@@ -1,18 +1,19 @@
 //! From the client's body into the file and towards upstream, piece by piece, without losing one when upstream breaks.
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
-use tokio::time::timeout;
 
 use super::feed::{Inlet, Piece};
 use super::kept::Kept;
-use super::{CLIENT_IDLE, ClientBody, ClientFault};
+use super::{ClientBody, ClientFault, Pace};
 
 /// The body of a client's request, on its way.
 ///
 /// Everything here survives that the future which works on it is dropped: that happens when upstream answers early.
 pub(super) struct Pump {
     body: ClientBody,
+    pace: Pace,
     /// Bytes that the client announced.
     length: Option<u64>,
     /// Taken from the client and not in the file yet.
@@ -24,14 +25,15 @@ pub(super) struct Pump {
     held: Option<Bytes>,
     /// Bytes of this body in the file (or, without one, accepted).
     accepted: u64,
+    /// The body has said that nothing more comes.
     ended: bool,
 }
 
 // === impl Pump ===
 
 impl Pump {
-    pub(super) fn new(body: ClientBody, length: Option<u64>, holds_back: bool) -> Self {
-        Self { body, length, taken: None, ready: None, holds_back, held: None, accepted: 0, ended: false }
+    pub(super) const fn new(body: ClientBody, pace: Pace, length: Option<u64>, holds_back: bool) -> Self {
+        Self { body, pace, length, taken: None, ready: None, holds_back, held: None, accepted: 0, ended: false }
     }
 
     /// Bytes of the client's body that are in the file.
@@ -39,9 +41,10 @@ impl Pump {
         self.accepted
     }
 
-    /// Whether the client has sent all.
-    pub(super) const fn has_ended(&self) -> bool {
-        self.ended
+    /// Whether the client has sent all: what it announced, which may be there long before the end of the body is (the
+    /// last chunk, an empty frame with `END_STREAM`), or until that end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.length.map_or(self.ended, |length| length == self.accepted)
     }
 
     /// Bytes at the end of the file that must not be sent yet.
@@ -83,11 +86,27 @@ impl Pump {
                 self.ready = if self.holds_back { std::mem::replace(&mut self.held, chunk) } else { chunk };
                 continue;
             }
-            if self.ended {
-                return Ok(());
+            if self.has_ended() {
+                // What is there already and was not announced is found before anything is made of the rest.
+                return self.surplus().now_or_never().unwrap_or(Ok(()));
             }
             self.take().await?;
         }
+    }
+
+    /// Waits for the end of a body of which all is there that it announced. More than that is an error.
+    pub(super) async fn surplus(&mut self) -> Result<(), ClientFault> {
+        while !self.ended {
+            match self.body.frame().await {
+                Some(Ok(frame)) if frame.data_ref().is_some_and(|data| !data.is_empty()) => {
+                    return Err(ClientFault::Length);
+                }
+                Some(Ok(_)) => {}
+                // All is there: that the client has left since then makes no difference.
+                Some(Err(_)) | None => self.ended = true,
+            }
+        }
+        Ok(())
     }
 
     /// Hands on what was held back, and the end, if anybody still takes it.
@@ -112,18 +131,15 @@ impl Pump {
     }
 
     async fn take(&mut self) -> Result<(), ClientFault> {
-        let frame = timeout(CLIENT_IDLE, self.body.frame()).await.map_err(|_| ClientFault::Idle)?;
-        match frame {
-            // Trailers have no meaning here.
-            Some(frame) => {
-                let data = frame.map_err(ClientFault::Broken)?.into_data().unwrap_or_default();
+        match self.pace.next(&mut self.body).await? {
+            Some(data) => {
                 let total = self.accepted + data.len() as u64;
                 if self.length.is_some_and(|length| total > length) {
                     return Err(ClientFault::Length);
                 }
                 self.taken = Some(data).filter(|data| !data.is_empty());
             }
-            None if self.length.is_some_and(|length| length != self.accepted) => return Err(ClientFault::Length),
+            None if self.length.is_some() => return Err(ClientFault::Length),
             None => self.ended = true,
         }
         Ok(())
@@ -132,17 +148,36 @@ impl Pump {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
+    use std::time::Duration;
+
+    use futures_util::{StreamExt as _, stream};
     use http_body::Frame;
     use http_body_util::StreamBody;
     use tokio::sync::mpsc;
+    use tokio::time::{Instant, sleep, timeout};
 
+    use super::super::BoxError;
     use super::*;
+    use crate::config::Slowest;
     use crate::oci::{Algorithm, Digest, Hasher};
 
     fn body(pieces: &[&'static str]) -> ClientBody {
         let pieces: Vec<_> = pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes())))).collect();
         StreamBody::new(stream::iter(pieces)).boxed_unsync()
+    }
+
+    fn pump(body: ClientBody, length: Option<u64>, holds_back: bool) -> Pump {
+        let slowest = Slowest { bytes: 60 * 1024, window: Duration::from_mins(1) };
+        Pump::new(body, Pace::new(slowest), length, holds_back)
+    }
+
+    /// Pieces of so many bytes, each after a pause, as many as there are.
+    fn slowly(pieces: Vec<(usize, u64)>) -> ClientBody {
+        let pieces = stream::iter(pieces).then(|(bytes, pause)| async move {
+            sleep(Duration::from_secs(pause)).await;
+            Ok::<_, BoxError>(Frame::data(Bytes::from(vec![7; bytes])))
+        });
+        StreamBody::new(pieces).boxed_unsync()
     }
 
     fn kept() -> Kept {
@@ -164,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_piece_waits_for_the_verdict() {
         let (inlet, mut outlet) = mpsc::channel(10);
-        let (mut pump, mut kept) = (Pump::new(body(&["a", "b", "", "c"]), Some(3), true), kept());
+        let (mut pump, mut kept) = (pump(body(&["a", "b", "", "c"]), Some(3), true), kept());
         pump.run(&mut kept, Some(&inlet)).await.unwrap();
         assert_eq!((came(&mut outlet).as_str(), pump.accepted(), pump.held()), ("ab", 3, 1));
         assert!(pump.has_ended());
@@ -177,10 +212,10 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_lost_when_upstream_takes_no_more() {
         for room in 1..6 {
-            let (mut pump, mut kept) = (Pump::new(body(&["a", "b", "c", "d", "e"]), None, true), kept());
+            let (mut pump, mut kept) = (pump(body(&["a", "b", "c", "d", "e"]), None, true), kept());
             let (inlet, mut outlet) = mpsc::channel(room);
             // Upstream answers early: the work is dropped where it stands.
-            let run = timeout(std::time::Duration::ZERO, pump.run(&mut kept, Some(&inlet))).await;
+            let run = timeout(Duration::ZERO, pump.run(&mut kept, Some(&inlet))).await;
             assert_eq!(run.is_err(), room < 4, "four pieces go, the fifth is held back");
             assert_eq!(came(&mut outlet).len(), room.min(4));
             drop((inlet, outlet));
@@ -203,11 +238,83 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn bodies_that_are_not_what_they_say() {
         for (pieces, length) in [(&["abc"][..], 2), (&["a", "b"][..], 3)] {
-            let mut pump = Pump::new(body(pieces), Some(length), false);
+            let mut pump = pump(body(pieces), Some(length), false);
             assert!(matches!(pump.run(&mut kept(), None).await, Err(ClientFault::Length)));
         }
-        let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, super::super::BoxError>>()).boxed_unsync();
-        let mut pump = Pump::new(silent, None, false);
+        let silent = StreamBody::new(stream::pending::<Result<Frame<Bytes>, BoxError>>()).boxed_unsync();
+        let mut pump = pump(silent, None, false);
         assert!(matches!(pump.run(&mut kept(), None).await, Err(ClientFault::Idle)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_whole_when_what_it_announced_is_there() {
+        let pieces = || stream::iter(["ab", "c"].map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes())))));
+        let open = StreamBody::new(pieces().chain(stream::pending::<Result<_, BoxError>>())).boxed_unsync();
+        for holds_back in [false, true] {
+            let (inlet, mut outlet) = mpsc::channel(10);
+            let late = StreamBody::new(pieces().chain(stream::once(async {
+                sleep(Duration::from_secs(5)).await;
+                Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"d")))
+            })));
+            let (mut pump, mut kept) = (pump(late.boxed_unsync(), Some(3), holds_back), kept());
+            timeout(Duration::ZERO, pump.run(&mut kept, Some(&inlet))).await.unwrap().unwrap();
+            assert!(pump.has_ended());
+            assert_eq!(came(&mut outlet), if holds_back { "ab" } else { "abc" });
+            assert!(
+                matches!(pump.surplus().await, Err(ClientFault::Length)),
+                "what comes late was not announced either"
+            );
+        }
+        // What is there already is seen before anything goes.
+        let mut more = pump(body(&["abc", "", "d"]), Some(3), true);
+        assert!(matches!(more.run(&mut kept(), None).await, Err(ClientFault::Length)));
+        let mut none = pump(open, Some(0), false);
+        assert!(matches!(none.run(&mut kept(), None).await, Err(ClientFault::Length)), "there is something");
+        let mut none =
+            pump(StreamBody::new(stream::pending::<Result<Frame<Bytes>, BoxError>>()).boxed_unsync(), Some(0), false);
+        timeout(Duration::ZERO, none.run(&mut kept(), None)).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_must_send_at_the_minimum_rate() {
+        // A byte, and a pause that is not long enough to be a silence.
+        let begun = Instant::now();
+        let mut drops = pump(slowly(vec![(1, 59); 1000]), None, false);
+        assert!(matches!(drops.run(&mut kept(), None).await, Err(ClientFault::Slow)));
+        assert_eq!(begun.elapsed(), Duration::from_mins(1));
+        // A burst pays for its own window, and not for the next.
+        let begun = Instant::now();
+        let mut burst = pump(slowly([vec![(1 << 20, 1)], vec![(1, 50); 1000]].concat()), None, false);
+        assert!(matches!(burst.run(&mut kept(), None).await, Err(ClientFault::Slow)));
+        assert_eq!(begun.elapsed(), Duration::from_mins(2));
+        // At the rate exactly, for hours.
+        let mut steady = pump(slowly(vec![(30 * 1024, 30); 500]), None, false);
+        steady.run(&mut kept(), None).await.unwrap();
+        // The end of a body that has announced its length is no matter of rate.
+        let mut short = pump(slowly(vec![(10, 1)]), Some(10), false);
+        short.run(&mut kept(), None).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_upstream_is_the_slower_side_does_not_count() {
+        let (inlet, mut outlet) = mpsc::channel(1);
+        let (mut pump, mut kept) = (pump(slowly(vec![(1, 1); 50]), None, false), kept());
+        let (run, taken) = tokio::join!(
+            async {
+                let run = pump.run(&mut kept, Some(&inlet)).await;
+                drop(inlet);
+                run
+            },
+            async {
+                let mut taken = 0;
+                while outlet.recv().await.is_some() {
+                    taken += 1;
+                    sleep(Duration::from_mins(5)).await;
+                }
+                taken
+            }
+        );
+        run.unwrap();
+        assert_eq!(taken, 50, "hours, of which the client has taken less than a window");
     }
 }

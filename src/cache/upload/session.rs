@@ -1,7 +1,5 @@
 //! One upload: where it is upstream, what is kept of it here, and how it goes on when upstream breaks it.
 
-use std::fs::File;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
@@ -13,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use super::feed::Feed;
 use super::kept::Kept;
 use super::pump::Pump;
-use super::{ClientBody, ClientFault, Part};
+use super::{ClientBody, ClientFault, Pace, Part};
 use crate::cache::write::{Said, WriteError};
 use crate::cache::{ANSWER_WITHIN, Cache, CacheError, Target};
 use crate::metrics::Kind;
 use crate::oci::Digest;
+use crate::store::SpoolReader;
 use crate::upstream::{Call, CallBody, CallTarget, Class, Fault, Location};
 
 /// How often an upload that upstream broke is begun anew, for one request of the client.
@@ -178,11 +177,12 @@ impl Session {
     /// Takes a request's body, and sends it upstream. It counts whole or not at all.
     pub(super) async fn transmit(&mut self, job: Job<'_>) -> Result<Said, WriteError> {
         let Job { cache, target, gone, body, length, part, last } = job;
-        self.repair(cache).await?;
+        self.repair().await?;
         check_part(part.as_ref(), self.offset, length)?;
         let length = length.or(part.as_ref().map(|part| part.end - part.start));
         let context = Context { cache, target, part, length, last };
-        let mut pump = Pump::new(body, length, matches!(last, Last::Closing(_)));
+        let pace = Pace::new(cache.config.slowest);
+        let mut pump = Pump::new(body, pace, length, matches!(last, Last::Closing(_)));
         if matches!((length, last), (Some(0), Last::Part)) {
             // Some registries have no use for a part without bytes.
             return Ok(Said::accepted(target.right.via()));
@@ -213,9 +213,12 @@ impl Session {
             self.remote = Remote::Broken;
             if let Last::Closing(digest) = &context.last
                 && pump.has_ended()
-                && let Some(said) = has_arrived(context, digest, self.offset + pump.accepted()).await
             {
-                return Ok(said);
+                // Upstream may have broken off before it was: what it has is not what came, only because its name is asked for.
+                self.check(&context.last, pump).await?;
+                if let Some(said) = has_arrived(context, digest, self.offset + pump.accepted()).await {
+                    return Ok(said);
+                }
             }
             replays += 1;
             if replays > REPLAYS {
@@ -281,6 +284,7 @@ impl Session {
                 if pump.has_ended() && !inlet.is_closed() {
                     self.check(last, pump).await?;
                     pump.finish(&inlet).await;
+                    pump.surplus().await?;
                 }
                 Ok::<(), Failed>(())
             };
@@ -315,7 +319,7 @@ impl Session {
             // Of a sum that was checked here, upstream's complaint is of its own making.
             return Err(judge(said));
         }
-        if !said.whole || !pump.has_ended() || (closing && said.status == StatusCode::ACCEPTED) {
+        if !said.whole || !pump.has_ended() || !context.last.is_taken_by(said.status) {
             return Err(Failed::Broken(WriteError::Refused(Box::new(said)), None));
         }
         if let (Some(location), false) = (&said.location, closing) {
@@ -326,7 +330,7 @@ impl Session {
 
     /// Whether these first bytes, which were sent, can be sent again. The file is asked: what was handed to it may still fail to get there.
     async fn can_replay(&mut self, sent: u64) -> bool {
-        sent == 0 || self.kept.file().await.is_some()
+        sent == 0 || self.kept.reader().await.is_some()
     }
 
     /// Everything but what is held back.
@@ -335,15 +339,17 @@ impl Session {
     }
 
     /// What is to be sent again to a new upload.
-    async fn replay(&mut self, pump: &mut Pump) -> Result<Option<(Arc<File>, u64)>, WriteError> {
+    async fn replay(&mut self, pump: &mut Pump) -> Result<Option<(SpoolReader, u64)>, WriteError> {
         pump.restart();
         let end = self.sent(pump);
         if end == 0 {
             return Ok(None);
         }
         // That it was there was seen before: the store has failed since.
-        let file = self.kept.file().await;
-        file.map(|file| Some((file, end))).ok_or_else(|| WriteError::Unreplayable(Box::new(WriteError::UnknownUpload)))
+        let reader = self.kept.reader().await;
+        reader
+            .map(|reader| Some((reader, end)))
+            .ok_or_else(|| WriteError::Unreplayable(Box::new(WriteError::UnknownUpload)))
     }
 
     /// Whether all that came is what the closing digest names. Nothing that is not known to be right is committed.
@@ -368,11 +374,12 @@ impl Session {
         }
     }
 
-    /// Takes back what an interrupted request brought.
-    async fn repair(&mut self, cache: &Cache) -> Result<(), WriteError> {
-        if std::mem::replace(&mut self.interrupted, false) {
+    /// Takes back what an interrupted request brought. Where this is dropped before it is done, the next request does it.
+    async fn repair(&mut self) -> Result<(), WriteError> {
+        if self.interrupted {
             self.remote = Remote::Broken;
-            self.kept.rewind(&cache.store, self.offset).await;
+            self.kept.rewind(self.offset).await;
+            self.interrupted = false;
         }
         if self.is_lost() { Err(WriteError::UnknownUpload) } else { Ok(()) }
     }
@@ -418,6 +425,20 @@ fn call(method: Method, to: CallTarget, target: &Target) -> Call {
     Call::new(Kind::Upload, method, to, target.right.clone()).with_repo(&target.repo)
 }
 
+// === impl Last ===
+
+impl Last {
+    /// Whether upstream says by this that it has taken what was sent. The whole: by 201 alone, for what answers may be a
+    /// page on the way that has a 200 for everything. A part: by 202; Amazon's registry says 201, and Pulp and ggcr's
+    /// said 204 for years. That a part was taken is believed only until the whole is.
+    fn is_taken_by(self, status: StatusCode) -> bool {
+        match self {
+            Self::Part => matches!(status, StatusCode::ACCEPTED | StatusCode::CREATED | StatusCode::NO_CONTENT),
+            Self::Closing(_) => status == StatusCode::CREATED,
+        }
+    }
+}
+
 /// Whether upstream has the blob, although it did not say so: its answer may have been lost.
 async fn has_arrived(context: &Context<'_>, digest: &Digest, size: u64) -> Option<Said> {
     let Context { cache, target, .. } = context;
@@ -425,7 +446,12 @@ async fn has_arrived(context: &Context<'_>, digest: &Digest, size: u64) -> Optio
     let head = Call::new(Kind::Blob, Method::HEAD, path, target.right.clone()).with_repo(&target.repo);
     let said = cache.relay(&target.upstream, head.with_deadline(Instant::now() + ANSWER_WITHIN)).await.ok()?;
     let length = said.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let there = said.status == StatusCode::OK && length.is_none_or(|length| length == size);
+    // One of them must be there, and none may say otherwise: a 200 alone is what a page on the way says.
+    let there = said.status == StatusCode::OK
+        && match (length, said.digest()) {
+            (Some(length), named) => length == size && named.is_none_or(|named| named == *digest),
+            (None, named) => named == Some(*digest),
+        };
     there.then(|| Said::created(said.via))
 }
 
@@ -488,5 +514,44 @@ fn judge_error_of_part(error: WriteError) -> Failed {
             Failed::Broken(error, None)
         }
         _ => judge_error(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::{Capacity, Durability};
+    use crate::metrics::Metrics;
+    use crate::oci::Algorithm;
+    use crate::store::{Keep, Store, StoreOptions};
+
+    #[tokio::test]
+    async fn a_client_that_leaves_while_a_part_is_taken_back_loses_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let options = StoreOptions {
+            root: root.path().to_owned(),
+            capacity: Capacity::Default,
+            durability: Durability::Fast,
+            keep: Keep::default(),
+            origins: Vec::new(),
+        };
+        let store = Store::open(options, Metrics::new().unwrap()).unwrap();
+        let mut session = Session::new();
+        session.kept.begin(&store, None, None).await;
+        for n in 1..4 {
+            session.kept.add(&vec![n; 1 << 20].into()).await;
+        }
+        (session.offset, session.interrupted) = (1 << 20, true);
+        for _ in 0..3 {
+            assert!(futures_util::poll!(Box::pin(session.repair())).is_pending(), "given up in the middle");
+            session.rest();
+            assert!(!session.is_lost());
+        }
+        session.repair().await.unwrap();
+        session.kept.add(&Bytes::from_static(b"again")).await;
+        let whole = [&vec![1; 1 << 20][..], b"again"].concat();
+        assert_eq!(session.kept.digest(Algorithm::Sha256).await, Some(Digest::of(Algorithm::Sha256, &whole)));
     }
 }

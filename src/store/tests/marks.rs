@@ -43,6 +43,13 @@ async fn suspect(store: &Store, names: &[&str]) -> Suspicion {
     store.suspect_tags(&up(), &repo(), &tags).await.unwrap()
 }
 
+/// Lets the time pass within which upstream may take a write that a dead process has left.
+async fn pass_settling() {
+    tokio::time::pause();
+    tokio::time::advance(SETTLES_WITHIN).await;
+    tokio::time::resume();
+}
+
 impl Fixture {
     fn mark(&self, name: &str) -> PathBuf {
         self.root.path().join(layout::suspect(&up(), &repo(), &tag(name)))
@@ -96,17 +103,103 @@ async fn a_crash_in_mid_write_leaves_the_tag_suspect() {
     let fixture = fixture(1 << 30);
     assert!(keep(&fixture.store, "t", 1).await);
     let _write = suspect(&fixture.store, &["t"]).await;
+    let before = SystemTime::now();
     let crashed = fixture.crashed(InMemory).await;
     let store = &crashed.store;
-    assert!(since(store, "t").await.unwrap() >= store.0.opened, "it may have been done until the start");
+    assert!(since(store, "t").await.unwrap() >= before, "it may have been done until the start");
     assert_eq!(named(store, "t").await, Some(sha256(&[1])), "known, but suspect");
-    assert!(!keep_of(store, "t", 1, SystemTime::now() - Duration::from_mins(1)).await);
+    assert!(!keep(store, "t", 1).await, "upstream may take it yet");
+    assert!(!store.remove_tag(&up(), &repo(), &tag("t"), SystemTime::now()).await.unwrap());
+    assert!(keep(store, "other", 1).await, "the others are as they were");
     let again = crashed.crashed(InMemory).await;
     assert!(since(&again.store, "t").await.is_some(), "until it was asked");
+    let asked_at = SystemTime::now();
+    pass_settling().await;
+    assert!(since(store, "t").await.unwrap() > asked_at);
+    assert!(!keep_of(store, "t", 1, asked_at).await, "asked while upstream might take it");
     assert!(keep(store, "t", 2).await);
     assert_eq!(since(store, "t").await, None);
     let again = crashed.crashed(InMemory).await;
     assert_eq!((since(&again.store, "t").await, named(&again.store, "t").await), (None, Some(sha256(&[2]))));
+}
+
+/// What became of a write is in the files of its marks alone, whichever way the process that waited for it ended.
+#[tokio::test]
+async fn a_stop_in_mid_write_leaves_it_under_way() {
+    for whole in [false, true] {
+        for clean in [false, true] {
+            let fixture = fixture(1 << 30).restart(true, true).await;
+            assert!(keep(&fixture.store, "t", 1).await);
+            for name in ["t", "new"] {
+                let write = if whole {
+                    fixture.store.suspect_repository(&up(), &repo()).await.unwrap()
+                } else {
+                    suspect(&fixture.store, &[name]).await
+                };
+                drop(write);
+            }
+            let mut fixture = fixture;
+            // Each start counts anew, however soon it comes after the one before.
+            for start in 0..3 {
+                fixture = fixture.restart(clean, true).await;
+                for name in ["t", "new"] {
+                    assert!(since(&fixture.store, name).await.is_some(), "{whole} {clean} {start} {name}");
+                    assert!(!keep(&fixture.store, name, 2).await, "{whole} {clean} {start} {name}");
+                }
+            }
+            assert_eq!(named(&fixture.store, "new").await, None, "of what was not known nothing is kept either");
+            pass_settling().await;
+            for name in ["t", "new"] {
+                assert!(since(&fixture.store, name).await.is_some(), "{whole} {clean} {name}");
+                assert!(keep(&fixture.store, name, 3).await, "{whole} {clean} {name}");
+                assert_eq!(since(&fixture.store, name).await, None);
+            }
+            assert!(whole || !fixture.mark("t").parent().unwrap().exists());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_after_a_crash_does_not_end_the_one_before() {
+    for whole in [false, true] {
+        let fixture = fixture(1 << 30);
+        assert!(keep(&fixture.store, "t", 1).await);
+        let _write = if whole {
+            fixture.store.suspect_repository(&up(), &repo()).await.unwrap()
+        } else {
+            suspect(&fixture.store, &["t"]).await
+        };
+        let crashed = fixture.crashed(InMemory).await;
+        let store = &crashed.store;
+        assert_eq!(suspect(store, &["t"]).await.end(), None, "nobody knows which of the two upstream takes last");
+        suspect(store, &["t"]).await.withdraw().await.unwrap();
+        assert!(since(store, "t").await.is_some() && !keep(store, "t", 2).await, "{whole}");
+        let list = StoredList {
+            body: Bytes::from_static(b"{}"),
+            content_type: "application/json".into(),
+            link: None,
+            filters_applied: None,
+            via: Via::Anonymous,
+        };
+        let keep_list =
+            async || store.set_list(&up(), &repo(), &ListKind::Tags, "", &list, SystemTime::now()).await.unwrap();
+        assert!(!keep_list().await, "a list may not have it yet");
+        pass_settling().await;
+        assert!(since(store, "t").await.is_some());
+        assert!(keep_list().await && keep(store, "t", 2).await);
+        let known = suspect(store, &["t"]).await.end();
+        assert!(known.is_some(), "{whole}: it is over");
+    }
+}
+
+/// A clock on the wall that jumps ahead does not end what upstream may take yet.
+#[tokio::test]
+async fn settling_goes_by_the_clock_that_does_not_jump() {
+    let fixture = fixture(1 << 30);
+    assert!(keep(&fixture.store, "t", 1).await);
+    let _write = suspect(&fixture.store, &["t"]).await;
+    let crashed = fixture.crashed(InMemory).await;
+    assert!(!keep_of(&crashed.store, "t", 1, SystemTime::now() + Duration::from_hours(1)).await);
 }
 
 #[tokio::test]
@@ -137,8 +230,12 @@ async fn a_damaged_mark_counts() {
             std::fs::write(&path, &bytes).unwrap();
             let crashed = fixture.crashed(InMemory).await;
             let store = &crashed.store;
+            assert!(since(store, "t").await.is_some());
+            assert!(!keep(store, "t", 2).await, "upstream may take it yet");
+            let before = SystemTime::now();
+            pass_settling().await;
             let at = since(store, "t").await.unwrap();
-            assert!(at >= store.0.opened && at <= SystemTime::now(), "{}", String::from_utf8_lossy(&bytes));
+            assert!(at >= before && at <= SystemTime::now(), "{}", String::from_utf8_lossy(&bytes));
             assert!(!keep_of(store, "t", 2, at).await);
             assert!(keep(store, "t", 2).await, "and ends like any other");
             assert_eq!(since(store, "t").await, None);
@@ -169,18 +266,24 @@ async fn a_mark_from_the_future_counts_from_now_on() {
 }
 
 #[tokio::test]
-async fn a_tag_that_is_not_known_needs_no_file_but_is_guarded() {
+async fn a_tag_that_is_not_known_is_guarded_too() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
     let asked_at = SystemTime::now();
     let write = suspect(store, &["new"]).await;
-    assert!(!fixture.mark("new").exists(), "after a crash it is asked for anyway");
+    assert!(fixture.mark("new").exists(), "after a crash it is asked for, but the answer must not be kept yet");
     assert!(since(store, "new").await.is_some());
     assert!(!keep(store, "new", 1).await);
     let known = write.end().unwrap();
     assert!(!keep_of(store, "new", 1, asked_at).await);
     assert!(keep_of(store, "new", 2, known).await);
     assert_eq!(since(store, "new").await, None);
+    fixture.strays().await;
+    assert!(!fixture.mark("new").parent().unwrap().exists());
+    suspect(store, &["newer"]).await.end();
+    fixture.strays().await;
+    assert!(!fixture.mark("newer").parent().unwrap().exists(), "nothing known can be wrong when it has ended");
+    assert!(since(store, "newer").await.is_some(), "but answers from before are too old");
 }
 
 #[tokio::test]
@@ -266,8 +369,9 @@ async fn a_crash_in_mid_delete_leaves_all_tags_suspect_once() {
     let index = Arc::new(MemoryIndex::default());
     let _write = fixture.store.suspect_repository(&up(), &repo()).await.unwrap();
     let crashed = fixture.crashed(Kept(index.clone())).await;
-    assert!(since(&crashed.store, "a").await.unwrap() >= crashed.store.0.opened);
-    assert!(keep(&crashed.store, "a", 1).await);
+    assert!(since(&crashed.store, "a").await.is_some() && !keep(&crashed.store, "a", 1).await);
+    pass_settling().await;
+    assert!(since(&crashed.store, "a").await.is_some() && keep(&crashed.store, "a", 1).await);
     crashed.store.0.hints.settle();
     let again = crashed.crashed(Kept(index)).await;
     assert_eq!(since(&again.store, "a").await, None, "a start does not make it suspect again");
@@ -275,13 +379,22 @@ async fn a_crash_in_mid_delete_leaves_all_tags_suspect_once() {
 }
 
 #[tokio::test]
-async fn an_empty_repository_needs_no_mark() {
+async fn an_empty_repository_is_marked_as_long_as_the_write_is_under_way() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
-    let write = store.suspect_repository(&up(), &repo()).await.unwrap();
-    assert!(since(store, "t").await.is_some() && !fixture.mark_of_all().exists());
-    write.withdraw().await.unwrap();
-    assert_eq!(since(store, "t").await, None);
+    for withdrawn in [true, false] {
+        let write = store.suspect_repository(&up(), &repo()).await.unwrap();
+        assert!(since(store, "t").await.is_some() && fixture.mark_of_all().exists());
+        if withdrawn {
+            write.withdraw().await.unwrap();
+            assert_eq!(since(store, "t").await, None);
+        } else {
+            assert!(write.end().is_some());
+            assert!(since(store, "t").await.is_some());
+        }
+        fixture.strays().await;
+        assert!(!fixture.mark_of_all().exists());
+    }
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ async fn the_digest_so_far_is_of_all_that_was_accepted_and_nothing_else() {
     assert_eq!(upload.flush().await.unwrap(), all.len() as u64);
     assert_eq!(*progress.borrow_and_update(), all.len() as u64);
     let mut there = vec![0; all.len()];
-    upload.file().read_exact_at(&mut there, 0).unwrap();
+    upload.reader().read(|file| file.read_exact_at(&mut there, 0)).unwrap();
     assert!(there == all, "a replay reads what was sent");
     upload.finish(&sha256(&all)).await.unwrap();
     assert!(progress.changed().await.is_err(), "closed");
@@ -132,6 +132,51 @@ async fn what_does_not_fit_is_hashed_all_the_same() {
         assert_eq!(fixture.strays().await, 0);
         assert_eq!(fixture.metrics.store_bytes.get(), 0, "its room is given back");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spool_goes_back_to_what_counts() {
+    let content = vec![7; 800_000];
+    for algorithm in Algorithm::ALL {
+        for (again, lengths) in [(100_000, &[600_000][..]), (300_000, &[700_000, 600_000]), (0, &[600_000, 600_000])] {
+            let fixture = fixture(1_000_000);
+            let mut upload = spool(&fixture.store, &content, None).await;
+            let before = upload.reader();
+            for length in lengths {
+                upload.rewind(*length).await.unwrap();
+                assert_eq!((upload.written(), upload.flush().await.unwrap()), (*length, *length));
+            }
+            let kept = content.get(..600_000).unwrap();
+            assert_eq!(upload.digest_so_far(algorithm).await.unwrap(), Digest::of(algorithm, kept));
+            assert!(before.read(|_| Ok(())).is_err(), "what it reads may not be what was there");
+            let all = [kept, &vec![9; again]].concat();
+            let mut there = vec![0; all.len()];
+            upload.write(vec![9; again].into()).await.unwrap();
+            upload.flush().await.unwrap();
+            upload.reader().read(|file| file.read_exact_at(&mut there, 0)).unwrap();
+            assert!(there == all);
+            let digest = Digest::of(algorithm, &all);
+            upload.finish(&digest).await.unwrap();
+            assert_eq!(read(&fixture.store, &digest).await, Some((all.clone(), Trust::Verified)));
+            assert_eq!(std::fs::metadata(fixture.path(&digest)).unwrap().len(), all.len() as u64, "nothing behind it");
+            assert_eq!(fixture.metrics.store_bytes.get(), i64::try_from(all.len()).unwrap());
+            assert_eq!(fixture.strays().await, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn going_back_may_be_given_up_and_tried_again() {
+    let fixture = fixture(1 << 30);
+    let mut upload = spool(&fixture.store, &vec![7; 3_000_000], None).await;
+    let reader = upload.reader();
+    for _ in 0..3 {
+        assert!(futures_util::poll!(Box::pin(upload.rewind(1_000_000))).is_pending());
+    }
+    assert!(reader.read(|_| Ok(())).is_ok(), "nothing has changed");
+    assert_eq!(upload.flush().await.unwrap(), 3_000_000);
+    upload.rewind(1_000_000).await.unwrap();
+    upload.finish(&sha256(&vec![7; 1_000_000])).await.unwrap();
 }
 
 #[tokio::test]

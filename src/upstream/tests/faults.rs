@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::metrics::Kind;
+use crate::upstream::client::HANDSHAKE_TIMEOUT;
 
 async fn error_of(
     script: impl Fn(&Seen, usize) -> Response<Full<Bytes>> + Send + Sync + 'static,
@@ -161,6 +162,47 @@ async fn a_sealed_upstream_is_not_even_resolved() {
     let error = registry(upstream).fetch(manifest()).await.unwrap_err();
     assert!(matches!(error.fault, Fault::Sealed));
     assert_eq!(server.count("/"), 0);
+}
+
+/// Nobody completes the TCP handshake: the place of the one connection that may wait to be accepted is taken.
+#[tokio::test]
+async fn a_connection_that_is_not_made_is_given_up_in_time() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let _waiting = TcpStream::connect(address).await.unwrap();
+    let registry = registry(settings(address));
+    let begun = Instant::now();
+    tokio::time::pause();
+    let error = registry.fetch(manifest()).await.unwrap_err();
+    assert!(matches!(error.fault, Fault::Timeout(Phase::Connect)), "{error}");
+    let took = begun.elapsed();
+    assert!(took >= connect::CONNECT_TIMEOUT, "{took:?}");
+    assert!(took < Duration::from_secs(20), "within the time of the whole request: {took:?}");
+}
+
+/// TCP stands, and then nothing comes where the other side's part of the TLS handshake is due.
+#[tokio::test]
+async fn a_tls_handshake_that_does_not_end_is_given_up_in_time() {
+    let authority = tls::Authority::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let registry = registry(authority.settings("127.0.0.1", listener.local_addr().unwrap().port()));
+    let mut ask = manifest();
+    // Longer than the handshake may take, too short for another try.
+    ask.deadline = Instant::now() + HANDSHAKE_TIMEOUT + Duration::from_millis(50);
+    let begun = Instant::now();
+    let silent = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), 0x16, "the client's part of the handshake");
+        tokio::time::pause();
+        stream
+    };
+    let (result, _stream) = tokio::join!(registry.fetch(ask), silent);
+    let error = result.unwrap_err();
+    assert!(matches!(error.fault, Fault::Timeout(Phase::Connect)), "{error}");
+    let took = begun.elapsed();
+    assert!(took >= HANDSHAKE_TIMEOUT && took < HANDSHAKE_TIMEOUT + Duration::from_secs(1), "{took:?}");
 }
 
 #[tokio::test]

@@ -76,6 +76,55 @@ async fn certificates_are_checked() {
     assert_eq!(error.class(), Class::Unavailable, "plain http is not taken for https: {error}");
 }
 
+/// What TLS breaks over after the request was sent says nothing about whether upstream has done it: of a write that is
+/// no refusal.
+#[tokio::test]
+async fn tls_that_breaks_after_the_request_is_no_failed_handshake() {
+    // Something that is not TLS; an alert that is not encrypted; a record that cannot be decrypted.
+    let garbage: [&[u8]; 3] = [
+        b"HTTP/1.1 502 Bad Gateway\r\n\r\n",
+        b"\x15\x03\x03\x00\x02\x02\x50",
+        b"\x17\x03\x03\x00\x14xxxxxxxxxxxxxxxxxxxx",
+    ];
+    for bytes in garbage {
+        let authority = Authority::new();
+        let acceptor = authority.acceptor(&["127.0.0.1"], &["http/1.1"]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registry = registry(authority.settings("127.0.0.1", listener.local_addr().unwrap().port()));
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            let mut taken = 0;
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"{}") {
+                    head.push(stream.read_u8().await.unwrap());
+                    // What is asked before a write is sent.
+                    if head.starts_with(b"GET ") && head.ends_with(b"\r\n\r\n") {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                        stream.flush().await.unwrap();
+                        head.clear();
+                    }
+                }
+                taken += 1;
+                let (mut stream, _) = stream.into_inner();
+                stream.write_all(bytes).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+            taken
+        });
+        let put = Call::new(
+            crate::metrics::Kind::Manifest,
+            Method::PUT,
+            CallTarget::Path("/v2/library/alpine/manifests/latest".to_owned()),
+            caller(1, "me", "pw"),
+        );
+        let put = put.with_repo(&repo()).with_body(CallBody::Bytes(Bytes::from_static(b"{}"))).with_deadline(soon());
+        let error = registry.relay(put).await.unwrap_err();
+        assert!(matches!(error.fault, Fault::Broken(_)), "{bytes:?}: {error:?}");
+    }
+}
+
 #[tokio::test]
 async fn https_never_leads_to_http() {
     let authority = Authority::new();

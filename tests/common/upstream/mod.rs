@@ -40,6 +40,8 @@ pub struct Shared {
     registry: Mutex<Registry>,
     script: Mutex<Vec<Rule>>,
     intakes: Mutex<Vec<IntakeRule>>,
+    /// Before every TLS handshake.
+    handshakes: Mutex<Option<Gate>>,
     log: watch::Sender<Vec<Entry>>,
     connections: AtomicU64,
     tls: Option<tokio_rustls::TlsAcceptor>,
@@ -119,6 +121,7 @@ impl Upstream {
             registry: Mutex::new(Registry { referrers: true, ..Registry::default() }),
             script: Mutex::default(),
             intakes: Mutex::default(),
+            handshakes: Mutex::default(),
             log: watch::Sender::default(),
             connections: AtomicU64::new(0),
             tls,
@@ -203,8 +206,14 @@ impl Upstream {
         self.shared.intakes.lock().push(rule);
     }
 
-    /// Removes all rules.
+    /// Answers no TLS handshake of a connection that is made from now on until the gate opens.
+    pub fn hold_handshakes(&self, gate: &Gate) {
+        *self.shared.handshakes.lock() = Some(gate.clone());
+    }
+
+    /// Removes all rules, also that on handshakes.
     pub fn unscript(&self) {
+        *self.shared.handshakes.lock() = None;
         self.shared.script.lock().clear();
         self.shared.intakes.lock().clear();
     }

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::tls::Authority;
 use super::registry::error;
 use super::wire::{Conn, Cut, Request};
 use super::{Entry, Shared, Then};
@@ -70,6 +71,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     // Without this, small pieces wait for the kernel's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
+    let held = shared.handshakes.lock().clone();
+    if let Some(gate) = held {
+        gate.pass().await;
+    }
     let mut conn = match &shared.tls {
         None => Conn::Plain(stream),
         Some(acceptor) => match acceptor.accept(stream).await {
@@ -122,14 +127,9 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
 
 /// A TLS server for 127.0.0.1 and localhost that offers these protocols by ALPN, and its CA's certificate as PEM.
 pub fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_certificate = ca.self_signed(&ca_key).unwrap();
+    let authority = Authority::new();
     let key = rcgen::KeyPair::generate().unwrap();
-    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let certificate = authority.certificate(&["127.0.0.1", "localhost"], &key);
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -141,5 +141,5 @@ pub fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
         )
         .unwrap();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    (TlsAcceptor::from(Arc::new(config)), ca_certificate.pem())
+    (TlsAcceptor::from(Arc::new(config)), authority.pem())
 }

@@ -28,6 +28,7 @@ az_cases() {
     try "$name: repository list, show, show-tags" az_look
     try "$name: repository update" az_update
     try "$name: repository untag and delete" az_delete
+    try "$name: manifest restore" az_restore
 }
 
 # az_ ARGUMENT…: az with its state in the work directory. It reads certificates from REQUESTS_CA_BUNDLE alone.
@@ -56,7 +57,7 @@ az_fill() {
 az_look() {
     local digest
     digest=$(acr_digest samples/artifact 1.0)
-    az_ acr repository list --name myregistry "${AS[@]}" --output tsv | grep -qx samples/artifact
+    az_ acr repository list --name myregistry "${AS[@]}" --output tsv | seen -x samples/artifact
     same tags "1.0 2.0" "$(az_ acr repository show-tags --name myregistry "${AS[@]}" --repository samples/artifact --output tsv | sort | paste -sd' ')"
     az_ acr repository show --name myregistry "${AS[@]}" --image samples/artifact:1.0 >"$WORK/tmp/shown"
     same digest "$digest" "$(jq -r .digest "$WORK/tmp/shown")"
@@ -65,7 +66,7 @@ az_look() {
     same attributes '{"deleteEnabled":true,"listEnabled":true,"readEnabled":true,"writeEnabled":true}' "$(jq -Sc .changeableAttributes "$WORK/tmp/shown")"
     same "number of manifests" 2 "$(az_ acr repository show --name myregistry "${AS[@]}" --repository samples/artifact | jq .manifestCount)"
     same digest "$digest" "$(az_ acr repository show --name myregistry "${AS[@]}" --image "samples/artifact@$digest" | jq -r .digest)"
-    az_ acr manifest list-metadata --registry myregistry "${AS[@]}" --name samples/artifact | jq -r '.[].digest' | grep -qx "$digest"
+    az_ acr manifest list-metadata --registry myregistry "${AS[@]}" --name samples/artifact | jq -r '.[].digest' | seen -x "$digest"
 }
 
 # Locked, it can be neither overwritten nor deleted; then it can again.
@@ -86,10 +87,28 @@ az_delete() {
     fails oras_at resolve "$REGISTRY/samples/artifact:2.0"
     same tags 1.0 "$(oras_at 'repo tags' "$REGISTRY/samples/artifact")"
     az_ acr repository delete --name myregistry "${AS[@]}" --image samples/artifact:1.0 --yes
-    same "what is upstream" "" "$(acr_digest samples/artifact 1.0)"
+    is_gone acr_digest samples/artifact 1.0
     fails push_pull_oras samples/artifact
     az_ acr repository delete --name myregistry "${AS[@]}" --repository samples/artifact --yes
     fails oras_at 'repo tags' "$REGISTRY/samples/artifact"
+}
+
+# Deleted softly, and brought back: by the tag alone, which the CLI looks up, or by its digest.
+az_restore() {
+    local digest by=
+    STORAGE=$WORK/storage/az REGISTRY=$ACR PLAIN=0
+    acr_control settings '{"soft_delete":true}' >/dev/null
+    push_oras samples/soft >/dev/null
+    digest=$(acr_digest samples/soft 1.0)
+    if ((${#AS[@]})); then by=$digest; fi
+    push_pull_oras samples/soft >/dev/null
+    az_ acr repository delete --name myregistry "${AS[@]}" --image samples/soft:1.0 --yes
+    is_gone acr_digest samples/soft 1.0
+    fails push_pull_oras samples/soft
+    az_ acr manifest restore --registry myregistry "${AS[@]}" --name samples/soft:1.0 ${by:+--digest "$by"} --yes
+    same "digest upstream" "$digest" "$(acr_digest samples/soft 1.0)"
+    same "digest pulled" "manifest $digest" "$(push_pull_oras samples/soft)"
+    acr_control settings '{"soft_delete":false}' >/dev/null
 }
 
 # A cloud of its own, whose Entra ID and Resource Manager are the simulator's stubs.

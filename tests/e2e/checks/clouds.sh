@@ -18,6 +18,12 @@ check() {
     try "clouds azure: Entra ID is away" azure_away
     try "clouds azure: nothing leaked" acr_nothing_leaked
     try "clouds azure: stop" cistern_stop
+    try "clouds azure, static: start" static_start
+    try "clouds azure, static: pulls without Entra ID" static_pulls
+    try "clouds azure, static: where passwords are not taken by POST" static_by_get
+    try "clouds azure, static: a wrong secret is told, without the secret" static_wrong
+    try "clouds azure, static: nothing leaked" acr_nothing_leaked
+    try "clouds azure, static: stop" cistern_stop
     acr_stop
     try "clouds ecr: start" ecr_start
     try "clouds ecr: pulls by keys in files" ecr_pulls
@@ -82,7 +88,54 @@ azure_away() {
     # What is known is served although it should be asked again.
     same status 200 "$(fetch /v2/clouds/two/manifests/1)"
     same "status of what is not known" 502 "$(fetch /v2/clouds/two/manifests/none)"
-    curl -fsS -X DELETE "http://127.0.0.1:$ACR_CONTROL_PORT/control/faults" >/dev/null
+    acr_mend
+}
+
+# The same service principal as a name and a password that the registry itself takes.
+static_start() {
+    printf '%s\n' "$SP_PASSWD" >"$WORK/secret/principal"
+    acr_cistern "{ from = \"static\", username = \"$SP_APP_ID\", password_file = \"$WORK/secret/principal\" }" 'tags = "always"'
+}
+
+static_pulls() {
+    acr_control log/clear '{}' >/dev/null
+    static_fetches
+    same "requests to Entra ID" 0 "$(acr_requests cloud)"
+    same "exchanges" 0 "$(acr_requests exchange)"
+    same "users that the registry saw" "$SP_APP_ID" "$(acr_control log | jq -r '.[] | select(.listener == "registry" and .status == 200 and .class != "ping" and .class != "metadata") | .user' | sort -u)"
+    acr_storage_clean
+}
+static_fetches() {
+    local repository layer
+    for repository in one two three; do
+        same status 200 "$(fetch "/v2/clouds/$repository/manifests/1")"
+        same digest "$(acr_digest "clouds/$repository" 1)" "$(digest_of "$WORK/tmp/answer")"
+        layer=$(jq -r '.layers[0].digest' "$WORK/tmp/answer")
+        same status 200 "$(fetch "/v2/clouds/$repository/blobs/$layer")"
+        same digest "$layer" "$(digest_of "$WORK/tmp/answer")"
+    done
+}
+
+static_by_get() {
+    acr_control settings '{"post_password_400":true}' >/dev/null
+    cistern_stop
+    # Nothing is known, neither content nor tokens.
+    static_start
+    static_fetches
+    acr_control settings '{"post_password_400":false}' >/dev/null
+}
+
+static_wrong() {
+    printf 'not-the-secret\n' >"$WORK/secret/principal"
+    cistern_stop
+    cistern_run
+    same status 403 "$(fetch /v2/clouds/two/manifests/none)"
+    cat "$WORK/tmp/answer"
+    same code DENIED "$(jq -r '.errors[0].code' "$WORK/tmp/answer")"
+    [[ $(jq -r '.errors[0].message' "$WORK/tmp/answer") == *"$ACR"* ]]
+    if grep -raF -e not-the-secret -e "$(printf %s "$SP_APP_ID:not-the-secret" | base64 -w0)" "$WORK/tmp/answer" "$WORK/log"/ocistern.*; then return 1; fi
+    printf '%s\n' "$SP_PASSWD" >"$WORK/secret/principal"
+    same "status with the right one, without a restart" 404 "$(fetch /v2/clouds/two/manifests/none)"
 }
 
 # The registry takes ECR's password; moto, which checks signatures and rights, hands it out.

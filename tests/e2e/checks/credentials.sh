@@ -36,10 +36,11 @@ pulls() {
 
 # However many requests a pull is, tokens are asked for once per scope.
 one_token() {
-    local tokens
+    local tokens tag
     tokens=$(grep -c '"GET /token\|"POST /token' "$WORK/log/token.out")
-    headers "http://$OCISTERN/v2/bearer.test/team/app/manifests/no-such-tag" >/dev/null
-    headers "http://$OCISTERN/v2/bearer.test/team/app/manifests/no-such-tag-either" >/dev/null
+    for tag in no-such-tag no-such-tag-either; do
+        same "status of $tag" 404 "$(curl -sS -m 30 -o /dev/null -w '%{http_code}' "http://$OCISTERN/v2/bearer.test/team/app/manifests/$tag")"
+    done
     same "token requests" "$tokens" "$(grep -c '"GET /token\|"POST /token' "$WORK/log/token.out")"
 }
 

@@ -28,8 +28,10 @@ client_start() {
 client_stop() { halt dockerd; }
 
 client_fresh() {
+    local left
     docker_ system prune --all --force >/dev/null
-    same "images left behind" "" "$(docker_ images --all --quiet)"
+    left=$(docker_ images --all --quiet)
+    none "images left behind" "$left"
 }
 
 client_pull() {

@@ -28,7 +28,7 @@ client_pull() {
             *)
                 same "blob ${file##*/}" "sha256:${file##*/}" "$(digest_of "$file")"
                 # The other platform's own blobs are not of the item; their names were checked here.
-                if expected "$2" blob | grep -qxF "sha256:${file##*/}"; then echo "blob sha256:${file##*/}"; fi
+                if expected "$2" blob | seen -xF "sha256:${file##*/}"; then echo "blob sha256:${file##*/}"; fi
                 ;;
         esac
     done
