@@ -299,7 +299,7 @@ mod tests {
     use crate::config::{Capacity, Durability};
     use crate::metrics::Metrics;
     use crate::oci::{Algorithm, Digest};
-    use crate::store::{Store, StoreOptions, Trust};
+    use crate::store::{Keep, Store, StoreOptions, Trust};
 
     /// A store with one blob, and the blob.
     async fn stored(root: &std::path::Path, content: &[u8]) -> (Store, Digest, StoredBlob) {
@@ -307,6 +307,7 @@ mod tests {
             root: root.to_owned(),
             capacity: Capacity::Default,
             durability: Durability::Fast,
+            keep: Keep::default(),
             origins: Vec::new(),
         };
         let store = Store::open(options, Metrics::new().unwrap()).unwrap();

@@ -227,6 +227,11 @@ impl FillTask {
         }
         if let Err(error) = self.attempt().await {
             let Origin { target: Target { upstream, repo, .. }, digest, .. } = &self.origin;
+            if matches!(error, CacheError::NoSpace) {
+                // It is passed on all the same, and the store has said once that it has no room.
+                tracing::debug!(%upstream, repository = %repo, %digest, "there is no room for a blob");
+                return self.reporter.failed(error);
+            }
             tracing::warn!(
                 %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
                 "a blob could not be fetched"
@@ -361,7 +366,7 @@ mod tests {
     use crate::config::{Capacity, Config, Durability};
     use crate::metrics::Metrics;
     use crate::oci::{Algorithm, ManifestInfo, Reference, media};
-    use crate::store::{Store, StoreOptions};
+    use crate::store::{Keep, Store, StoreOptions};
     use crate::upstream::Upstreams;
 
     /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
@@ -375,6 +380,7 @@ mod tests {
             root: root.path().to_owned(),
             capacity: Capacity::Default,
             durability: Durability::Fast,
+            keep: Keep::default(),
             origins: Vec::new(),
         };
         let store = Store::open(options, metrics.clone()).unwrap();

@@ -64,6 +64,8 @@ impl Cache {
             );
             return false;
         }
+        // Its layers may be here by another image already; and of a pinned one the layers are still to come.
+        self.store.use_image(digest);
         self.keep_link(target, digest, link, asked).await;
         true
     }

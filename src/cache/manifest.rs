@@ -257,6 +257,7 @@ impl Cache {
     pub(super) async fn stored_manifest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Option<Known> {
         if let Some(hot) = self.hot.get(target, digest) {
             if self.store.touch(digest) {
+                self.store.use_image(digest);
                 return Some(Known::new(digest, hot));
             }
             self.hot.remove(digest);
@@ -267,6 +268,7 @@ impl Cache {
         // A link that does not say was not written by a manifest's answer.
         let hot = HotManifest { media_type: link.media_type?.into(), bytes, via: link.via };
         self.heat(target, digest, hot.clone(), &read);
+        self.store.use_image(digest);
         Some(Known::new(digest, hot))
     }
 

@@ -24,6 +24,8 @@ pub(super) struct File {
     pub(super) listener: Vec<ListenerTable>,
     pub(super) admin: AdminTable,
     pub(super) store: StoreTable,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) pin: Vec<PinTable>,
     pub(super) limits: LimitsTable,
     pub(super) log: LogTable,
     pub(super) upstream: BTreeMap<String, UpstreamTable>,
@@ -95,6 +97,20 @@ pub(super) struct StoreTable {
     pub(super) durability: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_manifest: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_age: Option<Scalar>,
+}
+
+/// `[[pin]]`
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct PinTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) upstream: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) repository: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tag: Option<Scalar>,
 }
 
 /// `[limits]`
@@ -243,7 +259,7 @@ impl File {
 
     /// The scalars of the fixed tables: their keys and where they are kept. These are the ones that the environment can
     /// set.
-    pub(super) fn scalars(&mut self) -> [(&'static str, &mut Option<Scalar>); 18] {
+    pub(super) fn scalars(&mut self) -> [(&'static str, &mut Option<Scalar>); 19] {
         [
             ("root", &mut self.root),
             ("builtin_upstreams", &mut self.builtin_upstreams),
@@ -253,6 +269,7 @@ impl File {
             ("store.capacity", &mut self.store.capacity),
             ("store.durability", &mut self.store.durability),
             ("store.max_manifest", &mut self.store.max_manifest),
+            ("store.max_age", &mut self.store.max_age),
             ("limits.connections", &mut self.limits.connections),
             ("limits.connections_per_address", &mut self.limits.connections_per_address),
             ("limits.first_byte", &mut self.limits.first_byte),

@@ -8,14 +8,14 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 
 use super::error::Fault;
 use super::file::{
-    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, StoreTable,
-    TlsTable, UpstreamTable,
+    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, PinTable, RuleTable,
+    StoreTable, TlsTable, UpstreamTable,
 };
 use super::place::{Document, KeyPath, Step};
 
 /// Keys that stand in documentation of later versions: named apart, so that nobody looks for a typing error.
 const LATER: [(Table, &[&str]); 2] = [
-    (Table::Store, &["max_age", "abandon", "range_fill", "unverified_ranges"]),
+    (Table::Store, &["abandon", "range_fill", "unverified_ranges"]),
     (Table::Upstream, &["mirrors", "max_rate", "max_connections", "schedule"]),
 ];
 
@@ -32,6 +32,7 @@ enum Table {
     Certificate,
     Admin,
     Store,
+    Pin,
     Limits,
     Log,
     Upstream,
@@ -132,13 +133,14 @@ pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static [&'static st
 // === impl Table ===
 
 impl Table {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Root,
         Self::Store,
         Self::Limits,
         Self::Admin,
         Self::Log,
         Self::Listener,
+        Self::Pin,
         Self::Upstream,
         Self::Credentials,
         Self::Tls,
@@ -153,6 +155,7 @@ impl Table {
                 "listener" => Self::Listener,
                 "admin" => Self::Admin,
                 "store" => Self::Store,
+                "pin" => Self::Pin,
                 "limits" => Self::Limits,
                 "log" => Self::Log,
                 "upstream" => Self::Upstream,
@@ -174,6 +177,7 @@ impl Table {
             Self::Certificate => "listener.tls.certificates",
             Self::Admin => "admin",
             Self::Store => "store",
+            Self::Pin => "pin",
             Self::Limits => "limits",
             Self::Log => "log",
             Self::Upstream => "upstream.\"NAME\"",
@@ -190,6 +194,7 @@ impl Table {
             Self::Certificate => fields::<CertificateTable>(),
             Self::Admin => fields::<AdminTable>(),
             Self::Store => fields::<StoreTable>(),
+            Self::Pin => fields::<PinTable>(),
             Self::Limits => fields::<LimitsTable>(),
             Self::Log => fields::<LogTable>(),
             Self::Upstream => fields::<UpstreamTable>(),

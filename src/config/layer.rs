@@ -8,14 +8,24 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::{ConfigError, Fault};
-use super::file::{File, LimitsTable, LogTable, Scalar, StoreTable};
+use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, StoreTable};
 use super::place::{At, Document, KeyPath, Problems};
-use super::{Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Store, listeners, parse, upstreams};
+use super::{
+    Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Pin, Pinned, Store, listeners, parse, pattern,
+    upstreams,
+};
+use crate::oci::UpstreamName;
 
 const TEXT: &str = "a text in quotes";
 const NUMBER: &str = "a whole number of at least 1";
 const BOOL: &str = "true or false";
 const DURABILITY: &str = "a durability: write \"strict\" (on the disk before it is visible) or \"fast\"";
+const MAX_AGE: &str = "an age limit: write \"off\", or at least \"1h\", such as \"90d\"";
+/// A shorter one would remove what has just been fetched.
+const SHORTEST_AGE: Duration = Duration::from_hours(1);
+const PINNED_UPSTREAM: &str = "the name of a configured upstream";
+const INCOMPLETE_PIN: &str =
+    "a pin needs upstream and repository, such as upstream = \"docker.io\", repository = \"library/*\"";
 const FORMAT: &str = "a log format: write \"auto\", \"human\" or \"json\"";
 const FILTER: &str =
     "a log filter: write levels (error, warn, info, debug, trace), such as \"info\" or \"info,ocistern=debug\"";
@@ -156,6 +166,7 @@ fn build(file: &File, listen: &[Word], upstream: &[Word], sealed: bool, problems
         listeners,
         admin: admin(file, problems),
         store: store(&file.store, problems),
+        pins: pins(&file.pin, &upstreams, problems),
         upstreams: upstreams.into_iter().map(|(name, upstream)| (name, upstream.into())).collect(),
         limits: limits(&file.limits, problems),
         log: log(&file.log, problems),
@@ -186,15 +197,48 @@ fn store(table: &StoreTable, problems: &mut Problems) -> Store {
         let bytes = parse::size(&text)?;
         if (1 << 10..=64 << 20).contains(&bytes) { Ok(bytes) } else { Err(Fault::value(&text, MANIFEST)) }
     };
+    let age = |scalar: &Scalar| {
+        let text = scalar.to_string();
+        let age = if text == "off" { None } else { Some(parse::duration(&text)?) };
+        if age.is_none_or(|age| age >= SHORTEST_AGE) { Ok(age) } else { Err(Fault::value(&text, MAX_AGE)) }
+    };
     let default = Store::default();
     Store {
         capacity: value(problems, &at.key("capacity"), table.capacity.as_ref(), |s| parse::capacity(&s.to_string()))
             .unwrap_or(Capacity::Default),
         durability: value(problems, &at.key("durability"), table.durability.as_ref(), durability)
             .unwrap_or(default.durability),
+        max_age: value(problems, &at.key("max_age"), table.max_age.as_ref(), age).flatten(),
         max_manifest: value(problems, &at.key("max_manifest"), table.max_manifest.as_ref(), manifest)
             .unwrap_or(default.max_manifest),
     }
+}
+
+fn pins(tables: &[PinTable], upstreams: &upstreams::Named, problems: &mut Problems) -> Vec<Pin> {
+    let mut pins = Vec::new();
+    for (index, table) in tables.iter().enumerate() {
+        let at = KeyPath::dotted("pin").index(index);
+        let known = |scalar: &Scalar| {
+            let text = scalar.text(TEXT)?;
+            let name: UpstreamName = text.parse().map_err(|_| Fault::value(text, PINNED_UPSTREAM))?;
+            if upstreams.contains_key(&name) { Ok(name) } else { Err(Fault::value(text, PINNED_UPSTREAM)) }
+        };
+        for (key, scalar) in [("upstream", &table.upstream), ("repository", &table.repository)] {
+            if scalar.is_none() {
+                problems.add(at.key(key), Fault::Missing(INCOMPLETE_PIN));
+            }
+        }
+        let upstream = value(problems, &at.key("upstream"), table.upstream.as_ref(), known);
+        let library = upstream.as_ref().and_then(|name| upstreams.get(name)).is_some_and(|upstream| upstream.library);
+        let repository = |scalar: &Scalar| pattern::repository(scalar.text(TEXT)?, library);
+        let repository = value(problems, &at.key("repository"), table.repository.as_ref(), repository);
+        let tags = value(problems, &at.key("tag"), table.tag.as_ref(), |scalar| pattern::tag(&scalar.to_string()));
+        if let (Some(upstream), Some(repository)) = (upstream, repository) {
+            let pinned = Pinned::Tags(tags.unwrap_or_else(|| "*".to_owned()));
+            pins.push(Pin { upstream, repository, pinned });
+        }
+    }
+    pins
 }
 
 fn limits(table: &LimitsTable, problems: &mut Problems) -> Limits {

@@ -12,6 +12,7 @@ mod listeners;
 mod mistakes;
 mod parse;
 mod pattern;
+mod pin;
 mod place;
 mod show;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use std::time::Duration;
 pub use self::credentials::{AwsKeys, Credentials};
 pub use self::error::{ConfigError, Fault, Problem};
 pub use self::flags::Flags;
+pub use self::pin::{Pin, PinError, Pinned};
 use crate::oci::UpstreamName;
 
 /// Where clients connect if nobody said.
@@ -60,6 +62,8 @@ pub struct Config {
     pub store: Store,
     /// All upstreams by name, built-in ones included.
     pub upstreams: BTreeMap<UpstreamName, Arc<Upstream>>,
+    /// Names whose content is never evicted.
+    pub pins: Vec<Pin>,
     /// Limits on clients.
     pub limits: Limits,
     /// What the log looks like.
@@ -144,6 +148,8 @@ pub struct Store {
     pub capacity: Capacity,
     /// What a publication waits for.
     pub durability: Durability,
+    /// Content that nobody has used for longer is removed; none: only for want of room.
+    pub max_age: Option<Duration>,
     /// Largest manifest in bytes (default 4 MiB, as the specification asks registries to accept at least).
     pub max_manifest: u64,
 }
@@ -326,7 +332,7 @@ impl Config {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { capacity: Capacity::Default, durability: Durability::Strict, max_manifest: 4 << 20 }
+        Self { capacity: Capacity::Default, durability: Durability::Strict, max_age: None, max_manifest: 4 << 20 }
     }
 }
 

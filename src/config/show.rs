@@ -6,13 +6,13 @@ use std::fmt;
 use std::path::Path;
 
 use super::file::{
-    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, Scalar,
-    StoreTable, TlsTable, UpstreamTable,
+    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, PinTable, RuleTable,
+    Scalar, StoreTable, TlsTable, UpstreamTable,
 };
 use super::parse::{show_address, show_duration, show_size, show_tags};
 use super::{
     Admin, AwsKeys, Capacity, CertificateFiles, Config, Credentials, Durability, Limits, Listener, ListenerTls,
-    LogFormat, PushBy, Rule, Store, Upstream,
+    LogFormat, Pin, Pinned, PushBy, Rule, Store, Upstream,
 };
 
 // === impl Config ===
@@ -27,6 +27,7 @@ impl Config {
             listener: self.listeners.iter().map(listener).collect(),
             admin: admin(&self.admin),
             store: store(&self.store),
+            pin: self.pins.iter().map(pin).collect(),
             limits: limits(&self.limits),
             log: LogTable { format: text(self.log.format.as_str()), filter: text(&self.log.filter) },
             upstream: self.upstreams.iter().map(|(name, u)| (name.to_string(), upstream(u))).collect(),
@@ -110,6 +111,7 @@ fn store(store: &Store) -> StoreTable {
             Capacity::Default => None,
         },
         durability: text(durability),
+        max_age: text(store.max_age.map_or_else(|| "off".to_owned(), show_duration)),
         max_manifest: text(show_size(store.max_manifest)),
     }
 }
@@ -178,6 +180,15 @@ fn credentials(credentials: &Credentials) -> CredentialsTable {
             }
         }
     }
+}
+
+fn pin(pin: &Pin) -> PinTable {
+    let tag = match &pin.pinned {
+        Pinned::Tags(tags) => text(tags),
+        // The file has no pins of digests; commands make these.
+        Pinned::Digest(_) => None,
+    };
+    PinTable { upstream: text(pin.upstream.as_str()), repository: text(&pin.repository), tag }
 }
 
 fn rule(rule: &Rule) -> RuleTable {

@@ -86,11 +86,11 @@ impl Visit<'_> {
     /// What somebody can do whom upstream refused, and who showed nothing that could have helped.
     fn advice(&self, error: &UpstreamError) -> String {
         if matches!(self.asked.parts.method, Method::GET | Method::HEAD) {
-            return format!("upstream {error}. It does not exist there, or is private: {}", self.how_to_log_in());
+            return format!("{}. It does not exist there, or is private: {}", sentence(error), self.how_to_log_in());
         }
         let name = &self.route.upstream;
         let mut advice =
-            format!("upstream {error}. It takes this only from an account that may do it: {}", self.how_to_log_in());
+            format!("{}. It takes this only from an account that may do it: {}", sentence(error), self.how_to_log_in());
         if self.asked.upstream(name).is_ok_and(|upstream| is_own_account(upstream)) {
             let _ = write!(
                 advice,
@@ -100,6 +100,11 @@ impl Visit<'_> {
         }
         advice
     }
+}
+
+/// What upstream said, without the full stop that may be in its words.
+fn sentence(error: &UpstreamError) -> String {
+    format!("upstream {error}").trim_end_matches('.').to_owned()
 }
 
 /// The failure of a request for a resource of this kind.
@@ -215,8 +220,9 @@ fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
             StatusCode::FORBIDDEN,
             ErrorCode::Denied,
             format!(
-                "upstream {error}. It does not exist or is private: set `credentials` in [upstream.\"{name}\"] of \
-                 ocistern's configuration to an account that may read it"
+                "{}. It does not exist, or is private: `credentials` in [upstream.\"{name}\"] of ocistern's \
+                 configuration must be an account that may read it",
+                sentence(error)
             ),
         ),
         _ if error.class() == Class::Unavailable => unavailable(format!("upstream {error}; try again")),

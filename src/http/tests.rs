@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::store::{Store, StoreOptions};
+use crate::store::{Keep, Store, StoreOptions};
 use crate::upstream::Right;
 
 const LOCAL: &str = "127.0.0.1:40000";
@@ -39,6 +39,7 @@ impl Edge {
             root: root.path().join("store"),
             capacity: config.store.capacity,
             durability: config.store.durability,
+            keep: Keep::default(),
             origins: vec![],
         };
         let store = {

@@ -46,7 +46,7 @@ use crate::http::respond::Body;
 use crate::http::route::Directory;
 use crate::http::{App, ListenerState, Locations, Seal, handle};
 use crate::metrics::Metrics;
-use crate::store::{Store, StoreError, StoreOptions};
+use crate::store::{Keep, Store, StoreError, StoreOptions};
 use crate::upstream::{SetupError, Upstreams};
 
 /// Connections that the admin interface has at most, all and from one address.
@@ -264,6 +264,7 @@ async fn open_store(config: &Config, metrics: Metrics) -> Result<Store, StartErr
         root: config.root.clone(),
         capacity: config.store.capacity,
         durability: config.store.durability,
+        keep: Keep { pins: config.pins.clone(), max_age: config.store.max_age },
         origins: config.upstreams.values().map(|u| (u.name.clone(), u.url.to_string())).collect(),
     };
     Ok(spawn_blocking(move || Store::open(options, metrics)).await??)

@@ -1,7 +1,7 @@
 //! The books: how many bytes the store holds, has promised and may hold. Everything that is added or removed passes
 //! here, and the gauges follow.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -40,8 +40,8 @@ struct State {
     lingering: u64,
     /// Open files, by digest and inode. As many as there are readers.
     held: HashMap<(Digest, u64), Held>,
-    /// Digests that are being written. As many as there are fills.
-    filling: HashMap<Digest, usize>,
+    /// How many read or write a blob.
+    busy: HashMap<Short, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +95,7 @@ impl Books {
             unallocated: 0,
             lingering: 0,
             held: HashMap::new(),
-            filling: HashMap::new(),
+            busy: HashMap::new(),
         };
         Self { capacity, floor: floor(space.total), metrics, state: Mutex::new(state) }
     }
@@ -103,6 +103,11 @@ impl Books {
     /// What the store may hold.
     pub(super) fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// What must stay free on the file system.
+    pub(super) fn floor(&self) -> u64 {
+        self.floor
     }
 
     /// Promises `bytes` to a fill of `digest` (none: it is not known yet), if they fit now.
@@ -117,7 +122,7 @@ impl Books {
         state.reserved += bytes;
         state.unallocated += bytes;
         if let Some(digest) = digest {
-            *state.filling.entry(*digest).or_default() += 1;
+            state.begin(digest);
         }
         self.show(&state);
         Ok(Reservation { books: self.clone(), digest: digest.copied(), bytes, unallocated: bytes })
@@ -132,18 +137,17 @@ impl Books {
         }
     }
 
-    /// The blobs to remove so that `missing` bytes become free, oldest first; none if there are not enough. Blobs that
-    /// are being written again or read are passed over: removing the one is a waste, and the other frees nothing.
+    /// The blobs to remove so that `missing` bytes become free, in the order of [`Order::victims`]; none if there are not
+    /// enough. Blobs that are being written again or read are passed over: removing the one is a waste, and the other
+    /// frees nothing.
     pub(super) fn victims(&self, missing: u64) -> Vec<Short> {
         let state = self.state.lock();
-        let busy: HashSet<Short> =
-            state.filling.keys().chain(state.held.keys().map(|(digest, _)| digest)).map(Short::from).collect();
         let (mut found, mut freed, mut passed) = (Vec::new(), 0, 0);
-        for (short, len) in state.order.oldest_first() {
+        for (short, len) in state.order.victims(now()) {
             if freed >= missing || passed >= PASSED_OVER {
                 break;
             }
-            if busy.contains(&short) {
+            if state.busy.contains_key(&short) {
                 passed += 1;
             } else {
                 found.push(short);
@@ -175,6 +179,24 @@ impl Books {
         let Some(len) = state.order.get(&short) else { return false };
         state.order.put(short, len, now(), true);
         true
+    }
+
+    /// At most `limit` blobs that nobody has used since `since`, and that nobody reads or writes.
+    pub(super) fn unused_since(&self, since: u32, limit: usize) -> Vec<Short> {
+        let state = self.state.lock();
+        let mut found = state.order.unused_since(since, limit);
+        found.retain(|short| !state.busy.contains_key(short));
+        found
+    }
+
+    /// The blobs of these that are known are used now, in this order.
+    pub(super) fn touch_all<'d>(&self, digests: impl IntoIterator<Item = &'d Digest>) {
+        let (mut state, now) = (self.state.lock(), now());
+        for short in digests.into_iter().map(Short::from) {
+            if let Some(len) = state.order.get(&short) {
+                state.order.put(short, len, now, true);
+            }
+        }
     }
 
     /// A file of a blob lost its name (removed, replaced or put into quarantine).
@@ -210,7 +232,9 @@ impl Books {
 
     /// Counts a reader of an open file.
     pub(super) fn hold(self: &Arc<Self>, digest: &Digest, inode: u64) -> Hold {
-        self.state.lock().held.entry((*digest, inode)).or_default().readers += 1;
+        let mut state = self.state.lock();
+        state.held.entry((*digest, inode)).or_default().readers += 1;
+        state.begin(digest);
         Hold { books: self.clone(), digest: *digest, inode }
     }
 
@@ -255,6 +279,22 @@ pub(super) fn seconds(time: SystemTime) -> u32 {
 impl State {
     fn used(&self) -> u64 {
         self.stored + self.reserved + self.lingering
+    }
+
+    /// Somebody reads or writes the blob.
+    fn begin(&mut self, digest: &Digest) {
+        *self.busy.entry(Short::from(digest)).or_default() += 1;
+    }
+
+    /// One fewer does.
+    fn end(&mut self, digest: &Digest) {
+        let short = Short::from(digest);
+        if let Some(count) = self.busy.get_mut(&short) {
+            *count -= 1;
+            if *count == 0 {
+                self.busy.remove(&short);
+            }
+        }
     }
 
     fn put(&mut self, short: Short, len: u64, used: u32, touch: bool) {
@@ -316,13 +356,8 @@ impl Drop for Reservation {
         let mut state = self.books.state.lock();
         state.reserved -= self.bytes;
         state.unallocated -= self.unallocated;
-        if let Some(digest) = &self.digest
-            && let Some(count) = state.filling.get_mut(digest)
-        {
-            *count -= 1;
-            if *count == 0 {
-                state.filling.remove(digest);
-            }
+        if let Some(digest) = &self.digest {
+            state.end(digest);
         }
         self.books.show(&state);
     }
@@ -334,6 +369,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.books.state.lock();
         let key = (self.digest, self.inode);
+        state.end(&self.digest);
         let Some(held) = state.held.get_mut(&key) else { return };
         held.readers -= 1;
         if held.readers == 0 {

@@ -6,8 +6,10 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::capacity::Reservation;
+use super::capacity::{Books, Reservation, now};
+use super::disk::Space;
 use super::error::is_full;
 use super::layout::{self, REFS};
 use super::order::Short;
@@ -19,21 +21,75 @@ use crate::oci::{Algorithm, Digest};
 const ATTEMPTS: u32 = 3;
 /// What is freed at least, where there is as much, when the file system is full although the books saw room.
 const STEP: u64 = 1 << 20;
+/// Blobs that are too old and are removed at a time: a clock that jumps must not empty the store before anybody sees it.
+const EXPIRE_AT_ONCE: usize = 1_000;
 /// Refs that are removed at a time.
 const BATCH: usize = 256;
+
+/// Says once why content is not kept, not at each request, and once that it is again.
+#[derive(Debug, Default)]
+pub(super) struct Shortage {
+    full: AtomicBool,
+    too_large: AtomicBool,
+}
+
+// === impl Shortage ===
+
+impl Shortage {
+    fn begun(&self, bytes: u64, missing: u64, books: &Books, space: Space) {
+        if !self.full.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                bytes,
+                missing,
+                capacity = books.capacity(),
+                free = space.free,
+                keep_free = books.floor(),
+                "the store has no room and nothing that may go: content is passed on without being kept until there is; \
+                 free space on the file system, raise store.capacity, or remove pins"
+            );
+        }
+    }
+
+    fn ended(&self) {
+        if self.full.load(Ordering::Relaxed) && self.full.swap(false, Ordering::Relaxed) {
+            tracing::info!("the store has room again");
+        }
+    }
+
+    fn too_large(&self, bytes: u64, capacity: u64) {
+        if !self.too_large.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                bytes,
+                capacity,
+                "content that is larger than the whole store is passed on without being kept, this and any further; \
+                 raise store.capacity to keep it"
+            );
+        }
+    }
+}
+
+// === impl Inner ===
 
 impl Inner {
     /// Promises `bytes` to a fill of `digest` (none: it is not known yet), evicting what must go for it. Blocks.
     pub(super) fn reserve(&self, digest: Option<&Digest>, bytes: u64) -> Result<Reservation, StoreError> {
         let capacity = self.books.capacity();
         if bytes > capacity {
+            self.shortage.too_large(bytes, capacity);
             return Err(StoreError::TooLarge { length: bytes, capacity });
         }
         for _ in 0..ATTEMPTS {
-            match self.books.reserve(digest, bytes, self.space()?) {
-                Ok(reservation) => return Ok(reservation),
-                Err(shortage) if self.evict(shortage.missing) => {}
-                Err(_) => break,
+            let space = self.space()?;
+            match self.books.reserve(digest, bytes, space) {
+                Ok(reservation) => {
+                    self.shortage.ended();
+                    return Ok(reservation);
+                }
+                Err(lack) if self.evict(lack.missing) => {}
+                Err(lack) => {
+                    self.shortage.begun(bytes, lack.missing, &self.books, space);
+                    break;
+                }
             }
         }
         Err(StoreError::NoSpace)
@@ -44,14 +100,14 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             match reservation.grow(more, self.space()?) {
                 Ok(()) => return Ok(()),
-                Err(shortage) if self.evict(shortage.missing) => {}
+                Err(lack) if self.evict(lack.missing) => {}
                 Err(_) => break,
             }
         }
         Err(StoreError::NoSpace)
     }
 
-    fn space(&self) -> Result<super::disk::Space, StoreError> {
+    fn space(&self) -> Result<Space, StoreError> {
         self.disk.space().map_err(|e| StoreError::io("measure the file system of", self.disk.path(), e))
     }
 
@@ -78,12 +134,35 @@ impl Inner {
     /// Removes least recently used blobs until `missing` bytes are freed. If all that may go would not be enough (the
     /// disk is full of other things), nothing is removed. Returns whether anything changed. Blocks.
     pub(super) fn evict(&self, missing: u64) -> bool {
-        let victims = self.books.victims(missing);
+        if !self.pins.are_settled() {
+            return false;
+        }
+        let (freed, removed, changed) = self.remove_victims(&self.books.victims(missing));
+        if freed > 0 {
+            self.metrics.evicted_bytes.inc_by(freed);
+            tracing::info!(bytes = freed, blobs = removed, "evicted the least recently used blobs");
+        }
+        changed
+    }
+
+    /// Removes what nobody has used for longer than the age limit, a part at a time. Blocks.
+    pub(super) fn expire(&self) {
+        let Some(max_age) = self.max_age.filter(|_| self.pins.are_settled()) else { return };
+        let since = now().saturating_sub(u32::try_from(max_age.as_secs()).unwrap_or(u32::MAX));
+        let (freed, removed, _) = self.remove_victims(&self.books.unused_since(since, EXPIRE_AT_ONCE));
+        if removed > 0 {
+            self.metrics.evicted_bytes.inc_by(freed);
+            tracing::info!(bytes = freed, blobs = removed, ?max_age, "removed blobs that nobody has used for long");
+        }
+    }
+
+    /// Removes these blobs. Returns the bytes that were freed, how many blobs went, and whether anything changed.
+    fn remove_victims(&self, victims: &[Short]) -> (u64, usize, bool) {
         let mut whole: Vec<Option<Digest>> = victims.iter().map(|short| self.hints.whole(short)).collect();
         if whole.iter().any(Option::is_none) {
-            self.find_in_directories(&victims, &mut whole);
+            self.find_in_directories(victims, &mut whole);
         }
-        let (mut freed, mut changed) = (0, false);
+        let (mut freed, mut removed, mut changed) = (0, 0, false);
         for (short, digest) in victims.iter().zip(whole) {
             let Some(digest) = digest else {
                 // Neither index nor directory has it: it went by other ways.
@@ -94,6 +173,7 @@ impl Inner {
             match self.remove(&digest) {
                 Ok(bytes) => {
                     freed += bytes;
+                    removed += 1;
                     changed = true;
                 }
                 Err(error) => {
@@ -101,11 +181,7 @@ impl Inner {
                 }
             }
         }
-        if freed > 0 {
-            self.metrics.evicted_bytes.inc_by(freed);
-            tracing::info!(bytes = freed, blobs = victims.len(), "evicted the least recently used blobs");
-        }
-        changed
+        (freed, removed, changed)
     }
 
     /// Without an index the whole digests are only in the names of the files.

@@ -12,10 +12,7 @@ use std::time::SystemTime;
 use super::layout;
 use super::refs::{Link, LinkKind, TagRecord};
 use super::{Inner, Store, StoreError};
-use crate::oci::{Algorithm, Digest, ManifestInfo, RepoName, Tag, UpstreamName};
-
-/// Longest manifest that is read for its subject.
-const MANIFEST: u64 = 16 << 20;
+use crate::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName};
 
 // === impl Store ===
 
@@ -132,6 +129,7 @@ impl Inner {
                 self.hints.set_ref(&record.digest, &path, false);
                 // Another tag may name it too: that one's next use says so again.
                 self.books.set_tagged(&record.digest, false);
+                self.follow_pinned_tag((up, repo, &tag), Some(&record.digest), None);
             }
             self.hints.set_checked_at(up, repo, &tag, Some(SystemTime::now()));
             self.remove_record(&path)?;
@@ -190,8 +188,7 @@ impl Inner {
 
     /// The subject of a stored manifest.
     fn read_subject(&self, digest: &Digest) -> Option<Digest> {
-        let bytes = self.disk.read_all(&layout::blob(digest), MANIFEST).ok()?;
-        ManifestInfo::check(None, &bytes).ok()?.subject
+        self.manifest_info(digest)?.subject
     }
 
     /// The digests that were served in this repository.

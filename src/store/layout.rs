@@ -14,6 +14,7 @@
 //!   refs/UPSTREAM~aside-N/            refs of another URL under the same name
 //!   fills/*.tmp                       what is being written
 //!   state/epoch                       which run the verification stamps belong to
+//!   state/pins/HASH                   pins that were made by command
 //!   private/NAME                      keys, for nobody else to read
 //!   quarantine/
 //!   index/  index.bad-N/              sled; hints that may be lost at any time
@@ -376,6 +377,7 @@ mod tests {
                 root: root.path().to_owned(),
                 capacity: crate::config::Capacity::Bytes(1 << 30),
                 durability: crate::config::Durability::Strict,
+                keep: crate::store::Keep::default(),
                 origins: Vec::new(),
             };
             let error = crate::store::Store::open(options, crate::metrics::Metrics::new().unwrap()).unwrap_err();

@@ -25,6 +25,7 @@ mod error;
 mod evict;
 mod forget;
 mod hints;
+mod images;
 mod index;
 mod keys;
 mod layout;
@@ -33,6 +34,7 @@ mod lock;
 mod marks;
 mod order;
 mod origin;
+mod pins;
 mod pipeline;
 mod record;
 mod recover;
@@ -53,20 +55,24 @@ pub use error::StoreError;
 pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
 pub use marks::{SETTLES_WITHIN, Suspicion};
+pub use pins::PinOf;
 pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
 pub use spool::{Spool, SpoolReader};
 pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
 use disk::Disk;
+use evict::Shortage;
 use hints::{Hints, SledSource, Source};
+use images::Uses;
 use lock::RootLock;
+use pins::Pins;
 use record::Records;
 use stamp::Epoch;
 use suspicion::Table;
 use sync::GroupSync;
 
-use crate::config::{Capacity, Durability};
+use crate::config::{Capacity, Durability, Pin};
 use crate::metrics::Metrics;
 use crate::oci::UpstreamName;
 
@@ -76,6 +82,8 @@ const INDEX_PATIENCE: Duration = Duration::from_millis(700);
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// How many of those intervals lie between two batches of the order of use.
 const ORDER_EVERY: u32 = 10;
+/// How many between two looks for what is too old.
+const EXPIRE_EVERY: u32 = 60;
 
 /// What a store is opened with.
 #[derive(Debug, Clone)]
@@ -86,8 +94,19 @@ pub struct StoreOptions {
     pub capacity: Capacity,
     /// What a publication waits for.
     pub durability: Durability,
+    /// What is never evicted, and what goes without need.
+    pub keep: Keep,
     /// The URL of every upstream by name. Refs that came from another URL under the same name are set aside.
     pub origins: Vec<(UpstreamName, String)>,
+}
+
+/// What is never evicted, and what goes although there is room.
+#[derive(Debug, Clone, Default)]
+pub struct Keep {
+    /// Names whose content stays; others are made by [`Store::pin`].
+    pub pins: Vec<Pin>,
+    /// Content that nobody has used for longer goes.
+    pub max_age: Option<Duration>,
 }
 
 /// An open store; cheap to clone. One process at a time has a root open.
@@ -113,6 +132,10 @@ struct Inner {
     tags: Mutex<()>,
     /// What writes upstream may have changed.
     suspicions: Table,
+    pins: Pins,
+    uses: Uses,
+    max_age: Option<Duration>,
+    shortage: Shortage,
     /// Marks of writes from before the store was opened belong to a process that is dead: until then upstream may still
     /// take them. By the clock that does not jump.
     settles_at: Instant,
@@ -144,20 +167,19 @@ impl Store {
         metrics: Metrics,
         source: impl FnOnce(&Path) -> Box<dyn Source>,
     ) -> Result<Self, StoreError> {
-        let StoreOptions { root, capacity, durability, origins } = options;
-        let disk = Arc::new(Disk::open(&root)?);
+        let StoreOptions { root, .. } = &options;
+        let disk = Arc::new(Disk::open(root)?);
         let root = disk.path().to_owned();
-        Self::open_on(disk, capacity, durability, &origins, metrics, source).map_err(|error| error.within(&root))
+        Self::open_on(disk, options, metrics, source).map_err(|error| error.within(&root))
     }
 
     fn open_on(
         disk: Arc<Disk>,
-        capacity: Capacity,
-        durability: Durability,
-        origins: &[(UpstreamName, String)],
+        options: StoreOptions,
         metrics: Metrics,
         source: impl FnOnce(&Path) -> Box<dyn Source>,
     ) -> Result<Self, StoreError> {
+        let StoreOptions { capacity, durability, keep, origins, .. } = options;
         // Before the lock, which makes a file.
         layout::check_foreign(&disk)?;
         let lock = RootLock::take(&disk)?;
@@ -168,6 +190,7 @@ impl Store {
         }
         recover::remove_temporary(&disk);
         let records = Records::default();
+        let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk));
         let epoch = Epoch::begin(&disk, &records);
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
@@ -184,6 +207,10 @@ impl Store {
             names: Mutex::new(()),
             tags: Mutex::new(()),
             suspicions: Table::default(),
+            pins,
+            uses: Uses::default(),
+            max_age: keep.max_age,
+            shortage: Shortage::default(),
             settles_at: Instant::now() + SETTLES_WITHIN,
             keys: Mutex::new(()),
             jobs: TaskTracker::new(),
@@ -191,7 +218,7 @@ impl Store {
             lock,
             disk,
         };
-        inner.check_origins(origins)?;
+        inner.check_origins(&origins)?;
         inner.group.run(&inner.disk);
         Ok(Self(Arc::new(inner)))
     }
@@ -212,7 +239,7 @@ impl Store {
     /// Background upkeep until `stop`: group sync each second, the order of use in batches, and after the start a scan
     /// that finds the blobs which the index does not know.
     pub async fn run(&self, stop: CancellationToken) {
-        tokio::join!(self.upkeep(&stop), self.recover(&stop));
+        tokio::join!(self.keep_pins(&stop), self.upkeep(&stop), self.recover(&stop));
     }
 
     async fn upkeep(&self, stop: &CancellationToken) {
@@ -222,10 +249,14 @@ impl Store {
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             count = count.wrapping_add(1);
             let order = count.is_multiple_of(ORDER_EVERY);
+            let expire = count.is_multiple_of(EXPIRE_EVERY);
             let work = move |inner: &Arc<Inner>| {
                 inner.group.run(&inner.disk);
                 if order {
                     inner.write_order();
+                }
+                if expire {
+                    inner.expire();
                 }
                 Ok(())
             };

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const YOUNG: Duration = Duration::from_hours(1);
 
 /// Files below a directory, in a walk that holds one open directory a level.
-struct Walk {
+pub(super) struct Walk {
     levels: Vec<(PathBuf, Listing)>,
 }
 
@@ -217,13 +217,13 @@ impl Inner {
 // === impl Walk ===
 
 impl Walk {
-    fn new(disk: &Disk, path: PathBuf) -> io::Result<Self> {
+    pub(super) fn new(disk: &Disk, path: PathBuf) -> io::Result<Self> {
         let listing = disk.list(&path)?;
         Ok(Self { levels: vec![(path, listing)] })
     }
 
     /// The next file.
-    fn next(&mut self, disk: &Disk) -> Option<PathBuf> {
+    pub(super) fn next(&mut self, disk: &Disk) -> Option<PathBuf> {
         loop {
             let (path, listing) = self.levels.last_mut()?;
             match listing.next() {

@@ -151,13 +151,15 @@ impl Store {
             if before.as_ref() != Some(&record) {
                 inner.records.write(&inner.disk, &inner.group, &path, &record)?;
             }
-            if let Some(before) = before.filter(|before| before.digest != record.digest) {
-                inner.hints.set_ref(&before.digest, &path, false);
+            let before = before.map(|before| before.digest);
+            if let Some(before) = before.filter(|before| *before != record.digest) {
+                inner.hints.set_ref(&before, &path, false);
                 // Another tag may name it too: that one's next use says so again.
-                inner.books.set_tagged(&before.digest, false);
+                inner.books.set_tagged(&before, false);
             }
             inner.know_ref(&record.digest, &path);
             inner.books.set_tagged(&record.digest, true);
+            inner.follow_pinned_tag((&up, &repo, &tag), before.as_ref(), Some(&record.digest));
             if repository.mark_of_all().is_some() {
                 // Under such a mark the time alone makes a tag good; it must not outlive what it is the time of.
                 inner.group.run(&inner.disk);
@@ -191,6 +193,7 @@ impl Store {
             if let Some(before) = inner.records.read::<TagRecord>(&inner.disk, &path) {
                 inner.hints.set_ref(&before.digest, &path, false);
                 inner.books.set_tagged(&before.digest, false);
+                inner.follow_pinned_tag((&up, &repo, &tag), Some(&before.digest), None);
             }
             // Kept: an answer to an earlier question must not bring the tag back.
             inner.hints.set_checked_at(&up, &repo, &tag, Some(asked_at));

@@ -11,6 +11,7 @@ use super::index::{Index, IndexError, MemoryIndex};
 use super::*;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
+mod evict;
 mod forget;
 mod keys;
 mod marks;
@@ -41,6 +42,7 @@ fn options(root: &Path, capacity: u64) -> StoreOptions {
         root: root.to_owned(),
         capacity: Capacity::Bytes(capacity),
         durability: Durability::Strict,
+        keep: Keep::default(),
         origins: vec![("docker.io".parse().unwrap(), "https://registry-1.docker.io".into())],
     }
 }

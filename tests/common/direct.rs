@@ -9,7 +9,7 @@ use ocistern::cache::{Blob, BlobSource, Cache, CacheError, Found, List, Manifest
 use ocistern::config::{Capacity, Config, Durability};
 use ocistern::metrics::Metrics;
 use ocistern::oci::{Digest, Reference};
-use ocistern::store::{Store, StoreOptions};
+use ocistern::store::{Keep, Store, StoreOptions};
 use ocistern::upstream::{Lent, Principal, Right, Upstreams};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -64,6 +64,7 @@ impl Direct {
             root: root.path().to_owned(),
             capacity: Capacity::Default,
             durability: Durability::Fast,
+            keep: Keep::default(),
             origins: Vec::new(),
         };
         let opened = metrics.clone();

@@ -525,7 +525,7 @@ mod tests {
     use crate::config::{Capacity, Durability};
     use crate::metrics::Metrics;
     use crate::oci::Algorithm;
-    use crate::store::{Store, StoreOptions};
+    use crate::store::{Keep, Store, StoreOptions};
 
     #[tokio::test]
     async fn a_client_that_leaves_while_a_part_is_taken_back_loses_nothing() {
@@ -534,6 +534,7 @@ mod tests {
             root: root.path().to_owned(),
             capacity: Capacity::Default,
             durability: Durability::Fast,
+            keep: Keep::default(),
             origins: Vec::new(),
         };
         let store = Store::open(options, Metrics::new().unwrap()).unwrap();

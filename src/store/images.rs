@@ -1,0 +1,115 @@
+//! Images: a manifest that is asked for means that all it is made of is in use, also where the clients have the layers
+//! already and do not ask for them. So what nobody asks for grows old as a whole, and goes as a whole (`order`).
+
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::Mutex;
+
+use super::capacity::now;
+use super::layout;
+use super::order::Short;
+use super::{Inner, Store};
+use crate::oci::{Digest, ManifestInfo};
+
+/// Longest manifest that is read for what it is made of.
+pub(super) const MANIFEST: u64 = 16 << 20;
+/// Seconds until the parts of an image that is asked for all the time are put down as used once more: the order of
+/// eviction does not tell shorter times apart.
+const AGAIN: u32 = 60;
+/// How many images are remembered as put down a moment ago.
+const REMEMBERED: usize = 1 << 16;
+/// An index may name indexes; nobody nests them deeper.
+const DEPTH: u32 = 4;
+/// Parts of one image that are followed.
+const PARTS: usize = 1 << 16;
+
+/// When images were last put down as used.
+#[derive(Debug, Default)]
+pub(super) struct Uses(Mutex<HashMap<Short, u32>>);
+
+// === impl Uses ===
+
+impl Uses {
+    /// Whether it is time to put an image down as used; from now on it is not.
+    fn is_due(&self, digest: &Digest) -> bool {
+        let (mut known, now) = (self.0.lock(), now());
+        let recent = |at: u32| now.checked_sub(at).is_some_and(|age| age < AGAIN);
+        if known.get(&Short::from(digest)).is_some_and(|at| recent(*at)) {
+            return false;
+        }
+        if known.len() >= REMEMBERED {
+            known.retain(|_, at| recent(*at));
+            if known.len() >= REMEMBERED {
+                known.clear();
+            }
+        }
+        known.insert(Short::from(digest), now);
+        true
+    }
+}
+
+#[cfg(test)]
+impl Uses {
+    /// Everything was put down so many seconds earlier.
+    pub(super) fn age_all(&self, seconds: u32) {
+        self.0.lock().values_mut().for_each(|at| *at = at.saturating_sub(seconds));
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// The manifest was asked for: everything of its image that is here counts as used, and if it is pinned, is pinned
+    /// too. Returns at once; the work is done in the background, at most once a minute for an image.
+    pub fn use_image(&self, digest: &Digest) {
+        if !self.0.uses.is_due(digest) || self.0.jobs.is_closed() {
+            return;
+        }
+        let (inner, digest) = (self.0.clone(), *digest);
+        drop(self.0.jobs.spawn_blocking(move || {
+            let parts = inner.image(&digest);
+            inner.books.touch_all(&parts);
+            inner.pin_parts(&digest, &parts);
+        }));
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// All that an image is made of, as far as the manifests are here, in the order in which it should go: a manifest
+    /// comes behind what it names. Blocks.
+    pub(super) fn image(&self, digest: &Digest) -> Vec<Digest> {
+        let (mut parts, mut seen) = (Vec::new(), HashSet::new());
+        self.collect(digest, true, DEPTH, &mut seen, &mut parts);
+        parts
+    }
+
+    fn collect(
+        &self,
+        digest: &Digest,
+        is_manifest: bool,
+        depth: u32,
+        seen: &mut HashSet<Digest>,
+        parts: &mut Vec<Digest>,
+    ) {
+        if parts.len() >= PARTS || !seen.insert(*digest) {
+            return;
+        }
+        if is_manifest
+            && let Some(depth) = depth.checked_sub(1)
+            && let Some(ManifestInfo { children, is_index, .. }) = self.manifest_info(digest)
+        {
+            for child in &children {
+                self.collect(child, is_index, depth, seen, parts);
+            }
+        }
+        parts.push(*digest);
+    }
+
+    /// What a stored manifest says. It is not verified here: nothing but the order of eviction depends on it. Blocks.
+    pub(super) fn manifest_info(&self, digest: &Digest) -> Option<ManifestInfo> {
+        let bytes = self.disk.read_all(&layout::blob(digest), MANIFEST).ok()?;
+        ManifestInfo::check(None, &bytes).ok()
+    }
+}
