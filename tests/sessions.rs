@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use common::clock::leap;
+use common::clock::pass;
 use common::content::{blob, sha256, sha512};
 use common::invariants::{check, files, is_stored};
 use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
@@ -81,9 +81,9 @@ async fn an_upload_that_nobody_goes_on_with_ends_here_and_upstream() {
     let empty = begin(&cistern, UPLOADS).await;
     assert!(cistern.metric("ocistern_store_bytes", &[]).await >= 300_000, "what is spooled counts");
     // A little later one of them is asked about.
-    leap(IDLE / 2).await;
+    pass(IDLE / 2).await;
     next(&cistern.get(&locations[0]).await, 204, "0-99999");
-    leap(IDLE / 2 + Duration::from_secs(1)).await;
+    pass(IDLE / 2 + Duration::from_secs(1)).await;
     upstream.until("DELETE", ANY, 3).await;
     assert_eq!(upstream.requests("DELETE", ANY).iter().filter(|entry| entry.status == 204).count(), 3);
     assert_eq!(upstream.registry(|registry| registry.uploads.len()), 1, "one is left upstream");
@@ -92,14 +92,14 @@ async fn an_upload_that_nobody_goes_on_with_ends_here_and_upstream() {
         assert_unknown(&cistern, location, |ask| ask).await;
     }
     let location = next(&cistern.get(&locations[0]).await, 204, "0-99999");
-    leap(IDLE).await;
+    pass(IDLE).await;
     nothing_is_taken(&cistern).await;
     upstream.until("DELETE", ANY, 4).await;
     assert_unknown(&cistern, &location, |ask| ask).await;
     assert_eq!(upstream.count("*", ANY), 4 + 4 + 4, "POST, PATCH, DELETE, and nothing of what came too late");
     // And the next one is looked after, too.
     begun(&cistern, 1).await;
-    leap(IDLE).await;
+    pass(IDLE).await;
     nothing_is_taken(&cistern).await;
     upstream.until("DELETE", ANY, 5).await;
     check(&cistern).await;
@@ -120,7 +120,7 @@ async fn an_upload_at_which_a_request_is_does_not_end() {
     gate.reached(1).await;
     // Upstream may take minutes to answer.
     for _ in 0..4 {
-        leap(Duration::from_mins(1)).await;
+        pass(Duration::from_mins(1)).await;
     }
     gate.open();
     assert_created(&putting.join_next().await.unwrap().unwrap(), &digest);
@@ -133,7 +133,7 @@ async fn upstream_that_is_away_holds_no_end_up() {
     let (cistern, upstream) = world().await;
     let location = begun(&cistern, 1).await;
     upstream.down();
-    leap(IDLE).await;
+    pass(IDLE).await;
     nothing_is_taken(&cistern).await;
     assert_unknown(&cistern, &location, |ask| ask).await;
     upstream.up();
@@ -209,7 +209,7 @@ async fn a_caller_has_so_many_uploads_and_no_more() {
     assert_eq!(cistern.send(alice(Ask::post(UPLOADS))).await.status, 202);
     assert_code(&cistern.send(alice(Ask::post(UPLOADS))).await, 429, "TOOMANYREQUESTS");
     // So does one that was left alone for a while: the one that was longest, which is cancelled upstream.
-    leap(Duration::from_mins(6)).await;
+    pass(Duration::from_mins(6)).await;
     for location in &locations[1..10] {
         let status = cistern.send(alice(Ask::get(location))).await.status;
         assert!(matches!(status, 204 | 404));
@@ -508,7 +508,7 @@ async fn a_client_that_sends_drops_is_told_so() {
     while sent < 4 && sending.send(Bytes::from_static(b"x")).await {
         sent += 1;
         eventually("it is there", || async { spooled(&cistern) == 100_000 + sent || sending.is_answered() }).await;
-        leap(Duration::from_secs(30)).await;
+        pass(Duration::from_secs(30)).await;
     }
     let got = sending.answer().await;
     assert_code(&got, 408, "BLOB_UPLOAD_INVALID");

@@ -38,8 +38,6 @@ pub async fn pass(time: Duration) {
     tokio::time::resume();
 }
 
-pub use pass as leap;
-
 /// Makes tokio's clock run `FACTOR` times faster until it is dropped, on a current-thread runtime.
 ///
 /// Plain `tokio::time::pause` is not usable with real sockets: it jumps to the next timer whenever the runtime is
