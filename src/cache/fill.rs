@@ -258,6 +258,7 @@ impl FillTask {
         let mut writer = self.cache.store.create(digest, length).await?;
         // Before the head: who sees that may look.
         let _ = self.fill.shared.via.set(via);
+        writer.follow(self.reporter.growth());
         self.reporter.head(Head { file: writer.file(), length });
 
         match self.receive(&mut writer, &mut download).await {
@@ -315,25 +316,13 @@ impl FillTask {
         let _ = self.fill.shared.successor.set(fill);
     }
 
-    /// Receives and verifies the whole body, and tells the readers as the bytes reach the file. The writer gathers what
-    /// comes while it writes and hashes, so receiving goes on meanwhile.
+    /// Receives and verifies the whole body. The writer gathers what comes while it writes and hashes, so receiving goes on
+    /// meanwhile, and it tells the readers as the bytes reach the file.
     async fn receive(&self, writer: &mut BlobWriter, download: &mut Download) -> Result<(), Broken> {
-        let mut progress = writer.progress();
-        loop {
-            let data = {
-                let mut next = pin!(download.next());
-                loop {
-                    tokio::select! {
-                        data = &mut next => break data,
-                        Ok(()) = progress.changed() => self.reporter.grown(*progress.borrow_and_update()),
-                    }
-                }
-            };
-            match data.map_err(Broken::Upstream)? {
-                Some(data) => writer.write(data).await.map_err(Broken::Store)?,
-                None => return writer.verify().await.map_err(Broken::Store),
-            }
+        while let Some(data) = download.next().await.map_err(Broken::Upstream)? {
+            writer.write(data).await.map_err(Broken::Store)?;
         }
+        writer.verify().await.map_err(Broken::Store)
     }
 
     /// The store does not take the blob. If that is the store's fault, what it has taken is served, and the readers

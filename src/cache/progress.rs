@@ -68,9 +68,18 @@ impl Reporter {
         self.0.send_modify(|progress| progress.head = Some(Arc::new(head)));
     }
 
-    /// So many bytes are in the file.
-    pub(super) fn grown(&self, bytes: u64) {
-        self.0.send_modify(|progress| progress.state = State::Growing(bytes));
+    /// What tells that so many bytes are in the file. Told too late it changes nothing.
+    pub(super) fn growth(&self) -> impl Fn(u64) + Send + Sync + use<> {
+        let sender = self.0.clone();
+        move |bytes| {
+            sender.send_if_modified(|progress| {
+                let grows = matches!(progress.state, State::Growing(_));
+                if grows {
+                    progress.state = State::Growing(bytes);
+                }
+                grows
+            });
+        }
     }
 
     /// All bytes are there and right.
@@ -173,5 +182,20 @@ mod tests {
         assert!(matches!(watcher.head().await, Err(CacheError::Stopped)));
         assert!(matches!(watcher.verdict().await, Err(CacheError::Stopped)));
         assert!(matches!(watcher.changed().await, Err(CacheError::Stopped)));
+    }
+
+    #[tokio::test]
+    async fn growth_that_is_told_too_late_changes_nothing() {
+        let (reporter, mut watcher) = channel();
+        let growth = reporter.growth();
+        growth(5);
+        assert!(matches!(watcher.next_state(), State::Growing(5)));
+        reporter.failed(CacheError::NoSpace);
+        growth(6);
+        assert!(matches!(watcher.next_state(), State::Failed(CacheError::NoSpace)));
+        drop(reporter);
+        assert!(watcher.0.has_changed().is_ok(), "who writes is still there");
+        drop(growth);
+        assert!(watcher.0.has_changed().is_err());
     }
 }

@@ -52,7 +52,7 @@ impl Cache {
         running.insert(*digest, (watcher.clone(), blob.clone()));
         drop(running);
         reporter.head(Head { file: Arc::clone(&blob.file), length: Some(blob.len) });
-        reporter.grown(blob.len);
+        reporter.growth()(blob.len);
         let landing = Landing { cache: Arc::clone(self), digest: *digest };
         let (stop, checked) = (self.stop.clone(), blob.clone());
         self.tasks.spawn(async move {

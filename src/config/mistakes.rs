@@ -50,8 +50,8 @@ const MISTAKES: &[(&str, &str)] = &[
         "line 2: upstream.\"a.b\".mirrors: unknown key: this version of ocistern does not have \"mirrors\" yet",
     ),
     (
-        "[store]\nmax_age = \"1d\"",
-        "line 2: store.max_age: unknown key: this version of ocistern does not have \"max_age\" yet",
+        "[store]\nabandon = \"park\"",
+        "line 2: store.abandon: unknown key: this version of ocistern does not have \"abandon\" yet",
     ),
     (
         "[upstream.\"a.b\"]\ncredentials = { password = \"hunter2\" }",
@@ -74,6 +74,20 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[store]\ncapacity = \"10G\"", "line 2: store.capacity: \"10G\" is not a capacity"),
     ("[store]\ndurability = \"none\"", "line 2: store.durability: \"none\" is not a durability"),
     ("[store]\nmax_manifest = \"1GiB\"", "line 2: store.max_manifest: \"1GiB\" is not a size for manifests"),
+    ("[store]\nmax_age = \"5m\"", "line 2: store.max_age: \"5m\" is not an age limit"),
+    ("[[pin]]\nrepository = \"a\"", "line 1: pin[0].upstream: missing: a pin needs upstream and repository"),
+    (
+        "[[pin]]\nupstream = \"nowhere.example\"\nrepository = \"a\"",
+        "line 2: pin[0].upstream: \"nowhere.example\" is not the name of a configured upstream",
+    ),
+    (
+        "[[pin]]\nupstream = \"docker.io\"\nrepository = \"alpine\"",
+        "line 3: pin[0].repository: \"alpine\" matches nothing",
+    ),
+    (
+        "[[pin]]\nupstream = \"ghcr.io\"\nrepository = \"a\"\ntag = \"a/b\"",
+        "line 4: pin[0].tag: \"a/b\" is not a pattern",
+    ),
     ("[limits]\nidle = \"0s\"", "line 2: limits.idle: \"0s\" is not a time limit"),
     ("[limits]\nidle = 75", "line 2: limits.idle: \"75\" is not a duration"),
     ("[limits]\nconnections = 0", "line 2: limits.connections: \"0\" is not a whole number"),

@@ -7,8 +7,8 @@
 //! on another core. What waits is bounded.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -41,7 +41,12 @@ struct Shared {
     /// A job has ended, or has done with some of what waited.
     changed: Notify,
     progress: watch::Sender<u64>,
+    /// Told as the file grows, by the job that writes: whoever reads it need not wait for whoever writes it.
+    follower: OnceLock<Follower>,
 }
+
+/// Who is told how many bytes are in the file.
+type Follower = Box<dyn Fn(u64) + Send + Sync>;
 
 struct Queue {
     to_write: Vec<Bytes>,
@@ -103,7 +108,8 @@ impl Pipeline {
             state: State::Idle(Box::new(work)),
             sum: Sum::Idle(Box::new(Hasher::new(algorithm))),
         };
-        let shared = Shared { inner, length, queue: Mutex::new(queue), changed: Notify::new(), progress: sender };
+        let (queue, changed, follower) = (Mutex::new(queue), Notify::new(), OnceLock::new());
+        let shared = Shared { inner, length, queue, changed, progress: sender, follower };
         Self { shared: Arc::new(shared), file, progress, runtime: Handle::current() }
     }
 
@@ -120,6 +126,11 @@ impl Pipeline {
     /// Follows [`Pipeline::written`]; closed when the pipeline is gone.
     pub(super) fn progress(&self) -> watch::Receiver<u64> {
         self.progress.clone()
+    }
+
+    /// Has `follower` told, by the job that writes, how many bytes are in the file; once.
+    pub(super) fn follow(&self, follower: impl Fn(u64) + Send + Sync + 'static) {
+        let _ = self.shared.follower.set(Box::new(follower));
     }
 
     /// What was announced.
@@ -341,7 +352,11 @@ impl Shared {
             let Some(work) = job.work.as_mut() else { return };
             let (unwritten, outcome) = work.write(&self.inner, &mut chunks);
             if outcome.is_ok() {
-                self.progress.send_replace(work.written());
+                let written = work.written();
+                self.progress.send_replace(written);
+                if let Some(follower) = self.follower.get() {
+                    follower(written);
+                }
             }
             self.hash(chunks);
             if let Err(error) = outcome {

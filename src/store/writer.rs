@@ -60,6 +60,12 @@ impl BlobWriter {
         self.pipeline.written()
     }
 
+    /// Has `follower` told how many bytes are in the file, whenever there are more. It is called by the job that writes,
+    /// and must not block.
+    pub fn follow(&self, follower: impl Fn(u64) + Send + Sync + 'static) {
+        self.pipeline.follow(follower);
+    }
+
     /// Follows [`BlobWriter::written`]. When the writer is gone the channel is closed, whether it finished or not.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.pipeline.progress()
