@@ -1,0 +1,141 @@
+//! Errors of the operating system, injected by strace while the daemon fills, takes pushes and evicts: the answers are
+//! right or errors, the daemon stays up, and when the errors are over all is well without a restart.
+
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::checks;
+use crate::common::Daemon;
+use crate::options::{Options, need};
+use crate::power::SIZES;
+use crate::report::Report;
+use crate::site::{Durability, Site};
+use crate::strace::{self, Tracer};
+use crate::work::Work;
+
+/// What goes wrong, how strace is told, at which calls, and whether clients must not notice.
+const ERRORS: [(&str, &str, &[&str], bool); 5] = [
+    ("ENOSPC", "error=ENOSPC", &["pwrite64", "fdatasync", "fsync", "renameat", "mkdirat", "fallocate", "openat"], true),
+    (
+        "EIO",
+        "error=EIO",
+        &["pwrite64", "pread64", "fdatasync", "fsync", "renameat", "openat2", "unlinkat", "fallocate", "mkdirat", "statx"],
+        false,
+    ),
+    // Not more than 0: then strace would claim what nobody has written.
+    ("short", "retval=0", &["pwrite64", "pread64"], false),
+    ("EMFILE", "error=EMFILE", &["openat", "openat2", "accept4"], false),
+    ("EACCES", "error=EACCES", &["openat", "openat2", "renameat", "mkdirat", "unlinkat"], false),
+];
+/// Points on the same store.
+const BATCH: u64 = 30;
+/// How long a daemon that reads stray files may take: it starts anew where a removal failed.
+const FORGOTTEN: &str = "unlinkat";
+
+pub async fn run(options: &Options) -> Result<bool, String> {
+    need(false, &[("strace", "strace")])?;
+    let mut report = Report::new("errors", options.seed, &options.text);
+    let mut rng = Rng::with_seed(options.seed);
+    let points = options.count("points");
+    for (name, action, calls, unnoticed) in ERRORS {
+        let mut done = 0;
+        while done < points {
+            let count = BATCH.min(points - done);
+            inject(&mut report, &mut rng.fork(), (name, action, calls, unnoticed), count).await?;
+            done += count;
+        }
+        println!("  {name}: {points} points");
+    }
+    Ok(report.end())
+}
+
+async fn inject(
+    report: &mut Report,
+    rng: &mut Rng,
+    (name, action, calls, unnoticed): (&'static str, &str, &[&str], bool),
+    count: u64,
+) -> Result<(), String> {
+    let site = Site::new(rng, 8, &SIZES, None).await;
+    site.configure(Durability::Strict, "5MiB");
+    let logs = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let (mut daemon, _) = site.start().await?;
+    // How many calls of each there are in all the work.
+    let log = logs.path().join("calls");
+    let tracer =
+        Tracer::attach(daemon.pid(), &[format!("-o{}", log.display()), format!("-etrace={}", calls.join(","))]).await?;
+    for work in Work::ASKED {
+        work.ask(&site.world.at(daemon.client), rng).await;
+    }
+    tracer.detach().await;
+    let counts = strace::counts(&log);
+    for _ in 0..count {
+        let call = calls[rng.usize(..calls.len())];
+        let first = rng.u64(1..=counts.get(call).copied().unwrap_or(1));
+        // Once, a few times, and from there on.
+        let when = match rng.u8(..4) {
+            0 | 1 => format!("{first}"),
+            2 => format!("{first}..{}", first + rng.u64(1..6)),
+            _ => format!("{first}+"),
+        };
+        let work = Work::ASKED[rng.usize(..Work::ASKED.len())];
+        let case = format!("{work:?}, {name} at {call} number {when} of each thread");
+        site.world.set_faulty(true);
+        let point = vec!["-o/dev/null".to_owned(), format!("-einject={call}:{action}:when={when}")];
+        let tracer = Tracer::attach(daemon.pid(), &point).await?;
+        let load = site.world.at(daemon.client);
+        let whole = work.ask(&load, rng).await;
+        tracer.detach().await;
+        report.count("points", 1);
+        report.count(if whole { "done_all_the_same" } else { "answered_with_errors" }, 1);
+        if unnoticed && work != Work::Push && !whole {
+            report.violation(&case, "a full disk failed a pull");
+        }
+        if daemon.ended() {
+            report.violation(&case, "the daemon ended");
+            daemon = site.start().await?.0;
+            continue;
+        }
+        daemon = go_on(&site, daemon, report, &case, call, rng).await?;
+    }
+    report.count("answers", site.world.model.answers());
+    daemon.stop().await;
+    Ok(())
+}
+
+/// The errors are over.
+async fn go_on(
+    site: &Site,
+    daemon: Daemon,
+    report: &mut Report,
+    case: &str,
+    call: &str,
+    rng: &mut Rng,
+) -> Result<Daemon, String> {
+    let world = &site.world;
+    world.model.settle(&world.upstream);
+    // A file that could not be removed lies there until the next start.
+    let daemon = if call == FORGOTTEN {
+        daemon.kill();
+        site.start().await?.0
+    } else {
+        daemon
+    };
+    let load = world.at(daemon.client);
+    // A breaker that opened for upstream is none of the disk's business, but takes its time.
+    let began = Instant::now();
+    while !load.client.get("/v2/moved/manifests/m0").await.complete() {
+        if began.elapsed() > Duration::from_secs(20) {
+            report.violation(case, "the errors are over, and a pull fails all the same");
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    checks::healthy(site, &load, 6, rng).await;
+    checks::quiet(site, &daemon, Durability::Strict, report, case).await;
+    report.violations(case, world.model.take_wrong());
+    let lost = world.model.missing_upstream(&world.upstream);
+    report.violations(case, lost.into_iter().map(|push| format!("an acknowledged push is not upstream: {push}")));
+    world.upstream.forget();
+    Ok(daemon)
+}
