@@ -69,9 +69,11 @@ async fn inject(
     }
     tracer.detach().await;
     let counts = strace::counts(&log);
-    for _ in 0..count {
+    let mut hits = 0;
+    while hits < count {
         let call = calls[rng.usize(..calls.len())];
-        let first = rng.u64(1..=counts.get(call).copied().unwrap_or(1));
+        // The first ones are reached whatever thread does the work.
+        let first = 1 + (rng.f64().powi(3) * counts.get(call).copied().unwrap_or(1) as f64) as u64;
         // Once, a few times, and from there on.
         let when = match rng.u8(..4) {
             0 | 1 => format!("{first}"),
@@ -81,13 +83,21 @@ async fn inject(
         let work = Work::ASKED[rng.usize(..Work::ASKED.len())];
         let case = format!("{work:?}, {name} at {call} number {when} of each thread");
         site.world.set_faulty(true);
-        let point = vec!["-o/dev/null".to_owned(), format!("-einject={call}:{action}:when={when}")];
+        let point =
+            vec![format!("-o{}", log.display()), format!("-etrace={call}"), format!("-einject={call}:{action}:when={when}")];
         let tracer = Tracer::attach(daemon.pid(), &point).await?;
         let load = site.world.at(daemon.client);
         let whole = work.ask(&load, rng).await;
         tracer.detach().await;
-        report.count("points", 1);
-        report.count(if whole { "done_all_the_same" } else { "answered_with_errors" }, 1);
+        let injected = strace::injected(&log);
+        report.count("calls_that_failed", injected);
+        if injected == 0 {
+            report.count("points_not_reached", 1);
+        } else {
+            hits += 1;
+            report.count("points", 1);
+            report.count(if whole { "done_all_the_same" } else { "answered_with_errors" }, 1);
+        }
         if unnoticed && work != Work::Push && !whole {
             report.violation(&case, "a full disk failed a pull");
         }

@@ -47,7 +47,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
 }
 
 /// With room for everything, so that nothing may go.
-async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result<(), String> {
+pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result<(), String> {
     let site = Site::new(rng, 8, &SIZES, None).await;
     site.configure(Durability::Strict, "1GiB");
     let (mut daemon, _) = site.start().await?;

@@ -50,6 +50,11 @@ pub fn counts(log: &Path) -> BTreeMap<String, u64> {
     most
 }
 
+/// How many calls it interfered with.
+pub fn injected(log: &Path) -> u64 {
+    std::fs::read_to_string(log).unwrap_or_default().matches("(INJECTED)").count() as u64
+}
+
 impl Tracer {
     /// Attaches to every thread of a process.
     pub async fn attach(pid: Pid, options: &[String]) -> Result<Self, String> {
