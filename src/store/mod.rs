@@ -222,6 +222,7 @@ impl Store {
             let order = count.is_multiple_of(ORDER_EVERY);
             let work = move |inner: &Arc<Inner>| {
                 inner.group.run(&inner.disk);
+                inner.disk.remove_left();
                 if order {
                     inner.write_order();
                 }
@@ -269,6 +270,7 @@ impl Inner {
 
     fn shut(&self) -> Result<(), StoreError> {
         self.group.run(&self.disk);
+        self.disk.remove_left();
         self.write_order();
         self.hints.close();
         if self.durability == Durability::Fast {

@@ -30,8 +30,10 @@ const ERRORS: [(&str, &str, &[&str], bool); 5] = [
 ];
 /// Points on the same store.
 const BATCH: u64 = 30;
-/// How long a daemon that reads stray files may take: it starts anew where a removal failed.
-const FORGOTTEN: &str = "unlinkat";
+/// Longer than all answers of one piece of work may take, errors included.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Where this fails for good, nobody is heard.
+const UNHEARD: &str = "accept4";
 
 pub async fn run(options: &Options) -> Result<bool, String> {
     need(false, &[("strace", "strace")])?;
@@ -87,8 +89,12 @@ async fn inject(
             vec![format!("-o{}", log.display()), format!("-etrace={call}"), format!("-einject={call}:{action}:when={when}")];
         let tracer = Tracer::attach(daemon.pid(), &point).await?;
         let load = site.world.at(daemon.client);
-        let whole = work.ask(&load, rng).await;
+        let whole = tokio::time::timeout(ANSWER, work.ask(&load, rng)).await;
         tracer.detach().await;
+        if whole.is_err() && call != UNHEARD {
+            report.violation(&case, "neither an answer nor an error came");
+        }
+        let whole = whole.unwrap_or(false);
         let injected = strace::injected(&log);
         report.count("calls_that_failed", injected);
         if injected == 0 {
@@ -106,7 +112,7 @@ async fn inject(
             daemon = site.start().await?.0;
             continue;
         }
-        daemon = go_on(&site, daemon, report, &case, call, rng).await?;
+        go_on(&site, &daemon, report, &case, rng).await;
     }
     report.count("answers", site.world.model.answers());
     daemon.stop().await;
@@ -114,23 +120,9 @@ async fn inject(
 }
 
 /// The errors are over.
-async fn go_on(
-    site: &Site,
-    daemon: Daemon,
-    report: &mut Report,
-    case: &str,
-    call: &str,
-    rng: &mut Rng,
-) -> Result<Daemon, String> {
+async fn go_on(site: &Site, daemon: &Daemon, report: &mut Report, case: &str, rng: &mut Rng) {
     let world = &site.world;
     world.model.settle(&world.upstream);
-    // A file that could not be removed lies there until the next start.
-    let daemon = if call == FORGOTTEN {
-        daemon.kill();
-        site.start().await?.0
-    } else {
-        daemon
-    };
     let load = world.at(daemon.client);
     // A breaker that opened for upstream is none of the disk's business, but takes its time.
     let began = Instant::now();
@@ -142,10 +134,9 @@ async fn go_on(
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     checks::healthy(site, &load, 6, rng).await;
-    checks::quiet(site, &daemon, Durability::Strict, report, case).await;
+    checks::quiet(site, daemon, Durability::Strict, report, case).await;
     report.violations(case, world.model.take_wrong());
     let lost = world.model.missing_upstream(&world.upstream);
     report.violations(case, lost.into_iter().map(|push| format!("an acknowledged push is not upstream: {push}")));
     world.upstream.forget();
-    Ok(daemon)
 }
