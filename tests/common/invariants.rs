@@ -98,16 +98,21 @@ impl Seen {
     /// Which of these files are gone or other ones, of those that had not changed for so long.
     pub fn lost(&self, root: &Path, unchanged_for: Duration) -> Vec<String> {
         let at = self.at.unwrap();
-        let old = self.files.iter().filter(|(_, (changed, _))| at.duration_since(*changed).is_ok_and(|age| age >= unchanged_for));
+        let old = self
+            .files
+            .iter()
+            .filter(|(_, (changed, _))| at.duration_since(*changed).is_ok_and(|age| age >= unchanged_for));
         old.filter(|(path, (_, content))| !self.is_there(root, path, content.as_deref()))
-            .map(|(path, (changed, _))| format!("{} ({:?} old)", path.display(), at.duration_since(*changed).unwrap_or_default()))
+            .map(|(path, (changed, _))| {
+                format!("{} ({:?} old)", path.display(), at.duration_since(*changed).unwrap_or_default())
+            })
             .collect()
     }
 
-    /// Whether a blob had its name.
-    pub fn has(&self, digest: &Digest) -> bool {
+    /// Since when the file of a blob had its name, if it had it.
+    pub fn published(&self, digest: &Digest) -> Option<SystemTime> {
         let path = Path::new("blobs").join(digest.algorithm().as_str()).join(digest.hex());
-        self.files.contains_key(&path)
+        self.files.get(&path).map(|(changed, _)| *changed)
     }
 
     fn is_there(&self, root: &Path, path: &Path, content: Option<&[u8]>) -> bool {

@@ -1,7 +1,7 @@
 //! What was acknowledged to clients, and what an answer may therefore say: the memory of tests that kill and damage.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
 
 use ocistern::oci::Digest;
 use parking_lot::Mutex;
@@ -29,7 +29,8 @@ pub struct Model(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     tags: BTreeMap<TagName, History>,
-    pushed: BTreeSet<(String, Digest)>,
+    /// With the time of the acknowledgement.
+    pushed: BTreeMap<(String, Digest), SystemTime>,
     wrong: Vec<String>,
     answers: u64,
 }
@@ -66,14 +67,9 @@ impl Model {
         self.0.lock().tags.get_mut(tag).unwrap().supersede();
     }
 
-    /// The change that began last did not happen.
-    pub fn undo(&self, tag: &TagName) {
-        self.0.lock().tags.get_mut(tag).unwrap().values.pop();
-    }
-
     /// A push of this content was acknowledged.
     pub fn pushed(&self, repo: &str, digest: Digest) {
-        self.0.lock().pushed.insert((repo.to_owned(), digest));
+        self.0.lock().pushed.insert((repo.to_owned(), digest), SystemTime::now());
     }
 
     /// A delete of it is about to be asked for.
@@ -81,9 +77,9 @@ impl Model {
         self.0.lock().pushed.remove(&(repo.to_owned(), digest));
     }
 
-    /// What was pushed and acknowledged, and not deleted since.
-    pub fn acknowledged(&self) -> Vec<(String, Digest)> {
-        self.0.lock().pushed.iter().cloned().collect()
+    /// What was pushed and acknowledged, and not deleted since: repository, digest, and when it was acknowledged last.
+    pub fn acknowledged(&self) -> Vec<(String, Digest, SystemTime)> {
+        self.0.lock().pushed.iter().map(|((repo, digest), at)| (repo.clone(), *digest, *at)).collect()
     }
 
     /// Something is wrong.
@@ -124,7 +120,11 @@ impl Model {
         };
         if wrong {
             let history = format!("{history:?}");
-            state.wrong.push(format!("{tag:?}: neither this nor that tag: {} {} of {history}", got.digest, got.summary()));
+            state.wrong.push(format!(
+                "{tag:?}: neither this nor that tag: {} {} of {history}",
+                got.digest,
+                got.summary()
+            ));
         }
     }
 
@@ -160,7 +160,11 @@ impl Model {
         };
         if !right {
             let history = format!("{history:?}");
-            state.wrong.push(format!("{tag:?}: a wrong tag with upstream away: {} {} of {history}", got.digest, got.summary()));
+            state.wrong.push(format!(
+                "{tag:?}: a wrong tag with upstream away: {} {} of {history}",
+                got.digest,
+                got.summary()
+            ));
         }
     }
 
@@ -173,7 +177,8 @@ impl Model {
                 repo.is_some_and(|repo| repo.blobs.contains_key(digest) || repo.manifests.contains_key(digest))
             })
         };
-        pushed.into_iter().filter(|(repo, digest)| !there(repo, digest)).map(|pushed| format!("{pushed:?}")).collect()
+        let missing = pushed.into_iter().filter(|(repo, digest, _)| !there(repo, digest));
+        missing.map(|(repo, digest, _)| format!("{repo} {digest}")).collect()
     }
 
     /// Every tag that was ever spoken of.

@@ -34,7 +34,10 @@ pub async fn restart(
     let world = &site.world;
     world.model.settle(&world.upstream);
     if durability == Durability::Strict {
-        report.violations(case, wrong_blobs(&site.root).into_iter().map(|file| format!("published with wrong bytes: {file}")));
+        report.violations(
+            case,
+            wrong_blobs(&site.root).into_iter().map(|file| format!("published with wrong bytes: {file}")),
+        );
     } else {
         report.count("unsynced_files_found_wrong", wrong_blobs(&site.root).len() as u64);
     }
@@ -128,7 +131,9 @@ fn repository(load: &Load, digest: &Digest) -> Option<&'static str> {
     let all = load.world.library.all();
     let found = all.filter(|(_, image)| image.layers.iter().chain([&image.config]).any(|part| sha256(part) == *digest));
     found.map(|(repo, _)| repo).find(|repo| {
-        load.world.upstream.registry(|registry| registry.repos.get(*repo).is_some_and(|repo| repo.blobs.contains_key(digest)))
+        load.world
+            .upstream
+            .registry(|registry| registry.repos.get(*repo).is_some_and(|repo| repo.blobs.contains_key(digest)))
     })
 }
 
@@ -180,7 +185,8 @@ pub async fn quiet(site: &Site, daemon: &Daemon, durability: Durability, report:
             break;
         }
         if began.elapsed() > QUIET {
-            report.violation(case, &format!("not quiet: {filling} fills, stray {stray:?}, books {booked}, disk {there}"));
+            report
+                .violation(case, &format!("not quiet: {filling} fills, stray {stray:?}, books {booked}, disk {there}"));
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -76,7 +76,11 @@ async fn full(
     if rng.bool() {
         // A full disk is no reason not to start.
         site.world.set_faulty(true);
-        if rng.bool() { daemon.kill() } else { daemon.stop().await }
+        if rng.bool() {
+            daemon.kill()
+        } else {
+            daemon.stop().await
+        }
         let died = Instant::now();
         let Some(next) = checks::restart(&site, report, case, Durability::Strict, died, rng).await else {
             return Ok(());

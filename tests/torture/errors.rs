@@ -20,7 +20,18 @@ const ERRORS: [(&str, &str, &[&str], bool); 5] = [
     (
         "EIO",
         "error=EIO",
-        &["pwrite64", "pread64", "fdatasync", "fsync", "renameat", "openat2", "unlinkat", "fallocate", "mkdirat", "statx"],
+        &[
+            "pwrite64",
+            "pread64",
+            "fdatasync",
+            "fsync",
+            "renameat",
+            "openat2",
+            "unlinkat",
+            "fallocate",
+            "mkdirat",
+            "statx",
+        ],
         false,
     ),
     // Not more than 0: then strace would claim what nobody has written.
@@ -85,8 +96,11 @@ async fn inject(
         let work = Work::ASKED[rng.usize(..Work::ASKED.len())];
         let case = format!("{work:?}, {name} at {call} number {when} of each thread");
         site.world.set_faulty(true);
-        let point =
-            vec![format!("-o{}", log.display()), format!("-etrace={call}"), format!("-einject={call}:{action}:when={when}")];
+        let point = vec![
+            format!("-o{}", log.display()),
+            format!("-etrace={call}"),
+            format!("-einject={call}:{action}:when={when}"),
+        ];
         let tracer = Tracer::attach(daemon.pid(), &point).await?;
         let load = site.world.at(daemon.client);
         let whole = tokio::time::timeout(ANSWER, work.ask(&load, rng)).await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::common::content::{image_of, blob, sha256};
+use crate::common::content::{blob, image_of, sha256};
 use crate::common::invariants::{check, files};
 use crate::common::{Cistern, Image, Upstream};
 use crate::options::Options;

@@ -62,7 +62,7 @@ pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result
         running.end().await;
         tokio::time::sleep(Duration::from_millis(30)).await;
         report.count("kills", 1);
-        for (repo, digest) in acknowledged {
+        for (repo, digest, _) in acknowledged {
             let layer = site.world.upstream.registry(|registry| registry.repos[&repo].blobs.contains_key(&digest));
             let path = site.root.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
             if layer && !path.is_file() {

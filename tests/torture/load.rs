@@ -68,7 +68,9 @@ impl Load {
             1 | 2 => {
                 let number = rng.usize(..library.pushed.len());
                 let got = self.tag(&tag("pushed", 'p', number), rng).await;
-                if let Some(image) = library.pushed[number].iter().find(|image| got.complete() && image.digest == got.digest) {
+                if let Some(image) =
+                    library.pushed[number].iter().find(|image| got.complete() && image.digest == got.digest)
+                {
                     self.parts("pushed", image, rng).await;
                 }
             }

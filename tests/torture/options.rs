@@ -31,7 +31,9 @@ impl Options {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
         let mut options = Self { subject: String::new(), counts: Vec::new(), seed, text: String::new() };
         let Some((first, rest)) = arguments.split_first() else { return Ok(options) };
-        let Some((subject, counted)) = SUBJECTS.iter().find(|(subject, _)| subject == first) else { return Ok(options) };
+        let Some((subject, counted)) = SUBJECTS.iter().find(|(subject, _)| subject == first) else {
+            return Ok(options);
+        };
         let mut rest = rest.iter();
         while let Some(name) = rest.next() {
             let name = name.trim_start_matches("--");

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use crate::checks;
 use crate::common::Daemon;
 use crate::common::upstream::{Act, Cut};
-use crate::common::{acts, Upstream};
+use crate::common::{Upstream, acts};
 use crate::options::Options;
 use crate::power::SIZES;
 use crate::report::Report;

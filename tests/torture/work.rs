@@ -2,8 +2,8 @@
 
 use fastrand::Rng;
 
-use crate::common::content::{blob, image_of, sha256};
 use crate::common::Ask;
+use crate::common::content::{blob, image_of, sha256};
 use crate::load::Load;
 use crate::site::tag;
 
