@@ -64,14 +64,14 @@ impl Daemon {
             std::future::ready(ended.is_some() || said("serving clients", "listener").is_some())
         })
         .await;
-        match (said("serving clients", "listener"), said("the admin interface is open", "address")) {
-            (Some(client), Some(admin)) => Ok(Self { child, log, client: Client(client), admin: Client(admin) }),
-            _ => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(format!("it did not start ({ended:?}): {:?}", log.lock().iter().rev().take(3).collect::<Vec<_>>()))
-            }
+        if let Some(client) = said("serving clients", "listener")
+            && let Some(admin) = said("the admin interface is open", "address")
+        {
+            return Ok(Self { child, log, client: Client(client), admin: Client(admin) });
         }
+        let _ = child.kill();
+        let _ = child.wait();
+        Err(format!("it did not start ({ended:?}): {:?}", log.lock().iter().rev().take(3).collect::<Vec<_>>()))
     }
 
     /// Its process, or that of the program that runs it.

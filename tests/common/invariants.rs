@@ -82,7 +82,8 @@ impl Seen {
             let below = path.strip_prefix(root).unwrap().to_owned();
             let small = below.iter().any(|part| part == "_tags" || part == "_links");
             if small || below.starts_with("blobs") {
-                let changed = UNIX_EPOCH + Duration::new(metadata.ctime().unsigned_abs(), metadata.ctime_nsec() as u32);
+                let since = Duration::from_secs(metadata.ctime().unsigned_abs());
+                let changed = UNIX_EPOCH + since + Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
                 let content = if small { fs::read(&path).ok() } else { None };
                 seen.insert(below, (changed, content));
             }
@@ -102,7 +103,7 @@ impl Seen {
             .files
             .iter()
             .filter(|(_, (changed, _))| at.duration_since(*changed).is_ok_and(|age| age >= unchanged_for));
-        old.filter(|(path, (_, content))| !self.is_there(root, path, content.as_deref()))
+        old.filter(|(path, (_, content))| !is_there(root, path, content.as_deref()))
             .map(|(path, (changed, _))| {
                 format!("{} ({:?} old)", path.display(), at.duration_since(*changed).unwrap_or_default())
             })
@@ -114,12 +115,12 @@ impl Seen {
         let path = Path::new("blobs").join(digest.algorithm().as_str()).join(digest.hex());
         self.files.get(&path).map(|(changed, _)| *changed)
     }
+}
 
-    fn is_there(&self, root: &Path, path: &Path, content: Option<&[u8]>) -> bool {
-        match content {
-            Some(content) => fs::read(root.join(path)).is_ok_and(|now| now == content),
-            None => root.join(path).is_file(),
-        }
+fn is_there(root: &Path, path: &Path, content: Option<&[u8]>) -> bool {
+    match content {
+        Some(content) => fs::read(root.join(path)).is_ok_and(|now| now == content),
+        None => root.join(path).is_file(),
     }
 }
 

@@ -1,7 +1,9 @@
 //! What was acknowledged to clients, and what an answer may therefore say: the memory of tests that kill and damage.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use ocistern::oci::Digest;
 use parking_lot::Mutex;
@@ -112,12 +114,9 @@ impl Model {
         let mut state = self.0.lock();
         state.answers += 1;
         let Some(history) = state.tags.get_mut(tag) else { return };
-        let stale = history.moves == Moves::Behind && got.header("cache-status").contains("stale");
-        let wrong = match (got.complete(), got.status) {
-            (true, _) => !history.allows(Some(got.digest), asked, stale, now),
-            (false, 404) => !history.allows(None, asked, stale, now),
-            _ => false,
-        };
+        let outdated = history.moves == Moves::Behind && got.header("cache-status").contains("stale");
+        let means = if got.complete() { Some(Some(got.digest)) } else { (got.status == 404).then_some(None) };
+        let wrong = means.is_some_and(|digest| !history.allows(digest, asked, outdated, now));
         if wrong {
             let history = format!("{history:?}");
             state.wrong.push(format!(
@@ -199,9 +198,9 @@ impl History {
         self.values.drain(..old);
     }
 
-    fn allows(&mut self, digest: Option<Digest>, asked: Instant, stale: bool, now: Instant) -> bool {
+    fn allows(&mut self, digest: Option<Digest>, asked: Instant, outdated: bool, now: Instant) -> bool {
         let shared = if self.moves == Moves::Behind { SHARED } else { Duration::ZERO };
-        let legal = |value: &Value| stale || value.superseded.is_none_or(|at| at + shared >= asked);
+        let legal = |value: &Value| outdated || value.superseded.is_none_or(|at| at + shared >= asked);
         let found = self.values.iter_mut().rev().find(|value| value.digest == digest && legal(value));
         if let Some(value) = found {
             value.seen.get_or_insert(now);

@@ -2,7 +2,9 @@
 //! back, and of the files again when all is quiet.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 use ocistern::oci::Digest;

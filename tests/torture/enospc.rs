@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 
@@ -23,7 +25,9 @@ const SIZES: [usize; 6] = [4096, 16_384, 65_536, 300_000, 700_000, 1_500_000];
 
 pub async fn run(options: &Options) -> Result<bool, String> {
     need(true, &[("mount", "mount"), ("unshare", "util-linux")])?;
-    enter_namespace();
+    if let Some(passed) = enter_namespace() {
+        return Ok(passed);
+    }
     let mut report = Report::new("enospc", options.seed, &options.text);
     let mut rng = Rng::with_seed(options.seed);
     let sizes = options.count("sizes");
@@ -77,9 +81,9 @@ async fn full(
         // A full disk is no reason not to start.
         site.world.set_faulty(true);
         if rng.bool() {
-            daemon.kill()
+            daemon.kill();
         } else {
-            daemon.stop().await
+            daemon.stop().await;
         }
         let died = Instant::now();
         let Some(next) = checks::restart(&site, report, case, Durability::Strict, died, rng).await else {

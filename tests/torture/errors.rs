@@ -1,7 +1,9 @@
 //! Errors of the operating system, injected by strace while the daemon fills, takes pushes and evicts: the answers are
 //! right or errors, the daemon stays up, and when the errors are over all is well without a restart.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 
@@ -42,7 +44,7 @@ const ERRORS: [(&str, &str, &[&str], bool); 5] = [
 /// Points on the same store.
 const BATCH: u64 = 30;
 /// Longer than all answers of one piece of work may take, errors included.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_mins(1);
 /// Where this fails for good, nobody is heard.
 const UNHEARD: &str = "accept4";
 

@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 
@@ -42,9 +44,9 @@ const WAYS: [Way; 12] = [
     // Root reads it all the same; then it is a harmless case.
     ("closed to everybody", |index, _, _| {
         for file in files(index) {
-            fs::set_permissions(file, fs::Permissions::from_mode(0)).unwrap();
+            fs::set_permissions(file, fs::Permissions::from_mode(0o000)).unwrap();
         }
-        fs::set_permissions(index, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(index, fs::Permissions::from_mode(0o000)).unwrap();
     }),
     ("of another format", |index, _, rng| {
         let noise: Vec<u8> = (0..5000).map(|_| rng.u8(..)).collect();

@@ -1,6 +1,8 @@
 //! Kills: at random under load, and at system calls of a start, a fill, a push, evictions and a stop.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 use rustix::process::{Signal, kill_process};
@@ -101,33 +103,30 @@ async fn at_calls(report: &mut Report, rng: &mut Rng, count: u64) -> Result<(), 
         let case = format!("{work:?}, killed at {call} number {number} of a thread");
         let point = vec!["-o/dev/null".to_owned(), format!("-einject={call}:signal=SIGKILL:when={number}")];
         site.world.set_faulty(true);
-        let hit = match work {
-            Work::Start => {
-                daemon.kill();
-                match site.start_by(strace::command(&site.config, &point)).await {
-                    Ok((traced, _)) => {
-                        strace::child_of(traced.pid()).map(|pid| kill_process(pid, Signal::KILL));
-                        false
-                    }
-                    Err(_) => true,
+        let hit = if *work == Work::Start {
+            daemon.kill();
+            match site.start_by(strace::command(&site.config, &point)).await {
+                Ok((traced, _)) => {
+                    strace::child_of(traced.pid()).map(|pid| kill_process(pid, Signal::KILL));
+                    false
                 }
+                Err(_) => true,
             }
-            _ => {
-                let tracer = Tracer::attach(daemon.pid(), &point).await?;
-                if *work == Work::Stop {
-                    let _ = kill_process(daemon.pid(), Signal::TERM);
-                    let began = Instant::now();
-                    while !daemon.ended() && began.elapsed() < Duration::from_secs(20) {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                } else {
-                    work.ask(&site.world.at(daemon.client), rng).await;
+        } else {
+            let tracer = Tracer::attach(daemon.pid(), &point).await?;
+            if *work == Work::Stop {
+                let _ = kill_process(daemon.pid(), Signal::TERM);
+                let began = Instant::now();
+                while !daemon.ended() && began.elapsed() < Duration::from_secs(20) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                let hit = daemon.ended();
-                daemon.kill();
-                tracer.detach().await;
-                hit
+            } else {
+                work.ask(&site.world.at(daemon.client), rng).await;
             }
+            let hit = daemon.ended();
+            daemon.kill();
+            tracer.detach().await;
+            hit
         };
         tokio::time::sleep(Duration::from_millis(30)).await;
         hits += u64::from(hit);

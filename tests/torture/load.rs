@@ -1,7 +1,8 @@
 //! Clients: they pull whole images, ranges and parts, push, move tags and delete, and judge every answer.
 
 use std::sync::Arc;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 use tokio::task::JoinSet;
@@ -41,7 +42,7 @@ impl Load {
     pub fn run(&self, rng: &mut Rng, pullers: usize) -> Running {
         let mut running = Running { stop: CancellationToken::new(), tasks: JoinSet::new() };
         let pushers = self.world.library.pushed.len();
-        for n in 0..pullers + pushers + 1 {
+        for n in 0..=(pullers + pushers) {
             let (load, stop, mut rng) = (self.clone(), running.stop.clone(), rng.fork());
             running.tasks.spawn(async move {
                 while !stop.is_cancelled() && !load.world.is_faulty() {

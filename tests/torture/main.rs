@@ -4,6 +4,11 @@
 //! `cargo test --release --test torture -- power --cuts 60 [--seed N]`; see docs/reliability.md.
 #![allow(
     unreachable_pub,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::format_push_string,
+    clippy::needless_pass_by_value,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

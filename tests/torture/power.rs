@@ -1,6 +1,8 @@
 //! Power cuts: ext4 on a loop file loses what is not in its journal while pulls, pushes, deletes and evictions run.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 use ocistern::oci::Digest;
@@ -30,7 +32,9 @@ pub const SIZES: [usize; 12] =
 
 pub async fn run(options: &Options) -> Result<bool, String> {
     need(true, &[("mkfs.ext4", "e2fsprogs"), ("mount", "mount"), ("unshare", "util-linux")])?;
-    enter_namespace();
+    if let Some(passed) = enter_namespace() {
+        return Ok(passed);
+    }
     let mut report = Report::new("power", options.seed, &options.text);
     let mut rng = Rng::with_seed(options.seed);
     let cuts = options.count("cuts");

@@ -1,7 +1,8 @@
 //! What a run prints: its seed, a line for each violated invariant with how to repeat it, and its figures as JSON.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 /// The report of one run. It fails if anything was violated.
 pub struct Report {

@@ -1,7 +1,9 @@
 //! A soak: twenty clients, a store of a tenth of the content, and an upstream that fails one request in twenty. In the
 //! first half SIGKILL comes every 20 to 60 seconds; in the second half one daemon lives on, and its memory is watched.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use fastrand::Rng;
 

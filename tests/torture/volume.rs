@@ -20,15 +20,16 @@ pub struct Volume {
     at: PathBuf,
 }
 
-/// Runs this program again with the same arguments in a mount namespace of its own, and ends with it; returns in there.
-pub fn enter_namespace() {
+/// Runs this program again with the same arguments in a mount namespace of its own: whether that passed. None: this is
+/// that run.
+pub fn enter_namespace() -> Option<bool> {
     if std::env::var_os(INSIDE).is_some() {
-        return;
+        return None;
     }
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--"]).arg(std::env::current_exe().unwrap());
     let status = command.args(std::env::args_os().skip(1)).env(INSIDE, "1").status().expect("unshare runs");
-    std::process::exit(status.code().unwrap_or(1));
+    Some(status.success())
 }
 
 impl Volume {
