@@ -86,8 +86,8 @@ fn main() -> ExitCode {
 /// What a plain `cargo test` runs.
 async fn quick(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("short form", options.seed, "");
-    index::damages(&mut report, options.seed, 14).await;
-    rot::damages(&mut report, options.seed, 20).await;
-    kill::at_random(&mut report, &mut Rng::with_seed(options.seed), 3).await?;
+    index::damages(&mut report, options.seed, 13).await;
+    rot::damages(&mut report, options.seed, 10).await;
+    kill::at_random(&mut report, &mut Rng::with_seed(options.seed), 1).await?;
     Ok(report.end())
 }
