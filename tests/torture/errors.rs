@@ -53,6 +53,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("errors", options.seed, &options.text);
     let mut rng = Rng::with_seed(options.seed);
     let points = options.count("points");
+    let mut report_at = 0;
     for (name, action, calls, unnoticed) in ERRORS {
         let mut done = 0;
         while done < points {
@@ -60,7 +61,8 @@ pub async fn run(options: &Options) -> Result<bool, String> {
             inject(&mut report, &mut rng.fork(), (name, action, calls, unnoticed), count).await?;
             done += count;
         }
-        println!("  {name}: {points} points");
+        report.progress(report_at + points, points * ERRORS.len() as u64);
+        report_at += points;
     }
     Ok(report.end())
 }

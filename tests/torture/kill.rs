@@ -36,14 +36,14 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         let count = BATCH.min(kills - done);
         at_random(&mut report, &mut rng.fork(), count).await?;
         done += count;
-        report.progress(done, kills);
+        report.progress(done, kills + points);
     }
     let mut done = 0;
     while done < points {
         let count = BATCH.min(points - done);
         at_calls(&mut report, &mut rng.fork(), count).await?;
         done += count;
-        report.progress(done, points);
+        report.progress(kills + done, kills + points);
     }
     Ok(report.end())
 }
@@ -81,6 +81,7 @@ pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result
     Ok(())
 }
 
+/// With so little room that evictions run.
 async fn at_calls(report: &mut Report, rng: &mut Rng, count: u64) -> Result<(), String> {
     let site = Site::new(rng, 8, &SIZES, None).await;
     site.configure(Durability::Strict, "5MiB");

@@ -11,6 +11,8 @@ pub struct Report {
     began: Instant,
     figures: BTreeMap<&'static str, u64>,
     violations: u64,
+    /// How many tenths were said.
+    tenths: u64,
     /// The arguments that repeat the run.
     again: String,
 }
@@ -19,7 +21,7 @@ impl Report {
     pub fn new(subject: &'static str, seed: u64, again: &str) -> Self {
         println!("torture {subject}: seed {seed}");
         let again = format!("cargo test --test torture -- {again} --seed {seed}");
-        Self { subject, seed, began: Instant::now(), figures: BTreeMap::new(), violations: 0, again }
+        Self { subject, seed, began: Instant::now(), figures: BTreeMap::new(), violations: 0, tenths: 0, again }
     }
 
     /// An invariant was violated in that case.
@@ -46,9 +48,11 @@ impl Report {
         *known = value.max(*known);
     }
 
-    /// Says where the run is, now and then.
-    pub fn progress(&self, done: u64, of: u64) {
-        if done.is_multiple_of((of / 10).max(1)) {
+    /// Says where the run is, at each tenth.
+    pub fn progress(&mut self, done: u64, of: u64) {
+        let tenths = done * 10 / of.max(1);
+        if tenths > self.tenths {
+            self.tenths = tenths;
             println!("  {done} of {of}, {} s, {} violations", self.began.elapsed().as_secs(), self.violations);
         }
     }
