@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -19,6 +20,9 @@ const FILE_MODE: Mode = Mode::from_raw_mode(0o640);
 /// Mode of directories before the umask.
 const DIR_MODE: Mode = Mode::from_raw_mode(0o750);
 
+/// How many files that could not be removed are remembered.
+const LEFT: usize = 4096;
+
 /// The root directory, held open: renaming or replacing it from outside does not change where the store works.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -26,6 +30,8 @@ pub(super) struct Disk {
     root: OwnedFd,
     /// No `openat2` here (Linux before 5.6, or an old container runtime's filter).
     walk: bool,
+    /// Files that are nobody's and could not be removed.
+    left: Mutex<Vec<PathBuf>>,
 }
 
 /// Size of the file system and what is free on it for this user, in bytes.
@@ -59,7 +65,7 @@ impl Disk {
             Mode::empty(),
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
         );
-        Ok(Self { path, root, walk: probe.is_err() })
+        Ok(Self { path, root, walk: probe.is_err(), left: Mutex::default() })
     }
 
     /// The root's absolute path.
@@ -149,6 +155,25 @@ impl Disk {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// A file that is nobody's cannot be removed now (no descriptor is free, the disk says no): it is tried again with
+    /// [`Disk::remove_left`], and if that never succeeds the next start does it.
+    pub(super) fn leave(&self, path: &Path) {
+        let mut left = self.left.lock();
+        if left.len() < LEFT {
+            left.push(path.to_owned());
+        }
+    }
+
+    /// Tries again to remove what could not be removed.
+    pub(super) fn remove_left(&self) {
+        let left = std::mem::take(&mut *self.left.lock());
+        for path in left {
+            if self.unlink(&path).is_err() {
+                self.leave(&path);
+            }
         }
     }
 

@@ -252,6 +252,7 @@ impl Store {
             let expire = count.is_multiple_of(EXPIRE_EVERY);
             let work = move |inner: &Arc<Inner>| {
                 inner.group.run(&inner.disk);
+                inner.disk.remove_left();
                 if order {
                     inner.write_order();
                 }
@@ -302,6 +303,7 @@ impl Inner {
 
     fn shut(&self) -> Result<(), StoreError> {
         self.group.run(&self.disk);
+        self.disk.remove_left();
         self.write_order();
         self.hints.close();
         if self.durability == Durability::Fast {

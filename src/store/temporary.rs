@@ -13,7 +13,7 @@ use super::layout::{FILLS, TEMPORARY};
 /// Makes names distinct within the process.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-/// A temporary file; dropping it removes it, and only it.
+/// A temporary file; dropping it removes it, and only it; if that fails it is removed with the next upkeep.
 #[derive(Debug)]
 pub(super) struct Temporary<D: AsRef<Disk>> {
     disk: D,
@@ -70,7 +70,32 @@ impl<D: AsRef<Disk>> Drop for Temporary<D> {
         if !self.published
             && let Err(error) = self.disk.as_ref().unlink(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "a temporary file could not be removed");
+            tracing::warn!(path = %self.path.display(), %error, "a temporary file could not be removed; tried again soon");
+            self.disk.as_ref().leave(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_cannot_be_removed_is_removed_later() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path()).unwrap();
+        let (fills, aside) = (root.path().join(FILLS), root.path().join("aside"));
+        std::fs::create_dir(&fills).unwrap();
+        let temporary = Temporary::create(&disk, "t").unwrap();
+        // A directory that is a link is refused: for this time nothing in it can be removed.
+        std::fs::rename(&fills, &aside).unwrap();
+        std::os::unix::fs::symlink(&aside, &fills).unwrap();
+        drop(temporary);
+        disk.remove_left();
+        assert_eq!(std::fs::read_dir(&aside).unwrap().count(), 1, "it is in the way");
+        std::fs::remove_file(&fills).unwrap();
+        std::fs::rename(&aside, &fills).unwrap();
+        disk.remove_left();
+        assert_eq!(std::fs::read_dir(&fills).unwrap().count(), 0, "it is gone once it can be");
     }
 }

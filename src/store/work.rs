@@ -141,9 +141,16 @@ impl Work {
         if let Some(replaced) = replaced {
             inner.books.unlinked(digest, replaced.ino(), replaced.len());
         }
-        // Renaming changes the times, so the stamp is taken now.
-        let stamp = file.metadata().map(|m| Stamp::of(&m)).map_err(|e| StoreError::io("look at", &path, e))?;
+        // Before anything else can fail: the name is there, so its bytes count.
         reservation.stored(digest, written);
+        // Renaming changes the times, so the stamp is taken now.
+        let stamp = match file.metadata() {
+            Ok(metadata) => Stamp::of(&metadata),
+            Err(error) => {
+                inner.hints.set_blob(digest, written, None);
+                return Err(StoreError::io("look at", &path, error));
+            }
+        };
         let blob = inner.stored_blob(digest, file, stamp, Trust::Verified);
         // Under the lock: the last stamp must be that of the last file.
         inner.hints.set_blob(digest, written, Some((stamp, inner.epoch)));

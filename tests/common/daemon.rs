@@ -24,6 +24,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// The command that serves this configuration, in an environment of its own.
+    pub fn command(config: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ocistern"));
+        Self::arguments(&mut command, config);
+        command
+    }
+
+    /// Adds what [`Daemon::command`] has after the program's name, for another program that runs it.
+    pub fn arguments(command: &mut Command, config: &Path) {
+        command.arg("serve").arg("--config").arg(config).env_clear().env("HOME", "/nonexistent");
+    }
+
     /// Starts one with this configuration, which has one listener and an admin address, and waits until it serves.
     pub async fn start(config: &Path) -> Self {
         Self::start_with(config, &[]).await
@@ -31,9 +43,14 @@ impl Daemon {
 
     /// The same with further arguments.
     pub async fn start_with(config: &Path, arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ocistern"));
-        command.arg("serve").arg("--config").arg(config).args(arguments).env_clear().env("HOME", "/nonexistent");
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = Self::command(config);
+        command.args(arguments);
+        Self::launch(command).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same by any command. An error says why it ended instead.
+    pub async fn launch(mut command: Command) -> Result<Self, String> {
+        let mut child = command.stderr(Stdio::piped()).spawn().map_err(|error| format!("{command:?}: {error}"))?;
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let log = Arc::new(Mutex::new(Vec::<serde_json::Value>::new()));
         // A thread of its own, which ends with the process: a pipe that nobody reads would stop it.
@@ -48,10 +65,35 @@ impl Daemon {
             let event = log.iter().find(|event| event["message"] == message)?;
             event[field].as_str()?.parse::<SocketAddr>().ok()
         };
-        eventually("the daemon serves clients", || async { said("serving clients", "listener").is_some() }).await;
-        let client = Client(said("serving clients", "listener").unwrap());
-        let admin = Client(said("the admin interface is open", "address").expect("it has an admin address"));
-        Self { child, log, client, admin }
+        let mut ended = None;
+        eventually("the daemon serves clients", || {
+            ended = child.try_wait().unwrap();
+            std::future::ready(ended.is_some() || said("serving clients", "listener").is_some())
+        })
+        .await;
+        if let Some(client) = said("serving clients", "listener")
+            && let Some(admin) = said("the admin interface is open", "address")
+        {
+            return Ok(Self { child, log, client: Client(client), admin: Client(admin) });
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        Err(format!("it did not start ({ended:?}): {:?}", log.lock().iter().rev().take(3).collect::<Vec<_>>()))
+    }
+
+    /// Its process, or that of the program that runs it.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Stops it where it stands, without its knowing.
+    pub fn freeze(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Ends it without a chance to do anything.
@@ -76,7 +118,7 @@ impl Daemon {
 
     /// Asks it to stop, and waits for its end.
     pub async fn stop(mut self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        kill_process(self.pid(), Signal::TERM).unwrap();
         let mut ended = || self.child.try_wait().unwrap();
         eventually("the daemon stops", || std::future::ready(ended().is_some())).await;
         assert!(self.child.wait().unwrap().success());

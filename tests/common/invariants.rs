@@ -1,7 +1,10 @@
 //! What holds after every case, whatever went wrong in it.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ocistern::oci::{Algorithm, Digest};
 
@@ -12,26 +15,115 @@ use super::upstream::Upstream;
 /// Text that no upstream may ever see but the one it belongs to.
 const CANARY: &str = "CANARY";
 
+/// Files of a store as they were at one moment, with the time of their last change.
+#[derive(Debug, Default, Clone)]
+pub struct Seen {
+    files: BTreeMap<PathBuf, (SystemTime, Option<Vec<u8>>)>,
+    at: Option<SystemTime>,
+}
+
 /// Every file in `blobs/` hashes to its name, no partial download is left once the fills have settled, and nothing was
 /// written outside of the root.
 pub async fn check(cistern: &Cistern) {
     cistern.settle().await;
     check_blobs(cistern.root());
-    eventually("no stray file in fills/", || async { files(&cistern.root().join("fills")).is_empty() }).await;
+    eventually("no stray file", || async { strays(cistern.root()).is_empty() }).await;
     let strays = cistern.strays();
     assert!(strays.is_empty(), "written outside of the root: {strays:?}");
 }
 
 /// Every file in `blobs/` hashes to its name.
 pub fn check_blobs(root: &Path) {
+    let wrong = wrong_blobs(root);
+    assert!(wrong.is_empty(), "files in blobs/ do not hash to their names: {wrong:?}");
+}
+
+/// The files in `blobs/` that do not hash to their name.
+pub fn wrong_blobs(root: &Path) -> Vec<String> {
+    let mut wrong = Vec::new();
     for algorithm in Algorithm::ALL {
         for path in files(&root.join("blobs").join(algorithm.as_str())) {
             let name = path.file_name().unwrap().to_str().unwrap();
-            let expected = Digest::from_parts(algorithm, name).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             // It may be evicted or quarantined between the two looks.
             let Ok(bytes) = fs::read(&path) else { continue };
-            assert_eq!(Digest::of(algorithm, &bytes), expected, "a file in blobs/ does not hash to its name");
+            match Digest::from_parts(algorithm, name) {
+                Ok(expected) if Digest::of(algorithm, &bytes) == expected => {}
+                _ => wrong.push(format!("blobs/{}/{name} ({} bytes)", algorithm.as_str(), bytes.len())),
+            }
         }
+    }
+    wrong
+}
+
+/// Files that nobody will ever ask for again, when nothing is under way: all in `fills/`, and temporary ones elsewhere.
+pub fn strays(root: &Path) -> Vec<PathBuf> {
+    let temporary = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tmp");
+    let all = files(root).into_iter().filter(|path| path.starts_with(root.join("fills")) || temporary(path));
+    all.collect()
+}
+
+/// Bytes of the files in `blobs/`.
+pub fn stored_bytes(root: &Path) -> u64 {
+    files(&root.join("blobs")).iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+}
+
+/// The files in `blobs/` by the digests that they are named after.
+pub fn stored(root: &Path) -> Vec<Digest> {
+    let of = |algorithm: Algorithm| {
+        let names = files(&root.join("blobs").join(algorithm.as_str())).into_iter();
+        names.filter_map(move |path| Digest::from_parts(algorithm, path.file_name()?.to_str()?).ok())
+    };
+    Algorithm::ALL.into_iter().flat_map(of).collect()
+}
+
+impl Seen {
+    /// What is published now: blobs by their names, tags and links with their content.
+    pub fn now(root: &Path) -> Self {
+        let mut seen = BTreeMap::new();
+        for path in files(&root.join("blobs")).into_iter().chain(files(&root.join("refs"))) {
+            let Ok(metadata) = path.metadata() else { continue };
+            let below = path.strip_prefix(root).unwrap().to_owned();
+            let small = below.iter().any(|part| part == "_tags" || part == "_links");
+            if small || below.starts_with("blobs") {
+                let since = Duration::from_secs(metadata.ctime().unsigned_abs());
+                let changed = UNIX_EPOCH + since + Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
+                let content = if small { fs::read(&path).ok() } else { None };
+                seen.insert(below, (changed, content));
+            }
+        }
+        Self { files: seen, at: Some(SystemTime::now()) }
+    }
+
+    /// How many files it has.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Which of these files are gone or other ones, of those that had not changed for so long.
+    pub fn lost(&self, root: &Path, unchanged_for: Duration) -> Vec<String> {
+        let at = self.at.unwrap();
+        let old = self
+            .files
+            .iter()
+            .filter(|(_, (changed, _))| at.duration_since(*changed).is_ok_and(|age| age >= unchanged_for));
+        old.filter(|(path, (_, content))| !is_there(root, path, content.as_deref()))
+            .map(|(path, (changed, _))| {
+                format!("{} ({:?} old)", path.display(), at.duration_since(*changed).unwrap_or_default())
+            })
+            .collect()
+    }
+
+    /// Since when the file of a blob had its name, if it had it.
+    pub fn published(&self, digest: &Digest) -> Option<SystemTime> {
+        let path = Path::new("blobs").join(digest.algorithm().as_str()).join(digest.hex());
+        self.files.get(&path).map(|(changed, _)| *changed)
+    }
+}
+
+fn is_there(root: &Path, path: &Path, content: Option<&[u8]>) -> bool {
+    match content {
+        Some(content) => fs::read(root.join(path)).is_ok_and(|now| now == content),
+        None => root.join(path).is_file(),
     }
 }
 

@@ -1,0 +1,218 @@
+//! Clients: they pull whole images, ranges and parts, push, move tags and delete, and judge every answer.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use fastrand::Rng;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::common::content::sha256;
+use crate::common::model::{Moves, TagName};
+use crate::common::uploading::closing;
+use crate::common::{Ask, Client, Got, Image};
+use crate::site::{World, tag};
+
+/// Requests to one daemon on behalf of one world.
+#[derive(Clone)]
+pub struct Load {
+    pub world: Arc<World>,
+    pub client: Client,
+}
+
+/// Running clients.
+pub struct Running {
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    /// Lets every client end with what it is at.
+    pub async fn end(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.expect("a client ends");
+        }
+    }
+}
+
+impl Load {
+    /// Starts so many clients that pull, and one that pushes for each tag that is pushed to.
+    pub fn run(&self, rng: &mut Rng, pullers: usize) -> Running {
+        let mut running = Running { stop: CancellationToken::new(), tasks: JoinSet::new() };
+        let pushers = self.world.library.pushed.len();
+        for n in 0..=(pullers + pushers) {
+            let (load, stop, mut rng) = (self.clone(), running.stop.clone(), rng.fork());
+            running.tasks.spawn(async move {
+                while !stop.is_cancelled() && !load.world.is_faulty() {
+                    if n < pullers {
+                        load.pull_something(&mut rng).await;
+                    } else if n < pullers + pushers {
+                        load.write_something(&mut rng, n - pullers).await;
+                    } else {
+                        let moved = &load.world.library.moved;
+                        let number = rng.usize(..moved.len());
+                        load.world.move_tag(number, rng.usize(..moved[number].len()));
+                        tokio::time::sleep(std::time::Duration::from_millis(rng.u64(5..60))).await;
+                    }
+                }
+            });
+        }
+        running
+    }
+
+    async fn pull_something(&self, rng: &mut Rng) {
+        let library = &self.world.library;
+        match rng.u8(..10) {
+            0 => drop(self.tag(&tag("moved", 'm', rng.usize(..library.moved.len())), rng).await),
+            1 | 2 => {
+                let number = rng.usize(..library.pushed.len());
+                let got = self.tag(&tag("pushed", 'p', number), rng).await;
+                if let Some(image) =
+                    library.pushed[number].iter().find(|image| got.complete() && image.digest == got.digest)
+                {
+                    self.parts("pushed", image, rng).await;
+                }
+            }
+            _ => {
+                // Some are asked for much more often than others.
+                let number = (rng.f64() * rng.f64() * library.images.len() as f64) as usize;
+                self.pull(number, rng).await;
+            }
+        }
+    }
+
+    /// One of the images whole.
+    pub async fn pull(&self, number: usize, rng: &mut Rng) {
+        if self.tag(&tag("lib", 'v', number), rng).await.complete() {
+            self.parts("lib", &self.world.library.images[number], rng).await;
+        }
+    }
+
+    /// A manifest by its tag.
+    pub async fn tag(&self, name: &TagName, rng: &mut Rng) -> Got {
+        let asked = Instant::now();
+        let got = self.send(Ask::get(format!("/v2/{}/manifests/{}", name.0, name.1)), rng).await;
+        self.world.model.judge_tag(name, asked, &got);
+        if got.status != 404 {
+            self.must_be_whole(&format!("{name:?}"), &got);
+        }
+        got
+    }
+
+    async fn parts(&self, repo: &str, image: &Image, rng: &mut Rng) {
+        for part in image.layers.iter().chain([&image.config]) {
+            let digest = sha256(part);
+            let target = format!("/v2/{repo}/blobs/{digest}");
+            match rng.u8(..8) {
+                0 => {
+                    // Leaves in the middle.
+                    if let Ok(mut live) = self.client.open(Ask::get(&target)).await {
+                        live.read_to(rng.u64(..=part.len() as u64)).await;
+                    }
+                }
+                1 if part.len() > 10 => {
+                    let from = rng.usize(..part.len() - 1);
+                    let got = self.send(Ask::get(&target).with("range", &format!("bytes={from}-")), rng).await;
+                    let right = got.digest == sha256(&part[from..]);
+                    if got.status == 206 && got.cut.is_none() && !right {
+                        self.world.model.wrong(format!("{target} from {from}: other bytes: {}", got.summary()));
+                    }
+                    if got.status == 200 && got.cut.is_none() && got.digest != digest {
+                        self.world.model.wrong(format!("{target}: other bytes: {}", got.summary()));
+                    }
+                    self.must_end_well(&target, &got);
+                }
+                _ => self.blob(repo, &digest, rng).await,
+            }
+        }
+    }
+
+    /// A blob whole.
+    pub async fn blob(&self, repo: &str, digest: &ocistern::oci::Digest, rng: &mut Rng) {
+        let target = format!("/v2/{repo}/blobs/{digest}");
+        let got = self.send(Ask::get(&target), rng).await;
+        self.world.model.judge(&target, digest, &got);
+        self.must_be_whole(&target, &got);
+    }
+
+    async fn send(&self, ask: Ask, rng: &mut Rng) -> Got {
+        self.client.send(if rng.u8(..4) == 0 { ask.http2() } else { ask }).await
+    }
+
+    fn must_be_whole(&self, what: &str, got: &Got) {
+        if !got.complete() && !self.world.is_faulty() {
+            self.world.model.wrong(format!("{what}: not served although nothing was wrong: {}", got.summary()));
+        }
+    }
+
+    fn must_end_well(&self, what: &str, got: &Got) {
+        if (got.cut.is_some() || got.status >= 400) && !self.world.is_faulty() {
+            self.world.model.wrong(format!("{what}: not served although nothing was wrong: {}", got.summary()));
+        }
+    }
+
+    async fn write_something(&self, rng: &mut Rng, number: usize) {
+        let name = tag("pushed", 'p', number);
+        let current = self.world.upstream.registry(|registry| registry.repos["pushed"].tags.get(&name.1).copied());
+        match (rng.u8(..10), current) {
+            (0, Some(_)) => self.delete(&name, &name.1).await,
+            (1, Some(digest)) => {
+                self.world.model.deleting(&name.0, digest);
+                self.delete(&name, &digest.to_string()).await;
+            }
+            _ => {
+                let variants = &self.world.library.pushed[number];
+                self.push(&name, &variants[rng.usize(..variants.len())], rng).await;
+            }
+        }
+    }
+
+    async fn delete(&self, name: &TagName, reference: &str) {
+        let model = &self.world.model;
+        model.begin(name, Moves::Through, None);
+        let got = self.client.send(Ask::delete(format!("/v2/{}/manifests/{reference}", name.0))).await;
+        match got.status {
+            202 | 404 if got.cut.is_none() => model.end(name),
+            _ => self.must_end_well(&format!("delete of {reference}"), &got),
+        }
+    }
+
+    /// Pushes an image; whether all of it was acknowledged.
+    pub async fn push(&self, name: &TagName, image: &Image, rng: &mut Rng) -> bool {
+        let (repo, model) = (&name.0, &self.world.model);
+        for part in image.layers.iter().chain([&image.config]) {
+            let digest = sha256(part);
+            let got = self.client.send(Ask::post(format!("/v2/{repo}/blobs/uploads/"))).await;
+            self.must_end_well("begin of an upload", &got);
+            let mut at = got.header("location").to_owned();
+            let mut rest = part.clone();
+            if rng.bool() && !at.is_empty() {
+                let piece = rest.split_to(rng.usize(..=rest.len()));
+                let got = self.client.send(Ask::patch(&at).body(piece)).await;
+                self.must_end_well("part of an upload", &got);
+                got.header("location").clone_into(&mut at);
+            }
+            if at.is_empty() {
+                return false;
+            }
+            let got = self.client.send(Ask::put(closing(&at, &digest)).body(rest)).await;
+            self.must_end_well("end of an upload", &got);
+            if got.status != 201 || got.cut.is_some() {
+                return false;
+            }
+            model.pushed(repo, digest);
+        }
+        model.begin(name, Moves::Through, Some(image.digest));
+        let put = Ask::put(format!("/v2/{repo}/manifests/{}", name.1)).with("content-type", image.media_type);
+        let got = self.client.send(put.body(image.manifest.clone())).await;
+        self.must_end_well("push of a manifest", &got);
+        let acknowledged = got.status == 201 && got.cut.is_none();
+        if acknowledged {
+            model.end(name);
+            model.pushed(repo, image.digest);
+        }
+        acknowledged
+    }
+}

@@ -1,0 +1,93 @@
+//! The torture suite: power cuts, kills, errors, full disks, a destroyed index, rot, and all of it for an hour.
+//!
+//! `cargo test` runs a short form of what needs neither root nor tools. One subject at a time, with its count:
+//! `cargo test --release --test torture -- power --cuts 60 [--seed N]`; see docs/reliability.md.
+#![allow(
+    unreachable_pub,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::format_push_string,
+    clippy::needless_pass_by_value,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    reason = "test code"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod checks;
+mod enospc;
+mod errors;
+mod index;
+mod kill;
+mod load;
+mod options;
+mod power;
+mod report;
+mod rot;
+mod site;
+mod soak;
+mod strace;
+mod volume;
+mod work;
+
+use std::process::ExitCode;
+
+use fastrand::Rng;
+use options::Options;
+use report::Report;
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1).collect()) {
+        Ok(options) => options,
+        Err(error) => {
+            println!("{error}");
+            return ExitCode::from(64);
+        }
+    };
+    if std::env::var_os("RUST_LOG").is_none() {
+        // What a server in this process says of the damage that is done to it is no news.
+        let _ = tracing_subscriber::fmt().with_writer(std::io::sink).try_init();
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let outcome = runtime.block_on(async {
+        match options.subject.as_str() {
+            "power" => power::run(&options).await,
+            "kill" => kill::run(&options).await,
+            "errors" => errors::run(&options).await,
+            "enospc" => enospc::run(&options).await,
+            "index" => index::run(&options).await,
+            "rot" => rot::run(&options).await,
+            "soak" => soak::run(&options).await,
+            _ => quick(&options).await,
+        }
+    });
+    match outcome {
+        Ok(true) => {
+            println!("test result: ok.");
+            ExitCode::SUCCESS
+        }
+        Ok(false) => {
+            println!("test result: FAILED.");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("torture {}: {error}", options.subject);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a plain `cargo test` runs.
+async fn quick(options: &Options) -> Result<bool, String> {
+    let mut report = Report::new("short form", options.seed, "");
+    index::damages(&mut report, options.seed, 13).await;
+    rot::damages(&mut report, options.seed, 10).await;
+    kill::at_random(&mut report, &mut Rng::with_seed(options.seed), 1).await?;
+    Ok(report.end())
+}

@@ -1,0 +1,115 @@
+//! A soak: twenty clients, a store of a tenth of the content, and an upstream that fails one request in twenty. In the
+//! first half SIGKILL comes every 20 to 60 seconds; in the second half one daemon lives on, and its memory is watched.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use fastrand::Rng;
+
+use crate::checks;
+use crate::common::Daemon;
+use crate::common::upstream::{Act, Cut};
+use crate::common::{Upstream, acts};
+use crate::options::Options;
+use crate::power::SIZES;
+use crate::report::Report;
+use crate::site::{Durability, Site};
+
+/// The part of the second half before memory is looked at: buffers and pools fill up.
+const WARM_UP: f64 = 0.3;
+const SAMPLE: Duration = Duration::from_secs(1);
+
+pub async fn run(options: &Options) -> Result<bool, String> {
+    let mut report = Report::new("soak", options.seed, &options.text);
+    let mut rng = Rng::with_seed(options.seed);
+    let half = Duration::from_secs(30 * options.count("minutes"));
+    let site = Site::new(&mut rng, 60, &SIZES, None).await;
+    let all: usize = site.world.library.all().flat_map(|(_, image)| &image.layers).map(bytes::Bytes::len).sum();
+    site.configure(Durability::Strict, &(all / 10).to_string());
+    let (mut daemon, _) = site.start().await?;
+    let (mut round, killing) = (0, Instant::now());
+    loop {
+        let last = killing.elapsed() >= half;
+        let case = format!("round {round}");
+        round += 1;
+        faults(&site.world.upstream, &mut rng);
+        let running = site.world.at(daemon.client).run(&mut rng, 16);
+        let lives = if last { half } else { Duration::from_secs(rng.u64(20..=60)).min(half) };
+        let began = Instant::now();
+        let mut samples = Vec::new();
+        while began.elapsed() < lives {
+            tokio::time::sleep(SAMPLE).await;
+            site.world.upstream.forget();
+            samples.push((began.elapsed().as_secs_f64(), resident(&daemon)));
+        }
+        report.most("resident_kib", samples.iter().map(|(_, kib)| *kib as u64).max().unwrap_or(0));
+        if last {
+            samples.retain(|(at, _)| *at > WARM_UP * half.as_secs_f64());
+            if let Some(slope) = slope(&samples) {
+                println!("resident memory after warm-up: {:+.0} KiB in 10 minutes", slope * 600.0);
+            }
+        }
+        site.world.set_faulty(true);
+        daemon.kill();
+        let died = Instant::now();
+        running.end().await;
+        site.world.upstream.unscript();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        report.count("kills", 1);
+        // What failed while upstream did is no news.
+        let wrong = site.world.model.take_wrong().into_iter().filter(|what| !what.contains("not served although"));
+        report.violations(&case, wrong);
+        let Some(next) = checks::restart(&site, &mut report, &case, Durability::Strict, died, &mut rng).await else {
+            return Ok(report.end());
+        };
+        daemon = next;
+        if last {
+            break;
+        }
+    }
+    report.count("answers", site.world.model.answers());
+    daemon.stop().await;
+    Ok(report.end())
+}
+
+/// One answer in twenty is cut, an error, or nothing at all.
+fn faults(upstream: &Upstream, rng: &mut Rng) {
+    let seed = parking_lot::Mutex::new(rng.fork());
+    let all: Vec<Act> = vec![
+        acts::cut_at(3000, Cut::Reset),
+        acts::cut_at(100_000, Cut::Fin),
+        acts::fail(503, "UNAVAILABLE"),
+        acts::no_head(Cut::Reset),
+        acts::corrupt(),
+        acts::too_many(Some("1")),
+    ];
+    let act: Act = std::sync::Arc::new(move |request, honest| {
+        let mut rng = seed.lock();
+        if request.method != "GET" || rng.u8(..20) != 0 {
+            return honest;
+        }
+        all[rng.usize(..all.len())](request, honest)
+    });
+    upstream.script("*", "*", .., act);
+}
+
+/// Resident memory in KiB.
+fn resident(daemon: &Daemon) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok()).unwrap_or(0.0)
+}
+
+/// KiB a second, by least squares.
+fn slope(samples: &[(f64, f64)]) -> Option<f64> {
+    let n = samples.len() as f64;
+    if samples.len() < 5 {
+        return None;
+    }
+    let (mean_t, mean_m) =
+        (samples.iter().map(|(t, _)| t).sum::<f64>() / n, samples.iter().map(|(_, m)| m).sum::<f64>() / n);
+    let over: f64 = samples.iter().map(|(t, m)| (t - mean_t) * (m - mean_m)).sum();
+    let under: f64 = samples.iter().map(|(t, _)| (t - mean_t).powi(2)).sum();
+    Some(over / under)
+}
