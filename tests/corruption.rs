@@ -10,7 +10,7 @@ use std::path::Path;
 use bytes::Bytes;
 use common::content::{blob, image, sha256};
 use common::invariants::{blob_path, check, check_blobs, files};
-use common::{Ask, Cistern, Upstream, clock};
+use common::{Ask, Cistern, Upstream, acts, clock};
 use ocistern::oci::Digest;
 
 /// Small, of one buffer, and larger than what is read at once.
@@ -101,6 +101,47 @@ async fn damaged_while_stopped(what: &str, damage: Damage, size: usize) {
         common::eventually("it is fetched again", || async { cistern.get(target).await.complete() }).await;
         cistern.get(target).await.assert_is(bytes);
     }
+    check(&cistern).await;
+}
+
+/// As after a power cut where nothing was synced one by one: the file is there without its content, and its link is not.
+#[tokio::test]
+async fn a_file_without_content_and_link_is_fetched_anew() {
+    for head in [false, true] {
+        let (mut cistern, _upstream, [(bytes, digest, target), _]) = stored(65_536).await;
+        cistern.stop().await;
+        fs::OpenOptions::new().write(true).open(blob_path(&cistern, &digest)).unwrap().set_len(0).unwrap();
+        for path in files(&cistern.root().join("refs")) {
+            if path.file_name().is_some_and(|name| name.to_str() == Some(&digest.hex())) {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        cistern.start_again().await;
+        if head {
+            let got = cistern.send(Ask::head(&target)).await;
+            assert_eq!((got.status, got.header("content-length")), (200, "65536"), "{got:?}");
+        }
+        cistern.get(&target).await.assert_is(&bytes);
+        check(&cistern).await;
+    }
+}
+
+/// Nothing can be held back of an answer without bytes.
+#[tokio::test]
+async fn an_upstream_that_sends_nothing_for_something_is_no_answer() {
+    let upstream = Upstream::start().await;
+    let cistern = Cistern::start(&upstream, "").await;
+    let bytes = blob(1, 1000);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+    upstream.script("GET", &target, .., acts::answer(200, "application/octet-stream", ""));
+    for ask in [Ask::get(&target), Ask::get(&target).http2()] {
+        let got = cistern.send(ask).await;
+        assert!(got.status == 502 || !got.complete(), "{}", got.summary());
+    }
+    upstream.unscript();
+    cistern.get(&target).await.assert_is(&bytes);
+    let empty = format!("/v2/app/blobs/{}", upstream.blob("app", &Bytes::new()));
+    cistern.get(&empty).await.assert_is(&Bytes::new());
     check(&cistern).await;
 }
 

@@ -238,9 +238,12 @@ impl Cache {
             return Ok(Content::stored(stored));
         }
         let (mut watcher, stored) = self.verify(digest, stored);
-        match timeout(CHECK_PATIENCE, watcher.verdict()).await {
+        // Nothing can be held back of what has no bytes: its head is the whole answer.
+        let patience = if stored.len == 0 { ANSWER_WITHIN } else { CHECK_PATIENCE };
+        match timeout(patience, watcher.verdict()).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => Ok(Content::stored(stored)),
+            Err(_) if stored.len == 0 => Err(CacheError::Damaged(Box::new(*digest))),
             Err(_) => Ok(Content::watched(Arc::clone(&stored.file), Some(stored.len), watcher, Some(stored))),
         }
     }
@@ -349,7 +352,7 @@ impl Cache {
         flight.result().await.unwrap_or(Err(CacheError::Stopped))
     }
 
-    async fn head_blob(&self, target: &Target, digest: &Digest, asked: Asked) -> Result<Proof, CacheError> {
+    async fn head_blob(self: &Arc<Self>, target: &Target, digest: &Digest, asked: Asked) -> Result<Proof, CacheError> {
         let ask = Ask::blob(Method::HEAD, &target.repo, digest, Instant::now() + ANSWER_WITHIN);
         let answer = self.registry(&target.upstream)?.fetch(ask.with_right(target.right.clone())).await?;
         let bad = |reason| CacheError::BadAnswer { upstream: target.upstream.clone(), reason };
@@ -358,10 +361,13 @@ impl Cache {
         }
         let named = announced_digest(&answer.headers);
         let length = content_length(&answer.headers);
-        let is_sure = match self.stored(digest).await {
-            Some(stored) if length.is_some_and(|length| length != stored.len) => {
-                return Err(bad("a blob of another length than its digest has"));
-            }
+        let mut stored = self.stored(digest).await;
+        if let Some(file) = stored.take_if(|stored| length.is_some_and(|length| length != stored.len))
+            && !self.is_damaged(digest, file).await
+        {
+            return Err(bad("a blob of another length than its digest has"));
+        }
+        let is_sure = match stored {
             Some(_) if named.is_none() && length.is_none() => {
                 return Err(bad("a HEAD of a blob without its length or digest"));
             }
@@ -372,5 +378,15 @@ impl Cache {
             return Err(bad("a HEAD of another blob"));
         }
         Ok(Proof { via: answer.via, headers: answer.headers, asked, is_sure })
+    }
+
+    /// Whether the stored file is not what its digest names: then it, and not upstream, has the wrong length. It is in
+    /// quarantine after that.
+    async fn is_damaged(self: &Arc<Self>, digest: &Digest, stored: StoredBlob) -> bool {
+        if stored.trust == Trust::Verified {
+            return false;
+        }
+        let (mut watcher, _stored) = self.verify(digest, stored);
+        matches!(watcher.verdict().await, Err(CacheError::Damaged(_)))
     }
 }

@@ -66,6 +66,13 @@ impl Download {
             return Err(origin.bad("a status other than 200 to a whole blob"));
         }
         origin.check_announced(&answer.headers)?;
+        if content_length(&answer.headers) == Some(0) {
+            // Nothing can be held back of what has no bytes, so it must be right before anybody has its head.
+            let actual = Digest::of(origin.digest.algorithm(), b"");
+            if actual != origin.digest {
+                return Err(CacheError::wrong_content(&origin.target.upstream, origin.digest, actual));
+            }
+        }
         let mark = Mark { at: 0, length: content_length(&answer.headers), etag: strong_etag(&answer.headers) };
         Ok(Self {
             origin,

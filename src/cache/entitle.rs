@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::download::content_length;
 use super::freshness::REVALIDATION_PATIENCE;
 use super::writes::Asked;
 use super::{Cache, CacheError, Target, Wanted};
@@ -216,7 +217,9 @@ impl Cache {
         match wanted {
             Wanted::Blob(digest) => {
                 let proof = self.ask_proof(target, digest).await?;
-                self.keep_link(target, digest, Link::blob(proof.via, held.size), &proof.asked).await;
+                // The file may have turned out to be damaged.
+                let size = content_length(&proof.headers).unwrap_or(held.size);
+                self.keep_link(target, digest, Link::blob(proof.via, size), &proof.asked).await;
             }
             Wanted::Manifest(reference) => {
                 let proof = self.describe_upstream(target, reference).await?;

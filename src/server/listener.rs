@@ -324,6 +324,11 @@ impl ListenError {
         Self::new(Display(path), purpose, source)
     }
 
+    /// Whether it is that the file system has no room for a socket.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
     fn new(what: impl fmt::Display, purpose: Purpose, source: io::Error) -> Self {
         Self { what: format!("{what} ({})", purpose.as_str()), purpose, source }
     }

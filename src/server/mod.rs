@@ -20,6 +20,7 @@ mod tests;
 mod tls;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -286,14 +287,21 @@ async fn start_admin(
     let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS);
     let serving = Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
     let path = admin_socket_path(config);
-    let at = path.clone();
-    let socket = spawn_blocking(move || {
-        admin_socket::prepare(&at).map_err(|error| ListenError::unix(&at, Purpose::AdminSocket, error))
-    });
-    socket.await??;
-    let socket = Socket::unix(&path, ADMIN_SOCKET_MODE, Purpose::AdminSocket)?;
-    store.announce_socket(path.clone()).await?;
-    run.tasks.spawn(serving.clone().accept(socket));
+    match open_admin_socket(path.clone()).await {
+        Ok(socket) => {
+            store.announce_socket(path.clone()).await?;
+            run.tasks.spawn(serving.clone().accept(socket));
+        }
+        // A full disk is not down: pulls need no socket.
+        Err(StartError::Listen(error)) if error.is_full() => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(
+                error,
+                "there is no admin socket until the next start: commands cannot reach this daemon meanwhile"
+            );
+        }
+        Err(error) => return Err(error),
+    }
     let Some(address) = config.admin.address else { return Ok(None) };
     let socket = Socket::tcp(address, Purpose::Admin).await?;
     let address = socket.address();
@@ -302,6 +310,15 @@ async fn start_admin(
     }
     run.tasks.spawn(serving.accept(socket));
     Ok(address)
+}
+
+async fn open_admin_socket(path: PathBuf) -> Result<Socket, StartError> {
+    let at = path.clone();
+    let prepared = spawn_blocking(move || {
+        admin_socket::prepare(&at).map_err(|error| ListenError::unix(&at, Purpose::AdminSocket, error))
+    });
+    prepared.await??;
+    Ok(Socket::unix(&path, ADMIN_SOCKET_MODE, Purpose::AdminSocket)?)
 }
 
 /// Opens every listener; nothing is accepted yet.
