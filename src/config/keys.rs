@@ -8,8 +8,8 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 
 use super::error::Fault;
 use super::file::{
-    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, StoreTable,
-    TlsTable, UpstreamTable,
+    AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, RuleTable, ScrubTable,
+    StoreTable, TlsTable, UpstreamTable,
 };
 use super::place::{Document, KeyPath, Step};
 
@@ -32,6 +32,7 @@ enum Table {
     Certificate,
     Admin,
     Store,
+    Scrub,
     Limits,
     Log,
     Upstream,
@@ -132,7 +133,7 @@ pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static [&'static st
 // === impl Table ===
 
 impl Table {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Root,
         Self::Store,
         Self::Limits,
@@ -144,6 +145,7 @@ impl Table {
         Self::Tls,
         Self::Certificate,
         Self::Rule,
+        Self::Scrub,
     ];
 
     /// The table that these steps lead to; for a table that is itself unknown, the innermost known one.
@@ -158,6 +160,7 @@ impl Table {
                 "upstream" => Self::Upstream,
                 _ => Self::Root,
             },
+            (Self::Store, Step::Key(key)) if key == "scrub" => Self::Scrub,
             (Self::Listener, Step::Key(key)) if key == "tls" => Self::Tls,
             (Self::Tls, Step::Key(key)) if key == "certificates" => Self::Certificate,
             (Self::Upstream, Step::Key(key)) if key == "credentials" => Self::Credentials,
@@ -174,6 +177,7 @@ impl Table {
             Self::Certificate => "listener.tls.certificates",
             Self::Admin => "admin",
             Self::Store => "store",
+            Self::Scrub => "store.scrub",
             Self::Limits => "limits",
             Self::Log => "log",
             Self::Upstream => "upstream.\"NAME\"",
@@ -188,6 +192,7 @@ impl Table {
             Self::Listener => fields::<ListenerTable>(),
             Self::Tls => fields::<TlsTable>(),
             Self::Certificate => fields::<CertificateTable>(),
+            Self::Scrub => fields::<ScrubTable>(),
             Self::Admin => fields::<AdminTable>(),
             Self::Store => fields::<StoreTable>(),
             Self::Limits => fields::<LimitsTable>(),

@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::{ConfigError, Fault};
-use super::file::{File, LimitsTable, LogTable, Scalar, StoreTable};
+use super::file::{File, LimitsTable, LogTable, Scalar, ScrubValue, StoreTable};
 use super::place::{At, Document, KeyPath, Problems};
-use super::{Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Store, listeners, parse, upstreams};
+use super::{
+    Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Scrub, Store, listeners, parse, upstreams,
+};
 
+const SCRUB: &str = "OCISTERN_STORE__SCRUB";
 const TEXT: &str = "a text in quotes";
 const NUMBER: &str = "a whole number of at least 1";
 const BOOL: &str = "true or false";
@@ -123,6 +126,11 @@ fn overlay(file: &mut File, flags: &Flags, env: Env<'_>, problems: &mut Problems
             problems.override_by(KeyPath::dotted(key), &name);
         }
     }
+    // Not a scalar in the file, but its being off is.
+    if let Some(value) = env(SCRUB) {
+        file.store.scrub = Some(ScrubValue::Scalar(Scalar::Text(value)));
+        problems.override_by(KeyPath::dotted("store.scrub"), SCRUB);
+    }
     let admin = flags.admin_listen.clone().map(|value| ("--admin-listen", value));
     let admin = admin.or_else(|| env("OCISTERN_ADMIN_LISTEN").map(|value| ("OCISTERN_ADMIN_LISTEN", value)));
     if let Some((name, value)) = admin {
@@ -194,6 +202,7 @@ fn store(table: &StoreTable, problems: &mut Problems) -> Store {
             .unwrap_or(default.durability),
         max_manifest: value(problems, &at.key("max_manifest"), table.max_manifest.as_ref(), manifest)
             .unwrap_or(default.max_manifest),
+        scrub: Scrub::read(table.scrub.as_ref(), &at.key("scrub"), problems),
     }
 }
 

@@ -5,6 +5,7 @@ mod credentials;
 mod error;
 mod file;
 mod flags;
+mod images;
 mod keys;
 mod layer;
 mod listeners;
@@ -13,6 +14,7 @@ mod mistakes;
 mod parse;
 mod pattern;
 mod place;
+mod scrub;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,9 @@ use std::time::Duration;
 pub use self::credentials::{AwsKeys, Credentials};
 pub use self::error::{ConfigError, Fault, Problem};
 pub use self::flags::Flags;
+pub use self::images::{ImagePattern, InvalidPattern};
+pub use self::parse::size;
+pub use self::scrub::{Hours, Scrub, TimeOfDay, rate};
 use crate::oci::UpstreamName;
 
 /// Where clients connect if nobody said.
@@ -144,6 +149,8 @@ pub struct Store {
     pub durability: Durability,
     /// Largest manifest in bytes (default 4 MiB, as the specification asks registries to accept at least).
     pub max_manifest: u64,
+    /// How what is stored is hashed again in the background; none: it is not.
+    pub scrub: Option<Scrub>,
 }
 
 /// How much the store may hold.
@@ -315,7 +322,12 @@ impl Config {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { capacity: Capacity::Default, durability: Durability::Strict, max_manifest: 4 << 20 }
+        Self {
+            capacity: Capacity::Default,
+            durability: Durability::Strict,
+            max_manifest: 4 << 20,
+            scrub: Some(Scrub::default()),
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //!   refs/UPSTREAM~aside-N/            refs of another URL under the same name
 //!   fills/*.tmp                       what is being written
 //!   state/epoch                       which run the verification stamps belong to
+//!   state/scrub                       how far the scrub is
 //!   private/NAME                      keys, for nobody else to read
 //!   quarantine/
 //!   index/  index.bad-N/              sled; hints that may be lost at any time

@@ -12,10 +12,13 @@ use super::*;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
 mod forget;
+mod images;
 mod keys;
 mod marks;
+mod scrub;
 mod spool;
 mod truth;
+mod upkeep;
 
 /// An index in memory, so that tests of everything else are fast and show nothing of sled.
 struct InMemory;
