@@ -302,7 +302,16 @@ impl Inner {
         loop {
             let part = self.hints.refs(digest, after.as_deref(), 64);
             for path in &part.found {
-                if self.exists(path)? && self.named_by(path)? == Some(*digest) {
+                // Behind a symbolic link, which is never followed, is nothing either.
+                let is_there = match self.disk.metadata(path) {
+                    Ok(_) => true,
+                    Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                        false
+                    }
+                    Err(error) if is_no_file(&error) => false,
+                    Err(error) => return Err(StoreError::io("look at", path, error)),
+                };
+                if is_there && self.named_by(path)? == Some(*digest) {
                     return Ok(None);
                 }
             }
