@@ -77,6 +77,10 @@ pub struct Metrics {
     pub evicted_bytes: IntCounter,
     /// Stored blobs that no longer matched their digest.
     pub corrupt_blobs: IntCounter,
+    /// Bytes of stored blobs that the background scrub has hashed again.
+    pub scrubbed_bytes: IntCounter,
+    /// When the last whole pass of the background scrub ended, in seconds since 1970; 0: never.
+    pub scrub_last_pass: IntGauge,
     /// Times the index was set aside and started anew.
     pub index_rebuilds: IntCounter,
     /// What upstream said is left of its rate limit.
@@ -177,6 +181,14 @@ impl Metrics {
                 "ocistern_corrupt_blobs_total",
                 "Stored blobs that no longer matched their digest and were quarantined.",
             )?,
+            scrubbed_bytes: counter(
+                "ocistern_scrubbed_bytes_total",
+                "Bytes of stored blobs that the background scrub has hashed again.",
+            )?,
+            scrub_last_pass: gauge(
+                "ocistern_scrub_last_pass_timestamp_seconds",
+                "When the last whole pass of the background scrub ended; 0 if never.",
+            )?,
             index_rebuilds: counter(
                 "ocistern_index_rebuilds_total",
                 "Times the index was found bad, set aside and started anew.",
@@ -238,6 +250,8 @@ mod tests {
             "ocistern_evicted_bytes_total 0",
             "ocistern_corrupt_blobs_total 0",
             "ocistern_index_rebuilds_total 0",
+            "ocistern_scrubbed_bytes_total 0",
+            "ocistern_scrub_last_pass_timestamp_seconds 0",
             "ocistern_upstream_ratelimit_remaining{upstream=\"docker.io\"} 9",
             "process_resident_memory_bytes",
         ] {

@@ -24,6 +24,7 @@ mod push;
 mod recent;
 mod rights;
 mod status;
+mod upkeep;
 mod upload;
 mod verdict;
 mod verify;

@@ -10,11 +10,8 @@ use parking_lot::Mutex;
 
 use super::progress::{self, Head, Watcher};
 use super::{Cache, CacheError};
-use crate::oci::{Digest, Hasher};
-use crate::store::StoredBlob;
-
-/// Bytes hashed at once on the blocking pool.
-const STEP: usize = 1024 * 1024;
+use crate::oci::Digest;
+use crate::store::{AtOnce, Checked, StoredBlob};
 
 /// The running checks, each with the file that is checked: under the same name there may be another one by now.
 #[derive(Default)]
@@ -69,39 +66,9 @@ impl Cache {
 
     /// Hashes the file; a right one gets a new stamp, a wrong one goes into quarantine.
     async fn check(&self, digest: &Digest, blob: &StoredBlob) -> Result<(), CacheError> {
-        let mut hasher = Hasher::new(digest.algorithm());
-        let mut at = 0;
-        while at < blob.len {
-            let file = Arc::clone(&blob.file);
-            let step = tokio::task::spawn_blocking(move || {
-                let bytes = super::body::read_at(&file, at, STEP)?;
-                hasher.update(&bytes);
-                Ok::<_, std::io::Error>((hasher, bytes.len() as u64))
-            });
-            let read;
-            (hasher, read) = match step.await {
-                Ok(Ok(step)) => step,
-                Ok(Err(error)) => {
-                    tracing::error!(%digest, %error, "a stored blob cannot be read; it is set aside");
-                    self.store.quarantine(digest, blob).await?;
-                    return Err(CacheError::Damaged(Box::new(*digest)));
-                }
-                Err(_) => return Err(CacheError::Stopped),
-            };
-            if read == 0 {
-                break;
-            }
-            at += read;
-        }
-        if hasher.finish() == *digest {
-            // A stamp that cannot be written costs another check next time, nothing else.
-            if let Err(error) = self.store.mark_verified(digest, blob).await {
-                tracing::warn!(%digest, error = &error as &dyn std::error::Error, "a verification stamp was not kept");
-            }
-            Ok(())
-        } else {
-            self.store.quarantine(digest, blob).await?;
-            Err(CacheError::Damaged(Box::new(*digest)))
+        match self.store.check(digest, blob, &mut AtOnce).await? {
+            Checked::Right => Ok(()),
+            Checked::Wrong => Err(CacheError::Damaged(Box::new(*digest))),
         }
     }
 }

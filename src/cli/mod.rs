@@ -3,8 +3,16 @@
 //! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
 
 pub mod config;
+mod du;
+mod gc;
 mod log;
+mod ls;
+mod rm;
 mod serve;
+mod status;
+mod store;
+mod table;
+mod verify;
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -35,6 +43,18 @@ enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// List what is in the store, by image
+    Ls(ls::Arguments),
+    /// Tell what takes the store's space, by repository
+    Du(du::Arguments),
+    /// Remove images from the store; upstream is not asked
+    Rm(rm::Arguments),
+    /// Hash what is stored, and set aside what is wrong
+    Verify(verify::Arguments),
+    /// Remove what nothing leads to, and repair the index
+    Gc(gc::Arguments),
+    /// Tell whether a daemon has the store, and figures of both
+    Status(status::Arguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -71,15 +91,32 @@ pub fn run() -> ExitCode {
         Command::Serve(flags) => serve::run(&flags),
         Command::Config(ConfigCommand::Check(file)) => print(config::check(file.config.as_deref())),
         Command::Config(ConfigCommand::Show(file)) => print(config::show(file.config.as_deref())),
+        Command::Ls(arguments) => tell(ls::run(&arguments).map(|text| say(&text))),
+        Command::Du(arguments) => tell(du::run(&arguments).map(|text| say(&text))),
+        Command::Rm(arguments) => tell(rm::run(&arguments)),
+        Command::Verify(arguments) => tell(verify::run(&arguments)),
+        Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
+        Command::Status(arguments) => tell(status::run(&arguments).map(|text| say(&text))),
+    }
+}
+
+fn tell(outcome: Result<ExitCode, store::Trouble>) -> ExitCode {
+    outcome.unwrap_or_else(|trouble| trouble.tell())
+}
+
+/// Prints a text to standard output. Whoever reads only its beginning (`head`) has what it wants.
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(FAILED, format_args!("standard output: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 
 fn print(text: Result<String, impl Display>) -> ExitCode {
     match text {
-        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => complain(FAILED, format_args!("standard output: {error}")),
-        },
+        Ok(text) => say(&text),
         Err(error) => complain(USAGE, error),
     }
 }

@@ -22,7 +22,7 @@ const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(2);
 const SAME_REQUEST: Duration = Duration::from_millis(500);
 
 /// SIGTERM and SIGINT, whichever comes.
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -123,11 +123,11 @@ fn fail(error: &(dyn std::error::Error + Send + Sync + 'static)) -> ExitCode {
 // === impl Signals ===
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

@@ -99,6 +99,29 @@ pub(super) struct StoreTable {
     pub(super) max_manifest: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_age: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) scrub: Option<ScrubValue>,
+}
+
+/// `scrub = false`, or `{ … }`
+#[derive(Debug, Clone)]
+pub(super) enum ScrubValue {
+    /// Off, or what does not fit.
+    Scalar(Scalar),
+    /// How.
+    Table(ScrubTable),
+}
+
+/// `scrub = { … }` of the store
+#[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
+pub(super) struct ScrubTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rate: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) every: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) hours: Option<Scalar>,
 }
 
 /// `[[pin]]`
@@ -364,6 +387,46 @@ impl Scalar {
             Self::Text(text) => Ok(text),
             other => Err(Fault::Type { got: other.to_string(), want }),
         }
+    }
+}
+
+impl Serialize for ScrubValue {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Scalar(scalar) => scalar.serialize(serializer),
+            Self::Table(table) => table.serialize(serializer),
+        }
+    }
+}
+
+// By hand: through an untagged enum nobody would notice a key that does not exist.
+impl<'de> Deserialize<'de> for ScrubValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = ScrubValue;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("false, or a table with rate, every and hours")
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<ScrubValue, E> {
+                Ok(ScrubValue::Scalar(Scalar::Bool(value)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<ScrubValue, E> {
+                Ok(ScrubValue::Scalar(Scalar::Text(text.to_owned())))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<ScrubValue, E> {
+                Ok(ScrubValue::Scalar(Scalar::Integer(number)))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<ScrubValue, A::Error> {
+                ScrubTable::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(ScrubValue::Table)
+            }
+        }
+        deserializer.deserialize_any(Either)
     }
 }
 

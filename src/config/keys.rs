@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 use super::error::Fault;
 use super::file::{
     AdminTable, CertificateTable, CredentialsTable, File, LimitsTable, ListenerTable, LogTable, PinTable, RuleTable,
-    StoreTable, TlsTable, UpstreamTable,
+    ScrubTable, StoreTable, TlsTable, UpstreamTable,
 };
 use super::place::{Document, KeyPath, Step};
 
@@ -33,6 +33,7 @@ enum Table {
     Admin,
     Store,
     Pin,
+    Scrub,
     Limits,
     Log,
     Upstream,
@@ -133,7 +134,7 @@ pub(super) fn all() -> impl Iterator<Item = (&'static str, &'static [&'static st
 // === impl Table ===
 
 impl Table {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Root,
         Self::Store,
         Self::Limits,
@@ -146,6 +147,7 @@ impl Table {
         Self::Tls,
         Self::Certificate,
         Self::Rule,
+        Self::Scrub,
     ];
 
     /// The table that these steps lead to; for a table that is itself unknown, the innermost known one.
@@ -161,6 +163,7 @@ impl Table {
                 "upstream" => Self::Upstream,
                 _ => Self::Root,
             },
+            (Self::Store, Step::Key(key)) if key == "scrub" => Self::Scrub,
             (Self::Listener, Step::Key(key)) if key == "tls" => Self::Tls,
             (Self::Tls, Step::Key(key)) if key == "certificates" => Self::Certificate,
             (Self::Upstream, Step::Key(key)) if key == "credentials" => Self::Credentials,
@@ -178,6 +181,7 @@ impl Table {
             Self::Admin => "admin",
             Self::Store => "store",
             Self::Pin => "pin",
+            Self::Scrub => "store.scrub",
             Self::Limits => "limits",
             Self::Log => "log",
             Self::Upstream => "upstream.\"NAME\"",
@@ -192,6 +196,7 @@ impl Table {
             Self::Listener => fields::<ListenerTable>(),
             Self::Tls => fields::<TlsTable>(),
             Self::Certificate => fields::<CertificateTable>(),
+            Self::Scrub => fields::<ScrubTable>(),
             Self::Admin => fields::<AdminTable>(),
             Self::Store => fields::<StoreTable>(),
             Self::Pin => fields::<PinTable>(),

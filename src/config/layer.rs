@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::{ConfigError, Fault};
-use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, StoreTable};
+use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, ScrubValue, StoreTable};
 use super::place::{At, Document, KeyPath, Problems};
 use super::{
-    Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Pin, Pinned, Store, listeners, parse, pattern,
-    upstreams,
+    Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Pin, Pinned, Scrub, Store, listeners, parse,
+    pattern, upstreams,
 };
 use crate::oci::UpstreamName;
 
+const SCRUB: &str = "OCISTERN_STORE__SCRUB";
 const TEXT: &str = "a text in quotes";
 const NUMBER: &str = "a whole number of at least 1";
 const BOOL: &str = "true or false";
@@ -133,6 +134,11 @@ fn overlay(file: &mut File, flags: &Flags, env: Env<'_>, problems: &mut Problems
             problems.override_by(KeyPath::dotted(key), &name);
         }
     }
+    // Not a scalar in the file, but its being off is.
+    if let Some(value) = env(SCRUB) {
+        file.store.scrub = Some(ScrubValue::Scalar(Scalar::Text(value)));
+        problems.override_by(KeyPath::dotted("store.scrub"), SCRUB);
+    }
     let admin = flags.admin_listen.clone().map(|value| ("--admin-listen", value));
     let admin = admin.or_else(|| env("OCISTERN_ADMIN_LISTEN").map(|value| ("OCISTERN_ADMIN_LISTEN", value)));
     if let Some((name, value)) = admin {
@@ -211,6 +217,7 @@ fn store(table: &StoreTable, problems: &mut Problems) -> Store {
         max_age: value(problems, &at.key("max_age"), table.max_age.as_ref(), age).flatten(),
         max_manifest: value(problems, &at.key("max_manifest"), table.max_manifest.as_ref(), manifest)
             .unwrap_or(default.max_manifest),
+        scrub: Scrub::read(table.scrub.as_ref(), &at.key("scrub"), problems),
     }
 }
 

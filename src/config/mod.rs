@@ -5,6 +5,7 @@ mod credentials;
 mod error;
 mod file;
 mod flags;
+mod images;
 mod keys;
 mod layer;
 mod listeners;
@@ -14,6 +15,7 @@ mod parse;
 mod pattern;
 mod pin;
 mod place;
+mod scrub;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -30,7 +32,10 @@ use std::time::Duration;
 pub use self::credentials::{AwsKeys, Credentials};
 pub use self::error::{ConfigError, Fault, Problem};
 pub use self::flags::Flags;
+pub use self::images::{ImagePattern, InvalidPattern};
+pub use self::parse::size;
 pub use self::pin::{Pin, PinError, Pinned};
+pub use self::scrub::{Hours, Scrub, TimeOfDay, rate};
 use crate::oci::UpstreamName;
 
 /// Where clients connect if nobody said.
@@ -152,6 +157,8 @@ pub struct Store {
     pub max_age: Option<Duration>,
     /// Largest manifest in bytes (default 4 MiB, as the specification asks registries to accept at least).
     pub max_manifest: u64,
+    /// How what is stored is hashed again in the background; none: it is not.
+    pub scrub: Option<Scrub>,
 }
 
 /// How much the store may hold.
@@ -332,7 +339,13 @@ impl Config {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { capacity: Capacity::Default, durability: Durability::Strict, max_age: None, max_manifest: 4 << 20 }
+        Self {
+            capacity: Capacity::Default,
+            durability: Durability::Strict,
+            max_age: None,
+            max_manifest: 4 << 20,
+            scrub: Some(Scrub::default()),
+        }
     }
 }
 

@@ -40,7 +40,7 @@ const SIZE_UNITS: [(&str, u64); 10] = [
 const DURATION_UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// A number of bytes: `100GiB`, `512 MB`, `4096`. Units may be written in any case.
-pub(super) fn size(text: &str) -> Result<u64, Fault> {
+pub fn size(text: &str) -> Result<u64, Fault> {
     let trimmed = text.trim();
     let digits = trimmed.len() - trimmed.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = trimmed.split_at(digits);

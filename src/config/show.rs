@@ -12,7 +12,7 @@ use super::file::{
 use super::parse::{show_address, show_duration, show_size, show_tags};
 use super::{
     Admin, AwsKeys, Capacity, CertificateFiles, Config, Credentials, Durability, Limits, Listener, ListenerTls,
-    LogFormat, Pin, Pinned, PushBy, Rule, Store, Upstream,
+    LogFormat, Pin, Pinned, PushBy, Rule, Scrub, Store, Upstream,
 };
 
 // === impl Config ===
@@ -113,6 +113,7 @@ fn store(store: &Store) -> StoreTable {
         durability: text(durability),
         max_age: text(store.max_age.map_or_else(|| "off".to_owned(), show_duration)),
         max_manifest: text(show_size(store.max_manifest)),
+        scrub: Some(Scrub::show(store.scrub.as_ref())),
     }
 }
 

@@ -534,6 +534,23 @@ fn what_is_shown_reads_back_as_the_same() {
 const EXAMPLE: &str = include_str!("../../config/ocistern.toml");
 
 #[test]
+fn the_scrub_is_switched_off_by_the_environment_too() {
+    let scrub = |value: &str| {
+        let flags = Flags { config: Some("/dev/null".into()), ..Flags::default() };
+        let env = |name: &str| (name == "OCISTERN_STORE__SCRUB").then(|| value.to_owned());
+        Config::load(&flags, env).map(|config| config.store.scrub)
+    };
+    assert_eq!(scrub("false").unwrap(), None);
+    assert_eq!(scrub("").unwrap(), Some(super::Scrub::default()));
+    let error = scrub("1MiB/s").unwrap_err().to_string();
+    assert!(error.starts_with("OCISTERN_STORE__SCRUB: \"1MiB/s\" is not how the scrub works"), "{error}");
+    let shown = parse("[store]\nscrub = { rate = \"1MiB/s\", hours = \"22:00-06:30\" }").show();
+    assert!(shown.contains("rate = \"1MiB/s\"") && shown.contains("hours = \"22:00-06:30\""), "{shown}");
+    assert!(parse(&shown).store.scrub.is_some_and(|scrub| scrub.hours.is_some()));
+    assert_eq!(parse(&parse("[store]\nscrub = false").show()).store.scrub, None);
+}
+
+#[test]
 fn the_example_changes_nothing() {
     assert_eq!(format!("{:?}", parse(EXAMPLE)), format!("{:?}", parse("")));
 }

@@ -9,6 +9,7 @@ mod error;
 mod manifest;
 pub mod media;
 mod name;
+mod platform;
 mod scope;
 mod via;
 
@@ -16,5 +17,6 @@ pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
 pub use error::{ErrorBody, ErrorCode, ErrorEntry};
 pub use manifest::{ManifestFault, ManifestInfo};
 pub use name::{InvalidName, Reference, RepoName, Tag, UpstreamName};
+pub use platform::platforms;
 pub use scope::{Action, Actions, InvalidScope, Resource, Scope};
 pub use via::Via;

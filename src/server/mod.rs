@@ -42,7 +42,7 @@ pub use self::tls::{TlsError, check as check_tls};
 use crate::cache::Cache;
 use crate::config::{Config, Listener};
 use crate::http::access::Peer;
-use crate::http::admin::{Admin, Readiness, Stage};
+use crate::http::admin::{Admin, Api, Readiness, Stage};
 use crate::http::respond::Body;
 use crate::http::route::Directory;
 use crate::http::{App, ListenerState, Locations, Seal, handle};
@@ -168,12 +168,17 @@ impl Server {
             let (store, stop) = (store.clone(), background.stop.clone());
             async move { store.run(stop).await }
         });
+        if let Some(plan) = config.store.scrub {
+            let (store, stop) = (store.clone(), background.stop.clone());
+            background.tasks.spawn(async move { store.scrub(plan, &stop).await });
+        }
         let (tasks, stop) = (background.tasks.clone(), background.stop.clone());
         let cache = Cache::new(store.clone(), Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
 
         let readiness = Readiness::default();
         let user = rustix::process::geteuid().as_raw();
-        let admin = Arc::new(Admin::new(config.clone(), metrics.clone(), readiness.clone(), user));
+        let api = Api::new(store.clone(), Some(Arc::clone(&cache)));
+        let admin = Arc::new(Admin::new(config.clone(), metrics.clone(), readiness.clone(), user, api));
         let admin_address = start_admin(&config, &store, &admin, &admin_run).await?;
 
         let app = Arc::new(App {

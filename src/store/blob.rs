@@ -78,7 +78,13 @@ impl Store {
     /// What the file system said, except that there is no such file.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
         let digest = *digest;
-        self.blocking(move |inner| inner.open_blob(&digest)).await
+        self.blocking(move |inner| inner.open_blob(&digest, true)).await
+    }
+
+    /// The same for upkeep: it does not count as a use.
+    pub(super) async fn peek(&self, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
+        let digest = *digest;
+        self.blocking(move |inner| inner.open_blob(&digest, false)).await
     }
 
     /// The blob counts as used now, for a caller that has its content in memory. False if the store does not have it
@@ -113,7 +119,7 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
-    fn open_blob(self: &Arc<Self>, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
+    fn open_blob(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Result<Option<StoredBlob>, StoreError> {
         let path = layout::blob(digest);
         let file = match self.disk.read(&path) {
             Ok(file) => file,
@@ -128,7 +134,9 @@ impl Inner {
         let known = self.hints.blob(digest, self.epoch).and_then(|hint| hint.stamp);
         let trust = if known == Some(seen) { Trust::Verified } else { Trust::Unverified };
         let blob = self.stored_blob(digest, Arc::new(file), seen, trust);
-        self.books.used(digest, seen.len);
+        if is_use {
+            self.books.used(digest, seen.len);
+        }
         // Looked at after it was put into the books, so that a removal at the same moment is seen here or sees it there.
         if blob.file.metadata().is_ok_and(|now| now.nlink() == 0) {
             self.books.unlinked(digest, seen.inode, seen.len);
@@ -161,7 +169,7 @@ impl Inner {
         StoredBlob { file, len: seen.len, trust, seen, digest: *digest, store: Arc::downgrade(self), _hold: hold }
     }
 
-    fn quarantine_blob(&self, digest: &Digest, inode: u64) -> Result<(), StoreError> {
+    pub(super) fn quarantine_blob(&self, digest: &Digest, inode: u64) -> Result<(), StoreError> {
         let path = layout::blob(digest);
         let names = self.names.lock();
         let len = match self.disk.metadata(&path) {

@@ -62,29 +62,7 @@ impl Store {
     /// Forgets all of a repository, but not of those whose names begin with its name.
     pub async fn forget_repository(&self, up: &UpstreamName, repo: &RepoName) -> Result<(), StoreError> {
         let (up, repo) = (up.clone(), repo.clone());
-        let forget = move |inner: &Arc<Inner>| {
-            let repository = inner.repository(&up, &repo)?;
-            repository.raise();
-            let gate = repository.gate();
-            inner.forget_tags(&up, &repo, |_, _| true)?;
-            for digest in inner.linked(&up, &repo)? {
-                inner.forget_link(&up, &repo, &digest)?;
-            }
-            for directory in [layout::tags(&up, &repo), layout::lists(&up, &repo)] {
-                inner.remove_all(&directory)?;
-            }
-            let (tags, all) = repository.emptied();
-            let marks = tags.iter().map(|tag| layout::suspect(&up, &repo, tag));
-            let mark_of_all = all.then(|| layout::suspect_repository(&up, &repo));
-            for path in marks.chain(mark_of_all).chain([layout::access(&up, &repo)]) {
-                inner.remove_record(&path)?;
-                inner.remove_empty_above(&path);
-            }
-            drop(gate);
-            inner.group.run(&inner.disk);
-            Ok(())
-        };
-        self.blocking(forget).await
+        self.blocking(move |inner| inner.forget_all(&up, &repo)).await
     }
 
     /// Forgets the lists of a repository, tags and referrers, after it was written.
@@ -108,6 +86,30 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// Removes all refs of a repository. Blocks.
+    pub(super) fn forget_all(&self, up: &UpstreamName, repo: &RepoName) -> Result<(), StoreError> {
+        let repository = self.repository(up, repo)?;
+        repository.raise();
+        let gate = repository.gate();
+        self.forget_tags(up, repo, |_, _| true)?;
+        for digest in self.linked(up, repo)? {
+            self.forget_link(up, repo, &digest)?;
+        }
+        for directory in [layout::tags(up, repo), layout::lists(up, repo)] {
+            self.remove_all(&directory)?;
+        }
+        let (tags, all) = repository.emptied();
+        let marks = tags.iter().map(|tag| layout::suspect(up, repo, tag));
+        let mark_of_all = all.then(|| layout::suspect_repository(up, repo));
+        for path in marks.chain(mark_of_all).chain([layout::access(up, repo)]) {
+            self.remove_record(&path)?;
+            self.remove_empty_above(&path);
+        }
+        drop(gate);
+        self.group.run(&self.disk);
+        Ok(())
+    }
+
     /// Removes the tags that `wanted` accepts; what cannot be read goes too. Returns them in order. The repository's gate
     /// must be held. Blocks.
     pub(super) fn forget_tags(
@@ -140,7 +142,7 @@ impl Inner {
         Ok(gone)
     }
 
-    fn forget_link(&self, up: &UpstreamName, repo: &RepoName, digest: &Digest) -> Result<(), StoreError> {
+    pub(super) fn forget_link(&self, up: &UpstreamName, repo: &RepoName, digest: &Digest) -> Result<(), StoreError> {
         let path = layout::link(up, repo, digest);
         self.hints.set_ref(digest, &path, false);
         self.remove_record(&path)?;
@@ -192,7 +194,7 @@ impl Inner {
     }
 
     /// The digests that were served in this repository.
-    fn linked(&self, up: &UpstreamName, repo: &RepoName) -> Result<Vec<Digest>, StoreError> {
+    pub(super) fn linked(&self, up: &UpstreamName, repo: &RepoName) -> Result<Vec<Digest>, StoreError> {
         let mut found = Vec::new();
         for algorithm in Algorithm::ALL {
             let names = self.names_in(&layout::links(up, repo, algorithm))?;
@@ -212,7 +214,7 @@ impl Inner {
     }
 
     /// The names in a directory; none where there is no such directory.
-    fn names_in(&self, directory: &Path) -> Result<Vec<String>, StoreError> {
+    pub(super) fn names_in(&self, directory: &Path) -> Result<Vec<String>, StoreError> {
         let fail = |e: io::Error| StoreError::io("list", directory, e);
         match self.disk.list(directory) {
             Ok(listing) => listing.map(|entry| entry.map(|entry| entry.name).map_err(fail)).collect(),

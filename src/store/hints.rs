@@ -197,6 +197,13 @@ impl Hints {
         Part { found: found.collect(), next }
     }
 
+    /// The next blobs of the index, in the order of their digests.
+    pub(super) fn digests_after(&self, after: Option<&Digest>, limit: usize) -> Vec<Digest> {
+        let after = after.map(|digest| key(b'b', digest));
+        let (pairs, _) = self.shared.scan(b"b", after.as_deref(), limit);
+        pairs.iter().filter_map(|(key, _)| split_key(key).map(|(digest, _)| digest)).collect()
+    }
+
     /// The whole digest of a blob, if the index knows it.
     pub(super) fn whole(&self, short: &Short) -> Option<Digest> {
         let (pairs, _) = self.shared.scan(&short_key(b'b', short), None, 4);

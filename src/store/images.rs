@@ -67,7 +67,7 @@ impl Store {
         }
         let (inner, digest) = (self.0.clone(), *digest);
         drop(self.0.jobs.spawn_blocking(move || {
-            let parts = inner.image(&digest);
+            let parts = inner.parts_of(&digest);
             inner.books.touch_all(&parts);
             inner.pin_parts(&digest, &parts);
         }));
@@ -79,7 +79,7 @@ impl Store {
 impl Inner {
     /// All that an image is made of, as far as the manifests are here, in the order in which it should go: a manifest
     /// comes behind what it names. Blocks.
-    pub(super) fn image(&self, digest: &Digest) -> Vec<Digest> {
+    pub(super) fn parts_of(&self, digest: &Digest) -> Vec<Digest> {
         let (mut parts, mut seen) = (Vec::new(), HashSet::new());
         self.collect(digest, true, DEPTH, &mut seen, &mut parts);
         parts

@@ -15,6 +15,7 @@
 //!   fills/*.tmp                       what is being written
 //!   state/epoch                       which run the verification stamps belong to
 //!   state/pins/HASH                   pins that were made by command
+//!   state/scrub                       how far the scrub is
 //!   private/NAME                      keys, for nobody else to read
 //!   quarantine/
 //!   index/  index.bad-N/              sled; hints that may be lost at any time

@@ -186,6 +186,11 @@ impl Order {
         self.find(short).map(|at| self.node(at).len())
     }
 
+    /// When a blob was used last, if it is known.
+    pub(super) fn used(&self, short: &Short) -> Option<u32> {
+        self.find(short).map(|at| self.node(at).used)
+    }
+
     /// Adds a blob that was used at `used`, or corrects what is known of it; returns the length known before. With
     /// `touch` it becomes the most recently used one; without, a known blob keeps its place, and a new one goes to the
     /// old end until [`Order::sort`].

@@ -23,6 +23,12 @@ struct Origin {
     since: Option<SystemTime>,
 }
 
+/// Whether a path below `refs/` is in a tree that was set aside.
+pub(super) fn is_aside(below_refs: &Path) -> bool {
+    let first = below_refs.iter().next().and_then(|name| name.to_str());
+    first.is_some_and(|name| name.contains(ASIDE))
+}
+
 // === impl Inner ===
 
 impl Inner {

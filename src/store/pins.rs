@@ -149,7 +149,7 @@ impl Inner {
         let pins = self.pins.all();
         self.pins.state.lock().meanwhile = Some(HashSet::new());
         let mut kept = HashSet::new();
-        let mut keep = |digest: &Digest| kept.extend(self.image(digest).iter().map(Short::from));
+        let mut keep = |digest: &Digest| kept.extend(self.parts_of(digest).iter().map(Short::from));
         for digest in pins.iter().filter_map(Pin::digest) {
             keep(digest);
         }
@@ -184,7 +184,7 @@ impl Inner {
             return;
         }
         if let Some(now) = now {
-            self.add_pinned(self.image(now).iter().map(Short::from).collect());
+            self.add_pinned(self.parts_of(now).iter().map(Short::from).collect());
         }
         if before.is_some() {
             self.pins.stale.notify_one();

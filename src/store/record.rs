@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -49,6 +50,17 @@ pub(super) enum Damage {
     Version(u32),
 }
 
+/// What stands where a record is looked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<T> {
+    /// Nothing.
+    Nothing,
+    /// Something that is no record, and never will be.
+    Damaged,
+    /// A record.
+    Record(T),
+}
+
 /// Reads records and remembers which damaged ones were warned about.
 #[derive(Debug, Default)]
 pub(super) struct Records {
@@ -80,6 +92,22 @@ impl Records {
             Err(error) => self.warn(path, &error),
         }
         None
+    }
+
+    /// The same for who must not take a record that cannot be read at this moment (no file descriptor, a failing disk) for
+    /// one that is not there.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub(super) fn look<T: DeserializeOwned>(disk: &Disk, path: &Path) -> Result<Found<T>, StoreError> {
+        match disk.read_all(path, LIMIT) {
+            Ok(bytes) => Ok(decode(&bytes).map_or(Found::Damaged, Found::Record)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(Found::Nothing)
+            }
+            Err(error) if is_no_file(&error) => Ok(Found::Damaged),
+            Err(error) => Err(StoreError::io("read", path, error)),
+        }
     }
 
     /// Publishes `value` at `path`. A new record is on the disk with the next group sync; one that replaces another is
@@ -152,6 +180,12 @@ impl Records {
             tracing::warn!(path = %path.display(), error = why, "a record cannot be read and counts as absent");
         }
     }
+}
+
+/// Whether what was to be read can never be: no regular file, or one that is too long.
+pub(super) fn is_no_file(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+        || Errno::from_io_error(error) == Some(Errno::LOOP)
 }
 
 /// Waits until the name of a file that was published is on the disk.

@@ -1,6 +1,7 @@
 //! After a start: what dead processes left behind is removed, and the files are compared with the index while the
 //! store already works.
 
+use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,7 +73,7 @@ impl Store {
         self.scan_refs().await
     }
 
-    async fn load_index(&self) -> Result<(), StoreError> {
+    pub(super) async fn load_index(&self) -> Result<(), StoreError> {
         let wait = |inner: &Arc<Inner>| {
             inner.hints.wait_open();
             Ok(())
@@ -166,15 +167,20 @@ impl Inner {
         if !metadata.is_file() {
             return;
         }
+        self.know_blob(&digest, &metadata);
+    }
+
+    /// Puts a blob that was found into the books, and into the index if that does not know it.
+    pub(super) fn know_blob(&self, digest: &Digest, metadata: &Metadata) {
         let used = metadata.modified().map_or(0, seconds);
-        self.books.found(Short::from(&digest), metadata.len(), used);
-        if self.hints.blob(&digest, self.epoch).is_none_or(|hint| hint.len != metadata.len()) {
-            self.hints.set_blob(&digest, metadata.len(), None);
+        self.books.found(Short::from(digest), metadata.len(), used);
+        if self.hints.blob(digest, self.epoch).is_none_or(|hint| hint.len != metadata.len()) {
+            self.hints.set_blob(digest, metadata.len(), None);
         }
     }
 
     /// A blob that the scan did not see is gone, unless it was published behind the scan's back.
-    fn forget_if_gone(&self, short: &Short) {
+    pub(super) fn forget_if_gone(&self, short: &Short) {
         match self.hints.whole(short) {
             None => self.books.forget(short),
             Some(digest) => {

@@ -13,10 +13,13 @@ use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
 mod evict;
 mod forget;
+mod images;
 mod keys;
 mod marks;
+mod scrub;
 mod spool;
 mod truth;
+mod upkeep;
 
 /// An index in memory, so that tests of everything else are fast and show nothing of sled.
 struct InMemory;

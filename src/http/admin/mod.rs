@@ -1,18 +1,23 @@
-//! The admin interface: metrics, health, status. It changes nothing.
+//! The admin interface: metrics, health, status, and work on the store.
 //!
-//! Over TCP it is open to callers on this machine that use a loopback name; all else shows the token of
-//! `admin.token_file`. Over the admin socket it is open to root and to the user that ocistern runs as.
+//! Over TCP, reads are open to callers on this machine that use a loopback name; all else shows the token of
+//! `admin.token_file`. Over the admin socket everything is open to root and to the user that ocistern runs as.
 
-use std::path::Path;
+mod api;
+
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use serde::Serialize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
+use self::api::Resource;
+pub use self::api::{Api, Images};
 use super::access::{Peer, is_loopback_host};
 use super::respond::{Body, Failure, full, json};
 use crate::config::Config;
@@ -35,6 +40,8 @@ pub enum Stage {
     Ready,
     /// The stop has begun.
     Stopping,
+    /// Nothing is served: a command works on the store.
+    Stopped,
 }
 
 /// What the admin interface shows.
@@ -43,30 +50,49 @@ pub struct Admin {
     config: Arc<Config>,
     metrics: Metrics,
     readiness: Readiness,
+    api: Api,
     started: Instant,
     listeners: OnceLock<Vec<String>>,
     /// The user that this process runs as.
     user: u32,
 }
 
-#[derive(Debug, Serialize)]
-struct Status<'a> {
-    version: &'static str,
-    stage: &'static str,
-    uptime_seconds: u64,
-    listeners: &'a [String],
-    store: StoreStatus<'a>,
+/// The answer to `GET /api/v1/status`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the program.
+    pub version: String,
+    /// A word of [`Stage::as_str`].
+    pub stage: String,
+    /// Since its start.
+    pub uptime_seconds: u64,
+    /// Where clients are served.
+    pub listeners: Vec<String>,
+    /// The store in figures.
+    pub store: StoreStatus,
 }
 
-#[derive(Debug, Serialize)]
-struct StoreStatus<'a> {
-    root: &'a Path,
-    bytes: i64,
-    capacity_bytes: i64,
-    blobs: i64,
-    evicted_bytes: u64,
-    corrupt_blobs: u64,
-    fills_in_progress: i64,
+/// The store in figures; those of counters are since the start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// Its directory.
+    pub root: PathBuf,
+    /// What it holds, running downloads included.
+    pub bytes: i64,
+    /// What it may hold.
+    pub capacity_bytes: i64,
+    /// Blobs, manifests included.
+    pub blobs: i64,
+    /// Removed to make room.
+    pub evicted_bytes: u64,
+    /// Blobs that were found to be wrong.
+    pub corrupt_blobs: u64,
+    /// Downloads that run now.
+    pub fills_in_progress: i64,
+    /// Hashed again by the scrub.
+    pub scrubbed_bytes: u64,
+    /// When its last whole pass ended.
+    pub scrub_last_pass: Option<Timestamp>,
 }
 
 // === impl Readiness ===
@@ -82,7 +108,8 @@ impl Readiness {
         match self.0.load(Ordering::Acquire) {
             0 => Stage::Starting,
             1 => Stage::Ready,
-            _ => Stage::Stopping,
+            2 => Stage::Stopping,
+            _ => Stage::Stopped,
         }
     }
 }
@@ -94,6 +121,7 @@ impl Stage {
             Self::Starting => "starting",
             Self::Ready => "ready",
             Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -102,8 +130,8 @@ impl Stage {
 
 impl Admin {
     /// The admin interface of a program that starts now, as this user.
-    pub fn new(config: Arc<Config>, metrics: Metrics, readiness: Readiness, user: u32) -> Self {
-        Self { config, metrics, readiness, started: Instant::now(), listeners: OnceLock::new(), user }
+    pub fn new(config: Arc<Config>, metrics: Metrics, readiness: Readiness, user: u32, api: Api) -> Self {
+        Self { config, metrics, readiness, api, started: Instant::now(), listeners: OnceLock::new(), user }
     }
 
     /// Tells where clients are served; once.
@@ -116,19 +144,24 @@ impl Admin {
     pub async fn handle<B>(&self, peer: Peer, request: Request<B>) -> Response<Body> {
         let answer = async {
             self.check(peer, &request).await?;
-            self.answer(&request)
+            self.answer(&request).await
         };
         answer.await.unwrap_or_else(Failure::into_response)
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Result<Response<Body>, Failure> {
-        let path = request.uri().path();
-        if !matches!(path, "/metrics" | "/healthz" | "/readyz" | "/api/v1/status") {
-            let message = "there is /metrics, /healthz, /readyz and /api/v1/status";
-            return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
-        }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Failure::method("the admin interface can be read only").closing());
+    async fn answer<B>(&self, request: &Request<B>) -> Result<Response<Body>, Failure> {
+        let (path, method) = (request.uri().path(), request.method());
+        let is_read = matches!(*method, Method::GET | Method::HEAD);
+        match Resource::parse(path) {
+            Some(Resource::Status) if is_read => {}
+            Some(resource) => return self.api.answer(resource, method, request.uri()).await,
+            None if !matches!(path, "/metrics" | "/healthz" | "/readyz") => {
+                let message =
+                    "there is /metrics, /healthz, /readyz, and under /api/v1/: status, images, usage, gc, verify";
+                return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
+            }
+            None if !is_read => return Err(Failure::method("this can be read only").closing()),
+            None => {}
         }
         Ok(match path {
             "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics.expose()),
@@ -143,21 +176,24 @@ impl Admin {
         })
     }
 
-    fn status(&self) -> Status<'_> {
+    fn status(&self) -> Status {
         let metrics = &self.metrics;
+        let last_pass = Some(metrics.scrub_last_pass.get()).filter(|at| *at > 0);
         Status {
-            version: env!("CARGO_PKG_VERSION"),
-            stage: self.readiness.get().as_str(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            stage: self.readiness.get().as_str().to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            listeners: self.listeners.get().map_or(&[], Vec::as_slice),
+            listeners: self.listeners.get().cloned().unwrap_or_default(),
             store: StoreStatus {
-                root: &self.config.root,
+                root: self.config.root.clone(),
                 bytes: metrics.store_bytes.get(),
                 capacity_bytes: metrics.store_capacity_bytes.get(),
                 blobs: metrics.store_blobs.get(),
                 evicted_bytes: metrics.evicted_bytes.get(),
                 corrupt_blobs: metrics.corrupt_blobs.get(),
                 fills_in_progress: metrics.fills_in_progress.get(),
+                scrubbed_bytes: metrics.scrubbed_bytes.get(),
+                scrub_last_pass: last_pass.and_then(|at| Timestamp::from_second(at).ok()),
             },
         }
     }
@@ -226,18 +262,34 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::store::{Store, StoreOptions};
 
     const LOCAL: &str = "127.0.0.1:40000";
     const REMOTE: &str = "192.0.2.7:40000";
 
     fn admin(token_file: Option<&Path>) -> Admin {
+        // What is open stays open.
+        admin_on(tempfile::tempdir().unwrap().path(), token_file)
+    }
+
+    fn admin_on(root: &Path, token_file: Option<&Path>) -> Admin {
+        let options = StoreOptions {
+            root: root.to_owned(),
+            capacity: crate::config::Capacity::Bytes(1 << 30),
+            durability: crate::config::Durability::Strict,
+            keep: crate::store::Keep::default(),
+            origins: Vec::new(),
+        };
+        let api = Api::new(Store::open(options, Metrics::new().unwrap()).unwrap(), None);
         let mut config = Config::from_toml("root = \"/var/cache/x\"").unwrap();
         config.admin.token_file = token_file.map(ToOwned::to_owned);
         let readiness = Readiness::default();
-        Admin::new(Arc::new(config), Metrics::new().unwrap(), readiness, 1000)
+        Admin::new(Arc::new(config), Metrics::new().unwrap(), readiness, 1000, api)
     }
 
     fn request(method: &Method, path: &str, host: &str, authorization: Option<&str>) -> Request<()> {
@@ -315,5 +367,40 @@ mod tests {
         assert_eq!(parsed["listeners"][0], "127.0.0.1:5000");
         assert_eq!(parsed["store"]["blobs"], 3);
         assert_eq!((ask("/").await.0, ask("/metrics/").await.0, ask("/api/v1/blobs").await.0), (404, 404, 404));
+    }
+
+    #[tokio::test]
+    async fn changes_are_for_the_socket_and_the_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "s3cret\n").unwrap();
+        let admin = admin_on(&directory.path().join("root"), Some(&file));
+        let (socket, local) = (Peer::Unix(Some(1000)), Peer::Tcp(LOCAL.parse().unwrap()));
+        let (get, post, delete) = (&Method::GET, &Method::POST, &Method::DELETE);
+        let token = Some("Bearer s3cret");
+        for (what, peer, method, path, authorization, status) in [
+            ("a read from this machine", local, get, "/api/v1/images", None, 200),
+            ("a read of all sizes", local, get, "/api/v1/usage", None, 200),
+            ("a pattern", local, get, "/api/v1/images?pattern=docker.io%2F%2A%2A", None, 200),
+            ("no pattern", local, get, "/api/v1/images?pattern=alpine", None, 400),
+            ("a change from this machine", local, post, "/api/v1/gc", None, 401),
+            ("another", local, post, "/api/v1/verify", None, 401),
+            ("a removal from this machine", local, delete, "/api/v1/images?name=a%2Fb", None, 401),
+            ("a change with the token", local, post, "/api/v1/gc", token, 200),
+            ("a removal with the token", local, delete, "/api/v1/images?name=a%2Fb", token, 200),
+            ("a change by the socket", socket, post, "/api/v1/verify?repair=true&rate=1000000", None, 200),
+            ("a removal of nothing", socket, delete, "/api/v1/images", None, 400),
+            ("a misspelt dry run", socket, delete, "/api/v1/images?name=a%2Fb&dryrun=true", None, 400),
+            ("half a dry run", socket, delete, "/api/v1/images?name=a%2Fb&dry_run=yes", None, 400),
+            ("no rate", socket, post, "/api/v1/verify?rate=0", None, 400),
+            ("a figure that is none", socket, post, "/api/v1/gc?dry_run=true&evict_bytes=1GiB", None, 400),
+            ("another method", socket, post, "/api/v1/images", None, 405),
+            ("a change by reading", socket, get, "/api/v1/gc", None, 405),
+        ] {
+            let response = admin.handle(peer, request(method, path, "localhost", authorization)).await;
+            assert_eq!(response.status().as_u16(), status, "{what}");
+            let parsed: serde_json::Value = serde_json::from_str(&body(response).await).unwrap();
+            assert_eq!(parsed["errors"].is_array(), status >= 400, "{what}: {parsed}");
+        }
     }
 }

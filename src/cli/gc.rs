@@ -1,0 +1,92 @@
+//! `ocistern gc`: removal of what nothing leads to.
+
+use std::fmt::Write as _;
+
+use http::Method;
+use jiff::Timestamp;
+
+use super::store::{Ask, StoreFlags, Trouble};
+use super::table::{ago, bytes, count, table};
+use crate::config;
+use crate::store::{Collected, Victim};
+
+/// How much is to be evicted where nobody says.
+const EVICT: u64 = 1 << 30;
+
+/// What `gc` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Change nothing.
+    #[arg(long, help = "Say what would be removed, and what would be evicted next; change nothing")]
+    dry_run: bool,
+    /// How much eviction.
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "dry_run",
+        value_parser = config::size,
+        help = "How much would have to be evicted, such as 10GiB [default: 1GiB]"
+    )]
+    bytes: Option<u64>,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+/// The text to print.
+pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
+    let mut ask = Ask::new(Method::POST, "/api/v1/gc").with_flag("dry_run", arguments.dry_run);
+    let evict = arguments.bytes.unwrap_or(EVICT);
+    if arguments.dry_run {
+        ask = ask.with("evict_bytes", &evict.to_string());
+    }
+    let answer = ask.send(&arguments.store)?;
+    if arguments.store.json { Ok(answer.json()) } else { answer.read().map(|collected| text(&collected, evict)) }
+}
+
+fn text(collected: &Collected, evict: u64) -> String {
+    let mut text = String::new();
+    let Collected { blobs, freed_bytes, broken_refs, damaged_records, empty_directories, .. } = *collected;
+    let Collected { quarantined, quarantined_bytes, bad_indexes, index_added, index_removed, .. } = *collected;
+    for (number, one, many, size) in [
+        (blobs, "blob to which nothing leads", "blobs to which nothing leads", Some(freed_bytes)),
+        (broken_refs, "tag or link whose blob is gone", "tags and links whose blobs are gone", None),
+        (damaged_records, "damaged record", "damaged records", None),
+        (empty_directories, "empty directory", "empty directories", None),
+        (quarantined, "old file in quarantine", "old files in quarantine", Some(quarantined_bytes)),
+        (bad_indexes, "index that was set aside", "indexes that were set aside", None),
+        (index_added, "blob that the index did not know", "blobs that the index did not know", None),
+        (index_removed, "blob that only the index knew", "blobs that only the index knew", None),
+    ] {
+        if number > 0 {
+            let size = size.map(|size| format!(", {}", bytes(size))).unwrap_or_default();
+            let _ = writeln!(text, "{}{size}", count(number, one, many));
+        }
+    }
+    if text.is_empty() {
+        text.push_str("nothing to clean up\n");
+    } else {
+        text.insert_str(0, if collected.dry_run { "would be cleaned up:\n" } else { "cleaned up:\n" });
+    }
+    match collected.evict_next.as_deref() {
+        None => {}
+        Some([]) => {
+            let _ = writeln!(text, "\nto free {}, nothing can be evicted: there is not so much", bytes(evict));
+        }
+        Some(victims) => {
+            let _ = write!(text, "\nto free {}, would be evicted:\n{}", bytes(evict), victim_table(victims));
+        }
+    }
+    text
+}
+
+fn victim_table(victims: &[Victim]) -> String {
+    let now = Timestamp::now();
+    let row = |victim: &Victim| {
+        let digest = victim.digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
+        let (name, more) = (victim.names.first(), victim.names.len().saturating_sub(1));
+        let name = name.map_or_else(|| "-".to_owned(), |name| name.split('@').next().unwrap_or_default().to_owned());
+        let name = if more > 0 { format!("{name} (+{more})") } else { name };
+        vec![digest, bytes(victim.bytes), ago(victim.last_used, now), name]
+    };
+    table(&["BLOB", "SIZE", "LAST USE", "OF"], &[1], &victims.iter().map(row).collect::<Vec<_>>())
+}

@@ -1,0 +1,322 @@
+//! How a command reaches the store: through the daemon that has its root, else by locking the root itself. Either way
+//! the same code answers, with the same JSON ([`crate::http::admin`]).
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::HOST;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::runtime::Builder;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use super::serve::Signals;
+use super::{FAILED, USAGE, complain, log};
+use crate::config::{Config, Flags, Log, LogFormat};
+use crate::http::access::Peer;
+use crate::http::admin::{Admin, Api, Readiness, Stage};
+use crate::http::respond::causes;
+use crate::metrics::Metrics;
+use crate::oci::ErrorBody;
+use crate::server::admin_socket_path;
+use crate::store::{Holder, Keep, Store, StoreError, StoreOptions};
+
+/// How often a root is tried that is locked and has no socket: its process may just be starting, or have ended.
+const ATTEMPTS: u32 = 20;
+const BETWEEN: Duration = Duration::from_millis(100);
+/// How long a daemon may take to say that it is there; what it is asked for then may take hours.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Which store.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct StoreFlags {
+    /// The configuration file, which must exist.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Configuration file [default: the first of $OCISTERN_CONFIG, $XDG_CONFIG_HOME/ocistern/config.toml, /etc/ocistern/config.toml]"
+    )]
+    pub(super) config: Option<PathBuf>,
+    /// The directory of the store.
+    #[arg(
+        long,
+        value_name = "DIR",
+        help = "Directory of the store [env: OCISTERN_ROOT] [default: that of the configuration, else ocistern in the user's cache directory]"
+    )]
+    pub(super) root: Option<PathBuf>,
+    /// For scripts.
+    #[arg(long, help = "Print the answer as JSON, as docs/admin-api.md documents it")]
+    pub(super) json: bool,
+}
+
+/// A request of the admin API.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    method: Method,
+    path: String,
+    query: String,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    bytes: Bytes,
+    /// The daemon that gave it; none: this process.
+    pub(super) by: Option<Holder>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    /// A mistake in the command line or the configuration.
+    #[error("{0}")]
+    Usage(String),
+    /// It failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Who answers.
+enum Way {
+    /// The daemon that has the root.
+    Daemon(UnixStream, Holder),
+    /// This process, which has locked the root.
+    Here(Store, Box<Admin>),
+}
+
+// === impl Ask ===
+
+impl Ask {
+    pub(super) fn new(method: Method, path: &str) -> Self {
+        Self { method, path: path.to_owned(), query: String::new() }
+    }
+
+    /// With a parameter.
+    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+        let separator = if self.query.is_empty() { '?' } else { '&' };
+        self.query.push(separator);
+        self.query.push_str(name);
+        self.query.push('=');
+        self.query.extend(utf8_percent_encode(value, NON_ALPHANUMERIC));
+        self
+    }
+
+    /// With a parameter that is true, if it is.
+    pub(super) fn with_flag(self, name: &str, value: bool) -> Self {
+        if value { self.with(name, "true") } else { self }
+    }
+
+    fn request<B>(&self, body: B) -> Result<Request<B>, Trouble> {
+        let request = Request::builder().method(&self.method).uri(format!("{}{}", self.path, self.query));
+        request.header(HOST, "localhost").body(body).map_err(|error| Trouble::Failed(error.to_string()))
+    }
+
+    /// Asks, and waits for the answer or a signal.
+    pub(super) fn send(&self, flags: &StoreFlags) -> Result<Answer, Trouble> {
+        let chosen = Flags { config: flags.config.clone(), root: flags.root.clone(), ..Flags::default() };
+        let config =
+            Config::load(&chosen, |name| std::env::var(name).ok()).map_err(|e| Trouble::Usage(e.to_string()))?;
+        // Failures are told once, by the command itself.
+        let log = Log { format: LogFormat::Human, filter: "warn,ocistern::http=off".to_owned() };
+        log::start(&log).map_err(|error| Trouble::Failed(error.to_string()))?;
+        let runtime = Builder::new_multi_thread().enable_all().thread_name("ocistern").build();
+        let runtime = runtime.map_err(|error| Trouble::Failed(error.to_string()))?;
+        runtime.block_on(async {
+            let mut signals = Signals::new().map_err(|error| Trouble::Failed(error.to_string()))?;
+            let interrupted = || Trouble::Failed("interrupted".to_owned());
+            let way = tokio::select! {
+                way = Way::find(config) => way?,
+                () = signals.next() => return Err(interrupted()),
+            };
+            match way {
+                // A daemon ends what nobody waits for any more.
+                Way::Daemon(stream, holder) => tokio::select! {
+                    answer = self.send_to(stream, holder) => answer,
+                    () = signals.next() => Err(interrupted()),
+                },
+                Way::Here(store, admin) => {
+                    let answer = tokio::select! {
+                        answer = self.answer_here(&store, &admin) => answer,
+                        () = signals.next() => Err(interrupted()),
+                    };
+                    // Else the next start would take the store for one after a crash.
+                    store.close().await;
+                    answer
+                }
+            }
+        })
+    }
+
+    async fn send_to(&self, stream: UnixStream, holder: Holder) -> Result<Answer, Trouble> {
+        let silent =
+            |why: String| Trouble::Failed(format!("{holder} has the store, and does not answer properly: {why}"));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| silent(e.to_string()))?;
+        let talk = async {
+            let health = Self::new(Method::GET, "/healthz").request(Empty::<Bytes>::new())?;
+            match timeout(ANSWERS_WITHIN, sender.send_request(health)).await {
+                Ok(Ok(response)) => {
+                    let _ = response.into_body().collect().await;
+                }
+                Ok(Err(error)) => return Err(silent(error.to_string())),
+                Err(_) => return Err(silent(format!("nothing came within {} s", ANSWERS_WITHIN.as_secs()))),
+            }
+            sender.ready().await.map_err(|error| silent(error.to_string()))?;
+            let response = sender.send_request(self.request(Empty::<Bytes>::new())?).await;
+            let response = response.map_err(|error| silent(error.to_string()))?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|error| silent(error.to_string()))?;
+            checked(status, body.to_bytes())
+        };
+        let bytes = tokio::select! {
+            bytes = talk => bytes?,
+            ended = connection => return Err(silent(ended.err().map_or_else(|| "it hung up".to_owned(), |e| e.to_string()))),
+        };
+        Ok(Answer { bytes, by: Some(holder) })
+    }
+
+    async fn answer_here(&self, store: &Store, admin: &Admin) -> Result<Answer, Trouble> {
+        store.load().await.map_err(|error| Trouble::Failed(causes(&error)))?;
+        let user = rustix::process::geteuid().as_raw();
+        let response = admin.handle(Peer::Unix(Some(user)), self.request(())?).await;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| Trouble::Failed(error.to_string()))?;
+        Ok(Answer { bytes: checked(status, body.to_bytes())?, by: None })
+    }
+}
+
+/// The body of a good answer.
+fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
+    if status.is_success() {
+        return Ok(body);
+    }
+    let said =
+        serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| Some(body.errors.first()?.message.clone()));
+    let said = said.unwrap_or_else(|| status.to_string());
+    Err(if status == StatusCode::BAD_REQUEST { Trouble::Usage(said) } else { Trouble::Failed(said) })
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The answer as a type.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, Trouble> {
+        let unknown =
+            |error| Trouble::Failed(format!("the answer of another version of ocistern is not understood: {error}"));
+        serde_json::from_slice(&self.bytes).map_err(unknown)
+    }
+
+    /// The answer as it came.
+    pub(super) fn json(&self) -> String {
+        format!("{}\n", String::from_utf8_lossy(&self.bytes))
+    }
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    /// Says what it is, and with which exit code the command ends.
+    pub(super) fn tell(&self) -> ExitCode {
+        let code = match self {
+            Self::Usage(_) => USAGE,
+            Self::Failed(_) => FAILED,
+        };
+        complain(code, self)
+    }
+}
+
+// === impl Way ===
+
+impl Way {
+    async fn find(config: Config) -> Result<Self, Trouble> {
+        let root = &config.root;
+        // A command makes no store: a mistyped directory would be an empty one.
+        match root.join("VERSION").try_exists() {
+            Ok(true) => {}
+            Ok(false) => {
+                let message = "there is no store in {}: `ocistern serve` makes one; say where it is (--root, --config)";
+                return Err(Trouble::Failed(message.replace("{}", &root.display().to_string())));
+            }
+            Err(error) => return Err(Trouble::Failed(format!("{}: {error}", root.display()))),
+        }
+        let user = rustix::process::geteuid().as_raw();
+        let owner = root.metadata().map_err(|error| Trouble::Failed(format!("{}: {error}", root.display())))?.uid();
+        if owner != user {
+            // What this user would write in the root, the daemon could not read.
+            return Self::foreign(&config, owner).await;
+        }
+        let metrics = Metrics::new().map_err(|error| Trouble::Failed(error.to_string()))?;
+        for attempt in 1.. {
+            let options = StoreOptions {
+                root: root.clone(),
+                capacity: config.store.capacity,
+                durability: config.store.durability,
+                keep: Keep { pins: config.pins.clone(), max_age: None },
+                // Which URLs upstreams have is the daemon's to say: its flags may not be known here.
+                origins: Vec::new(),
+            };
+            let opening = metrics.clone();
+            let opened = spawn_blocking(move || Store::open(options, opening)).await;
+            let holder = match opened.map_err(|error| Trouble::Failed(error.to_string()))? {
+                Ok(store) => return Ok(Self::here(store, config, metrics)),
+                Err(StoreError::Locked { holder, .. }) => holder,
+                Err(error) => return Err(Trouble::Failed(causes(&error))),
+            };
+            let socket = holder.socket.clone().unwrap_or_else(|| admin_socket_path(&config));
+            match UnixStream::connect(&socket).await {
+                Ok(stream) => return Ok(Self::Daemon(stream, holder)),
+                Err(error) if attempt < ATTEMPTS && error.kind() != io::ErrorKind::PermissionDenied => {
+                    sleep(BETWEEN).await;
+                }
+                Err(error) => return Err(unreachable(root, &holder, &socket, &error)),
+            }
+        }
+        Err(Trouble::Failed("the store cannot be reached".to_owned()))
+    }
+
+    /// Into another user's store leads only the daemon that has it.
+    async fn foreign(config: &Config, owner: u32) -> Result<Self, Trouble> {
+        let nobody = Holder { pid: 0, socket: None };
+        let holder = Holder::read(&config.root).unwrap_or(nobody);
+        let socket = holder.socket.clone().unwrap_or_else(|| admin_socket_path(config));
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => Ok(Self::Daemon(stream, holder)),
+            Err(error) => Err(Trouble::Failed(format!(
+                "{} belongs to the user {owner}, and no daemon answers at {} ({error}): run this command as that user",
+                config.root.display(),
+                socket.display()
+            ))),
+        }
+    }
+
+    fn here(store: Store, config: Config, metrics: Metrics) -> Self {
+        let readiness = Readiness::default();
+        readiness.set(Stage::Stopped);
+        let user = rustix::process::geteuid().as_raw();
+        let api = Api::new(store.clone(), None);
+        Self::Here(store, Box::new(Admin::new(Arc::new(config), metrics, readiness, user, api)))
+    }
+}
+
+fn unreachable(root: &Path, holder: &Holder, socket: &Path, error: &io::Error) -> Trouble {
+    let who = match holder.pid {
+        0 => "another process".to_owned(),
+        pid => format!("process {pid}"),
+    };
+    let (root, socket) = (root.display(), socket.display());
+    let what = match error.kind() {
+        io::ErrorKind::PermissionDenied => "this is for root and for the user that it runs as",
+        _ => "it may be another command at work on this store: try again when it has ended",
+    };
+    Trouble::Failed(format!("{root} is in use by {who}, which cannot be asked at {socket}: {error}; {what}"))
+}

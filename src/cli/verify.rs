@@ -1,0 +1,74 @@
+//! `ocistern verify`: whether what is stored is what it should be.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use http::Method;
+
+use super::store::{Ask, StoreFlags, Trouble};
+use super::table::{bytes, count};
+use super::{FAILED, say};
+use crate::config::{self, ImagePattern};
+use crate::store::Verified;
+
+/// What `verify` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Which images.
+    #[arg(
+        value_name = "PATTERN",
+        help = "Images to verify: UPSTREAM/REPOSITORY[:TAG|@DIGEST], * within a part of the name, ** across [default: all that is stored]"
+    )]
+    pattern: Option<ImagePattern>,
+    /// Remove what leads nowhere.
+    #[arg(
+        long,
+        conflicts_with = "pattern",
+        help = "Also remove records that are damaged or lead nowhere, and repair the index"
+    )]
+    repair: bool,
+    /// How fast.
+    #[arg(long, value_parser = config::rate, help = "Read at most so much, such as 50MiB/s [default: as fast as it goes]")]
+    rate: Option<u64>,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+/// Verifies; fails if something was wrong.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
+    let mut ask = Ask::new(Method::POST, "/api/v1/verify").with_flag("repair", arguments.repair);
+    if let Some(pattern) = &arguments.pattern {
+        ask = ask.with("pattern", &pattern.to_string());
+    }
+    if let Some(rate) = arguments.rate {
+        ask = ask.with("rate", &rate.to_string());
+    }
+    let answer = ask.send(&arguments.store)?;
+    let verified: Verified = answer.read()?;
+    let code = say(&if arguments.store.json { answer.json() } else { text(&verified) });
+    Ok(if verified.is_clean() { code } else { ExitCode::from(FAILED) })
+}
+
+fn text(verified: &Verified) -> String {
+    let mut text = String::new();
+    for wrong in &verified.wrong {
+        let names = if wrong.names.is_empty() { "nothing that is known".to_owned() } else { wrong.names.join(", ") };
+        let _ = writeln!(text, "wrong, in quarantine now: {} ({}), of {names}", wrong.digest, bytes(wrong.bytes));
+    }
+    let did = if verified.repaired { "removed" } else { "remove with --repair" };
+    if verified.damaged_records > 0 {
+        let _ = writeln!(text, "{}: {did}", count(verified.damaged_records, "damaged record", "damaged records"));
+    }
+    if verified.broken_refs > 0 {
+        let refs = count(verified.broken_refs, "tag or link leads", "tags and links lead");
+        let _ = writeln!(text, "{refs} to blobs that are not there any more, which is no damage: {did}");
+    }
+    let _ = writeln!(
+        text,
+        "verified {}, {}: {} wrong",
+        count(verified.blobs, "blob", "blobs"),
+        bytes(verified.bytes),
+        verified.wrong.len()
+    );
+    text
+}

@@ -1,0 +1,160 @@
+//! Patterns of images, as commands on the store take them: `UPSTREAM/REPOSITORY`, and `:TAG` or `@DIGEST` after it.
+//! `*` stays within a part of the name and `**` crosses parts; in a tag `*` is anything.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::pattern;
+use crate::oci::{Digest, RepoName, Tag, UpstreamName};
+
+/// Which images are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagePattern {
+    /// Of `UPSTREAM/REPOSITORY`.
+    name: String,
+    which: Which,
+}
+
+/// Which of a repository's images are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Which {
+    /// All, tagged or not.
+    All,
+    /// Those with such a tag.
+    Tag(String),
+    /// The one of this digest.
+    Digest(Digest),
+}
+
+/// The text is no pattern of images.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is not a name of images: write UPSTREAM/REPOSITORY, UPSTREAM/REPOSITORY:TAG or UPSTREAM/REPOSITORY@DIGEST, \
+     such as docker.io/library/alpine:3.20, docker.io/library/* or ghcr.io/**"
+)]
+pub struct InvalidPattern(String);
+
+// === impl ImagePattern ===
+
+impl ImagePattern {
+    /// Whether any image of this repository may be meant.
+    pub fn is_about(&self, up: &UpstreamName, repo: &RepoName) -> bool {
+        pattern::matches(&self.name, &format!("{up}/{repo}"))
+    }
+
+    /// Whether everything in the repositories that it is about is meant.
+    pub fn is_whole(&self) -> bool {
+        self.which == Which::All
+    }
+
+    /// Whether an image of a repository that it is about is meant: one that a tag names, or one without a tag.
+    pub fn selects(&self, tag: Option<&Tag>, digest: &Digest) -> bool {
+        match &self.which {
+            Which::All => true,
+            Which::Tag(wanted) => tag.is_some_and(|tag| pattern::matches(wanted, tag.as_str())),
+            Which::Digest(wanted) => wanted == digest,
+        }
+    }
+
+    /// The digest, where it names one.
+    pub fn digest(&self) -> Option<&Digest> {
+        match &self.which {
+            Which::Digest(digest) => Some(digest),
+            Which::All | Which::Tag(_) => None,
+        }
+    }
+}
+
+impl FromStr for ImagePattern {
+    type Err = InvalidPattern;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidPattern(text.to_owned());
+        let last = text.rfind('/').map_or(0, |slash| slash + 1);
+        let (name, which) = if let Some((name, digest)) = text.split_once('@') {
+            (name, Which::Digest(digest.parse().map_err(|_| invalid())?))
+        } else if let Some(colon) = text.rfind(':').filter(|colon| *colon >= last) {
+            let (name, tag) = text.split_at(colon);
+            let tag = pattern::tag(tag.trim_start_matches(':')).map_err(|_| invalid())?;
+            (name, Which::Tag(tag))
+        } else {
+            (text, Which::All)
+        };
+        // Without a slash it would be an upstream or a repository alone, and nobody could tell which.
+        let fits = name.contains('/') || name.contains("**");
+        let name = pattern::repository(name, false).ok().filter(|_| fits).ok_or_else(invalid)?;
+        Ok(Self { name, which })
+    }
+}
+
+impl fmt::Display for ImagePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match &self.which {
+            Which::All => Ok(()),
+            Which::Tag(tag) => write!(f, ":{tag}"),
+            Which::Digest(digest) => write!(f, "@{digest}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+    use proptest::prelude::*;
+
+    #[test]
+    fn which_images_are_meant() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let by_digest = format!("docker.io/library/alpine@{digest}");
+        let meant = |pattern: &str, repo: &str, tag: Option<&str>| {
+            let pattern: ImagePattern = pattern.parse().unwrap();
+            let tag = tag.map(|tag| tag.parse().unwrap());
+            pattern.is_about(&"docker.io".parse().unwrap(), &repo.parse().unwrap())
+                && pattern.selects(tag.as_ref(), &digest)
+        };
+        for (pattern, repo, tag) in [
+            ("docker.io/library/alpine", "library/alpine", Some("3.20")),
+            ("docker.io/library/alpine", "library/alpine", None),
+            ("docker.io/library/alpine:3.*", "library/alpine", Some("3.20")),
+            ("docker.io/library/*", "library/alpine", None),
+            ("docker.io/**", "library/alpine", None),
+            ("**", "library/alpine", None),
+            ("**:3.20", "library/alpine", Some("3.20")),
+            (&by_digest, "library/alpine", None),
+            (&by_digest, "library/alpine", Some("any")),
+        ] {
+            assert!(meant(pattern, repo, tag), "{pattern} means {repo} {tag:?}");
+        }
+        for (pattern, repo, tag) in [
+            ("docker.io/library/alpine:3.*", "library/alpine", None),
+            ("docker.io/library/alpine:3.*", "library/alpine", Some("2")),
+            ("docker.io/*", "library/alpine", None),
+            ("docker.io/library/alpine", "library/alpine/x", None),
+            ("ghcr.io/**", "library/alpine", None),
+            (&by_digest, "library/other", None),
+        ] {
+            assert!(!meant(pattern, repo, tag), "{pattern} does not mean {repo} {tag:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_says_how_to_write_one() {
+        for text in
+            ["", "alpine", "docker.io", "docker.io/", "/a", "docker.io/a:", "docker.io/a@", "docker.io/A", "a/b@md5:1"]
+        {
+            let error = text.parse::<ImagePattern>().unwrap_err().to_string();
+            assert!(error.contains("docker.io/library/alpine:3.20"), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_reads_back(text in "[a-zA-Z0-9./:@*_-]{0,30}") {
+            if let Ok(pattern) = text.parse::<ImagePattern>() {
+                prop_assert_eq!(pattern.to_string().parse::<ImagePattern>(), Ok(pattern));
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The scrub: all that is stored is hashed again in the background, slowly, from time to time. Its position outlives a
+//! restart; it gives way to downloads and keeps to its hours.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp, Zoned};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::layout::STATE;
+use super::rehash::{Before, Checked, Pace};
+use super::{Inner, Store, StoreError};
+use crate::config::Scrub;
+use crate::metrics::Metrics;
+use crate::oci::Digest;
+
+/// From the start on, others have the disk for so long: the scan, the first pulls.
+const SETTLE: Duration = Duration::from_mins(5);
+/// How often the position is put down. What is lost is hashed once more.
+const KEEP_EVERY: Duration = Duration::from_mins(1);
+/// How soon after a download it goes on.
+const GIVE_WAY: Duration = Duration::from_secs(1);
+/// Longest wait without a look at the clock, which may be set.
+const LOOK: Duration = Duration::from_mins(10);
+/// Blobs that are asked of the index at a time.
+const BLOBS: usize = 64;
+
+/// How far it is; `state/scrub`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Position {
+    /// The last blob of the running pass that was hashed; none: no pass is running.
+    after: Option<Digest>,
+    /// When the last whole pass ended.
+    last_pass: Option<Timestamp>,
+}
+
+/// What the time is, here.
+#[derive(Clone)]
+pub(super) struct Clock(pub(super) Arc<dyn Fn() -> Zoned + Send + Sync>);
+
+/// Waits for its hours, for downloads to end, and for its rate.
+struct Turn {
+    plan: Scrub,
+    clock: Clock,
+    metrics: Metrics,
+    pace: Pace,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Scrubs until `stop`.
+    pub async fn scrub(&self, plan: Scrub, stop: &CancellationToken) {
+        self.scrub_by(plan, Clock(Arc::new(Zoned::now)), stop).await;
+    }
+
+    pub(super) async fn scrub_by(&self, plan: Scrub, clock: Clock, stop: &CancellationToken) {
+        let Ok(mut position) = self.blocking(|inner| Ok(inner.scrub_position())).await else { return };
+        let metrics = self.0.metrics.clone();
+        metrics.scrub_last_pass.set(position.last_pass.map_or(0, Timestamp::as_second));
+        let mut turn = Turn { pace: Pace::new(Some(plan.rate)), clock, metrics, plan };
+        if stop.run_until_cancelled(sleep(SETTLE)).await.is_none() {
+            return;
+        }
+        loop {
+            let wait = turn.until_due(&position);
+            if !wait.is_zero() {
+                if stop.run_until_cancelled(sleep(wait.min(LOOK))).await.is_none() {
+                    return;
+                }
+                continue;
+            }
+            let passed = stop.run_until_cancelled(self.scrub_pass(&mut position, &mut turn)).await;
+            let ended = match passed {
+                Some(Ok(true)) => {
+                    let now = turn.clock.now();
+                    position = Position { after: None, last_pass: Some(now) };
+                    turn.metrics.scrub_last_pass.set(now.as_second());
+                    tracing::info!("everything that is stored was hashed again");
+                    false
+                }
+                // There is no index now, so nobody knows what comes next.
+                Some(Ok(false)) => false,
+                Some(Err(error)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the scrub is interrupted");
+                    matches!(error, StoreError::Stopped)
+                }
+                None => true,
+            };
+            self.keep_position(&position).await;
+            // Never at once: a pass that ends at once, again and again, must not spin.
+            if ended || stop.run_until_cancelled(sleep(LOOK)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Goes on where the pass is. False if it cannot be said what there is.
+    async fn scrub_pass(&self, position: &mut Position, turn: &mut Turn) -> Result<bool, StoreError> {
+        let mut kept = Instant::now();
+        loop {
+            let after = position.after;
+            let next = move |inner: &Arc<Inner>| Ok(inner.hints.digests_after(after.as_ref(), BLOBS));
+            let next = self.blocking(next).await?;
+            if next.is_empty() {
+                return Ok(after.is_some() || self.0.metrics.store_blobs.get() == 0);
+            }
+            for digest in next {
+                turn.give_way().await;
+                match self.peek(&digest).await {
+                    Ok(Some(blob)) => {
+                        if self.check(&digest, &blob, turn).await? == Checked::Wrong {
+                            tracing::error!(%digest, "the scrub found a stored blob to be wrong");
+                        }
+                    }
+                    Ok(None) => {}
+                    Err(StoreError::Stopped) => return Err(StoreError::Stopped),
+                    Err(_) if self.quarantine_if_no_file(&digest).await? => {}
+                    Err(error) => {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(%digest, error, "a stored blob cannot be opened");
+                    }
+                }
+                position.after = Some(digest);
+                if kept.elapsed() >= KEEP_EVERY {
+                    self.keep_position(position).await;
+                    kept = Instant::now();
+                }
+            }
+        }
+    }
+
+    async fn keep_position(&self, position: &Position) {
+        let position = position.clone();
+        let keep = move |inner: &Arc<Inner>| inner.records.write(&inner.disk, &inner.group, &path(), &position);
+        if let Err(error) = self.blocking(keep).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the position of the scrub could not be put down");
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn scrub_position(&self) -> Position {
+        self.records.read(&self.disk, &path()).unwrap_or_default()
+    }
+}
+
+fn path() -> PathBuf {
+    Path::new(STATE).join("scrub")
+}
+
+// === impl Clock ===
+
+impl Clock {
+    fn now(&self) -> Timestamp {
+        (self.0)().timestamp()
+    }
+}
+
+// === impl Turn ===
+
+impl Turn {
+    /// How long until a pass is to begin, or to go on.
+    fn until_due(&self, position: &Position) -> Duration {
+        let Some(last) = position.last_pass.filter(|_| position.after.is_none()) else { return Duration::ZERO };
+        let since = self.clock.now().duration_since(last);
+        // A time in the future, from a clock that was wrong, says nothing.
+        if since < SignedDuration::ZERO {
+            return Duration::ZERO;
+        }
+        self.plan.every.saturating_sub(since.unsigned_abs())
+    }
+
+    /// Waits while it is not its hours, or something is being downloaded.
+    async fn give_way(&self) {
+        loop {
+            let closed = self.plan.hours.and_then(|hours| hours.opens_in((self.clock.0)().time().into()));
+            let wait = match closed {
+                Some(wait) => wait.min(LOOK),
+                None if self.metrics.fills_in_progress.get() > 0 => GIVE_WAY,
+                None => return,
+            };
+            sleep(wait).await;
+        }
+    }
+}
+
+impl Before for Turn {
+    async fn step(&mut self, bytes: u64) {
+        self.pace.ready().await;
+        // After it: what begins while the pace is kept goes before.
+        self.give_way().await;
+        self.pace.charge(bytes);
+        self.metrics.scrubbed_bytes.inc_by(bytes);
+    }
+}

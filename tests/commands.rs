@@ -1,0 +1,247 @@
+//! Commands that act on a store: with a daemon on it and without, by the program itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Output;
+
+use common::content::{Image, image};
+use common::invariants::{blob_path, check, is_stored};
+use common::{Cistern, Upstream};
+use ocistern::oci::Digest;
+use rustix::fs::FlockOperation;
+use serde_json::Value;
+
+/// Runs the program on a root.
+async fn ocistern(root: &Path, arguments: &[&str]) -> Output {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+    command.args(arguments).arg("--root").arg(root).env_clear().env("HOME", "/nonexistent");
+    command.output().await.unwrap()
+}
+
+async fn says(root: &Path, arguments: &[&str], code: i32) -> String {
+    let output = ocistern(root, arguments).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}{complaint}");
+    assert_eq!(code == 64 || (code == 1 && text.is_empty()), text.is_empty(), "{arguments:?}: {text}");
+    text + &complaint
+}
+
+async fn json(root: &Path, arguments: &[&str]) -> Value {
+    let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+    serde_json::from_str(&says(root, &arguments, 0).await).unwrap()
+}
+
+async fn pull(cistern: &Cistern, repo: &str, reference: &str, image: &Image) {
+    cistern.get(format!("/v2/{repo}/manifests/{reference}")).await.assert_is(&image.manifest);
+    for part in image.layers.iter().chain([&image.config]) {
+        cistern.get(format!("/v2/{repo}/blobs/{}", common::content::sha256(part))).await.assert_is(part);
+    }
+}
+
+/// Two images of `app`, and the first of them also as `other`.
+async fn stored() -> (Cistern, Upstream, [Image; 2]) {
+    let upstream = Upstream::start().await;
+    let images = [image(1), image(2)];
+    upstream.image("app", "1", &images[0]);
+    upstream.image("app", "2", &images[1]);
+    upstream.image("other", "1", &images[0]);
+    let cistern = Cistern::start(&upstream, "tags = \"immutable\"").await;
+    pull(&cistern, "app", "1", &images[0]).await;
+    pull(&cistern, "app", "2", &images[1]).await;
+    pull(&cistern, "other", "1", &images[0]).await;
+    cistern.settle().await;
+    (cistern, upstream, images)
+}
+
+fn names(answer: &Value) -> Vec<&str> {
+    answer["images"].as_array().unwrap().iter().map(|image| image["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_is_said_is_the_same_with_a_daemon_and_without() {
+    let (mut cistern, _upstream, images) = stored().await;
+    let root = cistern.root().to_owned();
+    let asked: [&[&str]; 4] = [&["ls"], &["ls", "up/app:2"], &["du"], &["gc"]];
+    let mut before = Vec::new();
+    for arguments in asked {
+        before.push(json(&root, arguments).await);
+    }
+    assert_eq!(names(&before[0]), ["up/app:1", "up/app:2", "up/other:1"]);
+    assert_eq!(names(&before[1]), ["up/app:2"]);
+    let size: usize = images[1].manifest.len() + images[1].config.len() + 2 * 8192;
+    assert_eq!((&before[0]["images"][1]["bytes"], &before[0]["images"][1]["own_bytes"]), (&size.into(), &size.into()));
+    assert_eq!(before[0]["images"][0]["own_bytes"], 0);
+    assert_eq!(before[2]["repositories"][0]["repository"], "app");
+    assert_eq!(json(&root, &["status"]).await["stage"], "ready");
+    let text = says(&root, &["ls"], 0).await;
+    assert!(text.starts_with("IMAGE ") && text.contains("up/app:2 ") && text.contains(" now\n"), "{text}");
+    assert!(says(&root, &["du"], 0).await.contains("\ntotal "));
+    assert!(says(&root, &["status"], 0).await.contains(&format!("process {}", std::process::id())));
+
+    cistern.stop().await;
+    for (arguments, before) in asked.iter().zip(before) {
+        assert_eq!(json(&root, arguments).await, before, "{arguments:?}");
+    }
+    let status = json(&root, &["status"]).await;
+    assert_eq!((&status["stage"], &status["store"]["blobs"]), (&"stopped".into(), &8.into()));
+    assert!(says(&root, &["status"], 0).await.contains("not in use"));
+    // A command is no unclean stop: nothing is verified again.
+    cistern.start_again().await;
+    let blob = common::content::sha256(&images[0].config);
+    let got = cistern.get(format!("/v2/app/blobs/{blob}")).await;
+    assert_eq!(got.header("cache-status"), "ocistern; hit");
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn rm_removes_from_a_daemon_and_from_its_memory() {
+    let (cistern, upstream, images) = stored().await;
+    let root = cistern.root();
+    // In memory by now.
+    let by_digest = format!("/v2/app/manifests/{}", images[0].digest);
+    for _ in 0..2 {
+        cistern.get(&by_digest).await.assert_is(&images[0].manifest);
+    }
+    let text = says(root, &["rm", "--dry-run", "up/app"], 0).await;
+    assert!(text.contains("up/app:1\nup/app:2\nwould be removed: 2 images, 4 blobs"), "{text}");
+    assert_eq!(names(&json(root, &["ls"]).await).len(), 3);
+    let removed = json(root, &["rm", "up/app"]).await;
+    assert_eq!((&removed["blobs"], names(&removed)), (&4.into(), vec!["up/app:1", "up/app:2"]));
+    assert!(removed["kept_bytes"].as_u64().unwrap() > 16_384, "the other repository needs the first image");
+    assert!(is_stored(&cistern, &images[0].digest) && !is_stored(&cistern, &images[1].digest));
+    let asked = upstream.log().len();
+    cistern.get(&by_digest).await.assert_is(&images[0].manifest);
+    assert!(upstream.log().len() > asked, "without a link nobody is served before upstream was asked");
+    cistern.get("/v2/app/manifests/2").await.assert_is(&images[1].manifest);
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn rm_on_a_stopped_store_and_of_what_is_not_there() {
+    let (mut cistern, _upstream, images) = stored().await;
+    cistern.stop().await;
+    let root = cistern.root().to_owned();
+    let text = says(&root, &["rm", "up/app:2", "up/none"], 1).await;
+    assert!(text.contains("removed: 1 image") && text.contains("no image in the store is called up/none"), "{text}");
+    assert!(!is_stored(&cistern, &images[1].digest));
+    let text = says(&root, &["rm", "app"], 64).await;
+    assert!(text.contains("UPSTREAM/REPOSITORY"), "{text}");
+    says(&root, &["rm"], 64).await;
+    says(&root, &["gc", "--bytes", "1GiB"], 64).await;
+    cistern.start_again().await;
+    pull(&cistern, "app", "2", &images[1]).await;
+    check(&cistern).await;
+}
+
+fn flip(cistern: &Cistern, digest: &Digest) {
+    let path = blob_path(cistern, digest);
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 9).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 9).unwrap();
+}
+
+#[tokio::test]
+async fn verify_fails_once_for_what_is_wrong() {
+    let (mut cistern, _upstream, images) = stored().await;
+    let root = cistern.root().to_owned();
+    assert!(says(&root, &["verify"], 0).await.contains("verified 8 blobs"));
+    let layer = common::content::sha256(&images[1].layers[0]);
+    flip(&cistern, &layer);
+    says(&root, &["verify", "up/other"], 0).await;
+    let text = says(&root, &["verify", "--rate", "100MiB/s"], 1).await;
+    assert!(text.contains(&format!("{layer} (8.0 KiB), of up/app@{layer}")), "{text}");
+    assert_eq!(cistern.metric("ocistern_corrupt_blobs_total", &[]).await, 1);
+    says(&root, &["verify", "--repair"], 0).await;
+    pull(&cistern, "app", "2", &images[1]).await;
+    cistern.settle().await;
+    cistern.stop().await;
+    flip(&cistern, &layer);
+    let text = says(&root, &["verify", "up/app:2", "--json"], 1).await;
+    let answer: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!(answer["wrong"][0]["digest"], layer.to_string());
+    says(&root, &["verify"], 0).await;
+    cistern.start_again().await;
+    pull(&cistern, "app", "2", &images[1]).await;
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn gc_cleans_up_with_a_daemon_and_without() {
+    let (mut cistern, _upstream, _) = stored().await;
+    let root = cistern.root().to_owned();
+    assert!(says(&root, &["gc"], 0).await.contains("nothing to clean up"));
+    fs::create_dir_all(root.join("refs/up/old/empty")).unwrap();
+    let text = says(&root, &["gc", "--dry-run", "--bytes", "1KiB"], 0).await;
+    assert!(text.contains("would be cleaned up:\n2 empty directories\n"), "{text}");
+    assert!(text.contains("to free 1.0 KiB, would be evicted:\nBLOB "), "{text}");
+    assert!(root.join("refs/up/old/empty").exists());
+    says(&root, &["gc"], 0).await;
+    assert!(!root.join("refs/up/old/empty").exists());
+    cistern.stop().await;
+    fs::create_dir(root.join("index.bad-7")).unwrap();
+    assert_eq!(json(&root, &["gc"]).await["bad_indexes"], 1);
+    assert!(!root.join("index.bad-7").exists());
+    cistern.start_again().await;
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn who_has_the_store_and_does_not_answer_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let text = says(root, &["ls"], 1).await;
+    assert!(text.contains("there is no store in") && fs::read_dir(root).unwrap().count() == 0, "{text}");
+    fs::write(root.join("VERSION"), "1\n").unwrap();
+    let socket = root.join("gone.sock");
+    fs::write(root.join("lock"), format!("{{\"pid\":4242,\"socket\":{socket:?}}}")).unwrap();
+    let lock = fs::File::open(root.join("lock")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let text = says(root, &["ls"], 1).await;
+    assert!(text.contains("in use by process 4242") && text.contains("gone.sock"), "{text}");
+    // It listens, and says nothing that is HTTP.
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let (text, ()) = tokio::join!(says(root, &["du"], 1), async {
+        drop(listener.accept().await.unwrap());
+    });
+    assert!(text.contains("process 4242") && text.contains("does not answer properly"), "{text}");
+    drop(lock);
+    assert_eq!(says(root, &["ls"], 0).await, "nothing\n");
+}
+
+#[tokio::test]
+async fn a_socket_elsewhere_is_found_by_the_lock() {
+    let upstream = Upstream::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
+    let mut cistern = Cistern::setup().upstream("up", &upstream, "").start().await;
+    let holder: Value = serde_json::from_slice(&fs::read(cistern.root().join("lock")).unwrap()).unwrap();
+    assert_eq!(holder["pid"], std::process::id());
+    // What stands in the lock counts, not where the socket would be by default.
+    fs::rename(cistern.root().join("ocistern.sock"), &socket).unwrap();
+    let text = format!("{{\"pid\":{},\"socket\":{socket:?}}}", std::process::id());
+    fs::write(cistern.root().join("lock"), text).unwrap();
+    assert_eq!(json(cistern.root(), &["status"]).await["stage"], "ready");
+    cistern.stop().await;
+}
+
+/// What root leaves in a store, its daemon could not read.
+#[tokio::test]
+async fn another_users_store_is_left_to_its_daemon() {
+    if !rustix::process::geteuid().is_root() {
+        // Nobody else can give a directory away.
+        return;
+    }
+    let (mut cistern, _upstream, _) = stored().await;
+    let root = cistern.root().to_owned();
+    std::os::unix::fs::chown(&root, Some(65_534), None).unwrap();
+    assert_eq!(names(&json(&root, &["ls"]).await).len(), 3, "the daemon is asked");
+    cistern.stop().await;
+    let text = says(&root, &["ls"], 1).await;
+    assert!(text.contains("belongs to the user 65534") && text.contains("run this command as that user"), "{text}");
+}
