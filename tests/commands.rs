@@ -122,6 +122,36 @@ async fn rm_removes_from_a_daemon_and_from_its_memory() {
 }
 
 #[tokio::test]
+async fn pins_are_made_listed_and_removed_with_a_daemon_and_without() {
+    let (mut cistern, _upstream, images) = stored().await;
+    let root = cistern.root().to_owned();
+    assert_eq!(says(&root, &["pin"], 0).await, "nothing is pinned\n");
+    let by_digest = format!("up/app@{}", images[0].digest);
+    let text = says(&root, &["pin", "up/app:1", &by_digest], 0).await;
+    assert_eq!(text, format!("pinned up/app:1\npinned {by_digest}\n"));
+    let again = json(&root, &["pin", "up/app:1"]).await;
+    assert_eq!(again, serde_json::json!({"changed": [], "unchanged": ["up/app:1"]}));
+    for (wrong, why) in [("app", "UPSTREAM/REPOSITORY"), ("nowhere/app", "no upstream nowhere")] {
+        let text = says(&root, &["pin", wrong], 1).await;
+        assert!(text.contains(why), "{text}");
+    }
+    cistern.stop().await;
+    let pins = json(&root, &["pin"]).await;
+    let pin = |name: &str| serde_json::json!({"name": name, "configured": false});
+    let mut expected = [pin("up/app:1"), pin(&by_digest)];
+    expected.sort_by_key(|pin| pin["name"].to_string());
+    let mut found = pins["pins"].as_array().unwrap().clone();
+    found.sort_by_key(|pin| pin["name"].to_string());
+    assert_eq!(found, expected);
+    let text = says(&root, &["unpin", "up/app:1", "up/app:2"], 1).await;
+    assert!(text.contains("unpinned up/app:1") && text.contains("no pin by command is called up/app:2"), "{text}");
+    cistern.start_again().await;
+    assert_eq!(json(&root, &["pin"]).await["pins"], serde_json::json!([pin(&by_digest)]));
+    says(&root, &["unpin"], 64).await;
+    check(&cistern).await;
+}
+
+#[tokio::test]
 async fn rm_on_a_stopped_store_and_of_what_is_not_there() {
     let (mut cistern, _upstream, images) = stored().await;
     cistern.stop().await;

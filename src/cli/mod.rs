@@ -7,6 +7,7 @@ mod du;
 mod gc;
 mod log;
 mod ls;
+mod pin;
 mod rm;
 mod serve;
 mod status;
@@ -49,6 +50,10 @@ enum Command {
     Du(du::Arguments),
     /// Remove images from the store; upstream is not asked
     Rm(rm::Arguments),
+    /// Keep names for ever, or list those that are kept
+    Pin(pin::PinArguments),
+    /// No longer keep names for ever
+    Unpin(pin::UnpinArguments),
     /// Hash what is stored, and set aside what is wrong
     Verify(verify::Arguments),
     /// Remove what nothing leads to, and repair the index
@@ -94,6 +99,8 @@ pub fn run() -> ExitCode {
         Command::Ls(arguments) => tell(ls::run(&arguments).map(|text| say(&text))),
         Command::Du(arguments) => tell(du::run(&arguments).map(|text| say(&text))),
         Command::Rm(arguments) => tell(rm::run(&arguments)),
+        Command::Pin(arguments) => tell(pin::pin(&arguments)),
+        Command::Unpin(arguments) => tell(pin::unpin(&arguments)),
         Command::Verify(arguments) => tell(verify::run(&arguments)),
         Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
         Command::Status(arguments) => tell(status::run(&arguments).map(|text| say(&text))),

@@ -10,8 +10,9 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::super::form::Form;
 use super::super::respond::{Body, Failure, causes, json};
+use super::pins;
 use crate::cache::Cache;
-use crate::config::ImagePattern;
+use crate::config::{Config, ImagePattern};
 use crate::oci::ErrorCode;
 use crate::store::{Image, Store, StoreError};
 
@@ -47,6 +48,8 @@ pub(super) enum Resource {
     Gc,
     /// Hashing what is stored.
     Verify,
+    /// Names whose content is never evicted.
+    Pins,
 }
 
 /// The parameters of a request.
@@ -62,6 +65,7 @@ impl Resource {
             "usage" => Self::Usage,
             "gc" => Self::Gc,
             "verify" => Self::Verify,
+            "pins" => Self::Pins,
             _ => return None,
         })
     }
@@ -72,6 +76,7 @@ impl Resource {
             Self::Status | Self::Usage => "GET, HEAD",
             Self::Images => "GET, HEAD, DELETE",
             Self::Gc | Self::Verify => "POST",
+            Self::Pins => "GET, HEAD, POST, DELETE",
         }
     }
 }
@@ -90,13 +95,15 @@ impl Api {
         resource: Resource,
         method: &Method,
         uri: &Uri,
+        config: &Config,
     ) -> Result<Response<Body>, Failure> {
         let known: &[&str] = match (resource, method) {
             (Resource::Images, &Method::GET | &Method::HEAD) => &["pattern"],
             (Resource::Images, &Method::DELETE) => &["name", "dry_run"],
             (Resource::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
             (Resource::Verify, &Method::POST) => &["pattern", "rate", "repair"],
-            (Resource::Usage | Resource::Status, &Method::GET | &Method::HEAD) => &[],
+            (Resource::Pins, &Method::POST | &Method::DELETE) => &["name"],
+            (Resource::Usage | Resource::Status | Resource::Pins, &Method::GET | &Method::HEAD) => &[],
             _ => {
                 let allow = HeaderValue::from_static(resource.methods());
                 let failure = Failure::method(format!("{} takes {}", uri.path(), resource.methods()));
@@ -116,6 +123,14 @@ impl Api {
                 written(&self.store.collect(dry_run, evict).await.map_err(failed)?)
             }
             (Resource::Verify, _) => self.verify(&asked).await,
+            (Resource::Pins, method) => {
+                let names: Vec<&str> = asked.0.all("name").collect();
+                match *method {
+                    Method::POST => written(&pins::make(&self.store, config, &names).await?),
+                    Method::DELETE => written(&pins::remove(&self.store, config, &names).await?),
+                    _ => written(&pins::list(&self.store)),
+                }
+            }
             (Resource::Usage | Resource::Status, _) => written(&self.store.usage().await.map_err(failed)?),
         }
     }
@@ -183,12 +198,12 @@ fn pattern(text: &str) -> Result<ImagePattern, Failure> {
     text.parse().map_err(|error: crate::config::InvalidPattern| bad(error.to_string()))
 }
 
-fn bad(message: impl Into<String>) -> Failure {
+pub(super) fn bad(message: impl Into<String>) -> Failure {
     Failure::bad_request(ErrorCode::Unsupported, message)
 }
 
 /// Who may ask here may know why.
-fn failed(error: StoreError) -> Failure {
+pub(super) fn failed(error: StoreError) -> Failure {
     let status = match error {
         StoreError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -4,6 +4,7 @@
 //! `admin.token_file`. Over the admin socket everything is open to root and to the user that ocistern runs as.
 
 mod api;
+mod pins;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 use self::api::Resource;
 pub use self::api::{Api, Images};
+pub use self::pins::{PinName, Pinning, Pins};
 use super::access::{Peer, is_loopback_host};
 use super::respond::{Body, Failure, full, json};
 use crate::config::Config;
@@ -154,10 +156,10 @@ impl Admin {
         let is_read = matches!(*method, Method::GET | Method::HEAD);
         match Resource::parse(path) {
             Some(Resource::Status) if is_read => {}
-            Some(resource) => return self.api.answer(resource, method, request.uri()).await,
+            Some(resource) => return self.api.answer(resource, method, request.uri(), &self.config).await,
             None if !matches!(path, "/metrics" | "/healthz" | "/readyz") => {
                 let message =
-                    "there is /metrics, /healthz, /readyz, and under /api/v1/: status, images, usage, gc, verify";
+                    "there is /metrics, /healthz, /readyz, and under /api/v1/: status, images, usage, gc, verify, pins";
                 return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
             }
             None if !is_read => return Err(Failure::method("this can be read only").closing()),
