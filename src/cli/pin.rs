@@ -75,5 +75,5 @@ fn change(method: Method, names: &[String], store: &StoreFlags) -> Result<(Pinni
 }
 
 fn lines(verb: &str, names: &[String]) -> String {
-    names.iter().map(|name| format!("{verb} {name}\n")).collect()
+    names.iter().fold(String::new(), |text, name| text + verb + " " + name + "\n")
 }

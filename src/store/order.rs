@@ -301,11 +301,11 @@ impl Order {
     /// At most `limit` of the blobs that may go and were not used since `since`.
     pub(super) fn unused_since(&self, since: u32, limit: usize) -> Vec<Short> {
         let lists = Class::VICTIMS.iter().map(|class| &self.lists[*class as usize]);
-        let unused = lists.flat_map(|list| self.from_oldest(list).take_while(|node| node.used < since));
+        let unused = lists.flat_map(|list| self.oldest_of(list).take_while(|node| node.used < since));
         unused.map(Node::short).take(limit).collect()
     }
 
-    fn from_oldest(&self, list: &List) -> impl Iterator<Item = &Node> {
+    fn oldest_of(&self, list: &List) -> impl Iterator<Item = &Node> {
         let start = (list.oldest != NONE).then_some(list.oldest);
         let next = |&at: &u32| Some(self.node(at).newer).filter(|&next| next != NONE);
         std::iter::successors(start, next).map(|at| self.node(at))
@@ -700,7 +700,7 @@ mod tests {
                 }
                 for class in Class::ALL {
                     let list: Vec<_> =
-                        order.from_oldest(&order.lists[class as usize]).map(|node| (node.short(), node.len())).collect();
+                        order.oldest_of(&order.lists[class as usize]).map(|node| (node.short(), node.len())).collect();
                     let expected: Vec<_> = model.of(class).iter().map(|entry| (short(entry.n), entry.len)).collect();
                     prop_assert_eq!(list, expected, "{:?}", class);
                 }

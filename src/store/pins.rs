@@ -28,6 +28,8 @@ const PINS: &str = "pins";
 pub(super) struct Pins {
     configured: Vec<Pin>,
     state: Mutex<State>,
+    /// Held while all refs are looked at: one look at a time. Before `state`.
+    settling: Mutex<()>,
     /// Whether what they keep was worked out since the store was opened: before that nothing may be evicted.
     settled: AtomicBool,
     /// What they keep has changed in a way that takes a new look at all refs.
@@ -56,7 +58,8 @@ pub struct PinOf {
 impl Pins {
     pub(super) fn new(configured: Vec<Pin>, made: Vec<Pin>) -> Self {
         let settled = AtomicBool::new(configured.is_empty() && made.is_empty());
-        Self { configured, state: Mutex::new(State { made, meanwhile: None }), settled, stale: Notify::new() }
+        let state = Mutex::new(State { made, meanwhile: None });
+        Self { configured, state, settling: Mutex::new(()), settled, stale: Notify::new() }
     }
 
     /// Whether it is known what must not be evicted.
@@ -103,16 +106,16 @@ impl Store {
     pub async fn unpin(&self, pin: &Pin) -> Result<bool, StoreError> {
         let pin = pin.clone();
         let work = move |inner: &Arc<Inner>| {
-            let made = &mut inner.pins.state.lock().made;
-            let Some(at) = made.iter().position(|one| *one == pin) else { return Ok(false) };
-            inner.remove_record(&path_of(&pin))?;
-            made.swap_remove(at);
-            inner.pins.stale.notify_one();
+            {
+                let made = &mut inner.pins.state.lock().made;
+                let Some(at) = made.iter().position(|one| *one == pin) else { return Ok(false) };
+                inner.remove_record(&path_of(&pin))?;
+                made.swap_remove(at);
+            }
+            inner.settle_pins();
             Ok(true)
         };
-        let removed = self.blocking(work).await?;
-        self.blocking(|inner| Ok(inner.settle_pins())).await?;
-        Ok(removed)
+        self.blocking(work).await
     }
 
     /// Works out what the pins keep, now and whenever a look at all refs is needed.
@@ -146,6 +149,7 @@ impl Inner {
 
     /// Looks at all refs for what the pins keep. Blocks.
     pub(super) fn settle_pins(&self) {
+        let _one = self.pins.settling.lock();
         let pins = self.pins.all();
         self.pins.state.lock().meanwhile = Some(HashSet::new());
         let mut kept = HashSet::new();

@@ -189,7 +189,7 @@ async fn what_a_pin_keeps_never_goes() {
 
     // It survives a crash, and a lost index.
     let crashed = fixture.crashed(InMemory).await;
-    assert_eq!(crashed.store.pins().into_iter().map(|of| of.pin).collect::<Vec<_>>(), [late.clone()]);
+    assert_eq!(crashed.store.pins().into_iter().map(|of| of.pin).collect::<Vec<_>>(), std::slice::from_ref(&late));
     assert!(!crashed.evict(1).await, "not known yet");
     crashed.settle_pins().await;
     crashed.store.recover_once().await.unwrap();
@@ -231,7 +231,8 @@ async fn a_pin_is_kept_up_to_date_in_the_background() {
     let store = &fixture.store;
     let (first, second) = (Image::put(store, 1, &[1]).await, Image::put(store, 2, &[2]).await);
     let stop = CancellationToken::new();
-    let upkeep = tokio::spawn({
+    let mut upkeep = tokio::task::JoinSet::new();
+    upkeep.spawn({
         let (store, stop) = (store.clone(), stop.clone());
         async move { store.run(stop).await }
     });
@@ -246,7 +247,7 @@ async fn a_pin_is_kept_up_to_date_in_the_background() {
     }
     assert!(first_goes() && !fixture.order().contains(&Short::from(&second.manifest)));
     stop.cancel();
-    upkeep.await.unwrap();
+    upkeep.join_all().await;
 }
 
 #[tokio::test]
