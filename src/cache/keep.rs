@@ -1,6 +1,8 @@
 //! What is kept of upstream's answers, in the order blob → link → tag. Nothing here fails a pull: what cannot be kept
 //! costs a question next time.
 
+use std::fmt::Display;
+
 use bytes::Bytes;
 
 use super::fetch::Described;
@@ -8,7 +10,7 @@ use super::hot::HotManifest;
 use super::writes::Asked;
 use super::{Cache, Target};
 use crate::oci::{Digest, Tag, Via};
-use crate::store::{Link, LinkKind, TagRecord};
+use crate::store::{Link, LinkKind, StoreError, TagRecord};
 
 // === impl Cache ===
 
@@ -34,10 +36,7 @@ impl Cache {
                 false
             }
             Err(error) => {
-                tracing::warn!(
-                    %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
-                    "a link could not be kept"
-                );
+                unkept(target, digest, &error, "a link could not be kept");
                 false
             }
         }
@@ -58,10 +57,7 @@ impl Cache {
             writer.finish().await
         };
         if let Err(error) = publish.await {
-            tracing::warn!(
-                upstream = %target.upstream, repository = %target.repo, %digest,
-                error = &error as &dyn std::error::Error, "a manifest was served but could not be kept"
-            );
+            unkept(target, digest, &error, "a manifest was served but could not be kept");
             return false;
         }
         // Its layers may be here by another image already; and of a pinned one the layers are still to come.
@@ -137,10 +133,7 @@ impl Cache {
         match self.store.set_tag(&target.upstream, &target.repo, tag, record, asked.at).await {
             Ok(true) => {}
             Ok(false) => overtaken(),
-            Err(error) => tracing::warn!(
-                upstream = %target.upstream, repository = %target.repo, %tag,
-                error = &error as &dyn std::error::Error, "a tag could not be kept"
-            ),
+            Err(error) => unkept(target, tag, &error, "a tag could not be kept"),
         }
     }
 
@@ -156,6 +149,17 @@ impl Cache {
                 error = &error as &dyn std::error::Error, "a tag that upstream no longer has could not be removed"
             );
         }
+    }
+}
+
+/// Says why something is not kept; that there is no room the store has said once.
+fn unkept(target: &Target, reference: &dyn Display, error: &StoreError, what: &'static str) {
+    let Target { upstream, repo, .. } = target;
+    if error.is_full() {
+        tracing::debug!(%upstream, repository = %repo, %reference, "{what}: there is no room");
+    } else {
+        let error: &dyn std::error::Error = error;
+        tracing::warn!(%upstream, repository = %repo, %reference, error, "{what}");
     }
 }
 

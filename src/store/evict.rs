@@ -8,7 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::capacity::{Books, Reservation, now};
+use parking_lot::Mutex;
+
+use super::capacity::{Reservation, now};
 use super::disk::Space;
 use super::error::is_full;
 use super::layout::{self, REFS};
@@ -29,29 +31,28 @@ const BATCH: usize = 256;
 /// Says once why content is not kept, not at each request, and once that it is again.
 #[derive(Debug, Default)]
 pub(super) struct Shortage {
-    full: AtomicBool,
+    /// Bytes of the smallest content for which there was no room, since there is none.
+    full: Mutex<Option<u64>>,
     too_large: AtomicBool,
 }
 
 // === impl Shortage ===
 
 impl Shortage {
-    fn begun(&self, bytes: u64, missing: u64, books: &Books, space: Space) {
-        if !self.full.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                bytes,
-                missing,
-                capacity = books.capacity(),
-                free = space.free,
-                keep_free = books.floor(),
-                "the store has no room and nothing that may go: content is passed on without being kept until there is; \
-                 free space on the file system, raise store.capacity, or remove pins"
-            );
-        }
+    /// There is no room for so many bytes. Whether that is news.
+    fn begins(&self, bytes: u64) -> bool {
+        let mut full = self.full.lock();
+        let is_news = full.is_none();
+        *full = Some(full.map_or(bytes, |least| least.min(bytes)));
+        is_news
     }
 
-    fn ended(&self) {
-        if self.full.load(Ordering::Relaxed) && self.full.swap(false, Ordering::Relaxed) {
+    /// Content of so many bytes is kept.
+    pub(super) fn kept(&self, bytes: u64) {
+        let mut full = self.full.lock();
+        // What is smaller says nothing: it would be news at every other request.
+        if full.is_some_and(|least| bytes >= least) {
+            *full = None;
             tracing::info!("the store has room again");
         }
     }
@@ -79,19 +80,13 @@ impl Inner {
             return Err(StoreError::TooLarge { length: bytes, capacity });
         }
         for _ in 0..ATTEMPTS {
-            let space = self.space()?;
-            match self.books.reserve(digest, bytes, space) {
-                Ok(reservation) => {
-                    self.shortage.ended();
-                    return Ok(reservation);
-                }
+            match self.books.reserve(digest, bytes, self.space()?) {
+                Ok(reservation) => return Ok(reservation),
                 Err(lack) if self.evict(lack.missing) => {}
-                Err(lack) => {
-                    self.shortage.begun(bytes, lack.missing, &self.books, space);
-                    break;
-                }
+                Err(_) => break,
             }
         }
+        self.lacks_room(bytes);
         Err(StoreError::NoSpace)
     }
 
@@ -104,7 +99,24 @@ impl Inner {
                 Err(_) => break,
             }
         }
+        self.lacks_room(reservation.bytes() + more);
         Err(StoreError::NoSpace)
+    }
+
+    /// Nothing may go, and there is no room for so many bytes.
+    fn lacks_room(&self, bytes: u64) {
+        if self.shortage.begins(bytes) {
+            let (capacity, keep_free) = (self.books.capacity(), self.books.floor());
+            let free = self.disk.space().map(|space| space.free).unwrap_or_default();
+            tracing::warn!(
+                bytes,
+                capacity,
+                free,
+                keep_free,
+                "the store has no room and nothing that may go: content is passed on without being kept until there is; \
+                 free space or inodes on the file system, raise store.capacity, or remove pins"
+            );
+        }
     }
 
     fn space(&self) -> Result<Space, StoreError> {
@@ -116,17 +128,29 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             match call() {
                 // The books saw room, so the file system needs more than the content: blocks, inodes, its own records.
-                Err(error) if is_full(&error) && (self.evict(bytes.max(STEP)) || self.evict(bytes)) => {}
+                Err(error) if is_full(&error) => {
+                    if !self.evict(bytes.max(STEP)) && !self.evict(bytes) {
+                        break;
+                    }
+                }
                 other => return other,
             }
         }
-        call()
+        call().inspect_err(|error| {
+            if is_full(error) {
+                self.lacks_room(bytes);
+            }
+        })
     }
 
     /// Writes small files; if the disk is full, a blob makes room once. The work must hold no lock of this store. Blocks.
     pub(super) fn with_room_for_record<T>(&self, work: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
         match work() {
             Err(StoreError::NoSpace) if self.evict(STEP) || self.evict(1) => work(),
+            Err(StoreError::NoSpace) => {
+                self.lacks_room(1);
+                Err(StoreError::NoSpace)
+            }
             other => other,
         }
     }

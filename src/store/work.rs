@@ -143,6 +143,7 @@ impl Work {
         }
         // Before anything else can fail: the name is there, so its bytes count.
         reservation.stored(digest, written);
+        inner.shortage.kept(written);
         // Renaming changes the times, so the stamp is taken now.
         let stamp = match file.metadata() {
             Ok(metadata) => Stamp::of(&metadata),

@@ -141,7 +141,8 @@ impl Kept {
 
 fn report(error: &StoreError) {
     if error.is_full() {
-        tracing::info!("the store has no room for an upload; it goes through and is not kept");
+        // The store has said once that it has no room.
+        tracing::debug!("there is no room for an upload; it goes through and is not kept");
     } else {
         tracing::warn!(
             error = error as &dyn std::error::Error,
