@@ -132,7 +132,7 @@ async fn pins_are_made_listed_and_removed_with_a_daemon_and_without() {
     let again = json(&root, &["pin", "up/app:1"]).await;
     assert_eq!(again, serde_json::json!({"changed": [], "unchanged": ["up/app:1"]}));
     for (wrong, why) in [("app", "UPSTREAM/REPOSITORY"), ("nowhere/app", "no upstream nowhere")] {
-        let text = says(&root, &["pin", wrong], 1).await;
+        let text = says(&root, &["pin", wrong], 64).await;
         assert!(text.contains(why), "{text}");
     }
     cistern.stop().await;
