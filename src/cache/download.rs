@@ -74,16 +74,7 @@ impl Download {
             }
         }
         let mark = Mark { at: 0, length: content_length(&answer.headers), etag: strong_etag(&answer.headers) };
-        Ok(Self {
-            origin,
-            mark,
-            via: answer.via,
-            body: answer.body,
-            lenders: None,
-            withdrawn: false,
-            skip: 0,
-            fruitless: 0,
-        })
+        Ok(Self::begun(origin, mark, answer, 0))
     }
 
     /// Goes on by the right of others where that of who began is withdrawn.
@@ -94,16 +85,12 @@ impl Download {
     /// Asks for what follows `mark`; returns when upstream's head is there.
     pub(super) async fn rest(origin: Origin, mut mark: Mark, deadline: Instant) -> Result<Self, CacheError> {
         let (answer, skip) = origin.ask_rest(&mut mark, deadline).await?;
-        Ok(Self {
-            origin,
-            mark,
-            via: answer.via,
-            body: answer.body,
-            lenders: None,
-            withdrawn: false,
-            skip,
-            fruitless: 0,
-        })
+        Ok(Self::begun(origin, mark, answer, skip))
+    }
+
+    fn begun(origin: Origin, mark: Mark, answer: Answer, skip: u64) -> Self {
+        let Answer { via, body, .. } = answer;
+        Self { origin, mark, via, body, lenders: None, withdrawn: false, skip, fruitless: 0 }
     }
 
     /// Bytes of the whole blob, if upstream said so.
