@@ -172,7 +172,8 @@ impl Cursor {
         }
         let length = usize::try_from(wanted).unwrap_or(CHUNK).min(CHUNK);
         let (file, at) = (Arc::clone(self.source.file()), self.at);
-        let bytes = tokio::task::spawn_blocking(move || read_at(&file, at, length))
+        let read = reader(length);
+        let bytes = tokio::task::spawn_blocking(move || read(&file, at))
             .await
             .map_err(|_| BodyError::Content(CacheError::Stopped))?
             .inspect_err(|_| self.source.distrust())
@@ -275,17 +276,22 @@ impl Source {
     }
 }
 
-/// One read of at most `length` bytes at `offset`; empty at the end of the file.
-pub(super) fn read_at(file: &File, offset: u64, length: usize) -> std::io::Result<Bytes> {
+/// One read of at most `length` bytes of a file at an offset, for the blocking pool; empty at the end of the file.
+///
+/// The buffer is made here, by the caller. Made by the pool's threads, which are many, each of them would keep
+/// memory for further ones: the allocator gives a thread megabytes at a time for buffers of this size.
+pub(super) fn reader(length: usize) -> impl FnOnce(&File, u64) -> std::io::Result<Bytes> + Send {
     let mut buffer = Vec::with_capacity(length);
-    loop {
-        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(_) => {
-                // There may be more room than was asked for, and what follows may be held back.
-                buffer.truncate(length);
-                return Ok(Bytes::from(buffer));
+    move |file, offset| {
+        loop {
+            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok(_) => {
+                    // There may be more room than was asked for, and what follows may be held back.
+                    buffer.truncate(length);
+                    return Ok(Bytes::from(buffer));
+                }
             }
         }
     }

@@ -286,7 +286,8 @@ impl Cache {
             stored
         };
         let length = usize::try_from(stored.len).ok()?;
-        let read = tokio::task::spawn_blocking(move || super::body::read_at(&stored.file, 0, length)).await;
+        let read = super::body::reader(length);
+        let read = tokio::task::spawn_blocking(move || read(&stored.file, 0)).await;
         match read {
             Ok(Ok(bytes)) if bytes.len() == length => Some(bytes),
             _ => {

@@ -49,7 +49,9 @@ impl Sending {
             length = length.min(FETCH);
             if self.fetching.is_none() && !place.is_resident(length) {
                 let (file, offset) = (Arc::clone(place.file()), place.offset);
-                self.fetching = Some(spawn_blocking(move || fetch(&file, offset, length)));
+                // Made here: each of the pool's many threads would keep memory for further ones.
+                let buffer = Vec::with_capacity(length);
+                self.fetching = Some(spawn_blocking(move || fetch(&file, offset, buffer)));
             }
             // Then it is sent, whether it has stayed or not, lest it be fetched for ever.
             if let Some(fetching) = &mut self.fetching {
@@ -105,8 +107,7 @@ impl Sending {
 }
 
 /// Reads a part of a file for the kernel to have it in memory. Errors are left to who sends it.
-fn fetch(file: &File, offset: u64, length: usize) {
-    let mut buffer = Vec::<u8>::with_capacity(length);
+fn fetch(file: &File, offset: u64, mut buffer: Vec<u8>) {
     let _ = rustix::io::pread(file, rustix::buffer::spare_capacity(&mut buffer), offset);
 }
 

@@ -9,7 +9,7 @@ use http_body::Frame;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::super::body::read_at;
+use super::super::body;
 use super::BoxError;
 use crate::store::SpoolReader;
 
@@ -112,7 +112,8 @@ impl Replay {
             }
             let (reader, at) = (self.reader.clone(), self.at);
             let length = usize::try_from(STEP.min(self.end - at)).unwrap_or(0);
-            self.reading = Some(tokio::task::spawn_blocking(move || reader.read(|file| read_at(file, at, length))));
+            let read = body::reader(length);
+            self.reading = Some(tokio::task::spawn_blocking(move || reader.read(|file| read(file, at))));
         }
     }
 }
