@@ -1,5 +1,6 @@
-// Command load asks one URL with many clients at once, each on a connection of its own, and prints as JSON when each
-// got its first byte and its last, both in seconds since the clients were let go together.
+// Command load asks for URLs with many clients at once, and prints as JSON when each answer's first byte came and its
+// last, both in seconds since the clients were let go together. One URL is asked for by every client; several are shared
+// out among them, and a client asks for its own one after the other, on one connection.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"path"
 	"sync"
 	"time"
 )
@@ -28,22 +30,34 @@ type result struct {
 func main() {
 	clients := flag.Int("clients", 1, "how many at once")
 	limit := flag.Duration("limit", 15*time.Minute, "after this long a client gives up")
-	verify := flag.String("verify", "", "hash the body as it comes, as every registry client does, and compare with this digest (sha256:HEX)")
+	verify := flag.Bool("verify", false, "hash the body as it comes, as every registry client does, and compare with the digest that ends the URL (sha256:HEX)")
 	accept := flag.String("accept", "*/*", "Accept header")
 	flag.Parse()
-	if flag.NArg() != 1 {
-		log.Fatal("load: one URL is required")
+	if flag.NArg() == 0 {
+		log.Fatal("load: a URL is required")
 	}
-	results := make([]result, *clients)
+	// What each client asks for, by the place of its result.
+	work := make([]map[int]string, *clients)
+	results := make([]result, max(*clients, flag.NArg()))
+	for i := range results {
+		client := i % *clients
+		if work[client] == nil {
+			work[client] = map[int]string{}
+		}
+		work[client][i] = flag.Arg(i % flag.NArg())
+	}
 	start := make(chan struct{})
 	var group sync.WaitGroup
 	var begun time.Time
-	for i := range results {
+	for _, urls := range work {
 		group.Add(1)
 		go func() {
 			defer group.Done()
+			client := &http.Client{Timeout: *limit, Transport: &http.Transport{DisableCompression: true, ReadBufferSize: 256 << 10}}
 			<-start
-			results[i] = get(flag.Arg(0), *accept, *verify, begun, *limit)
+			for i, url := range urls {
+				results[i] = get(client, url, *accept, *verify, begun)
+			}
 		}()
 	}
 	begun = time.Now()
@@ -59,9 +73,8 @@ func main() {
 	}
 }
 
-func get(url, accept, verify string, begun time.Time, limit time.Duration) (r result) {
+func get(client *http.Client, url, accept string, verify bool, begun time.Time) (r result) {
 	defer func() { r.LastByte = time.Since(begun).Seconds() }()
-	client := &http.Client{Timeout: limit, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true, ReadBufferSize: 256 << 10}}
 	request, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {
 		return result{Error: err.Error()}
@@ -81,7 +94,7 @@ func get(url, accept, verify string, begun time.Time, limit time.Duration) (r re
 			r.FirstByte = time.Since(begun).Seconds()
 		}
 		r.Bytes += int64(n)
-		if verify != "" {
+		if verify {
 			hash.Write(buffer[:n])
 		}
 		if err == io.EOF {
@@ -92,7 +105,7 @@ func get(url, accept, verify string, begun time.Time, limit time.Duration) (r re
 			return r
 		}
 	}
-	if digest := "sha256:" + hex.EncodeToString(hash.Sum(nil)); verify != "" && digest != verify {
+	if digest := "sha256:" + hex.EncodeToString(hash.Sum(nil)); verify && digest != path.Base(url) {
 		r.Error = "the body is " + digest
 	}
 	if response.ContentLength >= 0 && r.Bytes != response.ContentLength {
