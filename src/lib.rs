@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! main → cli → server → http → cache → { store, upstream } → oci
-//! config uses oci only and is read by constructors; metrics and sendfile are leaves that anyone may use.
+//! config uses oci only and is read by constructors; metrics, sys and sendfile (over sys) are leaves that anyone may use.
 //! ```
 //!
 //! `ARCHITECTURE.md` tells the path of a request, the layout on disk and the orders of commit, start and stop.
@@ -19,4 +19,5 @@ pub mod oci;
 pub mod sendfile;
 pub mod server;
 pub mod store;
+mod sys;
 pub mod upstream;

@@ -37,6 +37,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         return complain(USAGE, format_args!("log.filter: {error}"));
     }
     raise_limit();
+    crate::sys::allocator::set_up();
     // Before the threads of the runtime, because it changes the environment.
     let inherited = match Inherited::from_env() {
         Ok(inherited) => inherited,

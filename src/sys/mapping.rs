@@ -1,4 +1,4 @@
-//! A read-only mapping of a part of a file. The one module with `unsafe` code.
+//! A read-only mapping of a part of a file.
 #![expect(unsafe_code, reason = "mmap, munmap and mincore; every block says why it is sound")]
 
 use std::ffi::c_void;
@@ -20,10 +20,10 @@ const PAGES: usize = 257;
 static UNKNOWN: Once = Once::new();
 
 /// Is told that a file could not be read.
-pub(super) type Unreadable = Box<dyn Fn() + Send + Sync>;
+pub(crate) type Unreadable = Box<dyn Fn() + Send + Sync>;
 
 /// A mapped range of a file, widened to whole pages.
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     base: NonNull<c_void>,
     /// Bytes mapped.
     length: usize,
@@ -44,7 +44,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(super) fn new(file: Arc<File>, range: Range<u64>, unreadable: Unreadable) -> io::Result<Self> {
+    pub(crate) fn new(file: Arc<File>, range: Range<u64>, unreadable: Unreadable) -> io::Result<Self> {
         if range.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -60,25 +60,25 @@ impl Mapping {
         Ok(Self { base, length, offset, range, file, unreadable, looked: Mutex::new(Instant::now()) })
     }
 
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
     /// Notes that what is sent next was in memory now.
-    pub(super) fn looked(&self) {
+    pub(crate) fn looked(&self) {
         *self.looked.lock() = Instant::now();
     }
 
-    pub(super) fn last_look(&self) -> Instant {
+    pub(crate) fn last_look(&self) -> Instant {
         *self.looked.lock()
     }
 
-    pub(super) fn unreadable(&self) {
+    pub(crate) fn unreadable(&self) {
         (self.unreadable)();
     }
 
     /// The offset in the file of `bytes`, if they lie in this mapping.
-    pub(super) fn offset_of(&self, bytes: &[u8]) -> Option<u64> {
+    pub(crate) fn offset_of(&self, bytes: &[u8]) -> Option<u64> {
         if bytes.is_empty() {
             return None;
         }
@@ -88,7 +88,7 @@ impl Mapping {
     }
 
     /// Whether `range` lies in what was asked for, and all of its pages are in memory.
-    pub(super) fn is_resident(&self, range: &Range<u64>) -> bool {
+    pub(crate) fn is_resident(&self, range: &Range<u64>) -> bool {
         let page = rustix::param::page_size();
         let Some((first, bytes)) = self.pages(range, page) else { return false };
         let mut resident = [0_u8; PAGES];
@@ -122,7 +122,7 @@ impl Mapping {
     }
 
     /// The bytes of `range`, which the caller has asked [`Self::is_resident`] about: they are in the file.
-    pub(super) fn slice(&self, range: &Range<u64>) -> &[u8] {
+    pub(crate) fn slice(&self, range: &Range<u64>) -> &[u8] {
         let Some((first, length)) = self.pages(range, 1) else { return &[] };
         // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self` and is no longer than a slice
         // may be. The bytes are initialised:

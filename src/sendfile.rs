@@ -5,8 +5,6 @@
 //! stream recognises them by their address, and calls sendfile(2) with the file and the offset. Should anybody read
 //! them all the same, the bytes are those of the file.
 
-mod mapping;
-
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -16,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use mapping::Mapping;
+use crate::sys::mapping::Mapping;
 
 /// How long what was found in memory is taken to be there: longer than it takes to send it to all but slow clients.
 const FRESH: Duration = Duration::from_secs(1);
