@@ -5,13 +5,15 @@
 //!
 //! ```text
 //! main → cli → server → http → cache → { store, upstream } → oci
-//! config uses oci only and is read by constructors; metrics, sys and sendfile (over sys) are leaves that anyone may use.
+//! config uses oci only and is read by constructors; clock, metrics, sys and sendfile (over sys) are leaves that anyone
+//! may use.
 //! ```
 //!
 //! `ARCHITECTURE.md` tells the path of a request, the layout on disk and the orders of commit, start and stop.
 
 pub mod cache;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod http;
 pub mod metrics;

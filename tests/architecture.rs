@@ -10,21 +10,22 @@ use std::path::{Path, PathBuf};
 /// Module, and those that it may use.
 const RULES: &[(&str, &[&str])] = &[
     ("oci", &[]),
+    ("clock", &[]),
     ("metrics", &[]),
     ("sys", &[]),
     ("sendfile", &["sys"]),
     ("config", &["oci"]),
-    ("store", &["oci", "config", "metrics"]),
-    ("upstream", &["oci", "config", "metrics"]),
-    ("cache", &["oci", "config", "metrics", "sendfile", "store", "upstream"]),
-    ("http", &["oci", "config", "metrics", "sendfile", "store", "upstream", "cache"]),
-    ("server", &["oci", "config", "metrics", "sendfile", "store", "upstream", "cache", "http"]),
-    ("cli", &["oci", "config", "metrics", "sys", "store", "upstream", "cache", "http", "server"]),
-    ("main", &["oci", "config", "metrics", "store", "upstream", "cache", "http", "server", "cli"]),
+    ("store", &["oci", "config", "clock", "metrics"]),
+    ("upstream", &["oci", "config", "clock", "metrics"]),
+    ("cache", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream"]),
+    ("http", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream", "cache"]),
+    ("server", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream", "cache", "http"]),
+    ("cli", &["oci", "config", "clock", "metrics", "sys", "store", "upstream", "cache", "http", "server"]),
+    ("main", &["oci", "config", "clock", "metrics", "store", "upstream", "cache", "http", "server", "cli"]),
 ];
 
 const RULE: &str = "dependencies point one way: main → cli → server → http → cache → {store, upstream} → oci; config uses \
-                    oci only and may be used above it; metrics and sys use nothing, sendfile uses sys; they may be used above oci and config";
+                    oci only and may be used above it; clock, metrics and sys use nothing, sendfile uses sys; they may be used above it, too";
 
 /// Where the file system is asked by calls that block, and why no async worker waits for them there.
 const BLOCKING: &[(&str, &str)] = &[

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use common::content::{blob, image};
 use common::invariants::{check, is_stored};
@@ -239,7 +239,7 @@ async fn a_thousand_clients_that_ask_for_one_expired_tag_make_one_head() {
     let (media_type, size) = (image.media_type.to_owned(), image.manifest.len() as u64);
     let record = TagRecord { digest: image.digest, media_type, size, etag: None };
     let (up, repo, tag) = ("up".parse().unwrap(), "app".parse().unwrap(), "latest".parse().unwrap());
-    let ago = SystemTime::now() - Duration::from_secs(11);
+    let ago = clock::wall() - Duration::from_secs(11);
     assert!(direct.store.set_tag(&up, &repo, &tag, &record, ago).await.unwrap());
     upstream.forget();
     let gate = Gate::new();

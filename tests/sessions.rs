@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -361,7 +361,7 @@ async fn an_address_holds_for_a_day() {
     let (upstream_name, repo) = ("up".parse().unwrap(), "app".parse().unwrap());
     let bound = Bound { upstream: &upstream_name, repo: &repo, form: Form::Default, owner: None };
     let hours_ago = |hours| {
-        let state = locations.issue(claim.id, bound, SystemTime::now() - Duration::from_hours(hours));
+        let state = locations.issue(claim.id, bound, common::clock::wall() - Duration::from_hours(hours));
         format!("{UPLOADS}{state}")
     };
     next(&cistern.get(hours_ago(23)).await, 204, "0-99999");

@@ -5,7 +5,6 @@ mod common;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use common::content::{blob, image, sha256};
 use common::invariants::check;
@@ -614,11 +613,11 @@ async fn clients_with_a_certificate_read() {
         client.clone().with(&server.client()),
         client.clone().with(&clients.client_with(|params| {
             params.extended_key_usages = client_auth.clone();
-            params.not_after = (SystemTime::now() - day).into();
+            params.not_after = (common::clock::wall() - day).into();
         })),
         client.clone().with(&clients.client_with(|params| {
             params.extended_key_usages = client_auth.clone();
-            params.not_before = (SystemTime::now() + day).into();
+            params.not_before = (common::clock::wall() + day).into();
         })),
         client.clone().with(&clients.client_with(|params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

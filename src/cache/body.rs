@@ -315,6 +315,7 @@ mod tests {
             durability: Durability::Fast,
             keep: Keep::default(),
             origins: Vec::new(),
+            clock: crate::clock::twin::system(),
         };
         let store = Store::open(options, Metrics::new().unwrap()).unwrap();
         let digest = Digest::of(Algorithm::Sha256, content);

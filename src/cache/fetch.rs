@@ -2,7 +2,7 @@
 //! whether a tag moved. Each runs once however many requests wait for it.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -150,7 +150,7 @@ impl Cache {
             return false;
         }
         let checked_at = self.store.checked_at(&target.upstream, &target.repo, tag).await;
-        if judge(policy, checked_at, SystemTime::now(), false) != Freshness::Fresh {
+        if judge(policy, checked_at, self.store.timeline().now(), false) != Freshness::Fresh {
             return false;
         }
         let same = self.tag_record(target, tag).await.is_some_and(|record| record.digest == known.digest);

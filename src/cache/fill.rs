@@ -370,9 +370,10 @@ mod tests {
             durability: Durability::Fast,
             keep: Keep::default(),
             origins: Vec::new(),
+            clock: crate::clock::twin::system(),
         };
         let store = Store::open(options, metrics.clone()).unwrap();
-        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone()).unwrap());
+        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone(), crate::clock::twin::system()).unwrap());
         (Cache::new(store, upstreams, &config, metrics, TaskTracker::new(), CancellationToken::new()), root)
     }
 

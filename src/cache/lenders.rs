@@ -147,10 +147,13 @@ impl Default for Lenders {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::super::writes::Generations;
     use super::*;
+    use crate::clock::Timeline;
+    use crate::clock::twin::system;
     use crate::oci::UpstreamName;
     use crate::upstream::{Fault, Lent as Credential, Principal, Right, UpstreamError};
 
@@ -161,7 +164,8 @@ mod tests {
     }
 
     fn lender(target: Target) -> Lender {
-        Lender { target, proof: Some(Proven { via: Via::Client, asked: Generations::default().asking() }) }
+        let timeline = Arc::new(Timeline::new(system()));
+        Lender { target, proof: Some(Proven { via: Via::Client, asked: Generations::new(timeline).asking() }) }
     }
 
     fn error(fault: Fault) -> CacheError {

@@ -1,7 +1,6 @@
 //! Manifests: by digest from the store for ever, by tag as long as they are fresh, else after asking upstream.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -156,7 +155,7 @@ impl Cache {
             _ => None,
         };
         let suspect = self.is_suspect(target, tag).await;
-        match judge(policy, checked_at, SystemTime::now(), suspect) {
+        match judge(policy, checked_at, self.store.timeline().now(), suspect) {
             Freshness::Fresh if self.passes(target, known.via, When::Now).await => Ok(known.manifest),
             // It is not to be asked about again: whether the caller may have it is a question about what it means.
             Freshness::Fresh if policy == TagPolicy::Immutable => {

@@ -177,6 +177,7 @@ impl Cache {
             slowest: config.limits.slowest(),
             upstreams: config.upstreams.iter().map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect(),
         };
+        let timeline = Arc::clone(store.timeline());
         Arc::new(Self {
             store,
             upstreams,
@@ -198,7 +199,7 @@ impl Cache {
             seen_tags: recent::Recent::new(SEEN_TAG_FOR, MEMORY),
             verdicts: verdict::Verdicts::default(),
             rights: rights::Rights::default(),
-            generations: writes::Generations::default(),
+            generations: writes::Generations::new(timeline),
             uploads: upload::Uploads::default(),
             writers: upload::Writers::default(),
             heads: recent::Recent::new(fetch::HEADS_FOR, MEMORY),

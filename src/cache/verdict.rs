@@ -44,8 +44,8 @@ impl Verdict {
 
     /// As it stands on the disk: it was learned then, and perhaps confirmed since. A time in the future counts as the
     /// beginning of time.
-    fn stored(record: &AccessRecord) -> Self {
-        let age = SystemTime::now().duration_since(record.since).ok();
+    fn stored(record: &AccessRecord, now: SystemTime) -> Self {
+        let age = now.duration_since(record.since).ok();
         Self { access: record.access, asked: age.and_then(|age| Instant::now().checked_sub(age)), heard: false }
     }
 }
@@ -95,7 +95,7 @@ impl Cache {
         let Repository { upstream, repo } = repository;
         match self.store.access(upstream, repo).await {
             Ok(record) => {
-                let verdict = Verdict::stored(&record?);
+                let verdict = Verdict::stored(&record?, self.store.timeline().now());
                 self.verdicts.put(repository, verdict);
                 // Somebody may have learned better meanwhile.
                 self.verdicts.get(repository).or(Some(verdict))
@@ -173,8 +173,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stored_verdict_is_as_old_as_it_says() {
-        let at = |since| Verdict::stored(&AccessRecord { access: Access::Public, since });
-        let now = SystemTime::now();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
+        let at = |since| Verdict::stored(&AccessRecord { access: Access::Public, since }, now);
         assert!(at(now - Duration::from_secs(1)).is_fresh_public(Duration::from_mins(1)));
         assert!(!at(now - Duration::from_mins(2)).is_fresh_public(Duration::from_mins(1)));
         assert!(!at(SystemTime::UNIX_EPOCH).is_fresh_public(Duration::from_mins(1)));

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{Cache, CacheError, Repository, Target};
+use crate::clock::Timeline;
 use crate::oci::Tag;
 use crate::store::{SETTLES_WITHIN, Suspicion};
 
@@ -21,8 +22,8 @@ use crate::store::{SETTLES_WITHIN, Suspicion};
 const CAPACITY: usize = 10_000;
 
 /// The generations of repositories.
-#[derive(Default)]
 pub(super) struct Generations {
+    timeline: Arc<Timeline>,
     /// Held for look-ups only, never over an await.
     state: Mutex<State>,
 }
@@ -47,7 +48,7 @@ struct Raised {
 /// When upstream was asked something.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
-    /// By the clock on the wall, which outlives restarts.
+    /// For the store, which puts answers into the order of their questions; that outlives restarts.
     pub(super) at: SystemTime,
     /// By the clock that does not jump.
     pub(super) instant: Instant,
@@ -74,9 +75,14 @@ struct Counted {
 // === impl Generations ===
 
 impl Generations {
+    /// Of no repository yet.
+    pub(super) fn new(timeline: Arc<Timeline>) -> Self {
+        Self { timeline, state: Mutex::default() }
+    }
+
     /// Upstream is about to be asked.
     pub(super) fn asking(&self) -> Asked {
-        Asked { at: SystemTime::now(), instant: Instant::now(), clock: self.state.lock().clock }
+        Asked { at: self.timeline.moment(), instant: Instant::now(), clock: self.state.lock().clock }
     }
 
     /// The generation of a repository, as part of what tells questions apart.
@@ -215,6 +221,11 @@ impl Drop for Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::twin::system;
+
+    fn generations() -> Generations {
+        Generations::new(Arc::new(Timeline::new(system())))
+    }
 
     fn repository(name: &str) -> Repository {
         Repository { upstream: "up".parse().unwrap(), repo: name.parse().unwrap() }
@@ -222,7 +233,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_asked_before_or_during_a_write_does_not_hold() {
-        let (generations, app, other) = (Generations::default(), repository("app"), repository("other"));
+        let (generations, app, other) = (generations(), repository("app"), repository("other"));
         let before = generations.asking();
         assert!(generations.holds(&app, &before));
         let generation = generations.of(&app);
@@ -239,7 +250,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_of_several_writes_counts() {
-        let (generations, app) = (Generations::default(), repository("app"));
+        let (generations, app) = (generations(), repository("app"));
         generations.begin(&app);
         generations.begin(&app);
         generations.end(&app);
@@ -250,7 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_memory_is_bounded_and_forgets_to_the_safe_side() {
-        let generations = Generations::default();
+        let generations = generations();
         let (first, asked) = (repository("first"), generations.asking());
         generations.begin(&repository("busy"));
         for n in 0..=CAPACITY {

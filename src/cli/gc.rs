@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use http::Method;
-use jiff::Timestamp;
 
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{ago, bytes, count, table};
+use crate::clock::{Clock as _, SystemClock, timestamp};
 use crate::config;
 use crate::store::{Collected, Victim};
 
@@ -80,7 +80,7 @@ fn text(collected: &Collected, evict: u64) -> String {
 }
 
 fn victim_table(victims: &[Victim]) -> String {
-    let now = Timestamp::now();
+    let now = timestamp(SystemClock.now());
     let row = |victim: &Victim| {
         let digest = victim.digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
         let (name, more) = (victim.names.first(), victim.names.len().saturating_sub(1));

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{ago, bytes, table};
+use crate::clock::{Clock as _, SystemClock, timestamp};
 use crate::config::ImagePattern;
 use crate::http::admin::Images;
 use crate::oci::Digest;
@@ -37,7 +38,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
     if images.is_empty() {
         return Ok("nothing\n".to_owned());
     }
-    let now = Timestamp::now();
+    let now = timestamp(SystemClock.now());
     let rows: Vec<_> = images.iter().map(|image| row(image, now)).collect();
     Ok(table(&["IMAGE", "DIGEST", "PLATFORMS", "SIZE", "OWN", "LAST USE"], &[3, 4], &rows))
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -9,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::{FAILED, USAGE, complain, log};
+use crate::clock::SystemClock;
 use crate::config::{Config, Flags};
 use crate::http::respond::causes;
 use crate::oci::UpstreamName;
@@ -64,7 +66,7 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
         }
         announce(&config);
         let started = tokio::select! {
-            started = Server::start_with(config, inherited) => started,
+            started = Server::start_with(config, inherited, Arc::new(SystemClock)) => started,
             () = signals.next() => return ExitCode::SUCCESS,
         };
         let server = match started {

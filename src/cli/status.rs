@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use http::Method;
-use jiff::Timestamp;
 
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{ago, bytes};
+use crate::clock::{Clock as _, SystemClock, timestamp};
 use crate::http::admin::Status;
 
 /// What `status` is told.
@@ -41,7 +41,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
         line("downloads", store.fills_in_progress.to_string());
         line("evicted", format!("{} since the start", bytes(store.evicted_bytes)));
         line("corrupt", format!("{} blobs since the start", store.corrupt_blobs));
-        let last = store.scrub_last_pass.map_or_else(|| "never".to_owned(), |at| ago(Some(at), Timestamp::now()));
+        let last =
+            store.scrub_last_pass.map_or_else(|| "never".to_owned(), |at| ago(Some(at), timestamp(SystemClock.now())));
         line("scrub", format!("last whole pass: {last}; {} since the start", bytes(store.scrubbed_bytes)));
     }
     Ok(text)

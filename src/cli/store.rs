@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use super::serve::Signals;
 use super::{FAILED, USAGE, complain, log};
+use crate::clock::SystemClock;
 use crate::config::{Config, Flags, Log, LogFormat};
 use crate::http::access::Peer;
 use crate::http::admin::{Admin, Api, Readiness, Stage};
@@ -264,6 +265,7 @@ impl Way {
                 keep: Keep { pins: config.pins.clone(), max_age: None },
                 // Which URLs upstreams have is the daemon's to say: its flags may not be known here.
                 origins: Vec::new(),
+                clock: Arc::new(SystemClock),
             };
             let opening = metrics.clone();
             let opened = spawn_blocking(move || Store::open(options, opening)).await;

@@ -4,7 +4,7 @@
 //! A credential belongs to the upstream of the Host, else to the listener's default; for all others its bearer is
 //! anonymous unless `relay_credentials` says otherwise. Tokens are ocistern's own and hold what is lent to upstream.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::StatusCode;
 
@@ -293,14 +293,14 @@ impl Standing {
         if !takes_credentials(upstream) || !asked.place().belongs_to(upstream) {
             return Ok(standing);
         }
-        let credential = account.credential(&asked.app.seal, upstream, SystemTime::now());
+        let credential = account.credential(&asked.app.seal, upstream, asked.app.clock.now());
         standing.credential = credential.map_err(|unopened| invalid(asked, upstream, None, unopened))?;
         Ok(standing)
     }
 
     /// Of a token.
     fn of_token(asked: &Asked<'_>, upstream: &Upstream, token: &str, need: &Need) -> Result<Self, Failure> {
-        let pass = asked.app.seal.open(token, Kind::Access, SystemTime::now());
+        let pass = asked.app.seal.open(token, Kind::Access, asked.app.clock.now());
         let pass = pass.map_err(|unopened| invalid(asked, upstream, Some(need), unopened))?;
         asked.refuse_plain_pass(&pass)?;
         let mut standing = Self { showed: Showed::Token, allowed: Allowed::Only(Vec::new()), ..Self::nobody() };

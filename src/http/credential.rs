@@ -227,7 +227,7 @@ mod tests {
         let credential = Credential::refresh(&seal, "CANARY");
         let grant = Grant::new(&own, vec![], Inner::Lent(credential));
         let shown = |kind| {
-            let pass = Pass::new(kind, Some(10), vec![grant.clone()]);
+            let pass = Pass::new(kind, 0, Some(10), vec![grant.clone()]);
             account(NULL_USER, &seal.seal(&pass, &pass.claims(NOW)).unwrap())
         };
         let account = shown(Kind::Refresh);

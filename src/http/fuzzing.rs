@@ -15,7 +15,7 @@ pub fn next_page(route: &Route, link: &str) -> Option<String> {
 
 /// A token that is good for nothing, and opens.
 pub fn sealed(seal: &Seal, now: SystemTime) -> Option<String> {
-    let pass = Pass::new(Kind::Access, Some(seal::seconds(now).saturating_add(1)), Vec::new());
+    let pass = Pass::new(Kind::Access, seal::seconds(now), Some(seal::seconds(now).saturating_add(1)), Vec::new());
     seal.seal(&pass, &pass.claims(now)).ok()
 }
 

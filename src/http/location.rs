@@ -15,7 +15,7 @@ use super::route::Form;
 use crate::cache::UploadId;
 use crate::oci::{RepoName, UpstreamName};
 
-/// How long an address holds: longer than a request takes, so that one that broke off can be sent again. The upload
+/// How long an address holds, by a clock that does not jump: longer than a request takes, so that one that broke off can be sent again. The upload
 /// that it speaks of ends long before, when nobody goes on with it.
 const HOLDS_FOR: Duration = Duration::from_hours(24);
 /// First byte of every state, signed with the rest.

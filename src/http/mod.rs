@@ -73,6 +73,7 @@ use self::respond::{Body, BodyError, Failure};
 use self::route::{Directory, Endpoint, Route, Routed};
 pub use self::seal::Seal;
 use crate::cache::Cache;
+use crate::clock::{Clock, Steady};
 use crate::config::{Config, Listener};
 use crate::metrics::Metrics;
 use crate::oci::ErrorCode;
@@ -104,6 +105,10 @@ pub struct App {
     pub locations: Locations,
     /// All metrics.
     pub metrics: Metrics,
+    /// What the time is.
+    pub clock: Arc<dyn Clock>,
+    /// The time for what ends with this process.
+    pub steady: Steady,
     /// What goes on behind an answer.
     pub tasks: TaskTracker,
 }

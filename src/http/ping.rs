@@ -3,8 +3,6 @@
 //! docker, podman, crane and az take realm and service from here alone, so it challenges as soon as any upstream that
 //! can be meant may want a credential.
 
-use std::time::SystemTime;
-
 use http::{Method, Response, StatusCode};
 use tokio::time::Instant;
 
@@ -40,7 +38,7 @@ pub(super) async fn answer(asked: &Asked<'_>, ping: &Ping) -> Result<Response<Bo
                 }
             }
             Ok(Presented::Bearer(token)) => {
-                let pass = asked.app.seal.open(token.expose(), Pass::Access, SystemTime::now());
+                let pass = asked.app.seal.open(token.expose(), Pass::Access, asked.app.clock.now());
                 let pass =
                     pass.map_err(|unopened| challenge(Some(TokenError::Invalid), format!("{unopened}; log in again")))?;
                 asked.refuse_plain_pass(&pass)?;

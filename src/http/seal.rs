@@ -26,7 +26,9 @@ use crate::upstream::Principal;
 /// `{"alg":"XC20P","typ":"JWT"}`: no algorithm of JWS, so that nobody takes it for a signature.
 const HEADER: &str = "eyJhbGciOiJYQzIwUCIsInR5cCI6IkpXVCJ9";
 /// Version of what is inside; others do not open.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// Seconds by which time services may set the clock back without ending tokens.
+const NUDGE: u64 = 60;
 /// Bytes of a nonce.
 const NONCE: usize = 24;
 /// Longest token that is looked at; a request's head has no more room either.
@@ -46,6 +48,8 @@ pub(super) struct Pass {
     version: u8,
     /// What it is good for.
     pub(super) kind: Kind,
+    /// Seconds since 1970 when it was given out.
+    issued: u64,
     /// Seconds since 1970; none: it ends with what is inside.
     pub(super) expires: Option<u64>,
     /// At most one for an upstream.
@@ -153,9 +157,14 @@ impl Seal {
 
     /// What a token says, if it is one of ours, of this kind and alive.
     pub(super) fn open(&self, token: &str, kind: Kind, now: SystemTime) -> Result<Pass, Unopened> {
+        let now = seconds(now);
         let pass = self.open_any(token).filter(|pass| pass.kind == kind).ok_or(Unopened::Foreign)?;
+        // Else a clock that was set back would prolong it. A refresh token is worth no more than upstream says each time,
+        // and to lose it means to log in again.
+        let future = pass.kind == Kind::Access && pass.issued > now.saturating_add(NUDGE);
         match pass.expires {
-            Some(expires) if seconds(now) >= expires => Err(Unopened::Expired),
+            _ if future => Err(Unopened::Expired),
+            Some(expires) if now >= expires => Err(Unopened::Expired),
             _ => Ok(pass),
         }
     }
@@ -222,8 +231,9 @@ impl Grant {
 // === impl Pass ===
 
 impl Pass {
-    pub(super) const fn new(kind: Kind, expires: Option<u64>, grants: Vec<Grant>) -> Self {
-        Self { version: VERSION, kind, expires, grants }
+    /// Given out at `issued`, in seconds since 1970.
+    pub(super) const fn new(kind: Kind, issued: u64, expires: Option<u64>, grants: Vec<Grant>) -> Self {
+        Self { version: VERSION, kind, issued, expires, grants }
     }
 
     /// What it holds for an upstream.
@@ -340,7 +350,7 @@ mod tests {
         let scopes = Scope::parse_all(["repository:library/alpine:pull registry:catalog:*"]).unwrap();
         let grant = Grant::new(upstream("docker.io"), scopes, Inner::Lent(credential));
         let other = Grant::new(upstream("ghcr.io"), vec![], Inner::Anonymous);
-        Pass::new(kind, Some(100), vec![grant, other])
+        Pass::new(kind, 0, Some(100), vec![grant, other])
     }
 
     fn sealed(pass: &Pass) -> String {
@@ -358,6 +368,16 @@ mod tests {
         assert_eq!(seal().open(&token, Kind::Refresh, NOW), Err(Unopened::Foreign), "another kind");
         assert_eq!(Seal::new(&[8; 32]).open(&token, Kind::Access, NOW), Err(Unopened::Foreign), "other keys");
         assert_ne!(token, sealed(&self::pass(Kind::Access, Shown::Token(Hidden::new("CANARY")))), "a new nonce");
+    }
+
+    #[test]
+    fn what_was_given_out_in_the_future_has_expired() {
+        let at = |seconds| NOW + Duration::from_secs(seconds);
+        let token = |kind| sealed(&Pass::new(kind, 1_000, Some(2_000), Vec::new()));
+        let access = token(Kind::Access);
+        assert!(seal().open(&access, Kind::Access, at(1_000 - NUDGE)).is_ok(), "a clock is nudged now and then");
+        assert_eq!(seal().open(&access, Kind::Access, at(999 - NUDGE)), Err(Unopened::Expired), "it was set back");
+        assert!(seal().open(&token(Kind::Refresh), Kind::Refresh, NOW).is_ok(), "that would mean to log in again");
     }
 
     #[test]

@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::clock::SystemClock;
+use crate::clock::twin::system;
 use crate::store::{Keep, Store, StoreOptions};
 use crate::upstream::Right;
 
@@ -41,12 +43,13 @@ impl Edge {
             durability: config.store.durability,
             keep: Keep::default(),
             origins: vec![],
+            clock: system(),
         };
         let store = {
             let metrics = metrics.clone();
             tokio::task::spawn_blocking(move || Store::open(options, metrics)).await.unwrap().unwrap()
         };
-        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone()).unwrap());
+        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone(), system()).unwrap());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let cache = Cache::new(store, Arc::clone(&upstreams), &config, metrics.clone(), tasks.clone(), stop);
         let listener = ListenerState::new(config.listeners[0].clone());
@@ -58,6 +61,8 @@ impl Edge {
             seal: Seal::new(&[1; 32]),
             locations: Locations::new([2; 32]),
             metrics,
+            clock: system(),
+            steady: Steady::new(&SystemClock),
             tasks,
         };
         Self { app, listener, _root: root }

@@ -185,7 +185,7 @@ async fn token(asked: &Asked<'_>, route: &TokenRoute, request: TokenRequest) -> 
         asked.refuse_plain()?;
     }
     let deadline = Instant::now() + ANSWER_WITHIN;
-    let now = SystemTime::now();
+    let now = asked.app.clock.now();
     let mut life = ANONYMOUS_LIFE;
     let (mut grants, mut refreshing) = (Vec::new(), Vec::new());
     for (name, scopes) in placed(asked, route, &request)? {
@@ -197,7 +197,7 @@ async fn token(asked: &Asked<'_>, route: &TokenRoute, request: TokenRequest) -> 
         }
         grants.push(given.grant);
     }
-    let pass = Pass::new(Kind::Access, Some(seconds(now + life)), grants);
+    let pass = Pass::new(Kind::Access, seconds(now), Some(seconds(now + life)), grants);
     let token = seal(asked, &pass, now)?;
     let mut body = json!({
         "token": token,
@@ -314,7 +314,7 @@ async fn give(
 fn refresh_credential(asked: &Asked<'_>, upstream: &Upstream, token: &str) -> Result<Option<Credential>, Failure> {
     let seal = &asked.app.seal;
     if looks_sealed(token) {
-        let pass = seal.open(token, Kind::Refresh, SystemTime::now());
+        let pass = seal.open(token, Kind::Refresh, asked.app.clock.now());
         return match pass {
             Ok(pass) => Ok(inside(&pass, upstream)),
             Err(unopened) => Err(refused(asked, format!("{unopened}; log in again"))),
@@ -337,7 +337,7 @@ async fn exchange(asked: &Asked<'_>, route: &TokenRoute, form: Form) -> Result<R
         let reason = about_relay(asked, upstream);
         return Err(refused(asked, format!("credentials are not taken for upstream {name} here{reason}")));
     }
-    let now = SystemTime::now();
+    let now = asked.app.clock.now();
     let mut fields = form.into_fields();
     for (name, value) in &mut fields {
         if !looks_sealed(value) {
@@ -384,7 +384,7 @@ fn refresh_pass(grants: Vec<Grant>, now: SystemTime) -> Pass {
         Duration::try_from_secs_f64(time("exp")? - begin).ok()
     };
     let end = grants.iter().filter_map(life).min().map(|life| seconds(now).saturating_add(life.as_secs()));
-    Pass::new(Kind::Refresh, end, grants)
+    Pass::new(Kind::Refresh, seconds(now), end, grants)
 }
 
 // === answers ===

@@ -4,7 +4,6 @@
 //! mount), upstream sees an upload of its own; the addresses that clients get are those of [`super::location`].
 
 use std::borrow::Cow;
-use std::time::SystemTime;
 
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -135,7 +134,7 @@ impl Visit<'_> {
         let claim = Claim::read(state).ok_or_else(unknown)?;
         let upload = app.cache.upload(&claim.id).ok_or_else(unknown)?;
         let bound = self.bound(target, &upload);
-        if !app.locations.holds(&claim, bound, SystemTime::now()) {
+        if !app.locations.holds(&claim, bound, app.steady.now()) {
             return Err(unknown());
         }
         // Some clients show a credential only when they are asked for it, for each request anew.
@@ -168,7 +167,7 @@ impl Visit<'_> {
     /// Where the upload goes on, for this client: relative, in the form of address that it used.
     fn address(&self, target: &Target, upload: &Upload) -> Option<HeaderValue> {
         let bound = self.bound(target, upload);
-        let state = self.asked.app.locations.issue(upload.id(), bound, SystemTime::now());
+        let state = self.asked.app.locations.issue(upload.id(), bound, self.asked.app.steady.now());
         let local = self.route.local_target(&format!("/v2/{}/blobs/uploads/{state}", target.repo))?;
         HeaderValue::try_from(local).ok()
     }

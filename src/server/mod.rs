@@ -40,6 +40,7 @@ use self::permits::Permits;
 use self::tls::Tls;
 pub use self::tls::{TlsError, check as check_tls};
 use crate::cache::Cache;
+use crate::clock::{Clock, Steady, SystemClock};
 use crate::config::{Config, Listener};
 use crate::http::access::Peer;
 use crate::http::admin::{Admin, Api, Readiness, Stage};
@@ -137,13 +138,13 @@ impl Handler for AdminHandler {
 impl Server {
     /// Starts the daemon; it is ready when this returns. No upstream is asked for anything.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_with(config, Inherited::default()).await
+        Self::start_with(config, Inherited::default(), Arc::new(SystemClock)).await
     }
 
-    /// As [`Server::start`], on sockets that systemd opened.
-    pub async fn start_with(config: Config, inherited: Inherited) -> Result<Self, StartError> {
+    /// As [`Server::start`], on sockets that systemd opened and by another clock.
+    pub async fn start_with(config: Config, inherited: Inherited, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let metrics = Metrics::new()?;
-        let store = open_store(&config, metrics.clone()).await?;
+        let store = open_store(&config, metrics.clone(), clock).await?;
         let started = Self::start_on(store.clone(), Arc::new(config), metrics, inherited).await;
         if started.is_err() {
             store.close().await;
@@ -161,8 +162,8 @@ impl Server {
         let guards = [&registry.drain, &registry.abort, &admin_run.drain, &admin_run.abort, &background.stop]
             .map(|token| token.clone().drop_guard());
         let upstreams = {
-            let (config, metrics) = (config.clone(), metrics.clone());
-            Arc::new(spawn_blocking(move || Upstreams::new(&config, metrics)).await??)
+            let (config, metrics, clock) = (config.clone(), metrics.clone(), store.timeline().clock().clone());
+            Arc::new(spawn_blocking(move || Upstreams::new(&config, metrics, clock)).await??)
         };
         background.tasks.spawn({
             let (store, stop) = (store.clone(), background.stop.clone());
@@ -189,6 +190,8 @@ impl Server {
             seal: Seal::new(&private_key(&store, "token").await?),
             locations: Locations::new(private_key(&store, "upload").await?),
             metrics: metrics.clone(),
+            steady: Steady::new(&**store.timeline().clock()),
+            clock: store.timeline().clock().clone(),
             tasks: registry.tasks.clone(),
         });
         let sockets = open_listeners(&app, &registry, inherited).await?;
@@ -265,13 +268,14 @@ async fn end(run: &Run, deadline: Instant) {
     }
 }
 
-async fn open_store(config: &Config, metrics: Metrics) -> Result<Store, StartError> {
+async fn open_store(config: &Config, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Store, StartError> {
     let options = StoreOptions {
         root: config.root.clone(),
         capacity: config.store.capacity,
         durability: config.store.durability,
         keep: Keep { pins: config.pins.clone(), max_age: config.store.max_age },
         origins: config.upstreams.values().map(|u| (u.name.clone(), u.url.to_string())).collect(),
+        clock,
     };
     Ok(spawn_blocking(move || Store::open(options, metrics)).await??)
 }

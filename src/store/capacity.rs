@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::disk::Space;
 use super::order::{Order, Short};
+use crate::clock::Timeline;
 use crate::config::Capacity;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -24,12 +25,15 @@ pub(super) struct Books {
     /// What must stay free on the file system.
     floor: u64,
     metrics: Metrics,
+    timeline: Arc<Timeline>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     order: Order,
+    /// The time of the last use.
+    latest: u32,
     /// Bytes of the blobs in `order`.
     stored: u64,
     /// Bytes promised to running fills.
@@ -81,7 +85,7 @@ pub(super) struct Shortage {
 
 impl Books {
     /// Empty books for a file system of this size.
-    pub(super) fn new(capacity: Capacity, space: Space, metrics: Metrics) -> Self {
+    pub(super) fn new(capacity: Capacity, space: Space, metrics: Metrics, timeline: Arc<Timeline>) -> Self {
         let capacity = match capacity {
             Capacity::Bytes(bytes) => bytes,
             Capacity::Percent(percent) => space.total / 100 * u64::from(percent.min(100)),
@@ -90,6 +94,7 @@ impl Books {
         metrics.store_capacity_bytes.set(signed(capacity));
         let state = State {
             order: Order::new(),
+            latest: 0,
             stored: 0,
             reserved: 0,
             unallocated: 0,
@@ -97,7 +102,7 @@ impl Books {
             held: HashMap::new(),
             busy: HashMap::new(),
         };
-        Self { capacity, floor: floor(space.total), metrics, state: Mutex::new(state) }
+        Self { capacity, floor: floor(space.total), metrics, timeline, state: Mutex::new(state) }
     }
 
     /// What the store may hold.
@@ -141,9 +146,9 @@ impl Books {
     /// enough. Blobs that are being written again or read are passed over: removing the one is a waste, and the other
     /// frees nothing.
     pub(super) fn victims(&self, missing: u64) -> Vec<Short> {
-        let state = self.state.lock();
+        let (state, now) = self.at();
         let (mut found, mut freed, mut passed) = (Vec::new(), 0, 0);
-        for (short, len) in state.order.victims(now()) {
+        for (short, len) in state.order.victims(now) {
             if freed >= missing || passed >= PASSED_OVER {
                 break;
             }
@@ -160,24 +165,24 @@ impl Books {
     /// A blob is found on disk by a scan or in the index; it keeps its place in the order of use if it has one. A time in
     /// the future, from a clock that was wrong, would keep it for ever: it counts as now.
     pub(super) fn found(&self, short: Short, len: u64, used: u32) {
-        let mut state = self.state.lock();
-        state.put(short, len, used.min(now()), false);
+        let (mut state, now) = self.at();
+        state.put(short, len, used.min(now), false);
         self.show(&state);
     }
 
     /// A blob was opened and is used now.
     pub(super) fn used(&self, digest: &Digest, len: u64) {
-        let mut state = self.state.lock();
-        state.put(Short::from(digest), len, now(), true);
+        let (mut state, now) = self.at();
+        state.put(Short::from(digest), len, now, true);
         self.show(&state);
     }
 
     /// A blob that is known is used now, without its file being opened. False if it is not known.
     pub(super) fn touch(&self, digest: &Digest) -> bool {
         let short = Short::from(digest);
-        let mut state = self.state.lock();
+        let (mut state, now) = self.at();
         let Some(len) = state.order.get(&short) else { return false };
-        state.order.put(short, len, now(), true);
+        state.order.put(short, len, now, true);
         true
     }
 
@@ -191,7 +196,7 @@ impl Books {
 
     /// The blobs of these that are known are used now, in this order.
     pub(super) fn touch_all<'d>(&self, digests: impl IntoIterator<Item = &'d Digest>) {
-        let (mut state, now) = (self.state.lock(), now());
+        let (mut state, now) = self.at();
         for short in digests.into_iter().map(Short::from) {
             if let Some(len) = state.order.get(&short) {
                 state.order.put(short, len, now, true);
@@ -249,6 +254,18 @@ impl Books {
         self.state.lock().used()
     }
 
+    /// The state, and the time for the order of use.
+    fn at(&self) -> (MutexGuard<'_, State>, u32) {
+        let mut state = self.state.lock();
+        let now = seconds(self.timeline.now());
+        if now < state.latest {
+            // The clock was set back. What was used meanwhile would pass for used just now until it is there again.
+            state.order.bound(now);
+        }
+        state.latest = now;
+        (state, now)
+    }
+
     fn show(&self, state: &State) {
         self.metrics.store_bytes.set(signed(state.used()));
         self.metrics.store_blobs.set(signed(state.order.len() as u64));
@@ -262,11 +279,6 @@ fn floor(total: u64) -> u64 {
 
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-/// Seconds since 1970, for the order of use.
-pub(super) fn now() -> u32 {
-    seconds(SystemTime::now())
 }
 
 /// Seconds since 1970; times out of range go to its ends.
@@ -342,8 +354,8 @@ impl Reservation {
 
     /// The fill is published under this digest with this length: from promised to stored, in one step.
     pub(super) fn stored(mut self, digest: &Digest, len: u64) {
-        let mut state = self.books.state.lock();
-        state.put(Short::from(digest), len, now(), true);
+        let (mut state, now) = self.books.at();
+        state.put(Short::from(digest), len, now, true);
         state.reserved -= std::mem::take(&mut self.bytes);
         state.unallocated -= std::mem::take(&mut self.unallocated);
         // Ends this borrow: dropping `self` takes the lock again, to end the fill and to show the sum.
@@ -383,13 +395,22 @@ impl Drop for Hold {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::clock::Clock;
+    use crate::clock::twin::{Twin, system};
     use crate::oci::Algorithm;
 
     const SPACE: Space = Space { total: 100 * GIB, free: 90 * GIB };
 
     fn books(capacity: u64) -> Arc<Books> {
-        Arc::new(Books::new(Capacity::Bytes(capacity), SPACE, Metrics::new().unwrap()))
+        books_by(capacity, system())
+    }
+
+    fn books_by(capacity: u64, clock: Arc<dyn Clock>) -> Arc<Books> {
+        let timeline = Arc::new(Timeline::new(clock));
+        Arc::new(Books::new(Capacity::Bytes(capacity), SPACE, Metrics::new().unwrap(), timeline))
     }
 
     fn digest(n: u8) -> Digest {
@@ -398,7 +419,9 @@ mod tests {
 
     #[test]
     fn capacity_follows_the_configuration() {
-        let capacity = |c, total| Books::new(c, Space { total, free: 0 }, Metrics::new().unwrap()).capacity();
+        let timeline = Arc::new(Timeline::new(system()));
+        let metrics = Metrics::new().unwrap();
+        let capacity = |c, total| Books::new(c, Space { total, free: 0 }, metrics.clone(), timeline.clone()).capacity();
         assert_eq!(capacity(Capacity::Percent(30), 1000 * GIB), 300 * GIB);
         assert_eq!(capacity(Capacity::Default, 1000 * GIB), 100 * GIB);
         assert_eq!(capacity(Capacity::Default, 100 * GIB), 50 * GIB);
@@ -472,5 +495,34 @@ mod tests {
         assert_eq!(books.victims(11), [2, 3].map(|n| Short::from(&digest(n))));
         assert_eq!(books.victims(10), [2].map(|n| Short::from(&digest(n))), "no more than needed");
         assert!(books.victims(21).is_empty(), "nothing goes if it would not be enough");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_wrong_does_not_decide_who_goes() {
+        let clock = Twin::new();
+        let books = books_by(100, clock.clone());
+        let year = Duration::from_hours(365 * 24);
+        clock.forward(year);
+        books.used(&digest(1), 10);
+        clock.back(year);
+        books.used(&digest(2), 10);
+        tokio::time::advance(Duration::from_hours(1)).await;
+        books.used(&digest(3), 10);
+        let unused_for = |time: Duration| books.unused_since(seconds(clock.now() - time), 10);
+        assert_eq!(unused_for(Duration::from_mins(30)), [1, 2].map(|n| Short::from(&digest(n))));
+        assert!(unused_for(Duration::from_mins(90)).is_empty());
+        assert_eq!(books.victims(30), [1, 2, 3].map(|n| Short::from(&digest(n))), "by use, whatever the clock said");
+    }
+
+    #[test]
+    fn after_2106_the_order_of_use_stays() {
+        let clock = Twin::new();
+        let books = books_by(100, clock.clone());
+        clock.set(UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX) + 1_000_000));
+        for n in 1..4 {
+            books.used(&digest(n), 10);
+        }
+        books.used(&digest(1), 10);
+        assert_eq!(books.victims(30), [2, 3, 1].map(|n| Short::from(&digest(n))));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::capacity::{Reservation, now};
+use super::capacity::{Reservation, seconds};
 use super::disk::Space;
 use super::error::is_full;
 use super::layout::{self, REFS};
@@ -172,7 +172,8 @@ impl Inner {
     /// Removes what nobody has used for longer than the age limit, a part at a time. Blocks.
     pub(super) fn expire(&self) {
         let Some(max_age) = self.max_age.filter(|_| self.pins.are_settled()) else { return };
-        let since = now().saturating_sub(u32::try_from(max_age.as_secs()).unwrap_or(u32::MAX));
+        let since =
+            seconds(self.timeline.settled()).saturating_sub(u32::try_from(max_age.as_secs()).unwrap_or(u32::MAX));
         let (freed, removed, _) = self.remove_victims(&self.books.unused_since(since, EXPIRE_AT_ONCE));
         if removed > 0 {
             self.metrics.evicted_bytes.inc_by(freed);
@@ -272,7 +273,7 @@ impl Inner {
                 _ => {}
             }
             if let Some((up, repo, tag)) = layout::parse_tag(path) {
-                self.hints.set_checked_at(&up, &repo, &tag, None);
+                self.hints.set_check(&up, &repo, &tag, None);
             }
         }
         if let Err(error) = self.disk.unlink(path) {

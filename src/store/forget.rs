@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::layout;
 use super::refs::{Link, LinkKind, TagRecord};
@@ -133,7 +132,7 @@ impl Inner {
                 self.books.set_tagged(&record.digest, false);
                 self.follow_pinned_tag((up, repo, &tag), Some(&record.digest), None);
             }
-            self.hints.set_checked_at(up, repo, &tag, Some(SystemTime::now()));
+            self.note_forgotten(up, repo, &tag);
             self.remove_record(&path)?;
             self.remove_empty_above(&path);
             gone.push(tag);

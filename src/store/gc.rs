@@ -86,7 +86,7 @@ impl Store {
     /// Removes what nothing leads to and repairs the index, or says what would be done. With `evict`, also what would go
     /// if so many bytes had to be freed.
     pub async fn collect(&self, dry_run: bool, evict: Option<u64>) -> Result<Collected, StoreError> {
-        self.collect_at(SystemTime::now(), dry_run, evict).await
+        self.collect_at(self.0.timeline.settled(), dry_run, evict).await
     }
 
     /// The same at any time.
@@ -114,7 +114,7 @@ impl Store {
     /// done.
     pub(super) async fn repair(&self, dry_run: bool) -> Result<Collected, StoreError> {
         let work = move |inner: &Arc<Inner>| {
-            let mut sweep = Sweep::new(inner, SystemTime::now(), dry_run);
+            let mut sweep = Sweep::new(inner, inner.timeline.settled(), dry_run);
             sweep.refs()?;
             sweep.blobs(false)?;
             sweep.index()?;

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! b ALG DIGEST          length, stamp        a ALG 16-BYTES   last use
-//! f UP \0 REPO \0 TAG   when it was checked  r ALG DIGEST PATH  a file of refs/ that names this blob
+//! f UP \0 REPO \0 TAG   its check            r ALG DIGEST PATH  a file of refs/ that names this blob
 //! ```
 
 use std::fmt::Write;
@@ -14,12 +14,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::check::Check;
 use super::index::{Changes, Index, IndexError, Pairs};
 use super::order::Short;
 use super::sled_index::SledIndex;
@@ -211,18 +212,13 @@ impl Hints {
     }
 
     /// When a tag was last found to be up to date.
-    pub(super) fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
-        let nanos = u64::from_le_bytes(self.shared.get(&tag_key(up, repo, tag))?.try_into().ok()?);
-        let time = UNIX_EPOCH.checked_add(Duration::from_nanos(nanos))?;
-        // A clock that was wrong then must not make the tag fresh for years.
-        (time <= SystemTime::now()).then_some(time)
+    pub(super) fn check(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<Check> {
+        Check::decode(&self.shared.get(&tag_key(up, repo, tag))?)
     }
 
     /// Remembers when a tag was found to be up to date; `None` forgets it.
-    pub(super) fn set_checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, at: Option<SystemTime>) {
-        // Nanoseconds: by this time answers are put into the order of their questions, and those may be close together.
-        let nanos = at.and_then(|at| u64::try_from(at.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok());
-        self.shared.put([(tag_key(up, repo, tag), nanos.map(|n| n.to_le_bytes().to_vec()))]);
+    pub(super) fn set_check(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, check: Option<&Check>) {
+        self.shared.put([(tag_key(up, repo, tag), check.map(Check::encode))]);
     }
 
     /// Remembers that a file of `refs/` names this blob, or forgets it.
@@ -513,6 +509,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::super::index::MemoryIndex;
@@ -639,8 +637,10 @@ mod tests {
         let (up, repo) = ("u".parse().unwrap(), "r".parse().unwrap());
         let tags = ["a", "b"].map(|t| t.parse::<Tag>().unwrap());
         let past = UNIX_EPOCH + Duration::from_millis(1_234);
-        hints.set_checked_at(&up, &repo, &tags[0], Some(past));
-        hints.set_checked_at(&up, &repo, &tags[1], Some(SystemTime::now() + Duration::from_hours(1)));
+        let check = Check { at: past, moment: past, mark: None, since: Some(past) };
+        hints.set_check(&up, &repo, &tags[0], Some(&check));
+        hints.set_check(&up, &repo, &tags[1], Some(&check));
+        hints.set_check(&up, &repo, &tags[1], None);
         hints.set_ref(&digest(1), Path::new("refs/u/r/_tags/a"), true);
         for settled in [false, true] {
             if settled {
@@ -648,8 +648,8 @@ mod tests {
             }
             assert_eq!(hints.blob(&digest(3), EPOCH), Some(BlobHint { len: 3, stamp: None }));
             assert_eq!(hints.whole(&Short::from(&digest(4))), Some(digest(4)));
-            assert_eq!(hints.checked_at(&up, &repo, &tags[0]), Some(past));
-            assert_eq!(hints.checked_at(&up, &repo, &tags[1]), None, "a time in the future does not count");
+            assert_eq!(hints.check(&up, &repo, &tags[0]), Some(check));
+            assert_eq!(hints.check(&up, &repo, &tags[1]), None);
             assert_eq!(hints.refs(&digest(1), None, 9).found, [PathBuf::from("refs/u/r/_tags/a")]);
             assert!(hints.refs(&digest(2), None, 9).found.is_empty());
             let (mut found, mut after) = (Vec::new(), None::<Vec<u8>>);

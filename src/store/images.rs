@@ -2,10 +2,11 @@
 //! already and do not ask for them. So what nobody asks for grows old as a whole, and goes as a whole (`order`).
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::capacity::now;
 use super::layout;
 use super::order::Short;
 use super::{Inner, Store};
@@ -13,9 +14,9 @@ use crate::oci::{Digest, ManifestInfo};
 
 /// Longest manifest that is read for what it is made of.
 pub(super) const MANIFEST: u64 = 16 << 20;
-/// Seconds until the parts of an image that is asked for all the time are put down as used once more: the order of
+/// How long until the parts of an image that is asked for all the time are put down as used once more: the order of
 /// eviction does not tell shorter times apart.
-const AGAIN: u32 = 60;
+const AGAIN: Duration = Duration::from_mins(1);
 /// How many images are remembered as put down a moment ago.
 const REMEMBERED: usize = 1 << 16;
 /// An index may name indexes; nobody nests them deeper.
@@ -25,15 +26,15 @@ const PARTS: usize = 1 << 16;
 
 /// When images were last put down as used.
 #[derive(Debug, Default)]
-pub(super) struct Uses(Mutex<HashMap<Short, u32>>);
+pub(super) struct Uses(Mutex<HashMap<Short, Instant>>);
 
 // === impl Uses ===
 
 impl Uses {
     /// Whether it is time to put an image down as used; from now on it is not.
     fn is_due(&self, digest: &Digest) -> bool {
-        let (mut known, now) = (self.0.lock(), now());
-        let recent = |at: u32| now.checked_sub(at).is_some_and(|age| age < AGAIN);
+        let mut known = self.0.lock();
+        let recent = |at: Instant| at.elapsed() < AGAIN;
         if known.get(&Short::from(digest)).is_some_and(|at| recent(*at)) {
             return false;
         }
@@ -43,7 +44,7 @@ impl Uses {
                 known.clear();
             }
         }
-        known.insert(Short::from(digest), now);
+        known.insert(Short::from(digest), Instant::now());
         true
     }
 }
@@ -52,7 +53,13 @@ impl Uses {
 impl Uses {
     /// Everything was put down so many seconds earlier.
     pub(super) fn age_all(&self, seconds: u32) {
-        self.0.lock().values_mut().for_each(|at| *at = at.saturating_sub(seconds));
+        let age = Duration::from_secs(seconds.into());
+        self.0.lock().retain(|_, at| {
+            at.checked_sub(age).is_some_and(|earlier| {
+                *at = earlier;
+                true
+            })
+        });
     }
 }
 

@@ -380,6 +380,7 @@ mod tests {
                 durability: crate::config::Durability::Strict,
                 keep: crate::store::Keep::default(),
                 origins: Vec::new(),
+                clock: crate::clock::twin::system(),
             };
             let error = crate::store::Store::open(options, crate::metrics::Metrics::new().unwrap()).unwrap_err();
             assert!(error.to_string().contains("--root"), "{other}: {error}");

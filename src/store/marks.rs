@@ -36,6 +36,7 @@ pub struct Suspicion {
 /// What a mark's file says.
 #[derive(Debug, Serialize, Deserialize)]
 struct MarkRecord {
+    /// Of the whole repository it is also the name by which a check says that it ended it.
     since: SystemTime,
     /// The write had not ended. If it is still so after a start, upstream may take it yet.
     open: bool,
@@ -107,9 +108,8 @@ impl Store {
         let judge = move |inner: &Arc<Inner>| match inner.repository(&up, &repo)?.judge(&tag) {
             Judgement::Trusted => Ok(None),
             Judgement::Suspect(since) => Ok(Some(since)),
-            Judgement::UnlessConfirmed(since) => {
-                let confirmed = inner.checked_at(&up, &repo, &tag).is_some_and(|at| at > since);
-                Ok((!confirmed).then_some(since))
+            Judgement::UnlessConfirmed(mark) => {
+                Ok((!inner.is_confirmed(&up, &repo, &tag, mark.name)).then_some(mark.since))
             }
         };
         self.blocking(judge).await
@@ -178,7 +178,7 @@ impl Suspicion {
         match &self.scope {
             Scope::Tags(tags) => {
                 for tag in tags {
-                    if let Some(Mark { since, kept: false }) = repository.mark(tag) {
+                    if let Some(Mark { name: since, kept: false, .. }) = repository.mark(tag) {
                         let record = MarkRecord { since, open: true };
                         inner.records.write_through(&inner.disk, &layout::suspect(up, repo, tag), &record)?;
                         repository.set_kept(tag, true);
@@ -286,10 +286,10 @@ impl Inner {
     }
 
     fn read_marks(&self, up: &UpstreamName, repo: &RepoName) -> Result<Found, StoreError> {
-        let now = SystemTime::now();
+        let now = self.timeline.moment();
         // Since when, and whether a write was under way when the program ended: upstream may do that yet.
         let read = |path: &Path| match self.records.read(&self.disk, path) {
-            Some(MarkRecord { since, open: false }) => (since.min(now), false),
+            Some(MarkRecord { since, open: false }) => (since, false),
             // Damaged: what it said is not known, so it says the worst.
             Some(MarkRecord { open: true, .. }) | None => (now, true),
         };
@@ -304,7 +304,7 @@ impl Inner {
                     if is_open {
                         open.push(tag.clone());
                     }
-                    found.tags.insert(tag, Mark { since, kept: true });
+                    found.tags.insert(tag, Mark::new(since, true));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -316,7 +316,7 @@ impl Inner {
         let path = layout::suspect_repository(up, repo);
         if self.exists(&path)? {
             let (since, is_open) = read(&path);
-            found.all = Some(Mark { since, kept: true });
+            found.all = Some(Mark::new(since, true));
             found.open.extend(is_open.then_some(Scope::Repository));
         }
         Ok(found)
@@ -359,7 +359,9 @@ impl Inner {
     ) -> Result<(), StoreError> {
         let path = layout::suspect_repository(up, repo);
         match mark {
-            Some(Mark { since, .. }) => self.records.write_through(&self.disk, &path, &MarkRecord { since, open }),
+            Some(Mark { name: since, .. }) => {
+                self.records.write_through(&self.disk, &path, &MarkRecord { since, open })
+            }
             None => self.remove_mark(&path),
         }
     }

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 
 mod blob;
 mod capacity;
+mod check;
 mod disk;
 mod error;
 mod evict;
@@ -82,6 +83,7 @@ use stamp::Epoch;
 use suspicion::Table;
 use sync::GroupSync;
 
+use crate::clock::{Clock, Timeline};
 use crate::config::{Capacity, Durability, Pin};
 use crate::metrics::Metrics;
 use crate::oci::UpstreamName;
@@ -108,6 +110,8 @@ pub struct StoreOptions {
     pub keep: Keep,
     /// The URL of every upstream by name. Refs that came from another URL under the same name are set aside.
     pub origins: Vec<(UpstreamName, String)>,
+    /// What the time is.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What is never evicted, and what goes although there is room.
@@ -132,6 +136,7 @@ struct Inner {
     group: GroupSync,
     epoch: Epoch,
     metrics: Metrics,
+    timeline: Arc<Timeline>,
     /// Since when upstreams have their URL again that had another one: what is known of freshness from before counts
     /// for nothing.
     since: HashMap<UpstreamName, SystemTime>,
@@ -189,7 +194,8 @@ impl Store {
         metrics: Metrics,
         source: impl FnOnce(&Path) -> Box<dyn Source>,
     ) -> Result<Self, StoreError> {
-        let StoreOptions { capacity, durability, keep, origins, .. } = options;
+        let StoreOptions { capacity, durability, keep, origins, clock, .. } = options;
+        let timeline = Arc::new(Timeline::new(clock));
         // Before the lock, which makes a file.
         layout::check_foreign(&disk)?;
         let lock = RootLock::take(&disk)?;
@@ -207,7 +213,7 @@ impl Store {
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
         let mut inner = Inner {
             durability,
-            books: Arc::new(Books::new(capacity, space, metrics.clone())),
+            books: Arc::new(Books::new(capacity, space, metrics.clone(), timeline.clone())),
             hints,
             records,
             group: GroupSync::default(),
@@ -216,7 +222,7 @@ impl Store {
             since: HashMap::new(),
             names: Mutex::new(()),
             tags: Mutex::new(()),
-            suspicions: Table::default(),
+            suspicions: Table::new(timeline.clone()),
             pins,
             uses: Uses::default(),
             max_age: keep.max_age,
@@ -227,6 +233,7 @@ impl Store {
             closed: AtomicBool::new(false),
             lock,
             disk,
+            timeline,
         };
         inner.check_origins(&origins)?;
         inner.group.run(&inner.disk);
@@ -236,6 +243,11 @@ impl Store {
     /// The root's absolute path.
     pub fn root(&self) -> &Path {
         self.0.disk.path()
+    }
+
+    /// What it has seen of its clock.
+    pub fn timeline(&self) -> &Arc<Timeline> {
+        &self.0.timeline
     }
 
     /// Says in the lock file where the admin socket is, when that is not `ROOT/ocistern.sock`.
@@ -261,6 +273,8 @@ impl Store {
             let order = count.is_multiple_of(ORDER_EVERY);
             let expire = count.is_multiple_of(EXPIRE_EVERY);
             let work = move |inner: &Arc<Inner>| {
+                // So that no jump of the clock goes unnoticed.
+                inner.timeline.settled();
                 inner.group.run(&inner.disk);
                 inner.disk.remove_left();
                 if order {

@@ -290,6 +290,13 @@ impl Order {
         })
     }
 
+    /// Nothing was used later than `now`.
+    pub(super) fn bound(&mut self, now: u32) {
+        for node in self.chunks.iter_mut().flat_map(|chunk| chunk.iter_mut()) {
+            node.used = node.used.min(now);
+        }
+    }
+
     /// Everything was used so many seconds earlier.
     #[cfg(test)]
     pub(super) fn age_all(&mut self, seconds: u32) {

@@ -104,7 +104,7 @@ impl Inner {
         tree: &Path,
         url: &str,
     ) -> Result<SystemTime, StoreError> {
-        let since = SystemTime::now();
+        let since = self.timeline.now();
         // Before the rename: a tree that is back without this date would take the other URL's answers for its own.
         self.put_origin_down(name, &aside.join(ORIGIN), &Origin { url: url.to_owned(), since: Some(since) });
         self.disk.rename(aside, tree).map_err(|e| StoreError::io("put back", aside, e))?;

@@ -216,7 +216,7 @@ impl Inner {
 
     fn is_old(&self, path: &Path) -> bool {
         let modified = self.disk.metadata(path).and_then(|metadata| metadata.modified());
-        modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > YOUNG))
+        modified.is_ok_and(|at| self.timeline.settled().duration_since(at).is_ok_and(|age| age > YOUNG))
     }
 }
 

@@ -164,7 +164,7 @@ impl Store {
                 // Under such a mark the time alone makes a tag good; it must not outlive what it is the time of.
                 inner.group.run(&inner.disk);
             }
-            inner.hints.set_checked_at(&up, &repo, &tag, Some(asked_at));
+            inner.note_check(&repository, &up, &repo, &tag, asked_at);
             drop((tags, gate));
             inner.confirm(&repository, &up, &repo, &tag, asked_at)?;
             Ok(true)
@@ -196,20 +196,13 @@ impl Store {
                 inner.follow_pinned_tag((&up, &repo, &tag), Some(&before.digest), None);
             }
             // Kept: an answer to an earlier question must not bring the tag back.
-            inner.hints.set_checked_at(&up, &repo, &tag, Some(asked_at));
+            inner.note_check(&repository, &up, &repo, &tag, asked_at);
             inner.remove_record(&path)?;
             drop((tags, gate));
             inner.confirm(&repository, &up, &repo, &tag, asked_at)?;
             Ok(true)
         };
         self.blocking(remove).await
-    }
-
-    /// When upstream was last asked about the tag, with an answer. Unknown after the index is lost; a time in the future does not
-    /// count.
-    pub async fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
-        let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
-        self.blocking(move |inner| Ok(inner.checked_at(&up, &repo, &tag))).await.ok().flatten()
     }
 
     /// The proof that upstream served `digest` in `repo`.
@@ -261,7 +254,7 @@ impl Store {
         let read = move |inner: &Arc<Inner>| {
             let record: Option<AccessRecord> = inner.records.read(&inner.disk, &path);
             Ok(record.map(|mut record| {
-                if record.since > SystemTime::now() {
+                if record.since > inner.timeline.now() {
                     record.since = SystemTime::UNIX_EPOCH;
                 }
                 record
@@ -270,15 +263,15 @@ impl Store {
         self.blocking(read).await
     }
 
-    /// Remembers who may read a repository; since when is kept if that is what was known.
+    /// Remembers who may read a repository; since when is kept if that is what was known, and no time in the future.
     pub async fn set_access(&self, up: &UpstreamName, repo: &RepoName, access: Access) -> Result<(), StoreError> {
         let path = layout::access(up, repo);
         let write = move |inner: &Arc<Inner>| {
             let before = inner.records.read::<AccessRecord>(&inner.disk, &path);
-            if before.is_some_and(|before| before.access == access) {
+            if before.is_some_and(|before| before.access == access && before.since <= inner.timeline.now()) {
                 return Ok(());
             }
-            let record = AccessRecord { access, since: SystemTime::now() };
+            let record = AccessRecord { access, since: inner.timeline.now() };
             inner.records.write(&inner.disk, &inner.group, &path, &record)
         };
         self.blocking(move |inner| inner.with_room_for_record(|| write(inner))).await
@@ -295,11 +288,6 @@ impl Inner {
         }
     }
 
-    /// Whether a question about this tag that was put later than `asked_at` has been answered.
-    fn is_overtaken(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, asked_at: SystemTime) -> bool {
-        self.checked_at(up, repo, tag).is_some_and(|checked_at| checked_at > asked_at)
-    }
-
     pub(super) fn remove_record(&self, path: &Path) -> Result<(), StoreError> {
         if self.disk.unlink(path).map_err(|e| StoreError::io("remove", path, e))?
             && let Some(parent) = path.parent()
@@ -307,11 +295,5 @@ impl Inner {
             self.group.directories([parent.to_owned()]);
         }
         Ok(())
-    }
-
-    /// When upstream was last asked about the tag, if it was under its present URL.
-    pub(super) fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
-        let at = self.hints.checked_at(up, repo, tag)?;
-        self.since.get(up).is_none_or(|since| at >= *since).then_some(at)
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp, Zoned};
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::layout::STATE;
 use super::rehash::{Before, Checked, Pace};
 use super::{Inner, Store, StoreError};
+use crate::clock::{Clock, timestamp};
 use crate::config::Scrub;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -37,14 +38,10 @@ struct Position {
     last_pass: Option<Timestamp>,
 }
 
-/// What the time is, here.
-#[derive(Clone)]
-pub(super) struct Clock(pub(super) Arc<dyn Fn() -> Zoned + Send + Sync>);
-
 /// Waits for its hours, for downloads to end, and for its rate.
 struct Turn {
     plan: Scrub,
-    clock: Clock,
+    clock: Arc<dyn Clock>,
     metrics: Metrics,
     pace: Pace,
 }
@@ -54,10 +51,7 @@ struct Turn {
 impl Store {
     /// Scrubs until `stop`.
     pub async fn scrub(&self, plan: Scrub, stop: &CancellationToken) {
-        self.scrub_by(plan, Clock(Arc::new(Zoned::now)), stop).await;
-    }
-
-    pub(super) async fn scrub_by(&self, plan: Scrub, clock: Clock, stop: &CancellationToken) {
+        let clock = self.0.timeline.clock().clone();
         let Ok(mut position) = self.blocking(|inner| Ok(inner.scrub_position())).await else { return };
         let metrics = self.0.metrics.clone();
         metrics.scrub_last_pass.set(position.last_pass.map_or(0, Timestamp::as_second));
@@ -76,7 +70,7 @@ impl Store {
             let passed = stop.run_until_cancelled(self.scrub_pass(&mut position, &mut turn)).await;
             let ended = match passed {
                 Some(Ok(true)) => {
-                    let now = turn.clock.now();
+                    let now = timestamp(turn.clock.now());
                     position = Position { after: None, last_pass: Some(now) };
                     turn.metrics.scrub_last_pass.set(now.as_second());
                     tracing::info!("everything that is stored was hashed again");
@@ -154,21 +148,13 @@ fn path() -> PathBuf {
     Path::new(STATE).join("scrub")
 }
 
-// === impl Clock ===
-
-impl Clock {
-    fn now(&self) -> Timestamp {
-        (self.0)().timestamp()
-    }
-}
-
 // === impl Turn ===
 
 impl Turn {
     /// How long until a pass is to begin, or to go on.
     fn until_due(&self, position: &Position) -> Duration {
         let Some(last) = position.last_pass.filter(|_| position.after.is_none()) else { return Duration::ZERO };
-        let since = self.clock.now().duration_since(last);
+        let since = timestamp(self.clock.now()).duration_since(last);
         // A time in the future, from a clock that was wrong, says nothing.
         if since < SignedDuration::ZERO {
             return Duration::ZERO;
@@ -179,7 +165,7 @@ impl Turn {
     /// Waits while it is not its hours, or something is being downloaded.
     async fn give_way(&self) {
         loop {
-            let closed = self.plan.hours.and_then(|hours| hours.opens_in((self.clock.0)().time().into()));
+            let closed = self.plan.hours.and_then(|hours| hours.opens_in(self.clock.local().time().into()));
             let wait = match closed {
                 Some(wait) => wait.min(LOOK),
                 None if self.metrics.fills_in_progress.get() > 0 => GIVE_WAY,

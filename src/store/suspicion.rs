@@ -1,23 +1,28 @@
 //! What is suspect, in memory: refs that a write upstream may have changed, and answers that are too old to be kept.
 //!
-//! Pure: the files are the business of `marks`, and this is what a look-up sees. A repository's entry is read from its
+//! Pure: the files are the business of `marks`, and this is what a look-up sees. All times are moments of one timeline,
+//! so a clock that is set back changes no order. A repository's entry is read from its
 //! files at the first look; from then on it is always ahead of them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::time::Instant;
 
+use crate::clock::Timeline;
 use crate::oci::{RepoName, Tag, UpstreamName};
 
 /// Repositories that are remembered. When there are more, those that nobody is at are read from their files again.
 const REPOSITORIES: usize = 8192;
 
 /// All repositories that were looked at.
-#[derive(Debug, Default)]
-pub(super) struct Table(RwLock<Entries>);
+#[derive(Debug)]
+pub(super) struct Table {
+    entries: RwLock<Entries>,
+    timeline: Arc<Timeline>,
+}
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -30,8 +35,9 @@ struct Entries {
 }
 
 /// What is suspect in one repository.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Repository {
+    timeline: Arc<Timeline>,
     /// Held while a ref of this repository is written if its answer is recent enough, and while marks and what they
     /// stand for are written or removed: whoever has raised a floor or put down a mark and then takes this, meets no
     /// older answer that is on its way into a file. Taken before the store's other locks. Blocking pool only.
@@ -60,6 +66,9 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) since: SystemTime,
+    /// Since when, as its file says; no later mark has it too. The two differ where the file is from before the clock was
+    /// set back.
+    pub(super) name: SystemTime,
     /// There is a file.
     pub(super) kept: bool,
 }
@@ -103,8 +112,8 @@ pub(super) enum Judgement {
     Trusted,
     /// It is suspect.
     Suspect(SystemTime),
-    /// It is, unless it was confirmed later than this.
-    UnlessConfirmed(SystemTime),
+    /// It is, unless it was confirmed under this mark.
+    UnlessConfirmed(Mark),
 }
 
 /// What marks are to be after a write was withdrawn.
@@ -118,17 +127,30 @@ pub(super) enum Withdrawn {
     Repository(Option<Mark>),
 }
 
+// === impl Mark ===
+
+impl Mark {
+    pub(super) const fn new(since: SystemTime, kept: bool) -> Self {
+        Self { since, name: since, kept }
+    }
+}
+
 // === impl Table ===
 
 impl Table {
+    /// Of nothing yet.
+    pub(super) fn new(timeline: Arc<Timeline>) -> Self {
+        Self { entries: RwLock::default(), timeline }
+    }
+
     /// A repository that was looked at before.
     pub(super) fn get(&self, up: &UpstreamName, repo: &RepoName) -> Option<Arc<Repository>> {
-        self.0.read().by_upstream.get(up)?.get(repo).cloned()
+        self.entries.read().by_upstream.get(up)?.get(repo).cloned()
     }
 
     /// To be taken before the files are read, and given to [`Table::insert`] with what was found.
     pub(super) fn drops(&self) -> u64 {
-        self.0.read().drops
+        self.entries.read().drops
     }
 
     /// Puts in what the files say, unless somebody else has; what is open there upstream may take until then. None: read
@@ -141,7 +163,7 @@ impl Table {
         found: Found,
         until: Instant,
     ) -> Option<Arc<Repository>> {
-        let mut entries = self.0.write();
+        let mut entries = self.entries.write();
         if let Some(found) = entries.by_upstream.get(up).and_then(|repositories| repositories.get(repo)) {
             return Some(found.clone());
         }
@@ -151,12 +173,18 @@ impl Table {
         if entries.count >= REPOSITORIES {
             entries.drop_idle();
         }
-        let (floor, Found { tags, all, open }) = (entries.floor, found);
+        let (floor, Found { mut tags, mut all, open }) = (entries.floor, found);
+        let now = self.timeline.moment();
+        for mark in tags.values_mut().chain(&mut all) {
+            // In the future: it was made before the clock was set back. It counts from now on, or nothing could end it.
+            mark.since = now.min(mark.since);
+        }
         let mut state = State { tags, all, content: floor, lists: floor, ..State::default() };
         for scope in open {
             state.write(scope, Vec::new(), Some(until));
         }
-        let repository = Arc::new(Repository { gate: Mutex::default(), state: Mutex::new(state) });
+        let repository =
+            Arc::new(Repository { timeline: self.timeline.clone(), gate: Mutex::default(), state: Mutex::new(state) });
         entries.by_upstream.entry(up.clone()).or_default().insert(repo.clone(), repository.clone());
         entries.count += 1;
         Some(repository)
@@ -194,8 +222,7 @@ impl Repository {
 
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
-        state.bound(SystemTime::now());
-        state.settle();
+        state.settle(&self.timeline);
         state
     }
 
@@ -225,10 +252,10 @@ impl Repository {
 
     /// A write begins: what it may change is suspect from now on.
     pub(super) fn begin(&self, scope: Scope) -> u64 {
-        let now = SystemTime::now();
+        let now = self.timeline.moment();
         let mut state = self.state();
         state.lists = Some(now);
-        let mark = |before: Option<Mark>| Mark { since: now, kept: before.is_some_and(|mark| mark.kept) };
+        let mark = |before: Option<Mark>| Mark::new(now, before.is_some_and(|mark| mark.kept));
         let before = match &scope {
             Scope::Tags(tags) => tags
                 .iter()
@@ -252,16 +279,16 @@ impl Repository {
     /// for what the caller knows by itself: it counts, later answers count more, and earlier ones do not. None: another
     /// write was there.
     pub(super) fn end(&self, number: u64) -> Option<SystemTime> {
-        let now = SystemTime::now();
+        let now = self.timeline.moment();
         let mut state = self.state();
         let write = state.take(number)?;
         state.end(&write.scope, now);
-        (!write.overlapped).then(|| now + Duration::from_nanos(1))
+        (!write.overlapped).then(|| self.timeline.moment())
     }
 
     /// A write has ended without changing anything but what the store knows by now: what was not suspect before is not.
     pub(super) fn withdraw(&self, number: u64) -> Withdrawn {
-        let now = SystemTime::now();
+        let now = self.timeline.moment();
         let mut state = self.state();
         if state.writes.iter().any(|write| write.number == number && write.overlapped) {
             drop(state);
@@ -346,20 +373,20 @@ impl Repository {
     /// Older answers do not bring back what is removed after this.
     pub(super) fn raise(&self) {
         let mut state = self.state();
-        let now = Some(SystemTime::now());
+        let now = Some(self.timeline.moment());
         (state.content, state.lists) = (now, now);
     }
 
     /// Older lists do not come back.
     pub(super) fn raise_lists(&self) {
-        self.state().lists = Some(SystemTime::now());
+        self.state().lists = Some(self.timeline.moment());
     }
 
     /// Nothing is there any more that could be suspect, but what is being written: upstream may do that yet. Returns the
     /// tags whose marks have files that are to go, and whether that of the whole repository is.
     pub(super) fn emptied(&self) -> (Vec<Tag>, bool) {
         let mut state = self.state();
-        let now = Some(SystemTime::now());
+        let now = Some(self.timeline.moment());
         (state.content, state.lists) = (now, now);
         let State { tags, all, writes, .. } = &mut *state;
         let (mut named, mut whole) = (HashSet::new(), false);
@@ -386,7 +413,7 @@ impl State {
         }
         match self.all {
             Some(mark) if self.is_written(tag) => Judgement::Suspect(mark.since),
-            Some(mark) => Judgement::UnlessConfirmed(mark.since),
+            Some(mark) => Judgement::UnlessConfirmed(mark),
             None => Judgement::Trusted,
         }
     }
@@ -421,18 +448,18 @@ impl State {
             Scope::Repository => {
                 self.content = Some(now);
                 let kept = self.all.is_some_and(|mark| mark.kept);
-                self.all = Some(Mark { since: now, kept });
+                self.all = Some(Mark::new(now, kept));
             }
         }
     }
 
     /// Ends writes of a dead process whose time is over. They count until somebody looks: what was asked before that may
     /// be too old, and is asked once more.
-    fn settle(&mut self) {
+    fn settle(&mut self, timeline: &Timeline) {
         if self.writes.iter().all(|write| write.until.is_none()) {
             return;
         }
-        let (instant, now) = (Instant::now(), SystemTime::now());
+        let (instant, now) = (Instant::now(), timeline.moment());
         let over = |write: &mut Write| write.until.is_some_and(|until| until <= instant);
         let settled: Vec<Scope> = self.writes.extract_if(.., over).map(|write| write.scope).collect();
         for scope in &settled {
@@ -444,14 +471,6 @@ impl State {
     fn take(&mut self, number: u64) -> Option<Write> {
         let at = self.writes.iter().position(|write| write.number == number)?;
         Some(self.writes.swap_remove(at))
-    }
-
-    /// A mark in the future was made before the clock was set back. It counts from now on, or nothing could end it.
-    fn bound(&mut self, now: SystemTime) {
-        let marks = self.tags.values_mut().chain(&mut self.all).map(|mark| &mut mark.since);
-        for since in marks.chain(&mut self.content).chain(&mut self.lists) {
-            *since = now.min(*since);
-        }
     }
 
     /// The latest time that anything here speaks of.
@@ -482,7 +501,11 @@ impl Scope {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::clock::Clock as _;
+    use crate::clock::twin::{Twin, system, wall};
 
     fn up() -> UpstreamName {
         "u".parse().unwrap()
@@ -502,22 +525,22 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_what_it_drops_still_refuses() {
-        let table = Table::default();
+        let table = Table::new(Arc::new(Timeline::new(system())));
         let tag: Tag = "t".parse().unwrap();
         let held = load(&table, 0);
         let write = held.begin(Scope::Tags(vec![tag.clone()]));
-        let asked_at = SystemTime::now();
+        let asked_at = wall();
         load(&table, 1).raise();
         for n in 0..3 * REPOSITORIES {
             load(&table, n);
-            assert!(table.0.read().count <= REPOSITORIES);
+            assert!(table.entries.read().count <= REPOSITORIES);
         }
-        assert!(table.0.read().drops > 0);
+        assert!(table.entries.read().drops > 0);
         assert!(Arc::ptr_eq(&load(&table, 0), &held), "a write keeps its entry");
         let again = load(&table, 1);
         assert!(again.refuses_link(asked_at) && again.refuses_tag(&tag, asked_at) && again.refuses_list(asked_at));
-        assert!(!again.refuses_link(SystemTime::now()) && !again.refuses_tag(&tag, SystemTime::now()));
-        let entries = table.0.read();
+        assert!(!again.refuses_link(wall()) && !again.refuses_tag(&tag, wall()));
+        let entries = table.entries.read();
         let all = entries.by_upstream.values().map(HashMap::len).sum::<usize>();
         assert_eq!(all, entries.count, "the count is right");
         drop(entries);
@@ -526,12 +549,12 @@ mod tests {
 
     #[test]
     fn what_was_read_before_entries_were_dropped_is_read_again() {
-        let table = Table::default();
+        let table = Table::new(Arc::new(Timeline::new(system())));
         let drops = table.drops();
         for n in 1..REPOSITORIES + 2 {
             load(&table, n);
         }
-        let mark = Mark { since: SystemTime::now(), kept: true };
+        let mark = Mark::new(wall(), true);
         let found = || Found { all: Some(mark), ..Found::default() };
         assert!(table.insert(&up(), &repo(0), drops, found(), Instant::now()).is_none());
         let known = load(&table, REPOSITORIES + 1);
@@ -542,18 +565,23 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_back_holds_nothing_up() {
-        let table = Table::default();
-        let future = SystemTime::now() + Duration::from_hours(1000);
+        let clock = Twin::new();
+        let timeline = Arc::new(Timeline::new(clock.clone()));
+        let table = Table::new(timeline.clone());
+        let future = clock.now() + Duration::from_hours(1000);
         let tag: Tag = "t".parse().unwrap();
-        let mark = Mark { since: future, kept: false };
+        let mark = Mark::new(future, false);
         let found = Found { tags: HashMap::from([(tag.clone(), mark)]), all: Some(mark), open: Vec::new() };
+        let before = timeline.moment();
         let repository = table.insert(&up(), &repo(0), 0, found, Instant::now()).unwrap();
-        {
-            let mut state = repository.state.lock();
-            (state.content, state.lists) = (Some(future), Some(future));
-        }
-        assert!(repository.refuses_tag(&tag, SystemTime::now() - Duration::from_secs(1)));
-        let asked_at = SystemTime::now() + Duration::from_nanos(1);
+        assert!(repository.refuses_tag(&tag, before), "it counts from now on");
+        clock.forward(Duration::from_hours(1000));
+        repository.raise();
+        let before = timeline.moment();
+        repository.raise();
+        clock.back(Duration::from_hours(1000));
+        assert!(repository.refuses_tag(&tag, before) && repository.refuses_link(before));
+        let asked_at = timeline.moment();
         assert!(!repository.refuses_tag(&tag, asked_at) && !repository.refuses_link(asked_at));
         assert!(!repository.refuses_list(asked_at));
         assert!(repository.confirm(&tag, asked_at));

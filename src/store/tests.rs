@@ -7,10 +7,13 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::check::Check;
 use super::index::{Index, IndexError, MemoryIndex};
 use super::*;
+use crate::clock::twin::{system, wall};
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
+mod clocks;
 mod evict;
 mod forget;
 mod images;
@@ -47,13 +50,19 @@ fn options(root: &Path, capacity: u64) -> StoreOptions {
         durability: Durability::Strict,
         keep: Keep::default(),
         origins: vec![("docker.io".parse().unwrap(), "https://registry-1.docker.io".into())],
+        clock: system(),
     }
 }
 
 fn fixture(capacity: u64) -> Fixture {
+    fixture_by(system(), capacity)
+}
+
+fn fixture_by(clock: Arc<dyn Clock>, capacity: u64) -> Fixture {
     let root = tempfile::tempdir().unwrap();
     let metrics = Metrics::new().unwrap();
-    let store = Store::open_with(options(root.path(), capacity), metrics.clone(), |_| Box::new(InMemory)).unwrap();
+    let options = StoreOptions { clock, ..options(root.path(), capacity) };
+    let store = Store::open_with(options, metrics.clone(), |_| Box::new(InMemory)).unwrap();
     Fixture { root, metrics, store }
 }
 
@@ -415,9 +424,9 @@ async fn eviction_takes_refs_and_links_along_and_keeps_live_tags_longest() {
     let layer = put(&fixture.store, &[2; 300]).await;
     let record = TagRecord { digest: manifest, media_type: "m".into(), size: 300, etag: None };
     for digest in [manifest, layer] {
-        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous), SystemTime::now()).await.unwrap();
+        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous), wall()).await.unwrap();
     }
-    fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
+    fixture.store.set_tag(&up, &repo, &tag, &record, wall()).await.unwrap();
     put(&fixture.store, &[3; 500]).await;
     assert!(!fixture.path(&layer).exists() && fixture.path(&manifest).exists(), "the manifest is older, but tagged");
     assert_eq!(fixture.store.link(&up, &repo, &layer).await.unwrap(), None);
@@ -438,7 +447,7 @@ async fn a_moved_tag_survives_the_eviction_of_what_it_named() {
     let new = put(&fixture.store, &[2; 400]).await;
     for digest in [old, new] {
         let record = TagRecord { digest, media_type: "m".into(), size: 400, etag: Some("\"e\"".into()) };
-        fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
+        fixture.store.set_tag(&up, &repo, &tag, &record, wall()).await.unwrap();
     }
     put(&fixture.store, &[3; 300]).await;
     assert!(!fixture.path(&old).exists());
@@ -452,9 +461,9 @@ async fn a_known_tag_moves_only_to_what_is_on_the_disk() {
     for (n, waits) in [(1, true), (2, false)] {
         let digest = put(&fixture.store, &[n; 100]).await;
         let path = layout::link(&up, &repo, &digest);
-        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous), SystemTime::now()).await.unwrap();
+        fixture.store.set_link(&up, &repo, &digest, &link(Via::Anonymous), wall()).await.unwrap();
         let record = TagRecord { digest, media_type: "m".into(), size: 100, etag: None };
-        fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
+        fixture.store.set_tag(&up, &repo, &tag, &record, wall()).await.unwrap();
         assert_eq!(fixture.store.0.group.waits_for(&path), waits, "a new tag may vanish, a known one must not");
     }
 }
@@ -482,12 +491,12 @@ async fn a_scan_brings_back_what_the_index_lost() {
     let layers: Vec<Digest> =
         futures_util::future::join_all([[2; 200], [3; 200]].iter().map(|c| put(&fixture.store, c))).await;
     let record = TagRecord { digest: manifest, media_type: "m".into(), size: 100, etag: None };
-    fixture.store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap();
+    fixture.store.set_tag(&up, &repo, &tag, &record, wall()).await.unwrap();
     for digest in layers.iter().chain([&manifest]) {
-        fixture.store.set_link(&up, &repo, digest, &link(Via::Shared), SystemTime::now()).await.unwrap();
+        fixture.store.set_link(&up, &repo, digest, &link(Via::Shared), wall()).await.unwrap();
     }
     let gone = sha256(b"was evicted while there was no index");
-    fixture.store.set_link(&up, &repo, &gone, &link(Via::Shared), SystemTime::now()).await.unwrap();
+    fixture.store.set_link(&up, &repo, &gone, &link(Via::Shared), wall()).await.unwrap();
     let old = fixture.root.path().join(layout::link(&up, &repo, &gone));
     std::fs::File::options().write(true).open(&old).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
     std::fs::write(fixture.root.path().join("blobs/sha256/not-a-digest"), "x").unwrap();
@@ -649,22 +658,24 @@ async fn refs_come_back_with_their_url() {
         match start {
             0 => {
                 let record = record(b"a");
-                assert!(store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap());
+                assert!(store.set_tag(&up, &repo, &tag, &record, wall()).await.unwrap());
                 of_a = Some(record);
             }
             1 => {
                 assert_eq!(known, None);
-                assert!(store.set_tag(&up, &repo, &tag, &of_b, SystemTime::now()).await.unwrap());
+                assert!(store.set_tag(&up, &repo, &tag, &of_b, wall()).await.unwrap());
             }
             2 => assert_eq!(known, of_a),
             _ => assert_eq!(known.as_ref(), Some(&of_b)),
         }
         // As the index would still have it from the time under the other URL.
-        let before = SystemTime::now() - Duration::from_mins(1);
-        store.0.hints.set_checked_at(&up, &repo, &tag, Some(before));
+        let before = wall() - Duration::from_mins(1);
+        let left = Check { at: before, moment: before, mark: None, since: None };
+        store.0.hints.set_check(&up, &repo, &tag, Some(&left));
         let counts = store.checked_at(&up, &repo, &tag).await.is_some();
         assert_eq!(counts, start < 2, "nobody asked {url} since it is the URL again");
-        store.0.hints.set_checked_at(&up, &repo, &tag, Some(SystemTime::now()));
+        let known = store.tag(&up, &repo, &tag).await.unwrap().unwrap();
+        assert!(store.set_tag(&up, &repo, &tag, &known, wall()).await.unwrap());
         assert!(store.checked_at(&up, &repo, &tag).await.is_some());
         store.close().await;
     }
@@ -695,7 +706,7 @@ async fn access_keeps_its_date_and_future_dates_do_not_count() {
     assert_eq!(fixture.store.access(&up, &repo).await.unwrap(), Some(first));
     fixture.store.set_access(&up, &repo, Access::Private).await.unwrap();
     assert_eq!(fixture.store.access(&up, &repo).await.unwrap().unwrap().access, Access::Private);
-    let future = AccessRecord { access: Access::Public, since: SystemTime::now() + Duration::from_secs(9_999) };
+    let future = AccessRecord { access: Access::Public, since: wall() + Duration::from_secs(9_999) };
     let path = fixture.root.path().join(layout::access(&up, &repo));
     std::fs::write(path, record::encode(&future).unwrap()).unwrap();
     let read = fixture.store.access(&up, &repo).await.unwrap().unwrap();
@@ -716,22 +727,18 @@ async fn lists_are_kept_byte_for_byte_and_bounded() {
     let referrers = ListKind::Referrers(sha256(b"subject"));
     for (kind, query) in [(&ListKind::Tags, ""), (&ListKind::Tags, "n=5"), (&referrers, ""), (&referrers, "A/%2f")] {
         let stored = list(format!("\u{0}{kind:?} {query}\r\n").as_bytes());
-        fixture.store.set_list(&up, &repo, kind, query, &stored, SystemTime::now()).await.unwrap();
+        fixture.store.set_list(&up, &repo, kind, query, &stored, wall()).await.unwrap();
         assert_eq!(fixture.store.list(&up, &repo, kind, query).await.unwrap(), Some(stored));
     }
     for n in 0..300 {
-        fixture
-            .store
-            .set_list(&up, &repo, &ListKind::Tags, &format!("last={n}"), &list(b"[]"), SystemTime::now())
-            .await
-            .unwrap();
+        fixture.store.set_list(&up, &repo, &ListKind::Tags, &format!("last={n}"), &list(b"[]"), wall()).await.unwrap();
     }
     let directory = fixture.root.path().join("refs/docker.io/a/_lists");
     assert_eq!(std::fs::read_dir(directory).unwrap().count(), 256);
     assert!(fixture.store.list(&up, &repo, &ListKind::Tags, "").await.unwrap().is_some(), "the plain list stays");
     assert!(fixture.store.list(&up, &repo, &ListKind::Tags, "last=299").await.unwrap().is_some());
     let huge = list(&vec![b' '; (4 << 20) + 1]);
-    fixture.store.set_list(&up, &repo, &ListKind::Tags, "", &huge, SystemTime::now()).await.unwrap();
+    fixture.store.set_list(&up, &repo, &ListKind::Tags, "", &huge, wall()).await.unwrap();
     assert_ne!(fixture.store.list(&up, &repo, &ListKind::Tags, "").await.unwrap(), Some(huge));
 }
 
@@ -815,7 +822,7 @@ async fn walk(steps: Vec<Step>) {
                 let (up, repo) = names(u, r);
                 let mut link = link(if manifest { Via::Anonymous } else { Via::Client });
                 link.kind = if manifest { LinkKind::Manifest } else { LinkKind::Blob };
-                fixture.store.set_link(&up, &repo, &sha256(&[n]), &link, SystemTime::now()).await.unwrap();
+                fixture.store.set_link(&up, &repo, &sha256(&[n]), &link, wall()).await.unwrap();
                 model.links.insert(((up, repo), n), link);
             }
             Step::RemoveLink(u, r, n) => {

@@ -4,7 +4,7 @@
 //! name the token `token` or `access_token`, and may or may not say how long it lives.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -124,7 +124,7 @@ impl Endpoint {
         if !is_printable(&token) {
             return Err(self.malformed());
         }
-        let life = life(&token, expires_in, SystemTime::now());
+        let life = life(&token, expires_in, wire.now());
         Ok(Token { access: Secret::new(token), life, refresh: set(answer.refresh_token).map(Secret::new) })
     }
 
@@ -213,7 +213,7 @@ impl Endpoint {
         if is_redirect(status) {
             return Err(Fault::Token(TokenFault::Realm(RealmFault::Redirected { host: self.host() })));
         }
-        let retry_after = retry_after(response.headers(), SystemTime::now());
+        let retry_after = retry_after(response.headers(), wire.now());
         if status == StatusCode::OK {
             return self.read(response).await.map(Reply::Answer);
         }

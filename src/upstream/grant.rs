@@ -173,7 +173,7 @@ impl Registry {
             return Ok(Scheme::Open);
         }
         if response.status() != StatusCode::UNAUTHORIZED {
-            return Err(read::fault(response, deadline, true, &[""]).await);
+            return Err(self.wire.fault(response, deadline, true, &[""]).await);
         }
         let challenges = challenge::parse(response.headers());
         read::drain(response).await;
@@ -200,7 +200,7 @@ impl Registry {
                     read::drain(response).await;
                     return Ok(Granted::Basic);
                 }
-                return Err(read::fault(response, deadline, true, &[password.expose()]).await);
+                return Err(self.wire.fault(response, deadline, true, &[password.expose()]).await);
             }
             (Scheme::Open | Scheme::Basic, ClientCredential::Refresh(_)) => {
                 let message = "it gives no tokens, so this refresh token is not its own".to_owned();
@@ -244,7 +244,7 @@ impl Registry {
             return match response.status() {
                 status if status.is_success() => Ok(true),
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(false),
-                _ => Err(read::fault(response, deadline, true, &[password.expose()]).await),
+                _ => Err(self.wire.fault(response, deadline, true, &[password.expose()]).await),
             };
         }
         let target = CallTarget::Path("/v2/".to_owned());
@@ -257,7 +257,7 @@ impl Registry {
         match reply.status {
             status if status.is_success() => Ok(true),
             StatusCode::FORBIDDEN => Ok(false),
-            status => Err(read::judge(status, &reply.headers, Refusal::of(status))),
+            status => Err(read::judge(status, &reply.headers, Refusal::of(status), self.wire.now())),
         }
     }
 

@@ -63,6 +63,7 @@ pub use registry::Registry;
 pub use right::{Lent, Principal, Right};
 pub use upload::BoxError;
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::oci::UpstreamName;
@@ -90,14 +91,14 @@ pub struct SetupError {
 impl Upstreams {
     /// Sets up every upstream of `config`; nothing is connected or resolved yet. Proxies are those of the environment
     /// (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
-    #[expect(clippy::needless_pass_by_value, reason = "a handle to share, as every constructor here takes it")]
-    pub fn new(config: &Config, metrics: Metrics) -> Result<Self, SetupError> {
+    #[expect(clippy::needless_pass_by_value, reason = "handles to share, as every constructor here takes them")]
+    pub fn new(config: &Config, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
         let proxies = Arc::new(Matcher::from_env());
         let own = OwnAddresses::default();
         let trust = Trust::platform();
         let mut registries = BTreeMap::new();
         for (name, upstream) in &config.upstreams {
-            let registry = Registry::new(Arc::clone(upstream), &metrics, &trust, &proxies, &own)
+            let registry = Registry::new(Arc::clone(upstream), (&metrics, &clock), &trust, &proxies, &own)
                 .map_err(|source| SetupError { upstream: name.clone(), source })?;
             registries.insert(name.clone(), Arc::new(registry));
         }

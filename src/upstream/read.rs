@@ -70,15 +70,16 @@ pub(crate) async fn fault<S: AsRef<str>>(
     deadline: Instant,
     trusted: bool,
     secrets: &[S],
+    now: SystemTime,
 ) -> Fault {
     let (status, headers) = (response.status(), response.headers().clone());
-    judge(status, &headers, refusal(response, deadline, trusted).await.hiding(secrets))
+    judge(status, &headers, refusal(response, deadline, trusted).await.hiding(secrets), now)
 }
 
 /// What an unsuccessful status means.
-pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, said: Refusal) -> Fault {
+pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, said: Refusal, now: SystemTime) -> Fault {
     let Refusal { code, message } = said;
-    let retry_after = retry_after(headers, SystemTime::now());
+    let retry_after = retry_after(headers, now);
     match status {
         StatusCode::UNAUTHORIZED => Fault::Unauthorized { message, demand: challenge::demand(headers) },
         StatusCode::FORBIDDEN => Fault::Forbidden { message },

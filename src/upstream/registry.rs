@@ -21,6 +21,7 @@ use super::origin::{Origin, Url};
 use super::retry::{Retries, ratelimit_remaining};
 use super::right::Right;
 use super::wire::{Outgoing, Wire};
+use crate::clock::Clock;
 use crate::config;
 use crate::metrics::Metrics;
 use crate::oci::{UpstreamName, Via};
@@ -43,7 +44,7 @@ pub struct Registry {
 impl Registry {
     pub(super) fn new(
         config: Arc<config::Upstream>,
-        metrics: &Metrics,
+        (metrics, clock): (&Metrics, &Arc<dyn Clock>),
         trust: &Trust,
         proxies: &Arc<Matcher>,
         own: &OwnAddresses,
@@ -51,12 +52,12 @@ impl Registry {
         let origin = Origin::of_upstream(&config.url);
         let dial = Dial::new(origin.clone(), config.connect.clone(), Arc::clone(own));
         let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
-        let wire = Wire::new(client, config.name.clone(), metrics.clone());
+        let wire = Wire::new(client, config.name.clone(), metrics.clone(), Arc::clone(clock));
         // The operator named it, so it is dialled by an upstream's rules wherever it is.
         let wire_to = |cloud: Origin| {
             let dial = Dial::new(cloud, Vec::new(), Arc::clone(own));
             let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
-            Ok(Wire::new(client, config.name.clone(), metrics.clone()))
+            Ok(Wire::new(client, config.name.clone(), metrics.clone(), Arc::clone(clock)))
         };
         let credentials = Source::new(&config.credentials, &origin, wire_to)?;
         let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);

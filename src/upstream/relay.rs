@@ -218,7 +218,7 @@ impl Relay<'_> {
                 self.shown = Some(shown);
                 Ok(())
             }
-            _ => Err(read::fault(response, deadline, true, &secrets).await),
+            _ => Err(self.registry.wire.fault(response, deadline, true, &secrets).await),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
-use http::header::RETRY_AFTER;
+use http::header::{DATE, RETRY_AFTER};
 use tokio::time::Instant;
 
 use super::error::Fault;
@@ -59,7 +59,9 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
-        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
+        // By upstream's own clock where it says how late it is there: ours may be wrong.
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?.trim()).ok());
+        httpdate::parse_http_date(text).ok()?.duration_since(date.unwrap_or(now)).unwrap_or_default()
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
 }
@@ -79,9 +81,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::clock::twin::wall;
 
     fn headers(name: &'static str, value: &str) -> HeaderMap {
         HeaderMap::from_iter([(http::HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())])
+    }
+
+    #[test]
+    fn a_date_is_read_by_the_clock_of_who_wrote_it() {
+        let mut headers = headers("retry-after", "Mon, 23 Nov 2026 12:00:30 GMT");
+        headers.insert(DATE, HeaderValue::from_static("Mon, 23 Nov 2026 12:00:00 GMT"));
+        let now = httpdate::parse_http_date("Mon, 23 Nov 2026 12:00:00 GMT").unwrap();
+        let day = Duration::from_hours(24);
+        for ours in [now, now + day, now - day, SystemTime::UNIX_EPOCH] {
+            assert_eq!(retry_after(&headers, ours), Some(Duration::from_secs(30)));
+        }
+        headers.insert(DATE, HeaderValue::from_static("today"));
+        assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(30)), "nonsense says nothing");
     }
 
     #[test]
@@ -105,14 +121,14 @@ mod tests {
     proptest! {
         #[test]
         fn no_retry_after_is_longer_than_an_hour(text in "[ -~]{0,40}|[0-9]{0,30}|[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT") {
-            if let Some(wait) = retry_after(&headers("retry-after", &text), SystemTime::now()) {
+            if let Some(wait) = retry_after(&headers("retry-after", &text), wall()) {
                 prop_assert!(wait <= LONGEST_RETRY_AFTER);
             }
         }
 
         #[test]
         fn seconds_are_waited_as_they_are_said(seconds in 0_u64..=3600) {
-            let wait = retry_after(&headers("retry-after", &seconds.to_string()), SystemTime::now());
+            let wait = retry_after(&headers("retry-after", &seconds.to_string()), wall());
             prop_assert_eq!(wait, Some(Duration::from_secs(seconds)));
         }
     }

@@ -206,7 +206,7 @@ impl Walk<'_> {
             return Fault::Redirect(RedirectFault::Refused { host, status });
         }
         let secrets = repeatable(self.want.right, self.shown.as_ref());
-        read::fault(response, self.ask.deadline, !self.abroad, &secrets).await
+        self.registry.wire.fault(response, self.ask.deadline, !self.abroad, &secrets).await
     }
 
     fn shown_via(&self) -> Via {

@@ -1,5 +1,8 @@
 //! One HTTP exchange with an upstream, its token hosts or its redirect targets: fixed headers, deadline, metrics.
 
+use std::sync::Arc;
+use std::time::SystemTime;
+
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE, USER_AGENT,
@@ -11,7 +14,9 @@ use tokio::time::{Instant, timeout_at};
 use super::client::Client;
 use super::error::{Fault, Phase, ProtocolFault};
 use super::origin::Url;
+use super::read;
 use super::upload::{RequestBody, Watch};
+use crate::clock::Clock;
 use crate::metrics::{Kind, Metrics};
 use crate::oci::UpstreamName;
 
@@ -40,6 +45,7 @@ pub(crate) struct Wire {
     client: Client,
     upstream: UpstreamName,
     metrics: Metrics,
+    clock: Arc<dyn Clock>,
 }
 
 /// A request to send.
@@ -55,8 +61,13 @@ pub(crate) struct Outgoing<'a> {
 // === impl Wire ===
 
 impl Wire {
-    pub(crate) fn new(client: Client, upstream: UpstreamName, metrics: Metrics) -> Self {
-        Self { client, upstream, metrics }
+    pub(crate) fn new(client: Client, upstream: UpstreamName, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
+        Self { client, upstream, metrics, clock }
+    }
+
+    /// What the time is.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.now()
     }
 
     /// One request and the head of its answer, whatever it says, until `deadline`, or until upstream does not take more
@@ -78,6 +89,17 @@ impl Wire {
         self.metrics.upstream_requests.with_label_values(&[self.upstream.as_str(), kind.as_str(), label]).inc();
         tracing::debug!(upstream = %self.upstream, ?url, status = label, "asked upstream");
         result
+    }
+
+    /// What an unsuccessful answer means; see [`read::fault`].
+    pub(crate) async fn fault<S: AsRef<str>>(
+        &self,
+        response: Response<Incoming>,
+        deadline: Instant,
+        trusted: bool,
+        secrets: &[S],
+    ) -> Fault {
+        read::fault(response, deadline, trusted, secrets, self.now()).await
     }
 
     async fn exchange(

@@ -1,9 +1,11 @@
 //! An ocistern in this process: on free ports, with a store of its own that outlives a restart.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ocistern::clock::{Clock, SystemClock};
 use ocistern::config::Config;
-use ocistern::server::Server;
+use ocistern::server::{Inherited, Server};
 use tempfile::TempDir;
 
 use super::client::{Ask, Client, Got, Live};
@@ -18,6 +20,7 @@ pub struct Setup {
     listener: String,
     store: String,
     extra: String,
+    clock: Option<Arc<dyn Clock>>,
 }
 
 /// A running (or stopped) ocistern.
@@ -64,6 +67,13 @@ impl Setup {
     #[must_use]
     pub fn extra(mut self, tables: &str) -> Self {
         tables.clone_into(&mut self.extra);
+        self
+    }
+
+    /// The clock on its wall; else the system's.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
         self
     }
 
@@ -115,7 +125,9 @@ impl Cistern {
             .try_init();
         let toml = self.setup.toml(&self.root);
         let config = Config::from_toml(&toml).unwrap_or_else(|error| panic!("{error}\n{toml}"));
-        let server = Server::start(config).await.unwrap_or_else(|error| panic!("{error:?}\n{toml}"));
+        let clock = self.setup.clock.clone().unwrap_or_else(|| Arc::new(SystemClock));
+        let server = Server::start_with(config, Inherited::default(), clock).await;
+        let server = server.unwrap_or_else(|error| panic!("{error:?}\n{toml}"));
         self.server = Some(server);
     }
 

@@ -1,10 +1,12 @@
 //! Waiting without guessing: for a condition with a bound, and under a clock that runs faster.
 
 use std::future::Future;
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, SystemTime};
 
-use tokio::time::{interval, timeout};
+use ocistern::clock::{Clock, SystemClock};
+use parking_lot::Mutex;
+use tokio::time::{Instant, interval, timeout};
 
 /// How long a test waits for something that must come, on the (perhaps warped) clock of tokio.
 const PATIENCE: Duration = Duration::from_mins(5);
@@ -95,4 +97,31 @@ pub fn warp() -> Warp {
         }
     });
     Warp { _stop: stop, _driver: driver }
+}
+
+/// What the system's clock says.
+pub fn wall() -> SystemTime {
+    SystemClock.now()
+}
+
+/// A clock on the wall that a test sets; it goes with tokio's from there.
+#[derive(Debug)]
+pub struct Twin(Mutex<(SystemTime, Instant)>);
+
+impl Twin {
+    /// At the time of the system.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new((SystemClock.now(), Instant::now()))))
+    }
+
+    pub fn set(&self, time: SystemTime) {
+        *self.0.lock() = (time, Instant::now());
+    }
+}
+
+impl Clock for Twin {
+    fn now(&self) -> SystemTime {
+        let (time, since) = *self.0.lock();
+        time + since.elapsed()
+    }
 }

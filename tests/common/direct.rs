@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use ocistern::cache::{Blob, BlobSource, Cache, CacheError, Found, List, Manifest, Target, Want};
+use ocistern::clock::SystemClock;
 use ocistern::config::{Capacity, Config, Durability};
 use ocistern::metrics::Metrics;
 use ocistern::oci::{Digest, Reference};
@@ -66,10 +67,11 @@ impl Direct {
             durability: Durability::Fast,
             keep: Keep::default(),
             origins: Vec::new(),
+            clock: Arc::new(SystemClock),
         };
         let opened = metrics.clone();
         let store = tokio::task::spawn_blocking(move || Store::open(options, opened)).await.unwrap().unwrap();
-        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone()).unwrap());
+        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone(), Arc::new(SystemClock)).unwrap());
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let cache = Cache::new(store.clone(), upstreams, &config, metrics, tasks.clone(), stop.clone());
         Self { cache, store, root, toml, tasks, stop }

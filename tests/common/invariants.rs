@@ -91,7 +91,7 @@ impl Seen {
                 seen.insert(below, (changed, content));
             }
         }
-        Self { files: seen, at: Some(SystemTime::now()) }
+        Self { files: seen, at: Some(super::clock::wall()) }
     }
 
     /// How many files it has.

@@ -71,7 +71,7 @@ impl Model {
 
     /// A push of this content was acknowledged.
     pub fn pushed(&self, repo: &str, digest: Digest) {
-        self.0.lock().pushed.insert((repo.to_owned(), digest), SystemTime::now());
+        self.0.lock().pushed.insert((repo.to_owned(), digest), super::clock::wall());
     }
 
     /// A delete of it is about to be asked for.

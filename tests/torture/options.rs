@@ -1,7 +1,7 @@
 //! The arguments: a subject with its count, and a seed.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Every subject with the option that counts it. Without that option the word is a filter of `cargo test`, which every
 /// test program gets.
@@ -28,7 +28,7 @@ pub struct Options {
 
 impl Options {
     pub fn parse(arguments: Vec<String>) -> Result<Self, String> {
-        let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
+        let seed = crate::common::clock::wall().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
         let mut options = Self { subject: String::new(), counts: Vec::new(), seed, text: String::new() };
         let Some((first, rest)) = arguments.split_first() else { return Ok(options) };
         let Some((subject, counted)) = SUBJECTS.iter().find(|(subject, _)| subject == first) else {

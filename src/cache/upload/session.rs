@@ -536,6 +536,7 @@ mod tests {
             durability: Durability::Fast,
             keep: Keep::default(),
             origins: Vec::new(),
+            clock: crate::clock::twin::system(),
         };
         let store = Store::open(options, Metrics::new().unwrap()).unwrap();
         let mut session = Session::new();

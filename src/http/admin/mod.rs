@@ -286,6 +286,7 @@ mod tests {
             durability: crate::config::Durability::Strict,
             keep: crate::store::Keep::default(),
             origins: Vec::new(),
+            clock: crate::clock::twin::system(),
         };
         let api = Api::new(Store::open(options, Metrics::new().unwrap()).unwrap(), None);
         let mut config = Config::from_toml("root = \"/var/cache/x\"").unwrap();

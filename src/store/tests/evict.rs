@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::{Pin, Pinned};
 use crate::oci::media;
-use crate::store::capacity::now;
+use crate::store::capacity::seconds;
 use crate::store::order::Short;
 
 const LAYER: usize = 100 << 10;
@@ -38,7 +38,7 @@ impl Image {
             etag: None,
         };
         let (up, repo, tag) = ("docker.io".parse().unwrap(), repo.parse().unwrap(), tag.parse().unwrap());
-        assert!(store.set_tag(&up, &repo, &tag, &record, SystemTime::now()).await.unwrap());
+        assert!(store.set_tag(&up, &repo, &tag, &record, wall()).await.unwrap());
     }
 
     fn parts(&self) -> Vec<Digest> {
@@ -85,7 +85,7 @@ impl Fixture {
 
     /// What would go, one after the other.
     fn order(&self) -> Vec<Short> {
-        self.store.0.books.with_order(|order| order.victims(now()).map(|(short, _)| short).collect())
+        self.store.0.books.with_order(|order| order.victims(seconds(system().now())).map(|(short, _)| short).collect())
     }
 
     async fn evict(&self, bytes: u64) -> bool {
@@ -93,7 +93,7 @@ impl Fixture {
         tokio::task::spawn_blocking(move || inner.evict(bytes)).await.unwrap()
     }
 
-    async fn settle_pins(&self) {
+    pub(super) async fn settle_pins(&self) {
         let inner = self.store.0.clone();
         tokio::task::spawn_blocking(move || inner.settle_pins()).await.unwrap();
     }

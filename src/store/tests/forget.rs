@@ -31,7 +31,7 @@ async fn pull(store: &Store, name: &str, subject: Option<&Digest>, says: bool, n
         subject: subject.copied().filter(|_| says),
         artifact_type: None,
     };
-    assert!(store.set_link(&up(), &repo(name), &digest, &link, SystemTime::now()).await.unwrap());
+    assert!(store.set_link(&up(), &repo(name), &digest, &link, wall()).await.unwrap());
     digest
 }
 
@@ -71,7 +71,7 @@ async fn a_manifest_takes_along_what_refers_to_it() {
     let of_other = pull(store, "a", Some(&other), true, 5).await;
     let untold = put(store, &manifest_of(Some(&deep), 6)).await;
     let layer = put(store, b"layer").await;
-    let now = SystemTime::now;
+    let now = wall;
     store.set_link(&up(), &repo("a"), &layer, &link(Via::Anonymous), now()).await.unwrap();
     pull(store, "b", None, true, 0).await;
     let tags = [("v1", image), ("Latest", image), ("sig", deep), ("untold", untold), ("other", other)];
@@ -115,8 +115,8 @@ async fn circles_and_damage_end_too() {
     for (digest, subject) in [(a, b), (b, a)] {
         let mut link = link(Via::Anonymous);
         (link.kind, link.subject) = (LinkKind::Manifest, Some(subject));
-        store.set_link(&up(), &repo("r"), &digest, &link, SystemTime::now()).await.unwrap();
-        assert!(set_tag(store, "r", "t", digest, SystemTime::now()).await);
+        store.set_link(&up(), &repo("r"), &digest, &link, wall()).await.unwrap();
+        assert!(set_tag(store, "r", "t", digest, wall()).await);
     }
     let damaged = pull(store, "r", Some(&a), true, 1).await;
     let path = |path: PathBuf| fixture.root.path().join(path);
@@ -134,23 +134,23 @@ async fn a_blob_is_forgotten_in_one_repository() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
     let layer = put(store, b"layer").await;
-    let asked_at = SystemTime::now();
+    let asked_at = wall();
     for name in ["a", "b"] {
-        store.set_link(&up(), &repo(name), &layer, &link(Via::Shared), SystemTime::now()).await.unwrap();
+        store.set_link(&up(), &repo(name), &layer, &link(Via::Shared), wall()).await.unwrap();
     }
     for _ in 0..2 {
         store.forget_blob(&up(), &repo("a"), &layer).await.unwrap();
         assert!(!has(store, "a", &layer).await && has(store, "b", &layer).await);
     }
     assert!(!store.set_link(&up(), &repo("a"), &layer, &link(Via::Shared), asked_at).await.unwrap());
-    assert!(store.set_link(&up(), &repo("a"), &layer, &link(Via::Shared), SystemTime::now()).await.unwrap());
+    assert!(store.set_link(&up(), &repo("a"), &layer, &link(Via::Shared), wall()).await.unwrap());
 }
 
 #[tokio::test]
 async fn a_repository_goes_and_those_below_it_stay() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
-    let now = SystemTime::now;
+    let now = wall;
     for name in ["a", "a/b", "c"] {
         let image = pull(store, name, None, true, 0).await;
         assert!(set_tag(store, name, "t", image, now()).await && list(store, name, now()).await);
@@ -187,12 +187,12 @@ async fn a_repository_goes_and_those_below_it_stay() {
 async fn a_write_that_is_under_way_outlives_its_repository() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
-    assert!(set_tag(store, "a", "t", sha256(b"1"), SystemTime::now()).await);
+    assert!(set_tag(store, "a", "t", sha256(b"1"), wall()).await);
     let push = store.suspect_tags(&up(), &repo("a"), &[tag("t")]).await.unwrap();
     store.forget_repository(&up(), &repo("a")).await.unwrap();
-    assert!(!set_tag(store, "a", "t", sha256(b"1"), SystemTime::now()).await, "it may be pushed at this moment");
+    assert!(!set_tag(store, "a", "t", sha256(b"1"), wall()).await, "it may be pushed at this moment");
     let crashed = fixture.crashed(InMemory).await;
-    assert!(!set_tag(&crashed.store, "a", "t", sha256(b"1"), SystemTime::now()).await, "and after a crash");
+    assert!(!set_tag(&crashed.store, "a", "t", sha256(b"1"), wall()).await, "and after a crash");
     let known = push.end().unwrap();
     assert!(set_tag(store, "a", "t", sha256(b"2"), known).await);
     assert_eq!(store.suspected_since(&up(), &repo("a"), &tag("t")).await.unwrap(), None);
@@ -203,7 +203,7 @@ async fn lists_go_alone() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
     let image = pull(store, "a", None, true, 0).await;
-    let asked_at = SystemTime::now();
+    let asked_at = wall();
     assert!(list(store, "a", asked_at).await);
     for _ in 0..2 {
         store.forget_lists(&up(), &repo("a")).await.unwrap();
@@ -214,7 +214,7 @@ async fn lists_go_alone() {
         store.set_link(&up(), &repo("a"), &image, &link(Via::Client), asked_at).await.unwrap(),
         "no content was deleted"
     );
-    assert!(list(store, "a", SystemTime::now()).await);
+    assert!(list(store, "a", wall()).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -224,7 +224,7 @@ async fn pulls_that_go_on_bring_nothing_back() {
     let tasks = TaskTracker::new();
     for round in 0..40 {
         let image = pull(store, "a", None, true, 0).await;
-        let asked_at = SystemTime::now();
+        let asked_at = wall();
         let pulls: Vec<_> = (0..8)
             .map(|n| {
                 let store = store.clone();
@@ -254,7 +254,7 @@ async fn without_space_for_marks_tags_are_forgotten() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
     for name in ["t", "u"] {
-        assert!(set_tag(store, "a", name, sha256(b"1"), SystemTime::now()).await);
+        assert!(set_tag(store, "a", name, sha256(b"1"), wall()).await);
     }
     let write = store.suspect_tags(&up(), &repo("a"), &[tag("t")]).await.unwrap();
     let write = tokio::task::spawn_blocking(move || write.forget_instead().map(|()| write)).await.unwrap().unwrap();

@@ -35,9 +35,7 @@ pub(super) fn content(seed: u8, len: usize) -> Vec<u8> {
 }
 
 async fn link_blob(store: &Store, name: &str, digest: &Digest) {
-    assert!(
-        store.set_link(&up(), &repo(name), digest, &Link::blob(Via::Anonymous, 1), SystemTime::now()).await.unwrap()
-    );
+    assert!(store.set_link(&up(), &repo(name), digest, &Link::blob(Via::Anonymous, 1), wall()).await.unwrap());
 }
 
 async fn layer(store: &Store, name: &str, seed: u8, len: usize) -> Digest {
@@ -56,7 +54,7 @@ async fn manifest(store: &Store, name: &str, text: serde_json::Value, subject: O
         subject,
         artifact_type: None,
     };
-    assert!(store.set_link(&up(), &repo(name), &digest, &link, SystemTime::now()).await.unwrap());
+    assert!(store.set_link(&up(), &repo(name), &digest, &link, wall()).await.unwrap());
     digest
 }
 
@@ -67,7 +65,7 @@ fn image(layers: &[Digest]) -> serde_json::Value {
 
 async fn tag(store: &Store, name: &str, tag: &str, digest: Digest) {
     let record = TagRecord { digest, media_type: "m".into(), size: 1, etag: None };
-    assert!(store.set_tag(&up(), &repo(name), &tag.parse().unwrap(), &record, SystemTime::now()).await.unwrap());
+    assert!(store.set_tag(&up(), &repo(name), &tag.parse().unwrap(), &record, wall()).await.unwrap());
 }
 
 impl Images {
@@ -158,7 +156,9 @@ async fn images_have_their_sizes_and_platforms() {
 #[tokio::test]
 async fn looking_is_no_use() {
     let images = Images::new().await;
-    let order = || images.store().0.books.with_order(|order| order.victims(capacity::now()).collect::<Vec<_>>());
+    let order = || {
+        images.store().0.books.with_order(|order| order.victims(capacity::seconds(system().now())).collect::<Vec<_>>())
+    };
     let before = order();
     images.store().images(None).await.unwrap();
     images.store().usage().await.unwrap();

@@ -23,7 +23,7 @@ fn record(n: u8) -> TagRecord {
 
 /// Keeps what upstream said when it was asked just now.
 async fn keep(store: &Store, name: &str, n: u8) -> bool {
-    keep_of(store, name, n, SystemTime::now()).await
+    keep_of(store, name, n, wall()).await
 }
 
 async fn keep_of(store: &Store, name: &str, n: u8, asked_at: SystemTime) -> bool {
@@ -66,15 +66,15 @@ async fn a_tag_is_suspect_from_before_the_write_until_a_later_answer() {
     let store = &fixture.store;
     assert!(keep(store, "V1", 1).await && keep(store, "other", 1).await);
     assert_eq!(since(store, "V1").await, None);
-    let before = SystemTime::now();
+    let before = wall();
     let write = suspect(store, &["V1", "V1"]).await;
     assert!(fixture.mark("V1").exists(), "put down before anything is forwarded");
     assert!(since(store, "V1").await.unwrap() >= before);
     assert_eq!(since(store, "other").await, None, "the others are as they were");
     assert!(!keep_of(store, "V1", 2, before).await, "an answer from before");
     assert!(!keep(store, "V1", 2).await, "nobody knows whether upstream said this before it took the write");
-    assert!(!store.remove_tag(&up(), &repo(), &tag("V1"), SystemTime::now()).await.unwrap());
-    let during = SystemTime::now();
+    assert!(!store.remove_tag(&up(), &repo(), &tag("V1"), wall()).await.unwrap());
+    let during = wall();
     let known = write.end().unwrap();
     let at = since(store, "V1").await.unwrap();
     assert!(at >= during && known > at);
@@ -103,17 +103,17 @@ async fn a_crash_in_mid_write_leaves_the_tag_suspect() {
     let fixture = fixture(1 << 30);
     assert!(keep(&fixture.store, "t", 1).await);
     let _write = suspect(&fixture.store, &["t"]).await;
-    let before = SystemTime::now();
+    let before = wall();
     let crashed = fixture.crashed(InMemory).await;
     let store = &crashed.store;
     assert!(since(store, "t").await.unwrap() >= before, "it may have been done until the start");
     assert_eq!(named(store, "t").await, Some(sha256(&[1])), "known, but suspect");
     assert!(!keep(store, "t", 1).await, "upstream may take it yet");
-    assert!(!store.remove_tag(&up(), &repo(), &tag("t"), SystemTime::now()).await.unwrap());
+    assert!(!store.remove_tag(&up(), &repo(), &tag("t"), wall()).await.unwrap());
     assert!(keep(store, "other", 1).await, "the others are as they were");
     let again = crashed.crashed(InMemory).await;
     assert!(since(&again.store, "t").await.is_some(), "until it was asked");
-    let asked_at = SystemTime::now();
+    let asked_at = wall();
     pass_settling().await;
     assert!(since(store, "t").await.unwrap() > asked_at);
     assert!(!keep_of(store, "t", 1, asked_at).await, "asked while upstream might take it");
@@ -181,8 +181,7 @@ async fn a_write_after_a_crash_does_not_end_the_one_before() {
             filters_applied: None,
             via: Via::Anonymous,
         };
-        let keep_list =
-            async || store.set_list(&up(), &repo(), &ListKind::Tags, "", &list, SystemTime::now()).await.unwrap();
+        let keep_list = async || store.set_list(&up(), &repo(), &ListKind::Tags, "", &list, wall()).await.unwrap();
         assert!(!keep_list().await, "a list may not have it yet");
         pass_settling().await;
         assert!(since(store, "t").await.is_some());
@@ -199,7 +198,7 @@ async fn settling_goes_by_the_clock_that_does_not_jump() {
     assert!(keep(&fixture.store, "t", 1).await);
     let _write = suspect(&fixture.store, &["t"]).await;
     let crashed = fixture.crashed(InMemory).await;
-    assert!(!keep_of(&crashed.store, "t", 1, SystemTime::now() + Duration::from_hours(1)).await);
+    assert!(!keep_of(&crashed.store, "t", 1, wall() + Duration::from_hours(1)).await);
 }
 
 #[tokio::test]
@@ -232,10 +231,10 @@ async fn a_damaged_mark_counts() {
             let store = &crashed.store;
             assert!(since(store, "t").await.is_some());
             assert!(!keep(store, "t", 2).await, "upstream may take it yet");
-            let before = SystemTime::now();
+            let before = wall();
             pass_settling().await;
             let at = since(store, "t").await.unwrap();
-            assert!(at >= before && at <= SystemTime::now(), "{}", String::from_utf8_lossy(&bytes));
+            assert!(at >= before && at <= wall(), "{}", String::from_utf8_lossy(&bytes));
             assert!(!keep_of(store, "t", 2, at).await);
             assert!(keep(store, "t", 2).await, "and ends like any other");
             assert_eq!(since(store, "t").await, None);
@@ -252,13 +251,13 @@ async fn a_damaged_mark_counts() {
 async fn a_mark_from_the_future_counts_from_now_on() {
     let fixture = fixture(1 << 30);
     assert!(keep(&fixture.store, "t", 1).await);
-    let future = SystemTime::now() + Duration::from_hours(1000);
+    let future = wall() + Duration::from_hours(1000);
     for path in [fixture.mark("t"), fixture.mark_of_all()] {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let text = serde_json::json!({"since": future, "open": false});
         std::fs::write(&path, record::encode(&text).unwrap()).unwrap();
         let crashed = fixture.crashed(InMemory).await;
-        assert!(since(&crashed.store, "t").await.unwrap() <= SystemTime::now(), "{}", path.display());
+        assert!(since(&crashed.store, "t").await.unwrap() <= wall(), "{}", path.display());
         assert!(keep(&crashed.store, "t", 2).await);
         assert_eq!(since(&crashed.store, "t").await, None);
         std::fs::remove_file(path).unwrap();
@@ -269,7 +268,7 @@ async fn a_mark_from_the_future_counts_from_now_on() {
 async fn a_tag_that_is_not_known_is_guarded_too() {
     let fixture = fixture(1 << 30);
     let store = &fixture.store;
-    let asked_at = SystemTime::now();
+    let asked_at = wall();
     let write = suspect(store, &["new"]).await;
     assert!(fixture.mark("new").exists(), "after a crash it is asked for, but the answer must not be kept yet");
     assert!(since(store, "new").await.is_some());
@@ -411,21 +410,21 @@ async fn proofs_and_lists_from_before_a_delete_are_not_kept() {
     };
     let keep_list = async |at| store.set_list(&up(), &repo(), &ListKind::Tags, "", &list, at).await.unwrap();
     let keep_link = async |at| store.set_link(&up(), &repo(), &digest, &proof, at).await.unwrap();
-    let before = SystemTime::now();
+    let before = wall();
     let write = suspect(store, &["t"]).await;
     assert!(keep_link(before).await, "a push of a tag deletes no content");
-    assert!(!keep_list(SystemTime::now()).await, "but it changes lists");
+    assert!(!keep_list(wall()).await, "but it changes lists");
     drop(write);
-    assert!(!keep_list(before).await && keep_list(SystemTime::now()).await);
+    assert!(!keep_list(before).await && keep_list(wall()).await);
     store.remove_link(&up(), &repo(), &digest).await.unwrap();
-    let before = SystemTime::now();
+    let before = wall();
     let write = store.suspect_repository(&up(), &repo()).await.unwrap();
-    assert!(!keep_link(before).await && !keep_list(SystemTime::now()).await);
-    let during = SystemTime::now();
+    assert!(!keep_link(before).await && !keep_list(wall()).await);
+    let during = wall();
     drop(write);
     assert!(!keep_link(during).await && !keep_list(during).await);
     assert_eq!(store.link(&up(), &repo(), &digest).await.unwrap(), None);
-    assert!(keep_link(SystemTime::now()).await && keep_list(SystemTime::now()).await);
+    assert!(keep_link(wall()).await && keep_list(wall()).await);
 }
 
 #[tokio::test]
@@ -479,7 +478,7 @@ async fn no_answer_slips_in_between() {
     let tasks = TaskTracker::new();
     for round in 0..60 {
         assert!(keep(store, "t", 0).await);
-        let asked_at = SystemTime::now();
+        let asked_at = wall();
         let readers: Vec<_> = (1..5)
             .map(|n| {
                 let store = store.clone();

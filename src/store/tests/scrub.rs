@@ -1,19 +1,21 @@
 //! The scrub, under paused time.
 
-use jiff::{SignedDuration, Zoned};
-use tokio::time::{Instant, sleep};
+use jiff::Timestamp;
+use tokio::time::sleep;
 
 use super::images::content;
 use super::*;
+use crate::clock::timestamp;
+use crate::clock::twin::Twin;
 use crate::config::{Config, Scrub};
-use crate::store::scrub::Clock;
 
 const MINUTE: Duration = Duration::from_mins(1);
 
 /// Noon at the beginning, and then as tokio has it.
-fn clock() -> Clock {
-    let (noon, begun) = ("2026-01-01T12:00:00+00:00[UTC]".parse::<Zoned>().unwrap(), Instant::now());
-    Clock(Arc::new(move || &noon + SignedDuration::try_from(begun.elapsed()).unwrap()))
+fn clock() -> Arc<Twin> {
+    let twin = Twin::new();
+    twin.set("2026-01-01T12:00:00Z".parse::<Timestamp>().unwrap().into());
+    twin
 }
 
 fn plan(text: &str) -> Scrub {
@@ -22,13 +24,13 @@ fn plan(text: &str) -> Scrub {
 
 impl Fixture {
     /// Scrubs while `during` runs.
-    async fn scrubs(&self, plan: Scrub, clock: Clock, during: impl Future<Output = ()>) {
+    async fn scrubs(&self, plan: Scrub, during: impl Future<Output = ()>) {
         let stop = CancellationToken::new();
         let end = async {
             during.await;
             stop.cancel();
         };
-        tokio::join!(self.store.scrub_by(plan, clock, &stop), end);
+        tokio::join!(self.store.scrub(plan, &stop), end);
     }
 
     fn scrubbed(&self) -> u64 {
@@ -43,27 +45,27 @@ fn void(fixture: &Fixture, digest: &Digest, len: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn a_pass_finds_what_is_wrong_and_vouches_for_the_rest() {
-    let fixture = fixture(1 << 30);
+    let clock = clock();
+    let fixture = fixture_by(clock.clone(), 1 << 30);
     let (good, bad) = (put(&fixture.store, &content(1, 3000)).await, put(&fixture.store, &content(2, 500)).await);
     void(&fixture, &good, 3000);
     std::fs::write(fixture.path(&bad), content(3, 500)).unwrap();
-    let clock = clock();
     let during = async {
         sleep(4 * MINUTE).await;
         assert_eq!(fixture.scrubbed(), 0, "the start has the disk for itself");
         sleep(2 * MINUTE).await;
         assert_eq!(fixture.scrubbed(), 3500);
     };
-    fixture.scrubs(plan("{}"), clock.clone(), during).await;
+    fixture.scrubs(plan("{}"), during).await;
     assert_eq!(read(&fixture.store, &good).await.unwrap().1, Trust::Verified, "its next read needs no check");
     assert!(read(&fixture.store, &bad).await.is_none() && fixture.metrics.corrupt_blobs.get() == 1);
-    let noon = (clock.0)().timestamp().as_second();
+    let noon = timestamp(clock.now()).as_second();
     assert!((noon - 120..=noon).contains(&fixture.metrics.scrub_last_pass.get()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_next_pass_begins_in_time() {
-    let fixture = fixture(1 << 30);
+    let fixture = fixture_by(clock(), 1 << 30);
     put(&fixture.store, &content(1, 3000)).await;
     let during = async {
         sleep(30 * MINUTE).await;
@@ -73,12 +75,12 @@ async fn the_next_pass_begins_in_time() {
         sleep(60 * 2 * MINUTE).await;
         assert_eq!(fixture.scrubbed(), 6000);
     };
-    fixture.scrubs(plan("{ every = \"2d\" }"), clock(), during).await;
+    fixture.scrubs(plan("{ every = \"2d\" }"), during).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_gives_way_to_downloads() {
-    let fixture = fixture(1 << 30);
+    let fixture = fixture_by(clock(), 1 << 30);
     put(&fixture.store, &content(1, 3 << 20)).await;
     let fills = fixture.metrics.fills_in_progress.clone();
     fills.set(1);
@@ -96,12 +98,12 @@ async fn it_gives_way_to_downloads() {
         sleep(3 * MINUTE).await;
         assert_eq!(fixture.scrubbed(), 3 << 20);
     };
-    fixture.scrubs(plan("{ rate = \"17500B/s\" }"), clock(), during).await;
+    fixture.scrubs(plan("{ rate = \"17500B/s\" }"), during).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_keeps_to_its_hours() {
-    let fixture = fixture(1 << 30);
+    let fixture = fixture_by(clock(), 1 << 30);
     put(&fixture.store, &content(1, 3000)).await;
     let during = async {
         sleep((12 * 60 + 59) * MINUTE).await;
@@ -109,37 +111,37 @@ async fn it_keeps_to_its_hours() {
         sleep(2 * MINUTE).await;
         assert_eq!(fixture.scrubbed(), 3000);
     };
-    fixture.scrubs(plan("{ hours = \"01:00-06:00\" }"), clock(), during).await;
+    fixture.scrubs(plan("{ hours = \"01:00-06:00\" }"), during).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_goes_on_after_a_restart() {
-    let fixture = fixture(1 << 30);
+    let fixture = fixture_by(clock(), 1 << 30);
     for seed in 0..10 {
         put(&fixture.store, &content(seed, 1000)).await;
     }
     let slow = || plan("{ rate = \"10B/s\" }");
     // 100 seconds each; the first at once.
     let during = async { sleep(5 * MINUTE + Duration::from_secs(350)).await };
-    fixture.scrubs(slow(), clock(), during).await;
+    fixture.scrubs(slow(), during).await;
     let before = fixture.scrubbed();
     assert_eq!(before, 4000);
     let fixture = fixture.restart(true, true).await;
     fixture.store.recover_once().await.unwrap();
     assert_eq!(fixture.metrics.scrub_last_pass.get(), 0);
-    fixture.scrubs(slow(), clock(), async { sleep(30 * MINUTE).await }).await;
+    fixture.scrubs(slow(), async { sleep(30 * MINUTE).await }).await;
     assert_eq!(fixture.scrubbed(), 6000, "what was hashed before the restart is not hashed again");
     assert!(fixture.metrics.scrub_last_pass.get() > 0);
     std::fs::write(fixture.root.path().join("state/scrub"), "{").unwrap();
-    fixture.scrubs(plan("{}"), clock(), async { sleep(30 * MINUTE).await }).await;
+    fixture.scrubs(plan("{}"), async { sleep(30 * MINUTE).await }).await;
     assert_eq!(fixture.scrubbed(), 16_000, "a lost position costs a pass from the beginning");
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_an_index_no_pass_is_complete() {
-    let fixture = fixture(1 << 30);
+    let fixture = fixture_by(clock(), 1 << 30);
     let digest = put(&fixture.store, &content(1, 3000)).await;
     fixture.store.0.hints.remove_blob(&digest);
-    fixture.scrubs(plan("{}"), clock(), async { sleep(30 * MINUTE).await }).await;
+    fixture.scrubs(plan("{}"), async { sleep(30 * MINUTE).await }).await;
     assert_eq!((fixture.scrubbed(), fixture.metrics.scrub_last_pass.get()), (0, 0));
 }

@@ -131,10 +131,10 @@ impl World {
         match step {
             Step::Ask(t) => {
                 let said = Said::Tag(t, self.upstream.tags.get(&t).copied());
-                self.said.push((SystemTime::now(), said));
+                self.said.push((wall(), said));
             }
             Step::AskLink(n) if self.upstream.manifests.contains(&n) => {
-                self.said.push((SystemTime::now(), Said::Link(n)));
+                self.said.push((wall(), Said::Link(n)));
             }
             Step::Keep(i) if !self.said.is_empty() => {
                 let (asked_at, said) = self.said.swap_remove(i % self.said.len());

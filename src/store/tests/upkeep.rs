@@ -31,7 +31,7 @@ async fn what_nothing_leads_to_goes_when_it_is_old() {
 
     let young = store.collect(true, None).await.unwrap();
     assert_eq!((young.blobs, young.broken_refs, young.quarantined), (0, 0, 0), "it may be about to be linked");
-    let at = |after| SystemTime::now() + after;
+    let at = |after| wall() + after;
     let would = store.collect_at(at(HOURS), true, Some(1)).await.unwrap();
     assert!(images.fixture.path(&stray).exists() && root.join("refs/docker.io/x/y").exists(), "nothing has changed");
     let did = store.collect_at(at(HOURS), false, None).await.unwrap();
@@ -64,7 +64,7 @@ async fn a_directory_that_cannot_be_listed_makes_no_garbage() {
     std::fs::rename(&links, links.with_file_name("aside")).unwrap();
     std::os::unix::fs::symlink("aside", &links).unwrap();
     // A link is no directory, and is not followed; what is behind it in the same tree still leads to its blobs.
-    let collected = images.store().collect_at(SystemTime::now() + HOURS, false, None).await.unwrap();
+    let collected = images.store().collect_at(wall() + HOURS, false, None).await.unwrap();
     assert_eq!((collected.blobs, images.files()), (1, 13), "only what its own tag does not name: {collected:?}");
 }
 

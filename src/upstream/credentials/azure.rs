@@ -7,7 +7,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue};
@@ -114,7 +113,7 @@ impl Principal {
         if answer.refresh_token.is_empty() {
             return Err(cloud::malformed(&url.origin.authority()));
         }
-        let life = life(&answer.refresh_token, None, SystemTime::now());
+        let life = life(&answer.refresh_token, None, wire.now());
         Ok(Kept::new(Credential::Identity(Secret::new(answer.refresh_token)), life))
     }
 

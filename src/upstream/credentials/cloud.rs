@@ -1,7 +1,7 @@
 //! Clouds' services that give a registry credential for a time: asking one, and keeping what it gave.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -73,7 +73,7 @@ pub(super) async fn ask<T: DeserializeOwned>(wire: &Wire, question: Question<'_>
     let outgoing = Outgoing { kind: Kind::Other, method: Method::POST, url, headers, body: RequestBody::whole(body) };
     let response = wire.send(outgoing, deadline).await.map_err(|fault| away(&host, Arc::new(fault)))?;
     if response.status() != StatusCode::OK {
-        return Err(refused(&host, response, deadline, secrets).await);
+        return Err(refused(&host, response, (deadline, wire.now()), secrets).await);
     }
     let body = timeout_at(deadline, read::whole(response.into_body(), MAX_TEXT)).await;
     let body = body.unwrap_or_else(|_| Err(read::Unread::Broken("it stalled".into())));
@@ -88,13 +88,18 @@ pub(super) fn malformed(host: &str) -> Fault {
     Fault::Token(TokenFault::Malformed { host: host.to_owned() })
 }
 
-async fn refused(host: &str, response: Response<Incoming>, deadline: Instant, secrets: &[&str]) -> Fault {
+async fn refused(
+    host: &str,
+    response: Response<Incoming>,
+    (deadline, now): (Instant, SystemTime),
+    secrets: &[&str],
+) -> Fault {
     let status = response.status();
     let host = host.to_owned();
     if is_redirect(status) {
         return Fault::Token(TokenFault::Realm(RealmFault::Redirected { host }));
     }
-    let retry_after = retry_after(response.headers(), std::time::SystemTime::now());
+    let retry_after = retry_after(response.headers(), now);
     let mut message = read::refusal(response, deadline, true).await.message;
     if secrets.iter().any(|secret| message.contains(secret)) {
         "(its words are left out, because they repeat a secret)".clone_into(&mut message);

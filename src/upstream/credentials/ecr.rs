@@ -103,7 +103,7 @@ impl Account {
         let keys = aws::read(&self.keys, variable).await.map_err(Fault::Credential)?;
         let url = Url::new(Origin::of_upstream(&self.endpoint), &format!("{}/", self.endpoint.prefix))
             .map_err(|fault| Fault::Token(TokenFault::Realm(RealmFault::Url(fault))))?;
-        let now = SystemTime::now();
+        let now = self.wire.now();
         let headers = signed(&url, &keys, &self.region, now).map_err(Fault::Credential)?;
         let body = Bytes::from_static(BODY.as_bytes());
         let secrets = [Some(keys.secret.expose()), keys.session.as_ref().map(Secret::expose)];

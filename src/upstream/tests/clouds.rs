@@ -20,7 +20,7 @@ async fn later(time: Duration) {
 
 /// A JWT that lives for `seconds`.
 fn jwt(id: &str, seconds: u64) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = crate::clock::twin::wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let claims = format!(r#"{{"jti":"{id}","iat":{now},"exp":{}}}"#, now + seconds);
     format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
 }
@@ -183,7 +183,7 @@ async fn basic_server(accepts: impl Fn(&str) -> bool + Send + Sync + 'static) ->
 /// The n-th password is `password-n`.
 async fn ecr_api() -> Server {
     Server::start(|_, before| {
-        let expires = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 43_200;
+        let expires = crate::clock::twin::wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 43_200;
         let token = STANDARD.encode(format!("AWS:password-{before}"));
         let text = format!(
             r#"{{"authorizationData":[{{"authorizationToken":"{token}","expiresAt":{expires}.25,"proxyEndpoint":"https://1.dkr.ecr.eu-west-1.amazonaws.com"}}]}}"#

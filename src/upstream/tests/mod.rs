@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use super::client::Trust;
 use super::*;
+use crate::clock::twin::system;
 use crate::config::{BaseUrl, Credentials, TagPolicy, Upstream};
 use crate::oci::{Algorithm, Digest, RepoName};
 
@@ -205,7 +206,7 @@ fn registry(upstream: Upstream) -> Registry {
 }
 
 fn registry_with(upstream: Upstream, metrics: &Metrics, proxies: Matcher, own: &OwnAddresses) -> Registry {
-    Registry::new(Arc::new(upstream), metrics, &Trust::none(), &Arc::new(proxies), own).unwrap()
+    Registry::new(Arc::new(upstream), (metrics, &system()), &Trust::none(), &Arc::new(proxies), own).unwrap()
 }
 
 /// Settings with the account `me` and the password `canary-password`; keep the file while it is used.

@@ -319,7 +319,7 @@ fn jwt(lifetime: i64, serial: u64) -> String {
 
 /// The same about somebody.
 pub fn jwt_of(lifetime: i64, serial: u64, subject: &str) -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let now = crate::common::clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let exp = now.saturating_add_signed(lifetime);
     let claims = format!(r#"{{"exp":{exp},"iat":{now},"jti":"{serial}","sub":"{subject}"}}"#);
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);

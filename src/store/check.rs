@@ -1,0 +1,145 @@
+//! When upstream was last asked about a tag, with an answer: how old that is, which questions it has overtaken, and what
+//! it says nothing about any more.
+//!
+//! It outlives the process in the index, and the clock may be set meanwhile. So only the age is counted by times; that a
+//! check was made after a delete, or since upstream has its URL, is told by names.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::suspicion::Repository;
+use super::{Inner, Store};
+use crate::oci::{RepoName, Tag, UpstreamName};
+
+/// One check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Check {
+    /// When it was, by the clock on the wall.
+    pub(super) at: SystemTime,
+    /// The moment of the question.
+    pub(super) moment: SystemTime,
+    /// The name of the mark of the whole repository that it ended for this tag.
+    pub(super) mark: Option<SystemTime>,
+    /// Since when upstream had its URL again.
+    pub(super) since: Option<SystemTime>,
+}
+
+// === impl Check ===
+
+impl Check {
+    /// As it stands in the index.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let times = [Some(self.at), Some(self.moment), self.mark, self.since];
+        times.iter().flat_map(|time| time.map_or(0, nanos).to_le_bytes()).collect()
+    }
+
+    /// None if it is no check. Earlier versions wrote the time alone.
+    pub(super) fn decode(value: &[u8]) -> Option<Self> {
+        let (words, []) = value.as_chunks() else { return None };
+        let word = |at: usize| words.get(at).map_or(0, |word| u64::from_le_bytes(*word));
+        let named = |at: usize| Some(word(at)).filter(|nanos| *nanos != 0).map(time);
+        let moment = if words.len() > 1 { word(1) } else { word(0) };
+        matches!(words.len(), 1 | 4).then(|| Self {
+            at: time(word(0)),
+            moment: time(moment),
+            mark: named(2),
+            since: named(3),
+        })
+    }
+
+    fn is_under(&self, mark: SystemTime) -> bool {
+        self.mark.is_some_and(|own| nanos(own) == nanos(mark))
+    }
+}
+
+/// Nanoseconds since 1970: by this time answers are put into the order of their questions, and those may be close
+/// together. Times out of range go to its ends.
+fn nanos(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn time(nanos: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(nanos)
+}
+
+// === impl Store ===
+
+impl Store {
+    /// When upstream was last asked about the tag, with an answer. Unknown after the index is lost; a time in the future,
+    /// or from before the clock was set back, does not count.
+    pub async fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
+        let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
+        let checked_at = move |inner: &Inner| {
+            let check = inner.check(&up, &repo, &tag)?;
+            // First: this is a look at the clock too.
+            let doubted = inner.timeline.doubts(check.moment);
+            (!doubted && check.at <= inner.timeline.now()).then_some(check.at)
+        };
+        self.blocking(move |inner| Ok(checked_at(inner))).await.ok().flatten()
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Upstream, asked at the moment `asked_at`, said something about the tag. The repository's gate must be held.
+    pub(super) fn note_check(
+        &self,
+        repository: &Repository,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+        asked_at: SystemTime,
+    ) {
+        let mark = repository.mark_of_all().map(|(mark, _)| mark.name);
+        // Moments may be ahead of a clock that was set back.
+        let at = asked_at.min(self.timeline.now());
+        let check = Check { at, moment: asked_at, mark, since: self.since.get(up).copied() };
+        self.hints.set_check(up, repo, tag, Some(&check));
+    }
+
+    /// Nothing that was asked before now says anything about the tag.
+    pub(super) fn note_forgotten(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) {
+        let moment = self.timeline.moment();
+        let check = Check { at: self.timeline.now(), moment, mark: None, since: self.since.get(up).copied() };
+        self.hints.set_check(up, repo, tag, Some(&check));
+    }
+
+    /// Whether a question about this tag that was put later than `asked_at` has been answered. Those of another process
+    /// are none: it was another clock.
+    pub(super) fn is_overtaken(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, asked_at: SystemTime) -> bool {
+        let overtakes = |check: Check| check.moment > asked_at && check.moment <= self.timeline.moment();
+        self.check(up, repo, tag).is_some_and(overtakes)
+    }
+
+    /// Whether upstream was asked about the tag, with an answer, since its whole repository was marked so.
+    pub(super) fn is_confirmed(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, mark: SystemTime) -> bool {
+        self.check(up, repo, tag).is_some_and(|check| check.is_under(mark))
+    }
+
+    /// The last check, if it was under upstream's present URL.
+    fn check(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<Check> {
+        let check = self.hints.check(up, repo, tag)?;
+        (check.since.map(nanos) == self.since.get(up).copied().map(nanos)).then_some(check)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        for (mark, since) in [(None, None), (Some(at(3)), None), (None, Some(at(4))), (Some(at(3)), Some(at(4)))] {
+            let check = Check { at: at(1), moment: at(2), mark, since };
+            assert_eq!(Check::decode(&check.encode()), Some(check));
+        }
+        let old = Check { at: time(77), moment: time(77), mark: None, since: None };
+        assert_eq!(Check::decode(&77_u64.to_le_bytes()), Some(old), "as it was written before");
+        for broken in [&[][..], &[0; 7], &[0; 16], &[0; 24], &[0; 33]] {
+            assert_eq!(Check::decode(broken), None);
+        }
+        let far = Check { at: at(1 << 40), ..old };
+        assert!(Check::decode(&far.encode()).is_some_and(|check| check.at > at(1 << 33)), "no year has no form");
+    }
+}
