@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
-
-use super::disk::Space;
+use super::fs::Space;
+use super::gated::Gated;
 use super::order::{Order, Short};
 use crate::config::Capacity;
 use crate::metrics::Metrics;
@@ -24,7 +23,7 @@ pub(super) struct Books {
     /// What must stay free on the file system.
     floor: u64,
     metrics: Metrics,
-    state: Mutex<State>,
+    state: Gated<State>,
 }
 
 #[derive(Debug)]
@@ -97,7 +96,7 @@ impl Books {
             held: HashMap::new(),
             busy: HashMap::new(),
         };
-        Self { capacity, floor: floor(space.total), metrics, state: Mutex::new(state) }
+        Self { capacity, floor: floor(space.total), metrics, state: Gated::new(state) }
     }
 
     /// What the store may hold.
@@ -209,6 +208,11 @@ impl Books {
             state.lingering += len;
         }
         self.show(&state);
+    }
+
+    /// Whether somebody reads or writes this blob.
+    pub(super) fn is_busy(&self, digest: &Digest) -> bool {
+        self.state.lock().busy.contains_key(&Short::from(digest))
     }
 
     /// Whether this blob is in the books.

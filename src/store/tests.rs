@@ -11,15 +11,21 @@ use super::index::{Index, IndexError, MemoryIndex};
 use super::*;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
+mod every_k;
 mod evict;
 mod forget;
+pub(super) mod gate;
 mod images;
 mod keys;
 mod marks;
+mod model;
+mod schedules;
 mod scrub;
+mod sim;
 mod spool;
 mod truth;
 mod upkeep;
+mod world;
 
 /// An index in memory, so that tests of everything else are fast and show nothing of sled.
 struct InMemory;
