@@ -327,7 +327,8 @@ impl Cache {
             artifact_type: info.artifact_type,
         };
         self.heard(target, &asked, Ok(via)).await;
-        let kept = self.keep_manifest(target, &digest, link, bytes.clone(), &asked).await;
+        let stored = self.keep_manifest(target, &digest, link, bytes.clone(), &asked).await;
+        let kept = stored.is_some();
         if kept && let Reference::Tag(tag) = reference {
             let etag = text(&headers, &header::ETAG);
             let record = TagRecord { digest, media_type: media_type.clone(), size: bytes.len() as u64, etag };
@@ -338,6 +339,7 @@ impl Cache {
             self.heat(target, &digest, hot, &asked);
             self.keep_seen_tags(target, &digest).await;
         }
+        drop(stored);
         Ok(Some(Arc::new(Fetched { digest, media_type, bytes, via, kept })))
     }
 

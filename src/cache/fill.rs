@@ -419,7 +419,7 @@ mod tests {
         };
         let asked = cache.generations.asking();
         cache.heard(&target(), &asked, Ok(Via::Anonymous)).await;
-        assert!(cache.keep_manifest(&target(), &digest, link, bytes.clone(), &asked).await);
+        assert!(cache.keep_manifest(&target(), &digest, link, bytes.clone(), &asked).await.is_some());
         assert!(cache.stored_manifest(&target(), &digest).await.is_some(), "and it is in memory");
         let (flight, role) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
         assert_eq!(role, Role::Leader);

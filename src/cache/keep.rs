@@ -10,7 +10,7 @@ use super::hot::HotManifest;
 use super::writes::Asked;
 use super::{Cache, Target};
 use crate::oci::{Digest, Tag, Via};
-use crate::store::{Link, LinkKind, StoreError, TagRecord};
+use crate::store::{Link, LinkKind, StoreError, StoredBlob, TagRecord};
 
 // === impl Cache ===
 
@@ -42,7 +42,8 @@ impl Cache {
         }
     }
 
-    /// Publishes a manifest and its link. False if the store has no room or failed: the answer is served all the same.
+    /// Publishes a manifest and its link. None if the store has no room or failed: the answer is served all the same. Hold it
+    /// until the tag is kept: what is held is not evicted, so no tag leads to what is gone.
     pub(super) async fn keep_manifest(
         &self,
         target: &Target,
@@ -50,20 +51,20 @@ impl Cache {
         link: Link,
         bytes: Bytes,
         asked: &Asked,
-    ) -> bool {
+    ) -> Option<StoredBlob> {
         let publish = async {
             let mut writer = self.store.create(digest, Some(link.size)).await?;
             writer.write(bytes).await?;
             writer.finish().await
         };
-        if let Err(error) = publish.await {
-            unkept(target, digest, &error, "a manifest was served but could not be kept");
-            return false;
-        }
+        let stored = publish
+            .await
+            .inspect_err(|error| unkept(target, digest, error, "a manifest was served but could not be kept"))
+            .ok()?;
         // Its layers may be here by another image already; and of a pinned one the layers are still to come.
         self.store.use_image(digest);
         self.keep_link(target, digest, link, asked).await;
-        true
+        Some(stored)
     }
 
     /// Upstream's HEAD has said what a tag means. If the manifest is in the store, the tag is known from here on; else

@@ -36,7 +36,7 @@ impl Cache {
         let info = (Digest::of(digest.algorithm(), &bytes) == digest && size <= self.config.max_manifest)
             .then(|| ManifestInfo::check(Some(&media_type), &bytes).ok())
             .flatten();
-        let kept = match info {
+        let stored = match info {
             Some(info) => {
                 let link = Link {
                     kind: LinkKind::Manifest,
@@ -48,11 +48,11 @@ impl Cache {
                 };
                 self.keep_manifest(target, &digest, link, bytes, guard.begun()).await
             }
-            None => false,
+            None => None,
         };
         let repository = target.repository();
         self.forget_answers(&repository).await;
-        let Some(known_at) = guard.done().filter(|_| kept) else { return };
+        let Some(known_at) = guard.done().filter(|_| stored.is_some()) else { return };
         let record = TagRecord { digest, media_type, size, etag: None };
         for tag in tags {
             if let Err(error) = self.store.set_tag(&target.upstream, &target.repo, tag, &record, known_at).await {

@@ -174,7 +174,10 @@ impl Inner {
         let names = self.names.lock();
         let len = match self.disk.metadata(&path) {
             Ok(found) if found.ino() == inode => found.len(),
-            _ => return Ok(()),
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            // It is there, and as wrong as before.
+            Err(error) => return Err(StoreError::io("look at", &path, error)),
         };
         let name = format!("{}-{}-{inode}", digest.algorithm().as_str(), digest.hex());
         let to = Path::new(QUARANTINE).join(name);

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
-use super::disk::Space;
+use super::fs::Space;
+use super::gated::Gated;
 use super::order::{Order, Short};
 use crate::clock::Timeline;
 use crate::config::Capacity;
@@ -26,7 +27,7 @@ pub(super) struct Books {
     floor: u64,
     metrics: Metrics,
     timeline: Arc<Timeline>,
-    state: Mutex<State>,
+    state: Gated<State>,
 }
 
 #[derive(Debug)]
@@ -102,7 +103,7 @@ impl Books {
             held: HashMap::new(),
             busy: HashMap::new(),
         };
-        Self { capacity, floor: floor(space.total), metrics, timeline, state: Mutex::new(state) }
+        Self { capacity, floor: floor(space.total), metrics, timeline, state: Gated::new(state) }
     }
 
     /// What the store may hold.
@@ -214,6 +215,11 @@ impl Books {
             state.lingering += len;
         }
         self.show(&state);
+    }
+
+    /// Whether somebody reads or writes this blob.
+    pub(super) fn is_busy(&self, digest: &Digest) -> bool {
+        self.state.lock().busy.contains_key(&Short::from(digest))
     }
 
     /// Whether this blob is in the books.

@@ -1,46 +1,38 @@
-//! Every call that the store makes to the file system: always beneath the root, never through a symbolic link.
-//!
-//! Paths are relative to the root. Names in them come from validated types, so a path cannot leave the root by itself;
-//! a link that somebody planted inside could lead out, and is refused by the kernel (`openat2`), or where that call is
-//! missing by opening one directory after the other without following links.
+//! The store's one way to its files: what it asks of the file system, put together from the calls that there are.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::io;
+use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::StoreError;
-
-/// Mode of files before the umask: the service's group may read.
-const FILE_MODE: Mode = Mode::from_raw_mode(0o640);
-/// Mode of directories before the umask.
-const DIR_MODE: Mode = Mode::from_raw_mode(0o750);
+use super::fs::{Create, Fs, Listing, Space};
+use super::real_fs::RealFs;
 
 /// How many files that could not be removed are remembered.
 const LEFT: usize = 4096;
+/// What is read of a small file at a time.
+const READ: usize = 4096;
 
-/// The root directory, held open: renaming or replacing it from outside does not change where the store works.
+/// The files beneath a root. Paths are relative to it.
 #[derive(Debug)]
 pub(super) struct Disk {
     path: PathBuf,
-    root: OwnedFd,
-    /// No `openat2` here (Linux before 5.6, or an old container runtime's filter).
-    walk: bool,
+    fs: Box<dyn Fs>,
     /// Files that are nobody's and could not be removed.
     left: Mutex<Vec<PathBuf>>,
+    made: Mutex<Made>,
 }
 
-/// Size of the file system and what is free on it for this user, in bytes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Space {
-    /// All of it.
-    pub(super) total: u64,
-    /// What an unprivileged process may still write.
-    pub(super) free: u64,
+/// Directories that were made and are not known to be on the disk.
+#[derive(Debug, Default)]
+struct Made {
+    /// Those in which one was made, with the number of the last.
+    above: BTreeMap<PathBuf, u64>,
+    count: u64,
 }
 
 // === impl Disk ===
@@ -48,24 +40,13 @@ pub(super) struct Space {
 impl Disk {
     /// Opens the root, which is made (with its parents) if it is missing.
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(DIR_MODE.as_raw_mode())
-            .create(path)
-            .map_err(|e| StoreError::io("make the directory", path, e))?;
-        // The root itself may be a symbolic link: the operator named it.
-        let path = path.canonicalize().map_err(|e| StoreError::io("find", path, e))?;
-        let root = rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| StoreError::io("open the directory", &path, e.into()))?;
-        let probe = rustix::fs::openat2(
-            &root,
-            ".",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-        );
-        Ok(Self { path, root, walk: probe.is_err(), left: Mutex::default() })
+        let (fs, path) = RealFs::open(path)?;
+        Ok(Self::over(Box::new(fs), path))
+    }
+
+    /// Over a file system whose root is at this absolute path.
+    pub(super) fn over(fs: Box<dyn Fs>, path: PathBuf) -> Self {
+        Self { path, fs, left: Mutex::default(), made: Mutex::default() }
     }
 
     /// The root's absolute path.
@@ -75,22 +56,64 @@ impl Disk {
 
     /// Opens for reading. A symbolic link is an error (`ELOOP`), and so is what is not a regular file.
     pub(super) fn read(&self, path: &Path) -> io::Result<File> {
-        // NONBLOCK: a FIFO under this name must not hang the thread; it means nothing for regular files.
-        let file = File::from(self.resolve(path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
-        Ok(file)
+        self.fs.open(path)
     }
 
     /// The whole content of a small file; longer than `limit` is an error.
     pub(super) fn read_all(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        let file = self.fs.open(path)?;
         let mut content = Vec::new();
-        self.read(path)?.take(limit + 1).read_to_end(&mut content)?;
-        if content.len() as u64 > limit {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than this program writes"));
+        loop {
+            let at = content.len();
+            content.resize(at + READ.max(at), 0);
+            let read = self.read_at(&file, &mut content[at..], at as u64)?;
+            content.truncate(at + read);
+            if content.len() as u64 > limit {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than this program writes"));
+            }
+            if read == 0 {
+                return Ok(content);
+            }
         }
-        Ok(content)
+    }
+
+    /// Reads from an open file, perhaps less than was asked for.
+    pub(super) fn read_at(&self, file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        loop {
+            match self.fs.read_at(file, buffer, at) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Fills the buffer.
+    pub(super) fn read_exact_at(&self, file: &File, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
+        while !buffer.is_empty() {
+            let read = self.read_at(file, buffer, at)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            buffer = &mut buffer[read..];
+            at += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes all of it.
+    pub(super) fn write_all_at(&self, file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.fs.write_at(file, bytes, at) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    at += written as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// What stands at `path` itself, a symbolic link included.
@@ -101,57 +124,107 @@ impl Disk {
     /// What stands at `path` itself, not opened for reading. While the handle lives, the file's blocks are not freed:
     /// freeing those of a large one takes a while, which nobody should have to wait for under a lock.
     pub(super) fn look(&self, path: &Path) -> io::Result<File> {
-        let (parent, name) = self.parent(path)?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(parent, name, flags, Mode::empty())?))
+        self.fs.look(path)
     }
 
     /// Makes a new file and opens it for reading and writing; its directory must exist.
     pub(super) fn create_new(&self, path: &Path) -> io::Result<File> {
-        let (parent, name) = self.parent(path)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(parent, name, flags, FILE_MODE)?))
+        self.fs.create(path, Create::New)
     }
 
     /// Opens for reading and writing, making the file if it is missing.
     pub(super) fn open_or_create(&self, path: &Path) -> io::Result<File> {
-        let (parent, name) = self.parent(path)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rustix::fs::openat(parent, name, flags, FILE_MODE)?))
+        self.fs.create(path, Create::IfMissing)
     }
 
-    /// Makes a directory with what is missing above it. Returns the directories that got a new entry: they must be
-    /// synced for the new ones to survive a power cut.
-    pub(super) fn make_dirs(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        if self.resolve(path, OFlags::PATH | OFlags::DIRECTORY).is_ok() {
-            return Ok(Vec::new());
+    /// Makes a directory with what is missing above it. Until [`Disk::sync_made`], a power cut may take it away again.
+    pub(super) fn make_dirs(&self, path: &Path) -> io::Result<()> {
+        if self.fs.is_dir(path) {
+            return Ok(());
         }
-        let mut changed = Vec::new();
         let mut above = PathBuf::new();
         for name in path.components() {
-            let parent = self.resolve(&above, OFlags::PATH | OFlags::DIRECTORY)?;
-            match rustix::fs::mkdirat(&parent, name.as_os_str(), DIR_MODE) {
-                Ok(()) => changed.push(above.clone()),
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
+            let directory = above.join(name);
+            match self.fs.make_dir(&directory) {
+                Ok(()) => {
+                    let mut made = self.made.lock();
+                    made.count += 1;
+                    let count = made.count;
+                    made.above.insert(above, count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
             }
-            above.push(name);
+            above = directory;
         }
-        Ok(changed)
+        Ok(())
+    }
+
+    /// Waits until the directories above `path` that were made, by whomever, are on the disk.
+    pub(super) fn sync_made(&self, path: &Path) -> io::Result<()> {
+        let made: Vec<(PathBuf, u64)> = {
+            let made = self.made.lock();
+            made.above.iter().filter(|(at, _)| path.starts_with(at)).map(|(at, n)| (at.clone(), *n)).collect()
+        };
+        self.sync_each(made)
+    }
+
+    /// The same of all.
+    pub(super) fn sync_all_made(&self) -> io::Result<()> {
+        let made = self.made.lock().above.iter().map(|(at, n)| (at.clone(), *n)).collect();
+        self.sync_each(made)
+    }
+
+    fn sync_each(&self, made: Vec<(PathBuf, u64)>) -> io::Result<()> {
+        for (directory, count) in made {
+            match self.fs.sync_dir(&directory) {
+                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+            let mut made = self.made.lock();
+            // Not if another was made in it meanwhile.
+            if made.above.get(&directory) == Some(&count) {
+                made.above.remove(&directory);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets nobody but the owner into a directory.
+    pub(super) fn close_dir(&self, path: &Path) -> io::Result<()> {
+        self.fs.close_dir(path)
+    }
+
+    /// Lets nobody but the owner read a file.
+    pub(super) fn close_file(&self, file: &File) -> io::Result<()> {
+        self.fs.close_file(file)
+    }
+
+    /// Cuts or extends a file.
+    pub(super) fn set_len(&self, file: &File, length: u64) -> io::Result<()> {
+        self.fs.set_len(file, length)
+    }
+
+    /// Takes disk blocks for the first `length` bytes without changing the file's length. File systems that cannot do
+    /// it are no error: the reservation in the books still holds.
+    pub(super) fn allocate(&self, file: &File, length: u64) -> io::Result<bool> {
+        match self.fs.allocate(file, length) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOSPC | Errno::DQUOT)) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Gives a file another name, replacing what is there.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let (from_parent, from_name) = self.parent(from)?;
-        let (to_parent, to_name) = self.parent(to)?;
-        Ok(rustix::fs::renameat(from_parent, from_name, to_parent, to_name)?)
+        self.fs.rename(from, to)
     }
 
     /// Removes a file's name; `false` if there was none.
     pub(super) fn unlink(&self, path: &Path) -> io::Result<bool> {
-        let unlinked =
-            self.parent(path).and_then(|(parent, name)| Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?));
-        match unlinked {
+        match self.fs.unlink(path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -179,69 +252,32 @@ impl Disk {
 
     /// Removes an empty directory; `false` if it is not empty or not there.
     pub(super) fn remove_dir(&self, path: &Path) -> bool {
-        self.parent(path).is_ok_and(|(parent, name)| rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).is_ok())
+        self.fs.remove_dir(path).is_ok()
     }
 
     /// Opens a directory's list.
     pub(super) fn list(&self, path: &Path) -> io::Result<Listing> {
-        Ok(Listing(Dir::new(self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY)?)?))
+        self.fs.list(path)
     }
 
     /// Waits until the directory's entries are on the disk.
     pub(super) fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        Ok(rustix::fs::fsync(self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY)?)?)
+        self.fs.sync_dir(path)
     }
 
-    /// Waits until the content of the file at `path` is on the disk.
-    pub(super) fn sync_file(&self, path: &Path) -> io::Result<()> {
-        sync(&self.read(path)?)
+    /// Waits until the file's content, and its length, are on the disk.
+    pub(super) fn sync_file(&self, file: &File) -> io::Result<()> {
+        self.fs.sync_file(file)
     }
 
     /// Waits until the whole file system is on the disk.
     pub(super) fn sync_everything(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.root)?)
+        self.fs.sync_everything()
     }
 
     /// What the file system has.
     pub(super) fn space(&self) -> io::Result<Space> {
-        let stat = rustix::fs::fstatvfs(&self.root)?;
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        Ok(Space { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
-    }
-
-    /// The directory that holds `path`, and the last name in it.
-    fn parent<'p>(&self, path: &'p Path) -> io::Result<(OwnedFd, &'p std::ffi::OsStr)> {
-        let name = path.file_name().ok_or(Errno::INVAL)?;
-        let parent = path.parent().unwrap_or(Path::new(""));
-        Ok((self.resolve(parent, OFlags::PATH | OFlags::DIRECTORY)?, name))
-    }
-
-    fn resolve(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        if self.walk {
-            return self.walk(path, flags);
-        }
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve))?)
-    }
-
-    fn walk(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        let mut at: Option<OwnedFd> = None;
-        let mut parts = path.components().peekable();
-        while let Some(part) = parts.next() {
-            if !matches!(part, Component::Normal(_) | Component::CurDir) {
-                return Err(Errno::XDEV.into());
-            }
-            let here = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
-            let flags = if parts.peek().is_some() {
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
-            } else {
-                flags
-            };
-            at = Some(rustix::fs::openat(here, part.as_os_str(), flags, Mode::empty())?);
-        }
-        at.ok_or_else(|| Errno::INVAL.into())
+        self.fs.space()
     }
 }
 
@@ -251,59 +287,13 @@ impl AsRef<Self> for Disk {
     }
 }
 
-/// An open directory, read bit by bit: a directory of a million blobs is never in memory as a whole.
-pub(super) struct Listing(Dir);
-
-/// One entry of a directory.
-#[derive(Debug)]
-pub(super) struct Entry {
-    /// Its name; names that are not UTF-8 are not the store's and are left out.
-    pub(super) name: String,
-    /// Whether it is a directory (not a link to one).
-    pub(super) is_dir: bool,
-}
-
-impl Iterator for Listing {
-    type Item = io::Result<Entry>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let entry = match self.0.read()? {
-                Ok(entry) => entry,
-                Err(error) => return Some(Err(error.into())),
-            };
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            if name == "." || name == ".." {
-                continue;
-            }
-            return Some(Ok(Entry { name: name.to_owned(), is_dir: entry.file_type() == FileType::Directory }));
-        }
-    }
-}
-
-/// Waits until the file's content, and its length, are on the disk.
-pub(super) fn sync(file: &File) -> io::Result<()> {
-    file.sync_data()
-}
-
-/// Takes disk blocks for the first `length` bytes without changing the file's length. File systems that cannot do
-/// it are no error: the reservation in the books still holds.
-pub(super) fn allocate(file: &File, length: u64) -> io::Result<bool> {
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, length) {
-        Ok(()) => Ok(true),
-        Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
-        Err(_) => Ok(false),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn disks(path: &Path) -> [Disk; 2] {
-        let mut walking = Disk::open(path).unwrap();
-        walking.walk = true;
-        [Disk::open(path).unwrap(), walking]
+        let (walking, root) = RealFs::open(path).unwrap();
+        [Disk::open(path).unwrap(), Disk::over(Box::new(walking.walking()), root)]
     }
 
     #[test]
@@ -325,16 +315,18 @@ mod tests {
     }
 
     #[test]
-    fn made_directories_name_the_parents_to_sync() {
+    fn made_directories_are_remembered_until_they_are_synced() {
         let root = tempfile::tempdir().unwrap();
         for (disk, top) in disks(root.path()).iter().zip(["a", "b"]) {
             let deep = PathBuf::from(top).join("x/y");
-            let changed = disk.make_dirs(&deep).unwrap();
-            assert_eq!(changed, [PathBuf::new(), top.into(), PathBuf::from(top).join("x")]);
-            assert!(disk.make_dirs(&deep).unwrap().is_empty(), "an old directory needs no sync");
-            for path in changed {
-                disk.sync_dir(&path).unwrap();
-            }
+            disk.make_dirs(&deep).unwrap();
+            let made = || disk.made.lock().above.keys().cloned().collect::<Vec<_>>();
+            assert_eq!(made(), [PathBuf::new(), top.into(), PathBuf::from(top).join("x")]);
+            disk.sync_made(&PathBuf::from(top).join("other")).unwrap();
+            assert_eq!(made(), [PathBuf::from(top).join("x")], "what lies elsewhere waits");
+            disk.make_dirs(&deep).unwrap();
+            disk.sync_all_made().unwrap();
+            assert!(made().is_empty(), "an old directory needs no sync");
         }
     }
 
@@ -344,7 +336,7 @@ mod tests {
         for disk in disks(root.path()) {
             let file = disk.create_new(Path::new("f")).unwrap();
             assert!(disk.create_new(Path::new("f")).is_err(), "a new file is new");
-            allocate(&file, 1 << 16).unwrap();
+            disk.allocate(&file, 1 << 16).unwrap();
             assert_eq!(file.metadata().unwrap().len(), 0, "reserving blocks leaves the length");
             disk.rename(Path::new("f"), Path::new("g")).unwrap();
             assert!(disk.unlink(Path::new("g")).unwrap());

@@ -5,14 +5,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use super::capacity::{Reservation, seconds};
-use super::disk::Space;
 use super::error::is_full;
+use super::fs::Space;
 use super::layout::{self, REFS};
 use super::order::Short;
 use super::refs::TagRecord;
@@ -195,8 +195,10 @@ impl Inner {
                 changed = true;
                 continue;
             };
-            match self.remove(&digest) {
-                Ok(bytes) => {
+            match self.remove_unused(&digest) {
+                // Somebody has come for it since.
+                Ok(None) => {}
+                Ok(Some(bytes)) => {
                     freed += bytes;
                     removed += 1;
                     changed = true;
@@ -229,14 +231,34 @@ impl Inner {
 
     /// Removes a blob with its refs and links; returns its length. Blocks.
     pub(super) fn remove(&self, digest: &Digest) -> Result<u64, StoreError> {
+        self.remove_unless(digest, || false).map(Option::unwrap_or_default)
+    }
+
+    /// The same, unless somebody reads or writes it; none: it stays. Whoever has been given the blob, and links or tags it
+    /// while having it, finds it and what was written so. Blocks.
+    pub(super) fn remove_unused(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        self.remove_unless(digest, || self.books.is_busy(digest))
+    }
+
+    /// What makes it stay is looked at again under each lock, with which others write.
+    fn remove_unless(&self, digest: &Digest, stays: impl Fn() -> bool) -> Result<Option<u64>, StoreError> {
+        if stays() {
+            return Ok(None);
+        }
         let path = layout::blob(digest);
         self.hints.remove_blob(digest);
-        self.remove_refs(digest);
+        self.remove_refs(digest, &stays);
         let names = self.names.lock();
         let file = self.disk.look(&path).ok();
         let found = file.as_ref().and_then(|file| file.metadata().ok());
-        self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
         let len = found.as_ref().map_or(0, std::fs::Metadata::len);
+        if stays() {
+            if found.is_some() && self.hints.blob(digest, self.epoch).is_none() {
+                self.hints.set_blob(digest, len, None);
+            }
+            return Ok(None);
+        }
+        self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
         if let Some(found) = found {
             self.books.unlinked(digest, found.ino(), len);
         }
@@ -244,16 +266,16 @@ impl Inner {
         drop(names);
         drop(file);
         self.group.directories([layout::blob_dir(digest.algorithm())]);
-        Ok(len)
+        Ok(Some(len))
     }
 
-    fn remove_refs(&self, digest: &Digest) {
+    fn remove_refs(&self, digest: &Digest, stays: &impl Fn() -> bool) {
         let mut after = None::<Vec<u8>>;
         loop {
             let part = self.hints.refs(digest, after.as_deref(), BATCH);
             for path in part.found {
-                if path.starts_with(REFS) {
-                    self.remove_ref(digest, &path);
+                if path.starts_with(REFS) && !self.remove_ref_unless(digest, &path, stays) {
+                    return;
                 }
                 self.hints.set_ref(digest, &path, false);
             }
@@ -266,10 +288,18 @@ impl Inner {
 
     /// Removes a link of `digest`, or a tag that still names it.
     pub(super) fn remove_ref(&self, digest: &Digest, path: &Path) {
+        self.remove_ref_unless(digest, path, || false);
+    }
+
+    /// The same, unless the blob stays; false then.
+    fn remove_ref_unless(&self, digest: &Digest, path: &Path, stays: impl Fn() -> bool) -> bool {
         let _tags = self.tags.lock();
+        if stays() {
+            return false;
+        }
         if layout::is_tag(path) {
             match self.records.read::<TagRecord>(&self.disk, path) {
-                Some(record) if record.digest != *digest => return,
+                Some(record) if record.digest != *digest => return true,
                 _ => {}
             }
             if let Some((up, repo, tag)) = layout::parse_tag(path) {
@@ -278,22 +308,22 @@ impl Inner {
         }
         if let Err(error) = self.disk.unlink(path) {
             tracing::warn!(path = %path.display(), %error, "a ref of an evicted blob could not be removed");
-            return;
+            return true;
         }
         self.remove_empty_above(path);
+        true
     }
 
     /// Empty directories above a file that was removed go too, up to the upstream's own. A writer that needs one at the
     /// same moment makes it again.
     pub(super) fn remove_empty_above(&self, path: &Path) {
-        let mut above: Option<PathBuf> = path.parent().map(Path::to_owned);
-        while let Some(directory) = above.filter(|d| d.components().count() > 2) {
-            let parent = directory.parent().map(Path::to_owned);
-            if !self.disk.remove_dir(&directory) {
-                self.group.directories([directory]);
-                return;
+        let mut above = path.parent();
+        // The last one that stays has lost an entry.
+        while let Some(directory) = above {
+            if directory.components().count() <= 2 || !self.disk.remove_dir(directory) {
+                return self.group.directories([directory.to_owned()]);
             }
-            above = parent;
+            above = directory.parent();
         }
     }
 }

@@ -37,7 +37,7 @@ impl Store {
             }
             inner.remove_all(&layout::lists(&up, &repo))?;
             drop(gate);
-            inner.group.run(&inner.disk);
+            inner.sync_group()?;
             Ok(tags)
         };
         self.blocking(forget).await
@@ -52,8 +52,7 @@ impl Store {
             let gate = repository.gate();
             inner.forget_link(&up, &repo, &digest)?;
             drop(gate);
-            inner.group.run(&inner.disk);
-            Ok(())
+            inner.sync_group()
         };
         self.blocking(forget).await
     }
@@ -73,10 +72,7 @@ impl Store {
             let gate = repository.gate();
             let some = inner.remove_all(&layout::lists(&up, &repo))?;
             drop(gate);
-            if some {
-                inner.group.run(&inner.disk);
-            }
-            Ok(())
+            if some { inner.sync_group() } else { Ok(()) }
         };
         self.blocking(forget).await
     }
@@ -105,8 +101,15 @@ impl Inner {
             self.remove_empty_above(&path);
         }
         drop(gate);
-        self.group.run(&self.disk);
-        Ok(())
+        self.sync_group()
+    }
+
+    /// Waits until what was removed is gone from the disk. Blocks.
+    pub(super) fn sync_group(&self) -> Result<(), StoreError> {
+        if self.group.run(&self.disk) {
+            return Ok(());
+        }
+        Err(StoreError::io("sync what was removed from", Path::new(layout::REFS), io::Error::other("the log says why")))
     }
 
     /// Removes the tags that `wanted` accepts; what cannot be read goes too. Returns them in order. The repository's gate

@@ -214,7 +214,7 @@ impl<'a> Sweep<'a> {
             Ok(())
         })?;
         for (digest, len) in garbage {
-            if !self.acts() || inner.remove_unled(&digest)?.is_some() {
+            if !self.acts() || inner.remove_unled(&digest, true)?.is_some() {
                 self.report.blobs += 1;
                 self.report.freed_bytes += len;
             }

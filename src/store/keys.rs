@@ -48,7 +48,7 @@ impl Inner {
                 let permissions = file.metadata().and_then(|found| {
                     if found.permissions().mode() & 0o077 != 0 {
                         tracing::warn!(path = %path.display(), "a key could be read by others and is closed to them");
-                        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+                        self.disk.close_file(&file)?;
                     }
                     Ok(())
                 });
@@ -76,7 +76,7 @@ impl Inner {
             Ok(_) => return Err(StoreError::io("make", &path, io::ErrorKind::UnexpectedEof.into())),
             Err(error) => return Err(StoreError::io("make", &path, error.into())),
         }
-        self.records.write_private(&self.disk, &path, &KeyRecord { key: STANDARD.encode(key) })?;
+        self.records.write_private(&self.disk, &self.group, &path, &KeyRecord { key: STANDARD.encode(key) })?;
         Ok(key)
     }
 }

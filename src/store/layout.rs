@@ -24,9 +24,7 @@
 //! No part of a repository's name starts with `_`, so what belongs to a repository cannot be taken for a part of a
 //! longer name.
 
-use std::fs::File;
 use std::io;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
@@ -76,22 +74,20 @@ const LONG_QUERY: usize = 48;
 /// Makes what is missing of the layout. A root of another version is refused and not touched.
 pub(super) fn prepare(disk: &Disk) -> Result<(), StoreError> {
     check_version(disk)?;
-    let mut changed = vec![PathBuf::new()];
     let blobs = Algorithm::ALL.map(blob_dir);
     let others = DIRECTORIES.map(PathBuf::from);
     for path in blobs.iter().chain(&others) {
-        changed.extend(disk.make_dirs(path).map_err(|e| StoreError::io("make the directory", path, e))?);
+        disk.make_dirs(path).map_err(|e| StoreError::io("make the directory", path, e))?;
     }
-    rustix::fs::chmod(disk.path().join(PRIVATE), rustix::fs::Mode::RWXU)
-        .map_err(|e| StoreError::io("close to others", Path::new(PRIVATE), e.into()))?;
+    let private = Path::new(PRIVATE);
+    disk.close_dir(private).map_err(|e| StoreError::io("close to others", private, e))?;
     for (name, content) in [(CACHEDIR, CACHEDIR_TAG), (OCI_LAYOUT_FILE, OCI_LAYOUT), ("VERSION", "1\n")] {
         write_once(disk, Path::new(name), content).map_err(|e| StoreError::io("write", Path::new(name), e))?;
     }
-    changed.dedup();
-    for path in changed {
-        disk.sync_dir(&path).map_err(|e| StoreError::io("sync the directory", &path, e))?;
-    }
-    Ok(())
+    let root = Path::new("");
+    disk.sync_all_made()
+        .and_then(|()| disk.sync_dir(root))
+        .map_err(|e| StoreError::io("sync the directories of", disk.path(), e))
 }
 
 fn check_version(disk: &Disk) -> Result<(), StoreError> {
@@ -102,7 +98,7 @@ fn check_version(disk: &Disk) -> Result<(), StoreError> {
         Err(error) => return Err(StoreError::io("read", path, error)),
     };
     // Empty: a power cut between making the file and writing it. Nothing of another version can be here yet.
-    if found.is_empty() || found.parse::<u32>().is_ok_and(|v| (1..=VERSION).contains(&v)) {
+    if found.trim_matches('\0').is_empty() || found.parse::<u32>().is_ok_and(|v| (1..=VERSION).contains(&v)) {
         return Ok(());
     }
     Err(StoreError::Version { root: disk.path().to_owned(), found, supported: VERSION })
@@ -151,10 +147,17 @@ fn has_foreign(disk: &Disk) -> Result<bool, StoreError> {
 }
 
 fn write_once(disk: &Disk, path: &Path, content: &str) -> io::Result<()> {
-    let mut file: File = disk.open_or_create(path)?;
-    if file.metadata()?.len() == 0 {
-        file.write_all(content.as_bytes())?;
-        file.sync_data()?;
+    let file = disk.open_or_create(path)?;
+    let len = file.metadata()?.len();
+    // Shorter, or with zeros: it was torn when it was made. Anything else is somebody's own.
+    let mut found = vec![0; content.len()];
+    let is_torn = len < content.len() as u64 || {
+        disk.read_exact_at(&file, &mut found, 0)?;
+        found.contains(&0)
+    };
+    if is_torn {
+        disk.write_all_at(&file, content.as_bytes(), 0)?;
+        disk.sync_file(&file)?;
     }
     Ok(())
 }
@@ -358,8 +361,13 @@ mod tests {
         prepare(&disk).unwrap();
         assert_eq!(std::fs::read_to_string(root.path().join("VERSION")).unwrap(), "1\n");
         assert!(root.path().join("blobs/sha512").is_dir());
-        std::fs::write(root.path().join("VERSION"), "").unwrap();
-        prepare(&disk).unwrap();
+        for (name, torn) in [("VERSION", ""), ("VERSION", "\0\0"), ("oci-layout", "{\"image"), ("CACHEDIR.TAG", "")] {
+            let path = root.path().join(name);
+            let whole = std::fs::read(&path).unwrap();
+            std::fs::write(&path, torn).unwrap();
+            prepare(&disk).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "{name} was torn by a power cut");
+        }
         for newer in ["2\n", "7-beta"] {
             std::fs::write(root.path().join("VERSION"), newer).unwrap();
             let error = prepare(&disk).unwrap_err();

@@ -2,8 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -71,13 +70,12 @@ impl RootLock {
     }
 
     /// Writes who holds the lock. Not being able to (full disk) costs others the information, nothing else.
-    pub(super) fn announce(&self, socket: Option<&Path>) -> io::Result<()> {
+    pub(super) fn announce(&self, disk: &Disk, socket: Option<&Path>) -> io::Result<()> {
         let holder = Holder { pid: std::process::id(), socket: socket.map(Path::to_owned) };
         let text = serde_json::to_vec(&holder)?;
-        let mut file = self.file.lock();
-        file.set_len(0)?;
-        file.write_all_at(&text, 0)?;
-        file.flush()
+        let file = self.file.lock();
+        disk.set_len(&file, 0)?;
+        disk.write_all_at(&file, &text, 0)
     }
 }
 
@@ -90,8 +88,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let disk = Disk::open(root.path()).unwrap();
         let lock = RootLock::take(&disk).unwrap();
-        lock.announce(Some(Path::new("/run/long/first.sock"))).unwrap();
-        lock.announce(Some(Path::new("/run/a.sock"))).unwrap();
+        lock.announce(&disk, Some(Path::new("/run/long/first.sock"))).unwrap();
+        lock.announce(&disk, Some(Path::new("/run/a.sock"))).unwrap();
         let error = RootLock::take(&disk).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         assert!(error.contains("/run/a.sock"), "{error}");

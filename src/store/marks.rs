@@ -180,7 +180,12 @@ impl Suspicion {
                 for tag in tags {
                     if let Some(Mark { name: since, kept: false, .. }) = repository.mark(tag) {
                         let record = MarkRecord { since, open: true };
-                        inner.records.write_through(&inner.disk, &layout::suspect(up, repo, tag), &record)?;
+                        inner.records.write_through(
+                            &inner.disk,
+                            &inner.group,
+                            &layout::suspect(up, repo, tag),
+                            &record,
+                        )?;
                         repository.set_kept(tag, true);
                     }
                 }
@@ -205,8 +210,7 @@ impl Suspicion {
         let gate = repository.gate();
         inner.forget_tags(up, repo, |tag, _| self.scope.covers(tag))?;
         drop(gate);
-        inner.group.run(&inner.disk);
-        Ok(())
+        inner.sync_group()
     }
 }
 
@@ -332,9 +336,10 @@ impl Inner {
         asked_at: SystemTime,
     ) -> Result<(), StoreError> {
         let Some(mark) = repository.mark(tag) else { return Ok(()) };
-        if mark.kept {
-            // The mark must not be gone after a power cut when what ended it is.
-            self.group.run(&self.disk);
+        // The mark must not be gone after a power cut when what ended it is. If that cannot be had, it stays: asking once
+        // more costs less.
+        if mark.kept && !self.group.run(&self.disk) {
+            return Ok(());
         }
         let _gate = repository.gate();
         let kept = repository.mark(tag).is_some_and(|mark| mark.kept);
@@ -360,7 +365,7 @@ impl Inner {
         let path = layout::suspect_repository(up, repo);
         match mark {
             Some(Mark { name: since, .. }) => {
-                self.records.write_through(&self.disk, &path, &MarkRecord { since, open })
+                self.records.write_through(&self.disk, &self.group, &path, &MarkRecord { since, open })
             }
             None => self.remove_mark(&path),
         }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +24,8 @@ mod disk;
 mod error;
 mod evict;
 mod forget;
+mod fs;
+mod gated;
 mod gc;
 mod hints;
 mod images;
@@ -39,6 +40,7 @@ mod order;
 mod origin;
 mod pins;
 mod pipeline;
+mod real_fs;
 mod record;
 mod recover;
 mod refs;
@@ -74,6 +76,7 @@ pub use writer::{BlobWriter, Remnant};
 use capacity::Books;
 use disk::Disk;
 use evict::Shortage;
+use gated::Gated;
 use hints::{Hints, SledSource, Source};
 use images::Uses;
 use lock::RootLock;
@@ -142,9 +145,10 @@ struct Inner {
     since: HashMap<UpstreamName, SystemTime>,
     /// Held while a name in `blobs/` is looked at and changed, so that quarantine and eviction never hit a file that
     /// was published in between. Never held over a sync, nor together with `tags`; other locks come after it.
-    names: Mutex<()>,
-    /// Held while a tag's file is read and then changed, so that eviction never removes one that has just moved.
-    tags: Mutex<()>,
+    names: Gated<()>,
+    /// Held while the file of a tag or link is looked at and changed, so that eviction never removes one that has just moved,
+    /// nor one of content that somebody has come for.
+    tags: Gated<()>,
     /// What writes upstream may have changed.
     suspicions: Table,
     pins: Pins,
@@ -155,7 +159,7 @@ struct Inner {
     /// take them. By the clock that does not jump.
     settles_at: Instant,
     /// Held while a key is read and made if it is missing.
-    keys: Mutex<()>,
+    keys: Gated<()>,
     /// Jobs on the blocking pool that nobody awaits.
     jobs: TaskTracker,
     closed: AtomicBool,
@@ -201,13 +205,13 @@ impl Store {
         let lock = RootLock::take(&disk)?;
         layout::prepare(&disk)?;
         let socket = disk.path().join("ocistern.sock");
-        if let Err(error) = lock.announce(Some(&socket)) {
+        if let Err(error) = lock.announce(&disk, Some(&socket)) {
             tracing::warn!(%error, "the lock file could not be written");
         }
         recover::remove_temporary(&disk);
         let records = Records::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk));
-        let epoch = Epoch::begin(&disk, &records);
+        let (epoch, goes_on) = Epoch::begin(&disk, &records);
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
@@ -220,15 +224,15 @@ impl Store {
             epoch,
             metrics,
             since: HashMap::new(),
-            names: Mutex::new(()),
-            tags: Mutex::new(()),
+            names: Gated::default(),
+            tags: Gated::default(),
             suspicions: Table::new(timeline.clone()),
             pins,
             uses: Uses::default(),
             max_age: keep.max_age,
             shortage: Shortage::default(),
             settles_at: Instant::now() + SETTLES_WITHIN,
-            keys: Mutex::new(()),
+            keys: Gated::default(),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),
             lock,
@@ -237,6 +241,11 @@ impl Store {
         };
         inner.check_origins(&origins)?;
         inner.group.run(&inner.disk);
+        if !goes_on {
+            // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
+            // here: it may take long.
+            inner.group.everything();
+        }
         Ok(Self(Arc::new(inner)))
     }
 
@@ -253,7 +262,10 @@ impl Store {
     /// Says in the lock file where the admin socket is, when that is not `ROOT/ocistern.sock`.
     pub async fn announce_socket(&self, socket: PathBuf) -> Result<(), StoreError> {
         let announce = move |inner: &Arc<Inner>| {
-            inner.lock.announce(Some(&socket)).map_err(|e| StoreError::io("write", Path::new(layout::LOCK), e))
+            inner
+                .lock
+                .announce(&inner.disk, Some(&socket))
+                .map_err(|e| StoreError::io("write", Path::new(layout::LOCK), e))
         };
         self.blocking(announce).await
     }
@@ -326,10 +338,13 @@ impl Inner {
     }
 
     fn shut(&self) -> Result<(), StoreError> {
-        self.group.run(&self.disk);
+        let synced = self.group.run(&self.disk);
         self.disk.remove_left();
         self.write_order();
         self.hints.close();
+        if !synced {
+            return Err(StoreError::io("sync", self.disk.path(), std::io::Error::other("the log says why")));
+        }
         if self.durability == Durability::Fast {
             // Nothing was synced one by one; without this a power cut after the stop would pass for a clean stop.
             self.disk.sync_everything().map_err(|e| StoreError::io("sync", self.disk.path(), e))?;

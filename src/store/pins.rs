@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::gated::Gated;
 use super::layout::{self, STATE};
 use super::order::Short;
 use super::recover::Walk;
@@ -27,9 +27,9 @@ const PINS: &str = "pins";
 #[derive(Debug)]
 pub(super) struct Pins {
     configured: Vec<Pin>,
-    state: Mutex<State>,
+    state: Gated<State>,
     /// Held while all refs are looked at: one look at a time. Before `state`.
-    settling: Mutex<()>,
+    settling: Gated<()>,
     /// Whether what they keep was worked out since the store was opened: before that nothing may be evicted.
     settled: AtomicBool,
     /// What they keep has changed in a way that takes a new look at all refs.
@@ -58,8 +58,8 @@ pub struct PinOf {
 impl Pins {
     pub(super) fn new(configured: Vec<Pin>, made: Vec<Pin>) -> Self {
         let settled = AtomicBool::new(configured.is_empty() && made.is_empty());
-        let state = Mutex::new(State { made, meanwhile: None });
-        Self { configured, state, settling: Mutex::new(()), settled, stale: Notify::new() }
+        let state = Gated::new(State { made, meanwhile: None });
+        Self { configured, state, settling: Gated::default(), settled, stale: Notify::new() }
     }
 
     /// Whether it is known what must not be evicted.
@@ -94,7 +94,7 @@ impl Store {
             if inner.pins.state.lock().made.contains(&pin) {
                 return Ok(false);
             }
-            inner.records.write_through(&inner.disk, &path_of(&pin), &pin)?;
+            inner.records.write_through(&inner.disk, &inner.group, &path_of(&pin), &pin)?;
             inner.pins.state.lock().made.push(pin);
             inner.settle_pins();
             Ok(true)

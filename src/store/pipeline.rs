@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
+use super::disk::Disk;
 use super::work::Work;
 use super::writer::Remnant;
 use super::{Inner, StoreError, StoredBlob};
@@ -116,6 +117,11 @@ impl Pipeline {
     /// The growing file.
     pub(super) fn file(&self) -> Arc<File> {
         self.file.clone()
+    }
+
+    /// Where it lies.
+    pub(super) fn disk(&self) -> Arc<Disk> {
+        self.shared.inner.disk.clone()
     }
 
     /// How many bytes are in the file.

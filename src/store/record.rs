@@ -4,9 +4,7 @@
 //! request.
 
 use std::collections::HashSet;
-use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -25,6 +23,8 @@ use crate::oci::{Algorithm, Digest};
 const VERSION: u32 = 1;
 /// Longest record that is read: a list of 4 MiB in base64, with room.
 const LIMIT: u64 = 8 << 20;
+/// How often a directory is made for a record.
+const ATTEMPTS: u32 = 16;
 /// How many damaged files are remembered as warned about.
 const WARNED: usize = 1024;
 
@@ -119,56 +119,69 @@ impl Records {
         path: &Path,
         value: &T,
     ) -> Result<(), StoreError> {
-        let mode = if disk.metadata(path).is_ok() { Mode::Synced } else { Mode::Unsynced };
-        group.directories(self.publish(disk, path, value, mode)?);
+        // That it cannot be seen now does not mean that there is none.
+        let is_new = disk
+            .metadata(path)
+            .is_err_and(|error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory));
+        let mode = if is_new { Mode::Unsynced } else { Mode::Synced };
+        self.publish(disk, path, value, mode)?;
         group.file(path.to_owned());
         Ok(())
     }
 
     /// The same, and when this returns the record is on the disk. Blocks.
-    pub(super) fn write_through<T: Serialize>(&self, disk: &Disk, path: &Path, value: &T) -> Result<(), StoreError> {
-        let changed = self.publish(disk, path, value, Mode::Synced)?;
-        sync_all(disk, path, changed)
+    pub(super) fn write_through<T: Serialize>(
+        &self,
+        disk: &Disk,
+        group: &GroupSync,
+        path: &Path,
+        value: &T,
+    ) -> Result<(), StoreError> {
+        self.publish(disk, path, value, Mode::Synced)?;
+        sync_name(disk, group, path)
     }
 
     /// The same, and nobody else may read it. Blocks.
-    pub(super) fn write_private<T: Serialize>(&self, disk: &Disk, path: &Path, value: &T) -> Result<(), StoreError> {
-        let changed = self.publish(disk, path, value, Mode::Private)?;
-        sync_all(disk, path, changed)
-    }
-
-    /// Gives a file with the record its name. Returns the directories that were changed above the file's own.
-    fn publish<T: Serialize>(
+    pub(super) fn write_private<T: Serialize>(
         &self,
         disk: &Disk,
+        group: &GroupSync,
         path: &Path,
         value: &T,
-        mode: Mode,
-    ) -> Result<Vec<PathBuf>, StoreError> {
+    ) -> Result<(), StoreError> {
+        self.publish(disk, path, value, Mode::Private)?;
+        sync_name(disk, group, path)
+    }
+
+    /// Gives a file with the record its name.
+    fn publish<T: Serialize>(&self, disk: &Disk, path: &Path, value: &T, mode: Mode) -> Result<(), StoreError> {
         let fail = |e: io::Error| StoreError::io("write", path, e);
         let bytes = encode(value).map_err(|e| fail(e.into()))?;
         let directory = path.parent().unwrap_or(Path::new(""));
-        let mut changed = Vec::new();
-        // Twice: an emptied directory may be removed between its making and the rename.
-        for last in [false, true] {
+        // An emptied directory may be removed between its making and the rename, each time that somebody removes its last
+        // file.
+        for attempt in 1..=ATTEMPTS {
             let temporary = Temporary::create(disk, "record").map_err(fail)?;
             if mode == Mode::Private {
                 // Before there is anything to read.
-                temporary.file().set_permissions(Permissions::from_mode(0o600)).map_err(fail)?;
+                disk.close_file(temporary.file()).map_err(fail)?;
             }
             temporary.write(&bytes).map_err(fail)?;
             if mode != Mode::Unsynced {
                 temporary.sync().map_err(fail)?;
             }
-            changed.extend(disk.make_dirs(directory).map_err(fail)?);
+            match disk.make_dirs(directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => continue,
+                other => other.map_err(fail)?,
+            }
             match temporary.publish(path) {
                 Ok(()) => break,
-                Err((_, error)) if error.kind() == io::ErrorKind::NotFound && !last => {}
+                Err((_, error)) if error.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
                 Err((_, error)) => return Err(fail(error)),
             }
         }
         self.warned.lock().remove(path);
-        Ok(changed)
+        Ok(())
     }
 
     fn warn(&self, path: &Path, why: &(dyn std::error::Error + 'static)) {
@@ -188,13 +201,14 @@ pub(super) fn is_no_file(error: &io::Error) -> bool {
         || Errno::from_io_error(error) == Some(Errno::LOOP)
 }
 
-/// Waits until the name of a file that was published is on the disk.
-fn sync_all(disk: &Disk, path: &Path, mut changed: Vec<PathBuf>) -> Result<(), StoreError> {
-    changed.push(path.parent().unwrap_or(Path::new("")).to_owned());
-    for directory in changed {
-        disk.sync_dir(&directory).map_err(|e| StoreError::io("sync the directory", &directory, e))?;
-    }
-    Ok(())
+/// Waits until the name of a file that was published is on the disk. If that fails it is put down for the next group
+/// sync: the file is there, and somebody may find it.
+fn sync_name(disk: &Disk, group: &GroupSync, path: &Path) -> Result<(), StoreError> {
+    let directory = path.parent().unwrap_or(Path::new(""));
+    disk.sync_made(path).and_then(|()| disk.sync_dir(directory)).map_err(|error| {
+        group.directories([directory.to_owned()]);
+        StoreError::io("sync the directory", directory, error)
+    })
 }
 
 /// The bytes of a record that holds `value`.
@@ -224,6 +238,8 @@ fn checksum(data: &RawValue) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use proptest::prelude::*;
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::capacity::seconds;
-use super::disk::{Disk, Entry, Listing};
+use super::disk::Disk;
+use super::fs::{Entry, Listing};
 use super::layout::{self, FILLS, REFS, TEMPORARY};
 use super::order::{Order, Short};
 use super::refs::TagRecord;
@@ -23,6 +24,9 @@ const INDEX_STEP: usize = 2_000;
 const FILE_STEP: usize = 500;
 /// Pause after each go: about 5,000 files a second, so that clients do not notice.
 const PAUSE: Duration = Duration::from_millis(100);
+/// When a scan that was not complete is made again, and at most after how long.
+const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN_AT_MOST: Duration = Duration::from_hours(1);
 /// A ref younger than this may be ahead of its blob.
 const YOUNG: Duration = Duration::from_hours(1);
 
@@ -52,14 +56,21 @@ pub(super) fn remove_temporary(disk: &Disk) {
 impl Store {
     /// Brings the books up to date with the index and the files, now and whenever the index was begun anew.
     pub(super) async fn recover(&self, stop: &CancellationToken) {
+        let mut pause = AGAIN;
         loop {
             match stop.run_until_cancelled(self.recover_once()).await {
                 Some(Ok(())) => {}
                 Some(Err(error)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the scan of the store has ended early");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the scan of the store is not complete");
+                    if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                        return;
+                    }
+                    pause = AGAIN_AT_MOST.min(2 * pause);
+                    continue;
                 }
                 None => return,
             }
+            pause = AGAIN;
             if stop.run_until_cancelled(self.0.hints.renewed()).await.is_none() {
                 return;
             }
@@ -101,6 +112,7 @@ impl Store {
 
     async fn scan_blobs(&self) -> Result<(), StoreError> {
         self.0.books.with_order(Order::clear_seen);
+        let mut failed = None;
         for algorithm in Algorithm::ALL {
             let directory = layout::blob_dir(algorithm);
             let open = move |inner: &Arc<Inner>| {
@@ -109,20 +121,26 @@ impl Store {
             let mut listing = self.blocking(open).await?;
             loop {
                 let step = move |inner: &Arc<Inner>| {
-                    let mut seen = 0;
-                    for entry in listing.by_ref().take(FILE_STEP).flatten() {
-                        inner.scan_blob(algorithm, &entry);
+                    let (mut seen, mut failed) = (0, None);
+                    for entry in listing.by_ref().take(FILE_STEP) {
+                        failed = entry.and_then(|entry| inner.scan_blob(algorithm, &entry)).err().or(failed);
                         seen += 1;
                     }
-                    Ok((listing, seen))
+                    Ok((listing, seen, failed))
                 };
-                let seen;
-                (listing, seen) = self.blocking(step).await?;
+                let (seen, error);
+                (listing, seen, error) = self.blocking(step).await?;
+                failed = failed.or(error);
                 if seen < FILE_STEP {
                     break;
                 }
                 tokio::time::sleep(PAUSE).await;
             }
+        }
+        if let Some(error) = failed {
+            // Whatever was not seen may be there.
+            self.0.books.with_order(Order::sort);
+            return Err(StoreError::io("scan", Path::new("blobs"), error));
         }
         let finish = |inner: &Arc<Inner>| {
             for short in inner.books.with_order(|order| order.unseen()) {
@@ -161,13 +179,15 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
-    fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) {
-        let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { return };
-        let Ok(metadata) = self.disk.metadata(&layout::blob(&digest)) else { return };
-        if !metadata.is_file() {
-            return;
+    fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) -> io::Result<()> {
+        let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { return Ok(()) };
+        match self.disk.metadata(&layout::blob(&digest)) {
+            Ok(metadata) if metadata.is_file() => self.know_blob(&digest, &metadata),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
-        self.know_blob(&digest, &metadata);
+        Ok(())
     }
 
     /// Puts a blob that was found into the books, and into the index if that does not know it.

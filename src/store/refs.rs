@@ -160,11 +160,10 @@ impl Store {
             inner.know_ref(&record.digest, &path);
             inner.books.set_tagged(&record.digest, true);
             inner.follow_pinned_tag((&up, &repo, &tag), before.as_ref(), Some(&record.digest));
-            if repository.mark_of_all().is_some() {
-                // Under such a mark the time alone makes a tag good; it must not outlive what it is the time of.
-                inner.group.run(&inner.disk);
+            // Under such a mark the time alone makes a tag good; it must not outlive what it is the time of.
+            if repository.mark_of_all().is_none() || inner.group.run(&inner.disk) {
+                inner.note_check(&repository, &up, &repo, &tag, asked_at);
             }
-            inner.note_check(&repository, &up, &repo, &tag, asked_at);
             drop((tags, gate));
             inner.confirm(&repository, &up, &repo, &tag, asked_at)?;
             Ok(true)
@@ -226,6 +225,8 @@ impl Store {
         let write = move |inner: &Arc<Inner>| {
             let repository = inner.repository(&up, &repo)?;
             let _gate = repository.gate();
+            // Against eviction, as for a tag.
+            let _tags = inner.tags.lock();
             if repository.refuses_link(asked_at) {
                 return Ok(false);
             }

@@ -2,7 +2,7 @@
 //! and is fetched anew when it is next asked for.
 
 use std::collections::HashSet;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ impl Store {
                 inner.check_open()?;
                 let (hasher, buffer) = &mut state;
                 buffer.resize(usize::try_from(wanted).unwrap_or_default(), 0);
-                let read = file.read_at(buffer, at);
+                let read = inner.disk.read_at(&file, buffer, at);
                 if let Ok(read) = &read {
                     hasher.update(buffer.get(..*read).unwrap_or_default());
                 }
@@ -139,7 +139,6 @@ impl Store {
                 // Shorter than it was: the hash tells.
                 Ok(0) => break,
                 Ok(read) => at += read as u64,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     tracing::error!(%digest, %error, "a stored blob cannot be read; it is set aside");
                     self.quarantine(digest, blob).await?;

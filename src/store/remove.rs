@@ -212,8 +212,7 @@ impl Plan {
             inner.forget_link(up, repo, digest)?;
         }
         drop(gate);
-        inner.group.run(&inner.disk);
-        Ok(())
+        inner.sync_group()
     }
 }
 
@@ -251,7 +250,7 @@ impl Inner {
         for digest in &gone {
             let Some(len) = survey.len(digest) else { continue };
             let stays = led.contains(&Short::from(digest));
-            if !stays && (dry_run || self.remove_unled(digest)?.is_some()) {
+            if !stays && (dry_run || self.remove_unled(digest, false)?.is_some()) {
                 report.blobs += 1;
                 report.freed_bytes += len;
             }

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use super::disk::Disk;
 use super::layout::FILLS;
 use super::pipeline::Pipeline;
 use super::work::Work;
@@ -101,8 +101,8 @@ impl Spool {
             return Ok(());
         }
         // Nothing is written meanwhile, and these bytes are never written again.
-        let file = self.pipeline.file();
-        let hash = tokio::task::spawn_blocking(move || hash_file(&file, Algorithm::Sha256, length));
+        let (disk, file) = (self.pipeline.disk(), self.pipeline.file());
+        let hash = tokio::task::spawn_blocking(move || hash_file(&disk, &file, Algorithm::Sha256, length));
         let hasher = hash.await.map_err(|_| StoreError::Stopped)?;
         let hasher = hasher.map_err(|e| StoreError::io("read a file in", Path::new(FILLS), e))?;
         // Before the first byte is written anew.
@@ -131,10 +131,10 @@ impl Spool {
     /// After an error: what goes on hashing everything that was accepted, by every algorithm of which that can still be
     /// told. The file is removed, and its room given back.
     pub async fn into_hashers(self: Box<Self>) -> Vec<Hasher> {
-        let file = self.pipeline.file();
+        let (disk, file) = (self.pipeline.disk(), self.pipeline.file());
         let hash = move |sha256, written, unwritten: Vec<Bytes>| {
             let others = Algorithm::ALL.into_iter().filter(|algorithm| *algorithm != Algorithm::Sha256);
-            let others = others.filter_map(|algorithm| hash_file(&file, algorithm, written).ok());
+            let others = others.filter_map(|algorithm| hash_file(&disk, &file, algorithm, written).ok());
             let mut hashers: Vec<Hasher> = others.chain([sha256]).collect();
             for hasher in &mut hashers {
                 for chunk in &unwritten {
@@ -151,8 +151,9 @@ impl Spool {
         if algorithm == Algorithm::Sha256 {
             return Ok(hasher.finish());
         }
-        let file = self.pipeline.file();
-        let hash = tokio::task::spawn_blocking(move || hash_file(&file, algorithm, written).map(Hasher::finish));
+        let (disk, file) = (self.pipeline.disk(), self.pipeline.file());
+        let hash = move || hash_file(&disk, &file, algorithm, written).map(Hasher::finish);
+        let hash = tokio::task::spawn_blocking(hash);
         let digest = hash.await.map_err(|_| StoreError::Stopped)?;
         digest.map_err(|e| StoreError::io("read a file in", Path::new(FILLS), e))
     }
@@ -179,14 +180,14 @@ impl From<File> for SpoolReader {
     }
 }
 
-fn hash_file(file: &File, algorithm: Algorithm, length: u64) -> io::Result<Hasher> {
+fn hash_file(disk: &Disk, file: &File, algorithm: Algorithm, length: u64) -> io::Result<Hasher> {
     let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; READ];
     let mut at = 0;
     while at < length {
         let part = usize::try_from(length - at).unwrap_or(READ).min(READ);
         let part = &mut buffer[..part];
-        file.read_exact_at(part, at)?;
+        disk.read_exact_at(file, part, at)?;
         hasher.update(part);
         at += part.len() as u64;
     }

@@ -92,24 +92,26 @@ impl Stamp {
 impl Epoch {
     /// The epoch of a run that begins now: the last one if that ended cleanly, else a new one. Until [`Epoch::end`],
     /// the disk says that the store is in use, so a crash from here on is seen.
-    pub(super) fn begin(disk: &Disk, records: &Records) -> Self {
+    ///
+    /// Also whether it is the last one. If not, files may be in the page cache alone that a dead process wrote.
+    pub(super) fn begin(disk: &Disk, records: &Records) -> (Self, bool) {
         let last: Option<State> = records.read(disk, &path());
-        let epoch = match last {
-            Some(State { epoch, clean: true }) => epoch,
+        let (epoch, goes_on) = match last {
+            Some(State { epoch, clean: true }) => (epoch, true),
             // Random: a counter would repeat an old epoch when the file is lost.
-            _ => Self(fastrand::u64(1..)),
+            _ => (Self(fastrand::u64(1..)), false),
         };
         if let Err(error) = epoch.write(disk, false) {
             // A full disk is no reason not to start. Without the file the next start begins a new epoch, and removing
             // it takes no space.
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "the start of this run could not be put down");
-            if let Err(error) = disk.unlink(&path()) {
+            if let Err(error) = disk.unlink(&path()).and_then(|_| disk.sync_dir(Path::new(STATE))) {
                 tracing::warn!(%error, "nor could the last one's end be taken back: its stamps are not used");
-                return Self(fastrand::u64(1..));
+                return (Self(fastrand::u64(1..)), false);
             }
         }
-        epoch
+        (epoch, goes_on)
     }
 
     /// Puts down that the store was closed with all its data on the disk.
@@ -148,14 +150,14 @@ mod tests {
         let disk = Disk::open(root.path()).unwrap();
         super::super::layout::prepare(&disk).unwrap();
         let records = Records::default();
-        let first = Epoch::begin(&disk, &records);
-        let second = Epoch::begin(&disk, &records);
-        assert_ne!(first, second, "the first run did not end cleanly");
+        let (first, _) = Epoch::begin(&disk, &records);
+        let (second, goes_on) = Epoch::begin(&disk, &records);
+        assert!(first != second && !goes_on, "the first run did not end cleanly");
         second.end(&disk).unwrap();
-        assert_eq!(Epoch::begin(&disk, &records), second, "a clean stop continues the epoch");
-        assert_ne!(Epoch::begin(&disk, &records), second, "but only once");
+        assert_eq!(Epoch::begin(&disk, &records), (second, true), "a clean stop continues the epoch");
+        assert_ne!(Epoch::begin(&disk, &records).0, second, "but only once");
         std::fs::write(root.path().join("state/epoch"), "").unwrap();
-        assert_ne!(Epoch::begin(&disk, &records), second, "a lost file begins a new one");
+        assert_ne!(Epoch::begin(&disk, &records).0, second, "a lost file begins a new one");
         assert_eq!(std::fs::read_dir(root.path().join("fills")).unwrap().count(), 0, "no stray file");
     }
 

@@ -296,8 +296,9 @@ impl Inner {
         Ok(led)
     }
 
-    /// Removes a blob that no ref led to a moment ago, unless one does now. Returns its length.
-    pub(super) fn remove_unled(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+    /// Removes a blob that no ref led to a moment ago, unless one does now, or `spares` and somebody reads or writes it.
+    /// Returns its length.
+    pub(super) fn remove_unled(&self, digest: &Digest, spares: bool) -> Result<Option<u64>, StoreError> {
         let mut after = None::<Vec<u8>>;
         loop {
             let part = self.hints.refs(digest, after.as_deref(), 64);
@@ -317,7 +318,7 @@ impl Inner {
             }
             after = part.next;
             if after.is_none() {
-                return self.remove(digest).map(Some);
+                return if spares { self.remove_unused(digest) } else { self.remove(digest).map(Some) };
             }
         }
     }

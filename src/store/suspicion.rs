@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::time::Instant;
 
+use super::gated::Gated;
 use crate::clock::Timeline;
 use crate::oci::{RepoName, Tag, UpstreamName};
 
@@ -41,7 +42,7 @@ pub(super) struct Repository {
     /// Held while a ref of this repository is written if its answer is recent enough, and while marks and what they
     /// stand for are written or removed: whoever has raised a floor or put down a mark and then takes this, meets no
     /// older answer that is on its way into a file. Taken before the store's other locks. Blocking pool only.
-    gate: Mutex<()>,
+    gate: Gated<()>,
     /// Held for look-ups only.
     state: Mutex<State>,
 }
@@ -184,7 +185,7 @@ impl Table {
             state.write(scope, Vec::new(), Some(until));
         }
         let repository =
-            Arc::new(Repository { timeline: self.timeline.clone(), gate: Mutex::default(), state: Mutex::new(state) });
+            Arc::new(Repository { timeline: self.timeline.clone(), gate: Gated::default(), state: Mutex::new(state) });
         entries.by_upstream.entry(up.clone()).or_default().insert(repo.clone(), repository.clone());
         entries.count += 1;
         Some(repository)

@@ -7,11 +7,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
 use super::disk::Disk;
+use super::gated::Gated;
+use super::record::is_no_file;
 
 /// More files or directories than this are synced as one: the whole file system.
 const MANY: usize = 4096;
@@ -21,7 +24,7 @@ const MANY: usize = 4096;
 pub(super) struct GroupSync {
     dirty: Mutex<Dirty>,
     /// Held by a run: whoever relies on what was put down must wait for another run that has taken it.
-    running: Mutex<()>,
+    running: Gated<()>,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +32,8 @@ struct Dirty {
     files: BTreeSet<PathBuf>,
     directories: BTreeSet<PathBuf>,
     everything: bool,
+    /// Files that could not be synced and are to go, by their inodes.
+    condemned: Vec<(PathBuf, u64)>,
 }
 
 // === impl GroupSync ===
@@ -50,45 +55,88 @@ impl GroupSync {
         dirty.bound();
     }
 
-    /// Puts down directories that got or lost an entry.
+    /// Puts down directories that got or lost an entry. Those that were made the disk knows.
     pub(super) fn directories(&self, paths: impl IntoIterator<Item = PathBuf>) {
         let mut dirty = self.dirty.lock();
         dirty.directories.extend(paths);
         dirty.bound();
     }
 
-    /// Syncs all that was put down until now. Blocks.
-    pub(super) fn run(&self, disk: &Disk) {
+    /// Puts down the whole file system.
+    pub(super) fn everything(&self) {
+        self.dirty.lock().everything = true;
+    }
+
+    /// Syncs all that was put down until now. Whether all of it is on the disk; what is not, and can be, is put down
+    /// again. Blocks.
+    pub(super) fn run(&self, disk: &Disk) -> bool {
         let _running = self.running.lock();
         let dirty = std::mem::take(&mut *self.dirty.lock());
+        for (path, inode) in dirty.condemned {
+            self.condemn(disk, path, inode);
+        }
+        let mut is_done = true;
         if dirty.everything
             && let Err(error) = disk.sync_everything()
         {
             tracing::warn!(%error, "the file system could not be synced");
+            self.dirty.lock().everything = true;
+            is_done = false;
         }
-        for path in &dirty.files {
-            match disk.sync_file(path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => drop_file(disk, path, &error),
+        if let Err(error) = disk.sync_all_made() {
+            tracing::warn!(%error, "new directories could not be synced");
+            is_done = false;
+        }
+        for path in dirty.files {
+            // Not opened is not synced: nothing is lost, and the next run tries again.
+            let file = match disk.read(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound || is_no_file(&error) => continue,
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a file could not be opened to be synced");
+                    self.file(path);
+                    is_done = false;
+                    continue;
+                }
+            };
+            if let Err(error) = disk.sync_file(&file) {
+                tracing::warn!(path = %path.display(), %error, "a file could not be synced and is dropped");
+                is_done = false;
+                if let Ok(metadata) = file.metadata() {
+                    self.condemn(disk, path, metadata.ino());
+                }
             }
         }
-        for path in &dirty.directories {
-            match disk.sync_dir(path) {
+        for path in dirty.directories {
+            match disk.sync_dir(&path) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!(path = %path.display(), %error, "a directory could not be synced"),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a directory could not be synced");
+                    self.directories([path]);
+                    is_done = false;
+                }
             }
         }
+        is_done
     }
-}
 
-/// After a failed fsync the kernel has dropped the pages and calls them clean: a second fsync would succeed and mean
-/// nothing. So the file goes.
-fn drop_file(disk: &Disk, path: &Path, error: &io::Error) {
-    tracing::warn!(path = %path.display(), %error, "a file could not be synced and is dropped");
-    if let Err(error) = disk.unlink(path) {
-        tracing::warn!(path = %path.display(), %error, "nor could it be removed");
+    /// After a failed fsync the kernel has dropped the pages and calls them clean: a second fsync would succeed and mean
+    /// nothing. So the file goes, now or as soon as that can be, unless another has taken its place.
+    fn condemn(&self, disk: &Disk, path: PathBuf, inode: u64) {
+        match disk.metadata(&path) {
+            Ok(found) if found.ino() == inode => {}
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(_) => return self.dirty.lock().condemned.push((path, inode)),
+        }
+        match disk.unlink(&path) {
+            Ok(_) => self.directories(path.parent().map(Path::to_owned)),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "it could not be removed yet");
+                self.dirty.lock().condemned.push((path, inode));
+            }
+        }
     }
 }
 
@@ -97,7 +145,8 @@ fn drop_file(disk: &Disk, path: &Path, error: &io::Error) {
 impl Dirty {
     fn bound(&mut self) {
         if self.files.len() + self.directories.len() > MANY {
-            *self = Self { everything: true, ..Self::default() };
+            let condemned = std::mem::take(&mut self.condemned);
+            *self = Self { everything: true, condemned, ..Self::default() };
         }
     }
 }
@@ -116,7 +165,7 @@ mod tests {
         group.file("a/f".into());
         group.file("a/gone".into());
         group.directories([PathBuf::new(), "no/such".into()]);
-        group.run(&disk);
+        assert!(group.run(&disk));
         let dirty = group.dirty.lock();
         assert!(dirty.files.is_empty() && dirty.directories.is_empty());
         assert!(root.path().join("a/f").exists());

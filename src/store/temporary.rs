@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::disk::{self, Disk};
+use super::disk::Disk;
 use super::layout::{FILLS, TEMPORARY};
 
 /// Makes names distinct within the process.
@@ -45,12 +44,12 @@ impl<D: AsRef<Disk>> Temporary<D> {
 
     /// Writes the whole content of a small file.
     pub(super) fn write(&self, content: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(content, 0)
+        self.disk.as_ref().write_all_at(&self.file, content, 0)
     }
 
     /// Waits until the content is on the disk. After an error the file must not be published.
     pub(super) fn sync(&self) -> io::Result<()> {
-        disk::sync(&self.file)
+        self.disk.as_ref().sync_file(&self.file)
     }
 
     /// Gives it its final name, replacing what was there. On an error it comes back, to be tried again or dropped.

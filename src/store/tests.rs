@@ -14,15 +14,21 @@ use crate::clock::twin::{system, wall};
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
 mod clocks;
+mod every_k;
 mod evict;
 mod forget;
+pub(super) mod gate;
 mod images;
 mod keys;
 mod marks;
+mod model;
+mod schedules;
 mod scrub;
+mod sim;
 mod spool;
 mod truth;
 mod upkeep;
+mod world;
 
 /// An index in memory, so that tests of everything else are fast and show nothing of sled.
 struct InMemory;

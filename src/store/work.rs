@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::blob::Trust;
 use super::capacity::Reservation;
-use super::disk::{self, Disk};
+use super::disk::Disk;
 use super::layout::{self, FILLS};
 use super::stamp::Stamp;
 use super::temporary::Temporary;
@@ -51,7 +51,7 @@ impl Work {
         // Failing to make a file means that inodes are used up: one blob less is enough.
         let temporary = inner.with_room(1, create).map_err(|e| StoreError::io("make a file in", directory, e))?;
         if let Some(length) = length.filter(|length| *length >= ALLOCATE) {
-            let allocate = || disk::allocate(temporary.file(), length);
+            let allocate = || inner.disk.allocate(temporary.file(), length);
             if inner.with_room(length, allocate).map_err(|e| StoreError::io("allocate a file in", directory, e))? {
                 reservation.allocated(length);
             }
@@ -90,7 +90,7 @@ impl Work {
             }
         }
         for chunk in chunks {
-            let write = || self.temporary.file().write_all_at(chunk, self.written);
+            let write = || inner.disk.write_all_at(self.temporary.file(), chunk, self.written);
             inner.with_room(chunk.len() as u64, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
             self.written += chunk.len() as u64;
             self.reservation.allocated(self.written.saturating_sub(self.extent));
@@ -114,7 +114,10 @@ impl Work {
         let (path, directory) = (layout::blob(digest), layout::blob_dir(digest.algorithm()));
         if extent > written {
             // Before it has a name: later it may be mapped, and then it must not shrink.
-            temporary.file().set_len(written).map_err(|e| StoreError::io("cut a file in", Path::new(FILLS), e))?;
+            inner
+                .disk
+                .set_len(temporary.file(), written)
+                .map_err(|e| StoreError::io("cut a file in", Path::new(FILLS), e))?;
         }
         if inner.durability == Durability::Strict {
             temporary.sync().map_err(|e| StoreError::io("sync", &path, e))?;
@@ -132,9 +135,8 @@ impl Work {
         match temporary.publish(&path) {
             Ok(()) => {}
             Err((temporary, error)) if error.kind() == io::ErrorKind::NotFound => {
-                let made = inner.disk.make_dirs(&directory).map_err(|e| StoreError::io("make", &directory, e))?;
+                inner.disk.make_dirs(&directory).map_err(|e| StoreError::io("make", &directory, e))?;
                 temporary.publish(&path).map_err(|(_, e)| StoreError::io("publish", &path, e))?;
-                inner.group.directories(made);
             }
             Err((_, error)) => return Err(StoreError::io("publish", &path, error)),
         }
@@ -166,11 +168,13 @@ impl Work {
 impl Inner {
     /// With strict durability, waits until what has a name beside `digest` keeps it.
     fn sync_names(&self, digest: &Digest) {
+        let directory = layout::blob_dir(digest.algorithm());
         if self.durability == Durability::Strict
-            && let Err(error) = self.disk.sync_dir(&layout::blob_dir(digest.algorithm()))
+            && let Err(error) = self.disk.sync_made(&directory).and_then(|()| self.disk.sync_dir(&directory))
         {
-            // The name may or may not survive; the content is whole and right in either case.
+            // The name may or may not survive until the next group sync; the content is whole and right in either case.
             tracing::warn!(%digest, %error, "a directory could not be synced");
+            self.group.directories([directory]);
         }
     }
 

@@ -46,7 +46,7 @@ impl Image {
     }
 }
 
-fn manifest(config: &Digest, layers: &[Digest]) -> String {
+pub(super) fn manifest(config: &Digest, layers: &[Digest]) -> String {
     let descriptor = |digest: &Digest| format!(r#"{{"mediaType":"application/x","digest":"{digest}","size":1}}"#);
     let layers: Vec<_> = layers.iter().map(descriptor).collect();
     format!(

@@ -1,0 +1,22 @@
+//! A lock that tests of schedules see: before it is taken they may let others go first.
+
+use parking_lot::{Mutex, MutexGuard};
+
+/// The lock.
+#[derive(Debug, Default)]
+pub(super) struct Gated<T>(Mutex<T>);
+
+// === impl Gated ===
+
+impl<T> Gated<T> {
+    pub(super) const fn new(value: T) -> Self {
+        Self(Mutex::new(value))
+    }
+
+    /// Takes the lock.
+    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+        #[cfg(test)]
+        super::tests::gate::wait_for(|| !self.0.is_locked());
+        self.0.lock()
+    }
+}
