@@ -101,6 +101,8 @@ impl Store {
 
     async fn scan_blobs(&self) -> Result<(), StoreError> {
         self.0.books.with_order(Order::clear_seen);
+        // Whether every name was read and every file looked at: else what was not seen may be there.
+        let mut all_seen = true;
         for algorithm in Algorithm::ALL {
             let directory = layout::blob_dir(algorithm);
             let open = move |inner: &Arc<Inner>| {
@@ -109,24 +111,28 @@ impl Store {
             let mut listing = self.blocking(open).await?;
             loop {
                 let step = move |inner: &Arc<Inner>| {
-                    let mut seen = 0;
-                    for entry in listing.by_ref().take(FILE_STEP).flatten() {
-                        inner.scan_blob(algorithm, &entry);
-                        seen += 1;
+                    for _ in 0..FILE_STEP {
+                        match listing.next() {
+                            Some(Ok(entry)) => all_seen &= inner.scan_blob(algorithm, &entry),
+                            Some(Err(_)) => return Ok((listing, true, false)),
+                            None => return Ok((listing, true, all_seen)),
+                        }
                     }
-                    Ok((listing, seen))
+                    Ok((listing, false, all_seen))
                 };
-                let seen;
-                (listing, seen) = self.blocking(step).await?;
-                if seen < FILE_STEP {
+                let ended;
+                (listing, ended, all_seen) = self.blocking(step).await?;
+                if ended {
                     break;
                 }
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        let finish = |inner: &Arc<Inner>| {
-            for short in inner.books.with_order(|order| order.unseen()) {
-                inner.forget_if_gone(&short);
+        let finish = move |inner: &Arc<Inner>| {
+            if all_seen {
+                for short in inner.books.with_order(|order| order.unseen()) {
+                    inner.forget_if_gone(&short);
+                }
             }
             inner.books.with_order(Order::sort);
             Ok(())
@@ -161,13 +167,15 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
-    fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) {
-        let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { return };
-        let Ok(metadata) = self.disk.metadata(&layout::blob(&digest)) else { return };
-        if !metadata.is_file() {
-            return;
+    /// Puts what stands under this name into the books, if it is a blob. False if it could not be looked at.
+    fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) -> bool {
+        let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { return true };
+        match self.disk.metadata(&layout::blob(&digest)) {
+            Ok(metadata) if metadata.is_file() => self.know_blob(&digest, &metadata),
+            Ok(_) => {}
+            Err(error) => return error.kind() == io::ErrorKind::NotFound,
         }
-        self.know_blob(&digest, &metadata);
+        true
     }
 
     /// Puts a blob that was found into the books, and into the index if that does not know it.

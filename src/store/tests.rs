@@ -472,6 +472,27 @@ async fn eviction_works_without_an_index() {
     assert_eq!(fixture.metrics.store_bytes.get(), 0);
 }
 
+#[tokio::test]
+async fn what_cannot_be_looked_for_stays_in_the_books() {
+    let fixture = fixture(1 << 30);
+    let digest = put(&fixture.store, &[1; 400]).await;
+    let (directory, aside) = (fixture.root.path().join("blobs/sha256"), fixture.root.path().join("aside"));
+    // Behind a link nothing can be listed and nothing removed.
+    std::fs::rename(&directory, &aside).unwrap();
+    std::os::unix::fs::symlink(&aside, &directory).unwrap();
+    for _ in 0..2 {
+        let inner = fixture.store.0.clone();
+        assert!(!tokio::task::spawn_blocking(move || inner.evict(300)).await.unwrap(), "nothing could go");
+        assert_eq!(fixture.metrics.store_bytes.get(), 400, "the file is there and takes its room");
+    }
+    std::fs::remove_file(&directory).unwrap();
+    std::fs::rename(&aside, &directory).unwrap();
+    let inner = fixture.store.0.clone();
+    assert!(tokio::task::spawn_blocking(move || inner.evict(300)).await.unwrap());
+    assert!(!fixture.path(&digest).exists(), "it goes as soon as it can");
+    assert_eq!(fixture.metrics.store_bytes.get(), 0);
+}
+
 // === after a start ===
 
 #[tokio::test(start_paused = true)]
