@@ -473,6 +473,33 @@ async fn eviction_works_without_an_index() {
 }
 
 #[tokio::test]
+async fn a_scan_does_not_bring_back_what_goes_meanwhile() {
+    let fixture = fixture(1 << 30);
+    let mut digests = Vec::new();
+    for n in 0..300_u16 {
+        digests.push(put(&fixture.store, &n.to_le_bytes()).await);
+    }
+    let both = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for digest in &digests {
+                both.wait();
+                fixture.store.0.remove(digest).unwrap();
+            }
+        });
+        for digest in &digests {
+            let entry = disk::Entry { name: digest.hex().to_string(), is_dir: false };
+            both.wait();
+            // Until the file is gone, which the last look must not miss.
+            while fixture.path(digest).exists() {
+                fixture.store.0.scan_blob(Algorithm::Sha256, &entry);
+            }
+        }
+    });
+    assert_eq!((fixture.metrics.store_bytes.get(), fixture.metrics.store_blobs.get()), (0, 0));
+}
+
+#[tokio::test]
 async fn what_cannot_be_looked_for_stays_in_the_books() {
     let fixture = fixture(1 << 30);
     let digest = put(&fixture.store, &[1; 400]).await;
