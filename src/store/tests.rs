@@ -488,7 +488,7 @@ async fn a_scan_does_not_bring_back_what_goes_meanwhile() {
             }
         });
         for digest in &digests {
-            let entry = disk::Entry { name: digest.hex().to_string(), is_dir: false };
+            let entry = disk::Entry { name: digest.hex(), is_dir: false };
             both.wait();
             // Until the file is gone, which the last look must not miss.
             while fixture.path(digest).exists() {
