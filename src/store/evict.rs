@@ -184,15 +184,16 @@ impl Inner {
     /// Removes these blobs. Returns the bytes that were freed, how many blobs went, and whether anything changed.
     fn remove_victims(&self, victims: &[Short]) -> (u64, usize, bool) {
         let mut whole: Vec<Option<Digest>> = victims.iter().map(|short| self.hints.whole(short)).collect();
-        if whole.iter().any(Option::is_none) {
-            self.find_in_directories(victims, &mut whole);
-        }
+        let all_seen = whole.iter().all(Option::is_some) || self.find_in_directories(victims, &mut whole);
         let (mut freed, mut removed, mut changed) = (0, 0, false);
         for (short, digest) in victims.iter().zip(whole) {
             let Some(digest) = digest else {
-                // Neither index nor directory has it: it went by other ways.
-                self.books.forget(short);
-                changed = true;
+                // Neither index nor directory has it: it went by other ways. Where a directory cannot be read it may be
+                // there, and stays in the books.
+                if all_seen {
+                    self.books.forget(short);
+                    changed = true;
+                }
                 continue;
             };
             match self.remove_unused(&digest) {
@@ -211,22 +212,35 @@ impl Inner {
         (freed, removed, changed)
     }
 
-    /// Without an index the whole digests are only in the names of the files.
-    fn find_in_directories(&self, victims: &[Short], whole: &mut [Option<Digest>]) {
+    /// Without an index the whole digests are only in the names of the files. False if a directory could not be read to
+    /// its end: what was not found may be there.
+    fn find_in_directories(&self, victims: &[Short], whole: &mut [Option<Digest>]) -> bool {
         let mut wanted: HashMap<Short, &mut Option<Digest>> =
             victims.iter().copied().zip(whole.iter_mut()).filter(|(_, found)| found.is_none()).collect();
+        let mut all_seen = true;
         for algorithm in Algorithm::ALL {
-            let Ok(listing) = self.disk.list(&layout::blob_dir(algorithm)) else { continue };
-            for entry in listing.flatten() {
+            let listing = match self.disk.list(&layout::blob_dir(algorithm)) {
+                Ok(listing) => listing,
+                Err(error) => {
+                    all_seen &= error.kind() == io::ErrorKind::NotFound;
+                    continue;
+                }
+            };
+            for entry in listing {
+                let Ok(entry) = entry else {
+                    all_seen = false;
+                    break;
+                };
                 let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { continue };
                 if let Some(found) = wanted.remove(&Short::from(&digest)) {
                     *found = Some(digest);
                 }
                 if wanted.is_empty() {
-                    return;
+                    return true;
                 }
             }
         }
+        all_seen
     }
 
     /// Removes a blob with its refs and links; returns its length. Blocks.

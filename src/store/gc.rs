@@ -2,6 +2,7 @@
 //! evidence. The index is compared with the files on the way.
 
 use std::collections::HashSet;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -208,7 +209,12 @@ impl<'a> Sweep<'a> {
             } else if !known {
                 self.report.index_added += 1;
                 if self.acts() {
-                    inner.know_blob(digest, &metadata);
+                    match inner.know_blob(digest) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                            return Err(StoreError::io("look at", &path, error));
+                        }
+                        _ => {}
+                    }
                 }
             }
             Ok(())

@@ -1,7 +1,6 @@
 //! After a start: what dead processes left behind is removed, and the files are compared with the index while the
 //! store already works.
 
-use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,24 +178,29 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
-    fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) -> io::Result<()> {
+    /// Puts what stands under this name into the books, if it is a blob.
+    pub(super) fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) -> io::Result<()> {
         let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { return Ok(()) };
-        match self.disk.metadata(&layout::blob(&digest)) {
-            Ok(metadata) if metadata.is_file() => self.know_blob(&digest, &metadata),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        match self.know_blob(&digest) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
         }
-        Ok(())
     }
 
-    /// Puts a blob that was found into the books, and into the index if that does not know it.
-    pub(super) fn know_blob(&self, digest: &Digest, metadata: &Metadata) {
+    /// Puts a blob whose file is there into the books, and into the index if that does not know it.
+    pub(super) fn know_blob(&self, digest: &Digest) -> io::Result<()> {
+        // A removal between the look and the books would be undone in these.
+        let _names = self.names.lock();
+        let metadata = self.disk.metadata(&layout::blob(digest))?;
+        if !metadata.is_file() {
+            return Ok(());
+        }
         let used = metadata.modified().map_or(0, seconds);
         self.books.found(Short::from(digest), metadata.len(), used);
         if self.hints.blob(digest, self.epoch).is_none_or(|hint| hint.len != metadata.len()) {
             self.hints.set_blob(digest, metadata.len(), None);
         }
+        Ok(())
     }
 
     /// A blob that the scan did not see is gone, unless it was published behind the scan's back.

@@ -487,6 +487,54 @@ async fn eviction_works_without_an_index() {
     assert_eq!(fixture.metrics.store_bytes.get(), 0);
 }
 
+#[tokio::test]
+async fn a_scan_does_not_bring_back_what_goes_meanwhile() {
+    let fixture = fixture(1 << 30);
+    let mut digests = Vec::new();
+    for n in 0..300_u16 {
+        digests.push(put(&fixture.store, &n.to_le_bytes()).await);
+    }
+    let both = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for digest in &digests {
+                both.wait();
+                fixture.store.0.remove(digest).unwrap();
+            }
+        });
+        for digest in &digests {
+            let entry = fs::Entry { name: digest.hex(), is_dir: false };
+            both.wait();
+            // Until the file is gone, which the last look must not miss.
+            while fixture.path(digest).exists() {
+                fixture.store.0.scan_blob(Algorithm::Sha256, &entry);
+            }
+        }
+    });
+    assert_eq!((fixture.metrics.store_bytes.get(), fixture.metrics.store_blobs.get()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_for_stays_in_the_books() {
+    let fixture = fixture(1 << 30);
+    let digest = put(&fixture.store, &[1; 400]).await;
+    let (directory, aside) = (fixture.root.path().join("blobs/sha256"), fixture.root.path().join("aside"));
+    // Behind a link nothing can be listed and nothing removed.
+    std::fs::rename(&directory, &aside).unwrap();
+    std::os::unix::fs::symlink(&aside, &directory).unwrap();
+    for _ in 0..2 {
+        let inner = fixture.store.0.clone();
+        assert!(!tokio::task::spawn_blocking(move || inner.evict(300)).await.unwrap(), "nothing could go");
+        assert_eq!(fixture.metrics.store_bytes.get(), 400, "the file is there and takes its room");
+    }
+    std::fs::remove_file(&directory).unwrap();
+    std::fs::rename(&aside, &directory).unwrap();
+    let inner = fixture.store.0.clone();
+    assert!(tokio::task::spawn_blocking(move || inner.evict(300)).await.unwrap());
+    assert!(!fixture.path(&digest).exists(), "it goes as soon as it can");
+    assert_eq!(fixture.metrics.store_bytes.get(), 0);
+}
+
 // === after a start ===
 
 #[tokio::test(start_paused = true)]

@@ -32,6 +32,17 @@ pub async fn check(cistern: &Cistern) {
     assert!(strays.is_empty(), "written outside of the root: {strays:?}");
 }
 
+/// The books of a server in this process agree with the disk, and it holds no file of the store open.
+pub async fn check_books(cistern: &Cistern) {
+    let process = i32::try_from(std::process::id()).unwrap();
+    eventually("the books agree with the disk, and nothing is held open", || async {
+        let metric = |name| cistern.metric(name, &[]);
+        let books = (metric("ocistern_store_bytes").await, metric("ocistern_store_blobs").await);
+        unrest(cistern.root(), process, metric("ocistern_fills_in_progress").await, books).is_empty()
+    })
+    .await;
+}
+
 /// Every file in `blobs/` hashes to its name.
 pub fn check_blobs(root: &Path) {
     let wrong = wrong_blobs(root);
@@ -60,6 +71,38 @@ pub fn strays(root: &Path) -> Vec<PathBuf> {
     let temporary = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tmp");
     let all = files(root).into_iter().filter(|path| path.starts_with(root.join("fills")) || temporary(path));
     all.collect()
+}
+
+/// What is not at rest or not in agreement, of a store on which nothing is under way: stray files, files of the store that
+/// the process holds open, and books that differ from the disk.
+pub fn unrest(root: &Path, process: i32, filling: u64, (bytes, blobs): (u64, u64)) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let (stray, open) = (strays(root), open_files(root, process));
+    let (there, files) = (stored_bytes(root), stored(root).len() as u64);
+    if filling > 0 {
+        wrong.push(format!("{filling} fills run"));
+    }
+    if !stray.is_empty() {
+        wrong.push(format!("stray files {stray:?}"));
+    }
+    if !open.is_empty() {
+        wrong.push(format!("files held open {open:?}"));
+    }
+    if bytes != there || blobs != files {
+        wrong.push(format!("the books have {bytes} bytes in {blobs} blobs, the disk {there} in {files}"));
+    }
+    wrong
+}
+
+/// Files with content that a process has open below the root: blobs, refs and what is being filled, removed ones included.
+pub fn open_files(root: &Path, process: i32) -> Vec<PathBuf> {
+    let Ok(all) = fs::read_dir(format!("/proc/{process}/fd")) else { return Vec::new() };
+    let links = all.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    let content = |path: &PathBuf| {
+        let below = path.strip_prefix(root).ok();
+        below.is_some_and(|below| ["blobs", "refs", "fills", "quarantine"].iter().any(|part| below.starts_with(part)))
+    };
+    links.filter(content).collect()
 }
 
 /// Bytes of the files in `blobs/`.

@@ -1,6 +1,7 @@
 //! What must hold after a case: of the files before the start, of the answers while upstream is away and after it is
 //! back, and of the files again when all is quiet.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use ocistern::oci::Digest;
 use tokio::task::JoinSet;
 
 use crate::common::content::sha256;
-use crate::common::invariants::{stored, stored_bytes, strays, wrong_blobs};
+use crate::common::invariants::{stored, unrest, wrong_blobs};
 use crate::common::{Ask, Daemon};
 use crate::load::Load;
 use crate::report::Report;
@@ -23,6 +24,10 @@ const FIRST_BYTE: Duration = Duration::from_secs(2);
 const SAMPLE: usize = 12;
 /// How long what goes on by itself may take.
 const QUIET: Duration = Duration::from_secs(20);
+/// Connections to upstream that may be kept for later, more than at first.
+const KEPT_ALIVE: usize = 24;
+/// Between two looks.
+const POLL: Duration = Duration::from_millis(10);
 
 /// After a daemon died: checks the files, starts another one, and checks what it serves. None if it did not start.
 pub async fn restart(
@@ -46,6 +51,8 @@ pub async fn restart(
     let lost = world.model.missing_upstream(&world.upstream);
     report.violations(case, lost.into_iter().map(|push| format!("an acknowledged push is not upstream: {push}")));
 
+    // A log of upstream's requests is compared with what this daemon asks.
+    world.upstream.forget();
     let alone = rng.bool();
     if alone {
         world.upstream.down();
@@ -73,10 +80,10 @@ pub async fn restart(
         recovers(&load, report, case).await;
     }
     // Without syncs any file may be wrong; else the scan has looked at them all.
-    healthy(site, &load, if durability == Durability::Fast { usize::MAX } else { SAMPLE }, rng).await;
+    let blobs = if durability == Durability::Fast { usize::MAX } else { SAMPLE };
+    healthy(site, &daemon, blobs, rng, report, case).await;
     quiet(site, &daemon, durability, report, case).await;
     report.violations(case, world.model.take_wrong());
-    world.upstream.forget();
     Some(daemon)
 }
 
@@ -164,10 +171,28 @@ async fn recovers(load: &Load, report: &mut Report, case: &str) {
     }
 }
 
-/// Every tag, so many of the blobs that are there, and an image whole.
-pub async fn healthy(site: &Site, load: &Load, blobs: usize, rng: &mut Rng) {
+/// What was wrong around a daemon that lives on is over: all is well without a restart.
+pub async fn go_on(site: &Site, daemon: &Daemon, report: &mut Report, case: &str, rng: &mut Rng) {
     let world = &site.world;
+    world.model.settle(&world.upstream);
+    world.upstream.forget();
+    let load = world.at(daemon.client);
+    // A breaker that opened for upstream is none of the disk's business, but takes its time.
+    recovers(&load, report, case).await;
+    healthy(site, daemon, 6, rng, report, case).await;
+    quiet(site, daemon, Durability::Strict, report, case).await;
+    report.violations(case, world.model.take_wrong());
+    let lost = world.model.missing_upstream(&world.upstream);
+    report.violations(case, lost.into_iter().map(|push| format!("an acknowledged push is not upstream: {push}")));
+}
+
+/// Every tag, so many of the blobs that are there, and an image whole: served, no blob asked of upstream twice (unless
+/// there was no room to keep it), and the metrics count what the clients and upstream have counted.
+pub async fn healthy(site: &Site, daemon: &Daemon, blobs: usize, rng: &mut Rng, report: &mut Report, case: &str) {
+    let world = &site.world;
+    let load = &world.at(daemon.client);
     world.set_faulty(false);
+    let before = Counted::at_rest(site, daemon).await;
     let mut asked = JoinSet::new();
     for name in world.model.tags() {
         let (load, mut rng) = (load.clone(), rng.fork());
@@ -183,25 +208,118 @@ pub async fn healthy(site: &Site, load: &Load, blobs: usize, rng: &mut Rng) {
     let (one, mut fork) = (load.clone(), rng.fork());
     asked.spawn(async move { one.pull(fork.usize(..one.world.library.images.len()), &mut fork).await });
     asked.join_all().await;
+    let began = Instant::now();
+    let after = loop {
+        // An answer is counted when its last byte is out, which the client may see before.
+        let after = Counted::now(site, daemon).await;
+        if after.agrees_since(&before) || began.elapsed() > QUIET {
+            break after;
+        }
+        tokio::time::sleep(POLL).await;
+    };
+    if !after.agrees_since(&before) {
+        report.violation(case, &format!("the metrics count otherwise: {before:?}, then {after:?}"));
+    }
+    if after.gone == before.gone && after.bypassed == before.bypassed {
+        report.count("upstream_counts_checked", 1);
+        let twice = after.fetched.iter().filter(|(blob, count)| **count > before.fetched.get(*blob).unwrap_or(&0) + 1);
+        report.violations(case, twice.map(|(blob, _)| format!("asked of upstream more than once: {blob}")));
+    }
 }
 
-/// Nothing is under way: no stray file, the books agree with the disk, and every file hashes to its name; without syncs
-/// a wrong one that nobody has asked for may be there.
+/// All that there is, so that what is missing is noticed.
+pub async fn everything(load: &Load, rng: &mut Rng) {
+    let mut asked = JoinSet::new();
+    for (repo, image) in load.world.library.all() {
+        for part in image.layers.iter().chain([&image.config, &image.manifest]) {
+            let (load, digest, mut rng) = (load.clone(), sha256(part), rng.fork());
+            asked.spawn(async move { load.blob_if_there(repo, &digest, &mut rng).await });
+        }
+    }
+    asked.join_all().await;
+}
+
+/// What the clients, the daemon and upstream have counted.
+#[derive(Debug, PartialEq, Eq, Clone)]
+struct Counted {
+    /// Requests for content, by the clients, and by the daemon.
+    answers: u64,
+    served: u64,
+    /// Requests to upstream, by upstream, and by the daemon.
+    received: u64,
+    asked: u64,
+    /// GETs of each blob.
+    fetched: BTreeMap<String, u64>,
+    gone: u64,
+    bypassed: u64,
+}
+
+impl Counted {
+    async fn now(site: &Site, daemon: &Daemon) -> Self {
+        let log = site.world.upstream.log();
+        let mut fetched = BTreeMap::new();
+        for entry in log.iter().filter(|entry| entry.request.method == "GET" && entry.request.path.contains("/blobs/"))
+        {
+            *fetched.entry(entry.request.path.clone()).or_default() += 1;
+        }
+        let served = |kind| daemon.metric("ocistern_requests_total", kind);
+        Self {
+            answers: site.world.answers(),
+            served: served(&["kind=\"blob\""]).await + served(&["kind=\"manifest\""]).await,
+            received: log.len() as u64,
+            asked: daemon.metric("ocistern_upstream_requests_total", &[]).await,
+            fetched,
+            gone: daemon.metric("ocistern_evicted_bytes_total", &[]).await
+                + daemon.metric("ocistern_corrupt_blobs_total", &[]).await,
+            bypassed: served(&["result=\"bypass\""]).await,
+        }
+    }
+
+    /// When nothing is being counted any more of what was before.
+    async fn at_rest(site: &Site, daemon: &Daemon) -> Self {
+        let began = Instant::now();
+        loop {
+            let before = Self::now(site, daemon).await;
+            tokio::time::sleep(POLL).await;
+            let filling = daemon.metric("ocistern_fills_in_progress", &[]).await;
+            if began.elapsed() > QUIET || filling == 0 && Self::now(site, daemon).await == before {
+                return before;
+            }
+        }
+    }
+
+    fn agrees_since(&self, before: &Self) -> bool {
+        self.answers - before.answers == self.served - before.served
+            && self.received - before.received == self.asked - before.asked
+    }
+}
+
+/// Nothing is under way: no stray file, no file of the store held open, no more descriptors than at first, the books agree with the disk, and every file
+/// hashes to its name; without syncs a wrong one that nobody has asked for may be there.
 pub async fn quiet(site: &Site, daemon: &Daemon, durability: Durability, report: &mut Report, case: &str) {
     let began = Instant::now();
     loop {
-        let (filling, booked) =
-            (daemon.metric("ocistern_fills_in_progress", &[]).await, daemon.metric("ocistern_store_bytes", &[]).await);
-        let (stray, there) = (strays(&site.root), stored_bytes(&site.root));
-        if filling == 0 && stray.is_empty() && booked == there {
+        let metric = |name| daemon.metric(name, &[]);
+        let (filling, bytes, blobs) = (
+            metric("ocistern_fills_in_progress").await,
+            metric("ocistern_store_bytes").await,
+            metric("ocistern_store_blobs").await,
+        );
+        let process = daemon.pid().as_raw_nonzero().get();
+        let mut wrong = unrest(&site.root, process, filling, (bytes, blobs));
+        let descriptors = std::fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count);
+        let first = *site.descriptors.get_or_init(|| descriptors);
+        if descriptors > first + KEPT_ALIVE {
+            wrong.push(format!("{descriptors} descriptors are open, at first it was {first}"));
+        }
+        if wrong.is_empty() {
             break;
         }
         if began.elapsed() > QUIET {
-            report
-                .violation(case, &format!("not quiet: {filling} fills, stray {stray:?}, books {booked}, disk {there}"));
+            report.violation(case, &format!("not quiet: {}", wrong.join("; ")));
             break;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(POLL).await;
     }
     if durability == Durability::Strict {
         report.violations(case, wrong_blobs(&site.root).into_iter().map(|file| format!("wrong bytes: {file}")));

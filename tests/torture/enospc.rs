@@ -21,13 +21,12 @@ use crate::work::Work;
 const MIB: u64 = 1 << 20;
 const BYTES: u64 = 24 * MIB;
 const INODES: u64 = 1200;
-const SIZES: [usize; 6] = [4096, 16_384, 65_536, 300_000, 700_000, 1_500_000];
+/// Sizes of layers, of which the large ones are no larger than needed for several writes.
+pub const SIZES: [usize; 6] = [4096, 16_384, 65_536, 300_000, 700_000, 1_500_000];
 
 pub async fn run(options: &Options) -> Result<bool, String> {
     need(true, &[("mount", "mount"), ("unshare", "util-linux")])?;
-    if let Some(passed) = enter_namespace() {
-        return Ok(passed);
-    }
+    enter_namespace()?;
     let mut report = Report::new("enospc", options.seed, &options.text);
     let mut rng = Rng::with_seed(options.seed);
     let sizes = options.count("sizes");
@@ -96,7 +95,7 @@ async fn full(
     }
     fs::remove_dir_all(&ballast).map_err(|e| e.to_string())?;
     recovers(&site, &daemon, report, case, rng).await;
-    checks::healthy(&site, &site.world.at(daemon.client), usize::MAX, rng).await;
+    checks::healthy(&site, &daemon, usize::MAX, rng, report, case).await;
     checks::quiet(&site, &daemon, Durability::Strict, report, case).await;
     report.violations(case, site.world.model.take_wrong());
     let lost = site.world.model.missing_upstream(&site.world.upstream);

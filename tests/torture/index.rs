@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use fastrand::Rng;
 
 use crate::common::content::{blob, image_of, sha256};
-use crate::common::invariants::{check, files};
+use crate::common::invariants::{check, check_books, files};
 use crate::common::{Cistern, Image, Upstream};
 use crate::options::Options;
 use crate::report::Report;
@@ -135,6 +135,7 @@ pub async fn damages(report: &mut Report, seed: u64, count: u64) {
             report.violation(&case, &format!("it came up after {took:?}"));
         }
         check(&cistern).await;
+        check_books(&cistern).await;
         report.count("index_rebuilds", cistern.metric("ocistern_index_rebuilds_total", &[]).await);
         report.count("damages", 1);
         cistern.stop().await;

@@ -11,11 +11,11 @@ use tempfile::TempDir;
 use crate::checks;
 use crate::common::Daemon;
 use crate::options::{Options, need};
-use crate::power::SIZES;
 use crate::report::Report;
 use crate::site::{Durability, Site};
 use crate::strace::{self, Tracer};
 use crate::work::Work;
+use crate::{enospc, power};
 
 /// The calls at which it is killed.
 const CALLS: &str = "openat,openat2,pwrite64,pread64,write,fdatasync,fsync,renameat,renameat2,unlinkat,mkdirat,\
@@ -50,13 +50,13 @@ pub async fn run(options: &Options) -> Result<bool, String> {
 
 /// With room for everything, so that nothing may go.
 pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result<(), String> {
-    let site = Site::new(rng, 8, &SIZES, None).await;
+    let site = Site::new(rng, 8, &power::SIZES, None).await;
     site.configure(Durability::Strict, "1GiB");
     let (mut daemon, _) = site.start().await?;
     for kill in 0..count {
         let case = format!("kill {kill} of a batch");
         let running = site.world.at(daemon.client).run(rng, 5);
-        tokio::time::sleep(Duration::from_millis(rng.u64(20..1000))).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(20..600))).await;
         site.world.set_faulty(true);
         let acknowledged = site.world.model.acknowledged();
         daemon.kill();
@@ -83,7 +83,7 @@ pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result
 
 /// With so little room that evictions run.
 async fn at_calls(report: &mut Report, rng: &mut Rng, count: u64) -> Result<(), String> {
-    let site = Site::new(rng, 8, &SIZES, None).await;
+    let site = Site::new(rng, 8, &enospc::SIZES, None).await;
     site.configure(Durability::Strict, "5MiB");
     let logs = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut ranges = Vec::new();

@@ -35,17 +35,38 @@ impl Running {
             ended.expect("a client ends");
         }
     }
+
+    /// The same; those that have not ended by then leave.
+    pub async fn end_within(mut self, patience: std::time::Duration) {
+        self.stop.cancel();
+        let all = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                ended.expect("a client ends");
+            }
+        };
+        let _ = tokio::time::timeout(patience, all).await;
+    }
 }
 
 impl Load {
-    /// Starts so many clients that pull, and one that pushes for each tag that is pushed to.
+    /// Starts so many clients that pull, and one that pushes for each tag that is pushed to. They end when something may
+    /// fail.
     pub fn run(&self, rng: &mut Rng, pullers: usize) -> Running {
+        self.run_while(rng, pullers, false)
+    }
+
+    /// The same for a time at which requests may fail.
+    pub fn run_faulty(&self, rng: &mut Rng, pullers: usize) -> Running {
+        self.run_while(rng, pullers, true)
+    }
+
+    fn run_while(&self, rng: &mut Rng, pullers: usize, faulty: bool) -> Running {
         let mut running = Running { stop: CancellationToken::new(), tasks: JoinSet::new() };
         let pushers = self.world.library.pushed.len();
         for n in 0..=(pullers + pushers) {
             let (load, stop, mut rng) = (self.clone(), running.stop.clone(), rng.fork());
             running.tasks.spawn(async move {
-                while !stop.is_cancelled() && !load.world.is_faulty() {
+                while !stop.is_cancelled() && (faulty || !load.world.is_faulty()) {
                     if n < pullers {
                         load.pull_something(&mut rng).await;
                     } else if n < pullers + pushers {
@@ -109,6 +130,7 @@ impl Load {
                 0 => {
                     // Leaves in the middle.
                     if let Ok(mut live) = self.client.open(Ask::get(&target)).await {
+                        self.world.answered(1);
                         live.read_to(rng.u64(..=part.len() as u64)).await;
                     }
                 }
@@ -137,8 +159,17 @@ impl Load {
         self.must_be_whole(&target, &got);
     }
 
+    /// The same, of content that upstream may not have any more.
+    pub async fn blob_if_there(&self, repo: &str, digest: &ocistern::oci::Digest, rng: &mut Rng) {
+        let target = format!("/v2/{repo}/blobs/{digest}");
+        let got = self.send(Ask::get(&target), rng).await;
+        self.world.model.judge(&target, digest, &got);
+    }
+
     async fn send(&self, ask: Ask, rng: &mut Rng) -> Got {
-        self.client.send(if rng.u8(..4) == 0 { ask.http2() } else { ask }).await
+        let got = self.client.send(if rng.u8(..4) == 0 { ask.http2() } else { ask }).await;
+        self.world.answered(u64::from(got.status != 0));
+        got
     }
 
     fn must_be_whole(&self, what: &str, got: &Got) {

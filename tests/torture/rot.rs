@@ -14,7 +14,7 @@ use fastrand::Rng;
 use futures_util::future::join_all;
 
 use crate::common::content::{blob, sha256};
-use crate::common::invariants::{blob_path, check};
+use crate::common::invariants::{blob_path, check, check_books};
 use crate::common::{Ask, Cistern, Upstream};
 use crate::options::Options;
 use crate::report::Report;
@@ -130,6 +130,7 @@ pub async fn damages(report: &mut Report, seed: u64, count: u64) {
             }
         }
         check(&cistern).await;
+        check_books(&cistern).await;
         report.most("quarantined", cistern.metric("ocistern_corrupt_blobs_total", &[]).await);
     }
     cistern.stop().await;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -38,6 +38,12 @@ pub struct Site {
     _directory: TempDir,
     pub root: PathBuf,
     pub config: PathBuf,
+    /// Further keys of `[store]`.
+    pub keys: String,
+    /// Further variables for the daemon.
+    pub environment: Vec<(String, String)>,
+    /// How many descriptors a daemon had open when it was quiet for the first time.
+    pub descriptors: OnceLock<usize>,
     pub world: Arc<World>,
 }
 
@@ -48,6 +54,8 @@ pub struct World {
     pub library: Library,
     /// From now on requests may fail.
     faulty: AtomicBool,
+    /// Requests for content that got an answer.
+    answered: AtomicU64,
 }
 
 // === impl Library ===
@@ -122,8 +130,17 @@ impl Site {
         model.settle(&upstream);
         let root = root.map_or_else(|| directory.path().join("root"), Path::to_owned);
         let config = directory.path().join("config.toml");
-        let world = Arc::new(World { upstream, model, library, faulty: AtomicBool::new(false) });
-        Self { _directory: directory, root, config, world }
+        let world =
+            Arc::new(World { upstream, model, library, faulty: AtomicBool::new(false), answered: AtomicU64::new(0) });
+        Self {
+            _directory: directory,
+            root,
+            config,
+            keys: String::new(),
+            environment: Vec::new(),
+            descriptors: OnceLock::new(),
+            world,
+        }
     }
 
     /// Writes the configuration for the next start.
@@ -137,16 +154,19 @@ impl Site {
             "root = '{root}'\nbuiltin_upstreams = false\n\
              [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"up\"\n\
              [admin]\naddress = \"127.0.0.1:0\"\n\
-             [store]\ncapacity = \"{capacity}\"\ndurability = \"{durability}\"\n\
+             [store]\ncapacity = \"{capacity}\"\ndurability = \"{durability}\"\n{}\n\
              [upstream.up]\nurl = {url:?}\ntags = \"immutable\"\npublic_for = \"1h\"\n\
-             [[upstream.up.rule]]\nrepository = \"moved\"\ntags = \"always\"\n"
+             [[upstream.up.rule]]\nrepository = \"moved\"\ntags = \"always\"\n",
+            self.keys
         );
         std::fs::write(&self.config, text).unwrap();
     }
 
     /// Starts the daemon: it, and how long it took from then until the first byte.
     pub async fn start(&self) -> Result<(Daemon, Duration), String> {
-        self.start_by(Daemon::command(&self.config)).await
+        let mut command = Daemon::command(&self.config);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        self.start_by(command).await
     }
 
     /// The same by any command.
@@ -171,6 +191,16 @@ impl World {
 
     pub fn is_faulty(&self) -> bool {
         self.faulty.load(Ordering::SeqCst)
+    }
+
+    /// So many more requests for content got an answer.
+    pub fn answered(&self, more: u64) {
+        self.answered.fetch_add(more, Ordering::SeqCst);
+    }
+
+    /// How many did.
+    pub fn answers(&self) -> u64 {
+        self.answered.load(Ordering::SeqCst)
     }
 
     /// Lets `moved` tags have other values, one after the other.

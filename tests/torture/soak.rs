@@ -28,6 +28,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
     let all: usize = site.world.library.all().flat_map(|(_, image)| &image.layers).map(bytes::Bytes::len).sum();
     site.configure(Durability::Strict, &(all / 10).to_string());
     let (mut daemon, _) = site.start().await?;
+    report.count("minutes", options.count("minutes"));
     let (mut round, killing) = (0, Instant::now());
     loop {
         let last = killing.elapsed() >= half;

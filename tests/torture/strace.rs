@@ -66,6 +66,10 @@ impl Tracer {
         let began = Instant::now();
         while !all_traced(pid) {
             if let Ok(Some(status)) = child.try_wait() {
+                // What it injects may have killed the process before the last thread was traced.
+                if is_dead(pid) {
+                    break;
+                }
                 return Err(format!("strace ended with {status}: may it trace here?"));
             }
             if began.elapsed() > PATIENCE {
@@ -79,6 +83,9 @@ impl Tracer {
 
     /// Lets the process go on without it.
     pub async fn detach(mut self) {
+        if self.0.try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
         let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
         let began = Instant::now();
         while self.0.try_wait().is_ok_and(|status| status.is_none()) {
@@ -88,6 +95,12 @@ impl Tracer {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// Whether a child of this process has ended.
+fn is_dead(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
 fn all_traced(pid: Pid) -> bool {

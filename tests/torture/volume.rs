@@ -2,10 +2,13 @@
 //! ends with this process.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use rustix::ioctl::{Setter, ioctl, opcode};
+use tokio::time::Instant;
 
 /// `EXT4_IOC_SHUTDOWN`.
 const SHUTDOWN: rustix::ioctl::Opcode = opcode::read::<u32>(b'X', 125);
@@ -20,24 +23,39 @@ pub struct Volume {
     at: PathBuf,
 }
 
-/// Runs this program again with the same arguments in a mount namespace of its own: whether that passed. None: this is
-/// that run.
-pub fn enter_namespace() -> Option<bool> {
+/// A disk of which reads or writes fail on demand: a file behind nbdkit's error filter, seen as a file by nbdfuse.
+pub struct BadBlocks {
+    mounted: PathBuf,
+    fail_reads: PathBuf,
+    fail_writes: PathBuf,
+    server: Child,
+    client: Child,
+}
+
+/// How long a server may take to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Goes on in a mount namespace of its own: there this program is run again with the same arguments, in the same process.
+pub fn enter_namespace() -> Result<(), String> {
     if std::env::var_os(INSIDE).is_some() {
-        return None;
+        return Ok(());
     }
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--"]).arg(std::env::current_exe().unwrap());
-    let status = command.args(std::env::args_os().skip(1)).env(INSIDE, "1").status().expect("unshare runs");
-    Some(status.success())
+    Err(format!("unshare: {}", command.args(std::env::args_os().skip(1)).env(INSIDE, "1").exec()))
 }
 
 impl Volume {
     /// A new ext4 of so many bytes, whose content is a file in `directory`.
     pub fn ext4(directory: &Path, bytes: u64) -> Result<Self, String> {
-        let (image, at) = (directory.join("volume.ext4"), directory.join("volume"));
-        let file = File::create(&image).map_err(|e| e.to_string())?;
-        file.set_len(bytes).map_err(|e| e.to_string())?;
+        let image = directory.join("volume.ext4");
+        sized(&image, bytes)?;
+        Self::ext4_on(directory, image)
+    }
+
+    /// A new ext4 on what is such a file already.
+    pub fn ext4_on(directory: &Path, image: PathBuf) -> Result<Self, String> {
+        let at = directory.join("volume");
         std::fs::create_dir_all(&at).map_err(|e| e.to_string())?;
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,nodiscard"]).arg(&image))?;
         let volume = Self { image: Some(image), at };
@@ -68,6 +86,11 @@ impl Volume {
         outcome.map_err(|e| format!("EXT4_IOC_SHUTDOWN: {e}"))
     }
 
+    /// It becomes read-only in the middle of its work, as ext4 makes it after an error.
+    pub fn abort(&self) -> Result<(), String> {
+        run(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.at))
+    }
+
     /// The power comes back: mounted anew, which replays the journal.
     pub fn power_on(&self) -> Result<(), String> {
         run(Command::new("umount").arg(&self.at))?;
@@ -82,8 +105,85 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg("-l").arg(&self.at));
+        if run(Command::new("umount").arg(&self.at)).is_err() {
+            let _ = run(Command::new("umount").arg("-l").arg(&self.at));
+        }
     }
+}
+
+impl BadBlocks {
+    /// A disk of so many bytes, of which so many per cent of the reads or writes fail when they are told to.
+    pub async fn new(directory: &Path, bytes: u64, rate: u8) -> Result<Self, String> {
+        let (image, socket) = (directory.join("disk"), directory.join("nbd"));
+        let (mounted, fail_reads, fail_writes) =
+            (directory.join("fuse"), directory.join("fail-reads"), directory.join("fail-writes"));
+        sized(&image, bytes)?;
+        std::fs::create_dir_all(&mounted).map_err(|e| e.to_string())?;
+        let mut server = Command::new("nbdkit");
+        server.args(["-f", "--filter=error", "-U"]).arg(&socket).arg("file").arg(&image);
+        for (call, trigger) in [("pread", &fail_reads), ("pwrite", &fail_writes)] {
+            server.arg(format!("error-{call}=EIO")).arg(format!("error-{call}-rate={rate}%"));
+            server.arg(format!("error-{call}-file={}", trigger.display()));
+        }
+        let mut server = server.stderr(Stdio::null()).spawn().map_err(|e| format!("nbdkit: {e}"))?;
+        if let Err(error) = until("nbdkit listens", || socket.exists()).await {
+            let _ = (server.kill(), server.wait());
+            return Err(error);
+        }
+        let mut client = Command::new("nbdfuse");
+        client.arg(mounted.join("disk")).arg(format!("nbd+unix:///?socket={}", socket.display()));
+        // Each error would be a line.
+        let client = client.stderr(Stdio::null()).spawn().map_err(|e| format!("nbdfuse: {e}"))?;
+        let disk = Self { mounted, fail_reads, fail_writes, server, client };
+        until("nbdfuse shows the disk", || disk.path().metadata().is_ok_and(|disk| disk.len() == bytes)).await?;
+        Ok(disk)
+    }
+
+    /// The disk, as a file.
+    pub fn path(&self) -> PathBuf {
+        self.mounted.join("disk")
+    }
+
+    /// Lets reads fail, or no more.
+    pub fn fail_reads(&self, fail: bool) {
+        trigger(&self.fail_reads, fail);
+    }
+
+    /// Lets writes fail, or no more.
+    pub fn fail_writes(&self, fail: bool) {
+        trigger(&self.fail_writes, fail);
+    }
+}
+
+impl Drop for BadBlocks {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("-l").arg(&self.mounted));
+        for child in [&mut self.client, &mut self.server] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn trigger(file: &Path, on: bool) {
+    let _ = if on { std::fs::write(file, "") } else { std::fs::remove_file(file) };
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) -> Result<(), String> {
+    let began = Instant::now();
+    while !condition() {
+        if began.elapsed() > PATIENCE {
+            return Err(format!("waited in vain: {what}"));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// A new file of so many bytes, none of them written.
+fn sized(path: &Path, bytes: u64) -> Result<(), String> {
+    let file = File::create(path).map_err(|e| e.to_string())?;
+    file.set_len(bytes).map_err(|e| e.to_string())
 }
 
 /// Runs a command to its end.
