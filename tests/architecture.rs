@@ -35,8 +35,8 @@ const BLOCKING: &[(&str, &str)] = &[
     ("server/admin_socket.rs", "on the blocking pool, once at the start"),
     ("server/listener.rs", "a few calls at the start and at the end, for sockets that have a name"),
     ("server/tls/files.rs", "on the blocking pool"),
-    ("store/real_fs.rs", "the store's one way to its files: on the blocking pool"),
     ("store/lock.rs", "on the blocking pool, at the start"),
+    ("store/real_fs.rs", "the store's one way to its files: on the blocking pool"),
     ("store/sled_index.rs", "on the thread of the index"),
 ];
 

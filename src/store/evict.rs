@@ -261,12 +261,13 @@ impl Inner {
         }
         let path = layout::blob(digest);
         self.hints.remove_blob(digest);
-        self.remove_refs(digest, &stays);
+        let refs_are_gone = self.remove_refs(digest, &stays);
         let names = self.names.lock();
         let file = self.disk.look(&path).ok();
         let found = file.as_ref().and_then(|file| file.metadata().ok());
         let len = found.as_ref().map_or(0, std::fs::Metadata::len);
-        if stays() {
+        // Also if nobody has it any more: what is left of its refs would lead nowhere.
+        if !refs_are_gone || stays() {
             if found.is_some() && self.hints.blob(digest, self.epoch).is_none() {
                 self.hints.set_blob(digest, len, None);
             }
@@ -283,19 +284,20 @@ impl Inner {
         Ok(Some(len))
     }
 
-    fn remove_refs(&self, digest: &Digest, stays: &impl Fn() -> bool) {
+    /// Removes the refs of a blob; false if it turns out to stay.
+    fn remove_refs(&self, digest: &Digest, stays: &impl Fn() -> bool) -> bool {
         let mut after = None::<Vec<u8>>;
         loop {
             let part = self.hints.refs(digest, after.as_deref(), BATCH);
             for path in part.found {
                 if path.starts_with(REFS) && !self.remove_ref_unless(digest, &path, stays) {
-                    return;
+                    return false;
                 }
                 self.hints.set_ref(digest, &path, false);
             }
             match part.next {
                 Some(next) => after = Some(next),
-                None => return,
+                None => return true,
             }
         }
     }

@@ -11,6 +11,7 @@ use super::evict::manifest;
 use super::gate::{Gate, Policy};
 use super::sim::{Sim, SimFs, fast_directory};
 use super::*;
+use crate::clock::twin::wall;
 use crate::config::{ImagePattern, Pin};
 
 /// What an actor does: its gate, its number, and the store.
@@ -81,7 +82,7 @@ async fn publish(store: &Store, content: &[u8]) -> Result<StoredBlob, StoreError
 
 async fn set_tag(store: &Store, tag: &str, image: &[u8]) -> Result<bool, StoreError> {
     let record = TagRecord { digest: sha256(image), media_type: "m".into(), size: image.len() as u64, etag: None };
-    store.set_tag(&up(), &repo(), &tag.parse().unwrap(), &record, SystemTime::now()).await
+    store.set_tag(&up(), &repo(), &tag.parse().unwrap(), &record, wall()).await
 }
 
 /// Puts an image into the store under a tag, as a pull does.
@@ -90,12 +91,12 @@ async fn pull(store: &Store, stage: &Stage, image: usize, tag: &str) -> Result<(
     // Held until the tag is there.
     let held = publish(store, image_bytes).await?;
     let as_manifest = link(image_bytes, LinkKind::Manifest);
-    store.set_link(&up(), &repo(), &sha256(image_bytes), &as_manifest, SystemTime::now()).await?;
+    store.set_link(&up(), &repo(), &sha256(image_bytes), &as_manifest, wall()).await?;
     set_tag(store, tag, image_bytes).await?;
     drop(held);
     for layer in &stage.layers[2 * image..][..2] {
         publish(store, layer).await?;
-        store.set_link(&up(), &repo(), &sha256(layer), &link(layer, LinkKind::Blob), SystemTime::now()).await?;
+        store.set_link(&up(), &repo(), &sha256(layer), &link(layer, LinkKind::Blob), wall()).await?;
     }
     Ok(())
 }
@@ -156,7 +157,7 @@ fn push(stage: &Stage, store: &Store, actor: &Actor) {
         let blob = actor.block(spool.finish(&sha256(content))).unwrap();
         let kind = if content == image { LinkKind::Manifest } else { LinkKind::Blob };
         let link = link(content, kind);
-        assert!(actor.block(store.set_link(&up(), &repo(), &sha256(content), &link, SystemTime::now())).unwrap());
+        assert!(actor.block(store.set_link(&up(), &repo(), &sha256(content), &link, wall())).unwrap());
         actor.step();
         drop(blob);
     }
@@ -177,7 +178,7 @@ fn push(stage: &Stage, store: &Store, actor: &Actor) {
 }
 
 fn collect(_: &Stage, store: &Store, actor: &Actor) {
-    actor.block(store.collect_at(SystemTime::now(), false, None)).unwrap();
+    actor.block(store.collect_at(wall(), false, None)).unwrap();
 }
 
 fn remove(_: &Stage, store: &Store, actor: &Actor) {

@@ -6,13 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
-use std::time::SystemTime;
 
 use tokio::runtime::Runtime;
 
 use super::evict::manifest;
 use super::sim::{Order, Sim, SimFs, fast_directory};
 use super::*;
+use crate::clock::twin::wall;
 use crate::config::{ImagePattern, Pin};
 use crate::store::stamp::{Epoch, Stamp};
 
@@ -544,7 +544,7 @@ impl World {
 
     #[expect(clippy::too_many_lines, reason = "one arm an operation")]
     fn act(&mut self, op: Op) -> Result<(), StoreError> {
-        let now = SystemTime::now();
+        let now = wall();
         match op {
             Op::Publish(n, announced) => self.write(n, announced, &known().contents[n].0, true),
             Op::Wrong(n) => {
