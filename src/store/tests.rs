@@ -507,7 +507,7 @@ async fn a_scan_does_not_bring_back_what_goes_meanwhile() {
             both.wait();
             // Until the file is gone, which the last look must not miss.
             while fixture.path(digest).exists() {
-                fixture.store.0.scan_blob(Algorithm::Sha256, &entry);
+                fixture.store.0.scan_blob(Algorithm::Sha256, &entry).unwrap();
             }
         }
     });

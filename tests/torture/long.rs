@@ -159,7 +159,8 @@ fn append(file: &Path, batch: &Batch) -> Result<(), String> {
 
 /// The day, as in 2026-11-28.
 fn today() -> String {
-    jiff::Timestamp::try_from(crate::common::clock::wall()).map_or_else(|_| String::new(), |now| now.strftime("%F").to_string())
+    jiff::Timestamp::try_from(crate::common::clock::wall())
+        .map_or_else(|_| String::new(), |now| now.strftime("%F").to_string())
 }
 
 impl Batch {
