@@ -42,8 +42,8 @@ impl Verdict {
         self.access == Access::Public && self.asked.is_some_and(|asked| asked.elapsed() < public_for)
     }
 
-    /// As it stands on the disk: it was learned then, and perhaps confirmed since. A time in the future counts as the
-    /// beginning of time.
+    /// As it stands on the disk: it was learned then, and perhaps confirmed since. A time in the future
+    /// says nothing.
     fn stored(record: &AccessRecord, now: SystemTime) -> Self {
         let age = now.duration_since(record.since).ok();
         Self { access: record.access, asked: age.and_then(|age| Instant::now().checked_sub(age)), heard: false }

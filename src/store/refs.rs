@@ -249,19 +249,10 @@ impl Store {
         self.blocking(remove).await
     }
 
-    /// Who may read a repository, if that was ever found out. A time in the future counts as the beginning of time.
+    /// Who may read a repository, if that was ever found out; since when may be in the future, by a clock that was wrong.
     pub async fn access(&self, up: &UpstreamName, repo: &RepoName) -> Result<Option<AccessRecord>, StoreError> {
         let path = layout::access(up, repo);
-        let read = move |inner: &Arc<Inner>| {
-            let record: Option<AccessRecord> = inner.records.read(&inner.disk, &path);
-            Ok(record.map(|mut record| {
-                if record.since > inner.timeline.now() {
-                    record.since = SystemTime::UNIX_EPOCH;
-                }
-                record
-            }))
-        };
-        self.blocking(read).await
+        self.blocking(move |inner| Ok(inner.records.read(&inner.disk, &path))).await
     }
 
     /// Remembers who may read a repository; since when is kept if that is what was known, and no time in the future.
