@@ -38,9 +38,12 @@ impl Pin {
     /// Whether it keeps what this tag means.
     pub fn matches(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> bool {
         let Pinned::Tags(tags) = &self.pinned else { return false };
-        self.upstream == *up
-            && pattern::matches(&self.repository, repo.as_str())
-            && pattern::matches(tags, tag.as_str())
+        self.is_about(up, repo) && pattern::matches(tags, tag.as_str())
+    }
+
+    /// Whether it keeps anything in this repository.
+    pub fn is_about(&self, up: &UpstreamName, repo: &RepoName) -> bool {
+        self.upstream == *up && pattern::matches(&self.repository, repo.as_str())
     }
 
     /// The manifest that it keeps, where it names one.
