@@ -60,7 +60,7 @@ impl Pin {
     /// # Errors
     /// What is wrong with it, for whoever wrote it.
     pub fn parse(text: &str, library: impl Fn(&UpstreamName) -> bool) -> Result<Self, PinError> {
-        let wrong = || PinError(Fault::value(text, PIN).to_string());
+        let wrong = || PinError(Fault::value(text, PIN).to_string() + &pattern::advice(text));
         let (upstream, rest) = text.split_once('/').ok_or_else(wrong)?;
         let upstream: UpstreamName = upstream.parse().map_err(|_| wrong())?;
         let (repository, pinned) = if let Some((repository, digest)) = rest.split_once('@') {
