@@ -30,10 +30,12 @@ const RULE: &str = "dependencies point one way: main → cli → server → http
 /// Where the file system is asked by calls that block, and why no async worker waits for them there.
 const BLOCKING: &[(&str, &str)] = &[
     ("cli/config.rs", "`config check` is a program of its own, without a runtime"),
+    ("cli/serve.rs", "at the start, of /proc"),
     ("config/layer.rs", "before the runtime is there"),
     ("http/htpasswd.rs", "on the blocking pool, with the hashes"),
     ("server/admin_socket.rs", "on the blocking pool, once at the start"),
     ("server/listener.rs", "a few calls at the start and at the end, for sockets that have a name"),
+    ("server/root.rs", "on the blocking pool"),
     ("server/tls/files.rs", "on the blocking pool"),
     ("store/lock.rs", "on the blocking pool, at the start"),
     ("store/real_fs.rs", "the store's one way to its files: on the blocking pool"),

@@ -250,6 +250,29 @@ fn busy(root: &Path) -> (Daemon, TcpStream) {
     (daemon, stream)
 }
 
+/// A terminal that closes is no reason to stop serving; others are told so by the log, once.
+#[test]
+fn a_hangup_does_not_end_the_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(directory.path());
+    daemon.signal(Signal::HUP);
+    let mut line = String::new();
+    while !line.contains("SIGHUP") {
+        line.clear();
+        assert!(daemon.log.read_line(&mut line).unwrap() > 0, "it has ended");
+    }
+    daemon.signal(Signal::HUP);
+    let mut stream = TcpStream::connect(daemon.address).unwrap();
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    daemon.signal(Signal::TERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("SIGHUP"), "once is enough: {log}");
+}
+
 /// As `timeout` does it: the child is signalled, and its group.
 #[test]
 fn a_signal_that_comes_twice_is_one_request() {

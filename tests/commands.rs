@@ -13,6 +13,7 @@ use common::invariants::{blob_path, check, is_stored};
 use common::{Cistern, Upstream};
 use ocistern::oci::Digest;
 use rustix::fs::FlockOperation;
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// Runs the program on a root.
@@ -129,6 +130,9 @@ async fn pins_are_made_listed_and_removed_with_a_daemon_and_without() {
     let by_digest = format!("up/app@{}", images[0].digest);
     let text = says(&root, &["pin", "up/app:1", &by_digest], 0).await;
     assert_eq!(text, format!("pinned up/app:1\npinned {by_digest}\n"));
+    assert_eq!(says(&root, &["pin", "up/app:1"], 0).await, "pinned already: up/app:1\n");
+    let text = says(&root, &["rm", "--dry-run", "up/app:1", "up/app:2"], 0).await;
+    assert!(text.starts_with("up/app:1 (its pin stays: see `ocistern unpin`)\nup/app:2\n"), "{text}");
     let again = json(&root, &["pin", "up/app:1"]).await;
     assert_eq!(again, serde_json::json!({"changed": [], "unchanged": ["up/app:1"]}));
     for (wrong, why) in [("app", "UPSTREAM/REPOSITORY"), ("nowhere/app", "no upstream nowhere")] {
@@ -136,6 +140,10 @@ async fn pins_are_made_listed_and_removed_with_a_daemon_and_without() {
         assert!(text.contains(why), "{text}");
     }
     cistern.stop().await;
+    // The upstream stands in no configuration that the command knows, but something of it is stored.
+    assert_eq!(says(&root, &["pin", "up/app:2"], 0).await, "pinned up/app:2\n");
+    says(&root, &["pin", "nowhere/app"], 64).await;
+    says(&root, &["unpin", "up/app:2"], 0).await;
     let pins = json(&root, &["pin"]).await;
     let pin = |name: &str| serde_json::json!({"name": name, "configured": false});
     let mut expected = [pin("up/app:1"), pin(&by_digest)];
@@ -210,6 +218,8 @@ async fn gc_cleans_up_with_a_daemon_and_without() {
     let text = says(&root, &["gc", "--dry-run", "--bytes", "1KiB"], 0).await;
     assert!(text.contains("would be cleaned up:\n2 empty directories\n"), "{text}");
     assert!(text.contains("to free 1.0 KiB, would be evicted:\nBLOB "), "{text}");
+    let text = says(&root, &["gc", "--dry-run"], 0).await;
+    assert!(text.contains("would be evicted:\nBLOB "), "a part of a small store: {text}");
     assert!(root.join("refs/up/old/empty").exists());
     says(&root, &["gc"], 0).await;
     assert!(!root.join("refs/up/old/empty").exists());
@@ -274,4 +284,138 @@ async fn another_users_store_is_left_to_its_daemon() {
     cistern.stop().await;
     let text = says(&root, &["ls"], 1).await;
     assert!(text.contains("belongs to the user 65534") && text.contains("run this command as that user"), "{text}");
+    let refused = cistern.second().await.expect_err("root serves another user's store");
+    assert!(refused.contains("belongs to the user 65534"), "{refused}");
+}
+
+/// The root is taken as long as its process lives, whatever becomes of the file that says by whom.
+#[tokio::test]
+async fn a_root_without_its_lock_file_is_still_taken() {
+    let (mut cistern, _upstream, _) = stored().await;
+    let root = cistern.root().to_owned();
+    fs::remove_file(root.join("lock")).unwrap();
+    assert_eq!(json(&root, &["status"]).await["stage"], "ready", "the daemon is asked");
+    let refused = cistern.second().await.expect_err("a second daemon takes the root");
+    assert!(refused.contains("in use"), "{refused}");
+    cistern.stop().await;
+    assert_eq!(json(&root, &["status"]).await["stage"], "stopped");
+}
+
+/// A command at work for a long time on a stopped store.
+async fn long_command(root: &Path) -> tokio::process::Child {
+    at_work(root, tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"))).await
+}
+
+async fn at_work(root: &Path, mut command: tokio::process::Command) -> tokio::process::Child {
+    command.args(["verify", "--rate", "1kB/s", "--root"]).arg(root).env_clear().env("HOME", "/nonexistent");
+    let child = command.stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let pid = child.id().unwrap();
+    common::eventually("the command has the store", || async {
+        let holder = fs::read(root.join("lock")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        holder.is_some_and(|holder| holder["pid"] == pid)
+    })
+    .await;
+    child
+}
+
+async fn ended(child: tokio::process::Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().await.unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Whether the store was left as after a clean stop.
+fn is_clean(root: &Path) -> bool {
+    fs::read_to_string(root.join("state/epoch")).unwrap().contains("\"clean\":true")
+}
+
+#[tokio::test]
+async fn a_daemon_starts_between_commands_that_follow_each_other() {
+    let (mut cistern, _upstream, _) = stored().await;
+    cistern.stop().await;
+    let root = cistern.root().to_owned();
+    let running = std::sync::atomic::AtomicBool::new(true);
+    let commands = async || {
+        while running.load(std::sync::atomic::Ordering::Relaxed) {
+            // Some are interrupted by the daemon.
+            let output = ocistern(&root, &["status", "--json"]).await;
+            assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
+        }
+    };
+    let daemon = async {
+        cistern.start_again().await;
+        running.store(false, std::sync::atomic::Ordering::Relaxed);
+    };
+    tokio::join!(commands(), commands(), commands(), daemon);
+    assert_eq!(json(&root, &["status"]).await["stage"], "ready");
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn a_daemon_ends_the_command_that_has_its_store() {
+    let (mut cistern, _upstream, images) = stored().await;
+    cistern.stop().await;
+    let root = cistern.root().to_owned();
+    let command = long_command(&root).await;
+    cistern.start_again().await;
+    let (code, said) = ended(command).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("interrupted"), "{said}");
+    let got = cistern.get(format!("/v2/app/blobs/{}", common::content::sha256(&images[0].config))).await;
+    assert_eq!(got.header("cache-status"), "ocistern; hit");
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn a_command_that_loses_its_terminal_ends_cleanly() {
+    let (mut cistern, _upstream, _) = stored().await;
+    cistern.stop().await;
+    let root = cistern.root().to_owned();
+    assert!(is_clean(&root));
+    for signal in [Signal::HUP, Signal::INT] {
+        let command = long_command(&root).await;
+        kill(&command, signal);
+        let (code, said) = ended(command).await;
+        assert_eq!(code, Some(1), "{signal:?}: {said}");
+        assert!(is_clean(&root), "{signal:?}");
+    }
+    // Who started it with `nohup` wants it to go on.
+    let mut nohup = tokio::process::Command::new("/bin/sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_ocistern")]);
+    let command = at_work(&root, nohup).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", command.id().unwrap())).unwrap();
+    let has = |mask: &str, signal: Signal| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap().trim();
+        u64::from_str_radix(mask, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+    };
+    assert!(has("SigIgn:", Signal::HUP) && !has("SigCgt:", Signal::HUP) && has("SigCgt:", Signal::INT), "{status}");
+    kill(&command, Signal::INT);
+    let (code, said) = ended(command).await;
+    assert_eq!(code, Some(1), "{said}");
+}
+
+fn kill(command: &tokio::process::Child, signal: Signal) {
+    let pid = rustix::process::Pid::from_raw(command.id().unwrap().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[tokio::test]
+async fn verify_of_what_is_not_there_fails() {
+    let (mut cistern, _upstream, images) = stored().await;
+    let root = cistern.root().to_owned();
+    let text = says(&root, &["verify", "up/none"], 1).await;
+    assert!(text.contains("no image in the store is called up/none"), "{text}");
+    let layer = common::content::sha256(&images[1].layers[0]);
+    cistern.stop().await;
+    fs::remove_file(blob_path(&cistern, &layer)).unwrap();
+    let text = says(&root, &["verify", "up/app:2"], 1).await;
+    assert!(text.contains(&format!("not there: {layer}")), "{text}");
+    says(&root, &["verify", "up/app:1"], 0).await;
+    let text = says(&root, &["ls"], 0).await;
+    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+    assert!(line("up/app:2 ").contains(" 1 blob "), "{text}");
+    assert!(line("up/app:1 ").contains(" - "), "{text}");
+    fs::remove_file(blob_path(&cistern, &images[1].digest)).unwrap();
+    let text = says(&root, &["ls", "up/app:2"], 0).await;
+    assert!(text.contains(" manifest "), "{text}");
+    says(&root, &["verify", "up/app:2"], 1).await;
 }

@@ -273,7 +273,7 @@ async fn strangers_files_in_the_store_do_no_harm() {
     cistern.get(&target).await.assert_is(&bytes);
     let directory = cistern.get(format!("/v2/app/blobs/{}", sha256(&absent))).await;
     assert!(directory.status >= 400, "{}", directory.summary());
-    fs::remove_dir(blobs.join(sha256(&absent).hex())).unwrap();
+    assert!(!blobs.join(sha256(&absent).hex()).exists(), "it is set aside");
 }
 
 #[tokio::test]
@@ -284,4 +284,30 @@ async fn head_of_a_damaged_file_tells_the_right_length() {
     cistern.start_again().await;
     let got = cistern.head(&target).await;
     assert_eq!((got.status, got.header("content-length")), (200, bytes.len().to_string().as_str()));
+}
+
+/// What is no file under a blob's name is found by the first who asks, and is in nobody's way after that.
+#[tokio::test]
+async fn what_is_no_file_is_set_aside_by_the_read_that_finds_it() {
+    let cases: [(&str, fn(&Path)); 3] = [
+        ("a directory", |path| fs::create_dir(path).unwrap()),
+        ("a full directory", |path| fs::create_dir_all(path.join("a/b")).unwrap()),
+        ("a link", |path| symlink("/dev/null", path).unwrap()),
+    ];
+    for (what, make) in cases {
+        let (cistern, _upstream, [(bytes, digest, target), _]) = stored(1_500_000).await;
+        let path = blob_path(&cistern, &digest);
+        fs::remove_file(&path).unwrap();
+        make(&path);
+        let first = cistern.get(&target).await;
+        first.assert_is(&bytes);
+        assert_eq!(first.header("cache-status"), "ocistern; fwd=miss; stored", "{what}");
+        cistern.settle().await;
+        let second = cistern.get(&target).await;
+        second.assert_is(&bytes);
+        assert_eq!(second.header("cache-status"), "ocistern; hit", "{what}");
+        assert_eq!(cistern.metric("ocistern_corrupt_blobs_total", &[]).await, 1, "{what}");
+        assert_eq!(fs::read_dir(cistern.root().join("quarantine")).unwrap().count(), 1, "{what}");
+        check(&cistern).await;
+    }
 }

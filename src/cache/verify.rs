@@ -68,7 +68,7 @@ impl Cache {
     async fn check(&self, digest: &Digest, blob: &StoredBlob) -> Result<(), CacheError> {
         match self.store.check(digest, blob, &mut AtOnce).await? {
             Checked::Right => Ok(()),
-            Checked::Wrong => Err(CacheError::Damaged(Box::new(*digest))),
+            Checked::Wrong(_) => Err(CacheError::Damaged(Box::new(*digest))),
         }
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Arguments {
 
 /// The text to print.
 pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
-    let answer = Ask::new(Method::GET, "/api/v1/usage").send(&arguments.store)?;
+    let answer = Ask::new("du", Method::GET, "/api/v1/usage").send(&arguments.store)?;
     if arguments.store.json { Ok(answer.json()) } else { answer.read().map(|usage| text(&usage)) }
 }
 

@@ -8,10 +8,13 @@ use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{ago, bytes, count, table};
 use crate::clock::{Clock as _, SystemClock, timestamp};
 use crate::config;
+use crate::http::admin::Status;
 use crate::store::{Collected, Victim};
 
-/// How much is to be evicted where nobody says.
+/// How much is to be evicted at most where nobody says; of a small store, a part.
 const EVICT: u64 = 1 << 30;
+/// Which part.
+const PART: u64 = 10;
 
 /// What `gc` is told.
 #[derive(Debug, clap::Args)]
@@ -25,7 +28,7 @@ pub(super) struct Arguments {
         value_name = "N",
         requires = "dry_run",
         value_parser = config::size,
-        help = "How much would have to be evicted, such as 10GiB [default: 1GiB]"
+        help = "How much would have to be evicted, such as 10GiB [default: 1GiB, or a tenth of what is stored]"
     )]
     bytes: Option<u64>,
     #[command(flatten)]
@@ -34,13 +37,24 @@ pub(super) struct Arguments {
 
 /// The text to print.
 pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
-    let mut ask = Ask::new(Method::POST, "/api/v1/gc").with_flag("dry_run", arguments.dry_run);
-    let evict = arguments.bytes.unwrap_or(EVICT);
+    let mut ask = Ask::new("gc", Method::POST, "/api/v1/gc").with_flag("dry_run", arguments.dry_run);
+    let evict = match arguments.bytes {
+        Some(bytes) => bytes,
+        None if arguments.dry_run => usual(&arguments.store)?,
+        None => EVICT,
+    };
     if arguments.dry_run {
         ask = ask.with("evict_bytes", &evict.to_string());
     }
     let answer = ask.send(&arguments.store)?;
     if arguments.store.json { Ok(answer.json()) } else { answer.read().map(|collected| text(&collected, evict)) }
+}
+
+/// What would have to be evicted where nobody says how much.
+fn usual(store: &StoreFlags) -> Result<u64, Trouble> {
+    let status: Status = Ask::new("gc", Method::GET, "/api/v1/status").send(store)?.read()?;
+    let held = u64::try_from(status.store.bytes).unwrap_or_default();
+    Ok((held / PART).clamp(1, EVICT))
 }
 
 fn text(collected: &Collected, evict: u64) -> String {
@@ -51,6 +65,7 @@ fn text(collected: &Collected, evict: u64) -> String {
         (blobs, "blob to which nothing leads", "blobs to which nothing leads", Some(freed_bytes)),
         (broken_refs, "tag or link whose blob is gone", "tags and links whose blobs are gone", None),
         (damaged_records, "damaged record", "damaged records", None),
+        (collected.damaged_pins.len() as u64, "damaged file of a pin", "damaged files of pins", None),
         (empty_directories, "empty directory", "empty directories", None),
         (quarantined, "old file in quarantine", "old files in quarantine", Some(quarantined_bytes)),
         (bad_indexes, "index that was set aside", "indexes that were set aside", None),

@@ -4,7 +4,7 @@ use http::Method;
 use jiff::Timestamp;
 
 use super::store::{Ask, StoreFlags, Trouble};
-use super::table::{ago, bytes, table};
+use super::table::{ago, bytes, count, table};
 use crate::clock::{Clock as _, SystemClock, timestamp};
 use crate::config::ImagePattern;
 use crate::http::admin::Images;
@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 
 /// The text to print.
 pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
-    let mut ask = Ask::new(Method::GET, "/api/v1/images");
+    let mut ask = Ask::new("ls", Method::GET, "/api/v1/images");
     if let Some(pattern) = &arguments.pattern {
         ask = ask.with("pattern", &pattern.to_string());
     }
@@ -40,7 +40,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
     }
     let now = timestamp(SystemClock.now());
     let rows: Vec<_> = images.iter().map(|image| row(image, now)).collect();
-    Ok(table(&["IMAGE", "DIGEST", "PLATFORMS", "SIZE", "OWN", "LAST USE"], &[3, 4], &rows))
+    Ok(table(&["IMAGE", "DIGEST", "PLATFORMS", "SIZE", "OWN", "MISSING", "LAST USE"], &[3, 4], &rows))
 }
 
 fn row(image: &Image, now: Timestamp) -> Vec<String> {
@@ -49,7 +49,16 @@ fn row(image: &Image, now: Timestamp) -> Vec<String> {
         None => format!("{}/{}", image.upstream, image.repository),
     };
     let columns = [name, short(&image.digest), platforms(image), bytes(image.bytes), bytes(image.own_bytes)];
-    columns.into_iter().chain([ago(image.last_used, now)]).collect()
+    columns.into_iter().chain([missing(image), ago(image.last_used, now)]).collect()
+}
+
+/// What is not there although the image is listed. Platforms that nobody has asked for stand in a column of their own.
+fn missing(image: &Image) -> String {
+    match image.missing_parts {
+        _ if !image.stored => "manifest".to_owned(),
+        0 => "-".to_owned(),
+        missing => count(missing as u64, "blob", "blobs"),
+    }
 }
 
 fn short(digest: &Digest) -> String {

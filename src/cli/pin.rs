@@ -36,9 +36,11 @@ pub(super) struct UnpinArguments {
 pub(super) fn pin(arguments: &PinArguments) -> Result<ExitCode, Trouble> {
     if !arguments.names.is_empty() {
         let pinning = change(Method::POST, &arguments.names, &arguments.store)?;
-        return Ok(say(&if arguments.store.json { pinning.1 } else { lines("pinned", &pinning.0.changed) }));
+        let (Pinning { changed, unchanged }, json) = pinning;
+        let text = lines("pinned", &changed) + &lines("pinned already:", &unchanged);
+        return Ok(say(&if arguments.store.json { json } else { text }));
     }
-    let answer = Ask::new(Method::GET, "/api/v1/pins").send(&arguments.store)?;
+    let answer = Ask::new("pin", Method::GET, "/api/v1/pins").send(&arguments.store)?;
     if arguments.store.json {
         return Ok(say(&answer.json()));
     }
@@ -66,7 +68,8 @@ pub(super) fn unpin(arguments: &UnpinArguments) -> Result<ExitCode, Trouble> {
 }
 
 fn change(method: Method, names: &[String], store: &StoreFlags) -> Result<(Pinning, String), Trouble> {
-    let mut ask = Ask::new(method, "/api/v1/pins");
+    let command = if method == Method::POST { "pin" } else { "unpin" };
+    let mut ask = Ask::new(command, method, "/api/v1/pins");
     for name in names {
         ask = ask.with("name", name);
     }

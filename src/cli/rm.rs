@@ -30,7 +30,7 @@ pub(super) struct Arguments {
 
 /// Removes; fails if a name means nothing that is stored.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
-    let mut ask = Ask::new(Method::DELETE, "/api/v1/images").with_flag("dry_run", arguments.dry_run);
+    let mut ask = Ask::new("rm", Method::DELETE, "/api/v1/images").with_flag("dry_run", arguments.dry_run);
     for name in &arguments.names {
         ask = ask.with("name", &name.to_string());
     }
@@ -46,7 +46,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
 fn text(removed: &Removed) -> String {
     let mut text = String::new();
     for image in &removed.images {
-        let _ = writeln!(text, "{}", image.name);
+        let pinned = removed.pinned.contains(&image.name);
+        let _ = writeln!(text, "{}{}", image.name, if pinned { " (its pin stays: see `ocistern unpin`)" } else { "" });
     }
     if !removed.images.is_empty() {
         let verb = if removed.dry_run { "would be removed" } else { "removed" };

@@ -23,10 +23,24 @@ const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// group, so that one request comes twice.
 const SAME_REQUEST: Duration = Duration::from_millis(500);
 
-/// SIGTERM and SIGINT, whichever comes.
+/// SIGTERM and SIGINT, whichever comes; for a command also SIGHUP.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// None: whoever started the process has it ignored.
+    hangup: Option<Signal>,
+    on_hangup: OnHangup,
+}
+
+/// What becomes of SIGHUP.
+enum OnHangup {
+    /// It ends a command.
+    End,
+    /// A terminal that closes, or an operator who expects the configuration to be read again: a daemon goes on, and says
+    /// that nothing comes of it.
+    Say,
+    /// That was said.
+    Ignore,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -126,16 +140,49 @@ fn fail(error: &(dyn std::error::Error + Send + Sync + 'static)) -> ExitCode {
 // === impl Signals ===
 
 impl Signals {
+    /// For a daemon.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let hangup = if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self { terminate, interrupt, hangup, on_hangup: OnHangup::Say })
+    }
+
+    /// For a command: when its terminal is closed it ends too, unless it was started so that it does not (`nohup`).
+    pub(super) fn of_command() -> io::Result<Self> {
+        Ok(Self { on_hangup: OnHangup::End, ..Self::new()? })
     }
 
     pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            let hung_up = async {
+                match &mut self.hangup {
+                    Some(hangup) => drop(hangup.recv().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                () = hung_up => {}
+            }
+            match self.on_hangup {
+                OnHangup::End => return,
+                OnHangup::Say => {
+                    tracing::warn!("SIGHUP is ignored: for another configuration start ocistern again");
+                    self.on_hangup = OnHangup::Ignore;
+                }
+                OnHangup::Ignore => {}
+            }
         }
     }
+}
+
+/// Whether whoever started this process has it ignore the signal.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub(super) struct Arguments {
 
 /// The text to print.
 pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
-    let answer = Ask::new(Method::GET, "/api/v1/status").send(&arguments.store)?;
+    let answer = Ask::new("status", Method::GET, "/api/v1/status").send(&arguments.store)?;
     if arguments.store.json {
         return Ok(answer.json());
     }

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +64,7 @@ pub(super) struct StoreFlags {
 /// A request of the admin API.
 #[derive(Debug, Clone)]
 pub(super) struct Ask {
+    command: &'static str,
     method: Method,
     path: String,
     query: String,
@@ -98,8 +100,9 @@ enum Way {
 // === impl Ask ===
 
 impl Ask {
-    pub(super) fn new(method: Method, path: &str) -> Self {
-        Self { method, path: path.to_owned(), query: String::new() }
+    /// By the command of this name.
+    pub(super) fn new(command: &'static str, method: Method, path: &str) -> Self {
+        Self { command, method, path: path.to_owned(), query: String::new() }
     }
 
     /// With a parameter.
@@ -133,11 +136,18 @@ impl Ask {
         let runtime = Builder::new_multi_thread().enable_all().thread_name("ocistern").build();
         let runtime = runtime.map_err(|error| Trouble::Failed(error.to_string()))?;
         runtime.block_on(async {
-            let mut signals = Signals::new().map_err(|error| Trouble::Failed(error.to_string()))?;
+            let mut signals = Signals::of_command().map_err(|error| Trouble::Failed(error.to_string()))?;
             let interrupted = || Trouble::Failed("interrupted".to_owned());
+            let mut finding = pin!(Way::find(config, self.command));
             let way = tokio::select! {
-                way = Way::find(config) => way?,
-                () = signals.next() => return Err(interrupted()),
+                way = &mut finding => way?,
+                () = signals.next() => {
+                    // A store that is just being opened must be closed; it takes no time that anybody would notice.
+                    if let Ok(Way::Here(store, _)) = finding.await {
+                        store.close().await;
+                    }
+                    return Err(interrupted());
+                }
             };
             match way {
                 // A daemon ends what nobody waits for any more.
@@ -164,7 +174,7 @@ impl Ask {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| silent(e.to_string()))?;
         let talk = async {
-            let health = Self::new(Method::GET, "/healthz").request(Empty::<Bytes>::new())?;
+            let health = Self::new(self.command, Method::GET, "/healthz").request(Empty::<Bytes>::new())?;
             match timeout(ANSWERS_WITHIN, sender.send_request(health)).await {
                 Ok(Ok(response)) => {
                     let _ = response.into_body().collect().await;
@@ -239,7 +249,7 @@ impl Trouble {
 // === impl Way ===
 
 impl Way {
-    async fn find(config: Config) -> Result<Self, Trouble> {
+    async fn find(config: Config, command: &'static str) -> Result<Self, Trouble> {
         let root = &config.root;
         // A command makes no store: a mistyped directory would be an empty one.
         match root.join("VERSION").try_exists() {
@@ -268,13 +278,21 @@ impl Way {
                 clock: Arc::new(SystemClock),
             };
             let opening = metrics.clone();
-            let opened = spawn_blocking(move || Store::open(options, opening)).await;
+            let opened = spawn_blocking(move || Store::open_for(command, options, opening)).await;
             let holder = match opened.map_err(|error| Trouble::Failed(error.to_string()))? {
                 Ok(store) => return Ok(Self::here(store, config, metrics)),
                 Err(StoreError::Locked { holder, .. }) => holder,
                 Err(error) => return Err(Trouble::Failed(causes(&error))),
             };
             let socket = holder.socket.clone().unwrap_or_else(|| admin_socket_path(&config));
+            if holder.command.is_some() {
+                if attempt == ATTEMPTS {
+                    let message = format!("{} is in use by {holder}: try again when that has ended", root.display());
+                    return Err(Trouble::Failed(message));
+                }
+                sleep(BETWEEN).await;
+                continue;
+            }
             match UnixStream::connect(&socket).await {
                 Ok(stream) => return Ok(Self::Daemon(stream, holder)),
                 Err(error) if attempt < ATTEMPTS && error.kind() != io::ErrorKind::PermissionDenied => {
@@ -288,8 +306,7 @@ impl Way {
 
     /// Into another user's store leads only the daemon that has it.
     async fn foreign(config: &Config, owner: u32) -> Result<Self, Trouble> {
-        let nobody = Holder { pid: 0, socket: None };
-        let holder = Holder::read(&config.root).unwrap_or(nobody);
+        let holder = Holder::read(&config.root).unwrap_or(Holder::UNKNOWN);
         let socket = holder.socket.clone().unwrap_or_else(|| admin_socket_path(config));
         match UnixStream::connect(&socket).await {
             Ok(stream) => Ok(Self::Daemon(stream, holder)),

@@ -7,9 +7,9 @@ use http::Method;
 
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{bytes, count};
-use super::{FAILED, say};
+use super::{FAILED, complain, say};
 use crate::config::{self, ImagePattern};
-use crate::store::Verified;
+use crate::store::{Unreadable, Verified};
 
 /// What `verify` is told.
 #[derive(Debug, clap::Args)]
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 
 /// Verifies; fails if something was wrong.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
-    let mut ask = Ask::new(Method::POST, "/api/v1/verify").with_flag("repair", arguments.repair);
+    let mut ask = Ask::new("verify", Method::POST, "/api/v1/verify").with_flag("repair", arguments.repair);
     if let Some(pattern) = &arguments.pattern {
         ask = ask.with("pattern", &pattern.to_string());
     }
@@ -46,6 +46,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
     let answer = ask.send(&arguments.store)?;
     let verified: Verified = answer.read()?;
     let code = say(&if arguments.store.json { answer.json() } else { text(&verified) });
+    if !verified.unmatched.is_empty() {
+        return Ok(complain(FAILED, format_args!("no image in the store is called {}", verified.unmatched.join(", "))));
+    }
     Ok(if verified.is_clean() { code } else { ExitCode::from(FAILED) })
 }
 
@@ -53,11 +56,22 @@ fn text(verified: &Verified) -> String {
     let mut text = String::new();
     for wrong in &verified.wrong {
         let names = if wrong.names.is_empty() { "nothing that is known".to_owned() } else { wrong.names.join(", ") };
-        let _ = writeln!(text, "wrong, in quarantine now: {} ({}), of {names}", wrong.digest, bytes(wrong.bytes));
+        let became = if wrong.kept { "in quarantine now" } else { "removed" };
+        let _ = writeln!(text, "wrong, {became}: {} ({}), of {names}", wrong.digest, bytes(wrong.bytes));
+    }
+    for Unreadable { path, error } in &verified.unreadable {
+        let _ = writeln!(text, "could not be verified: {}: {error}", path.display());
+    }
+    for digest in &verified.missing {
+        let _ = writeln!(text, "not there: {digest}");
+    }
+    for path in &verified.damaged_pins {
+        let _ = writeln!(text, "a pin by command is damaged: {}; pin it again, or remove the file", path.display());
     }
     let did = if verified.repaired { "removed" } else { "remove with --repair" };
     if verified.damaged_records > 0 {
-        let _ = writeln!(text, "{}: {did}", count(verified.damaged_records, "damaged record", "damaged records"));
+        let but = if verified.repaired { ", but for tags that are pinned" } else { "" };
+        let _ = writeln!(text, "{}: {did}{but}", count(verified.damaged_records, "damaged record", "damaged records"));
     }
     if verified.broken_refs > 0 {
         let refs = count(verified.broken_refs, "tag or link leads", "tags and links lead");
@@ -65,10 +79,16 @@ fn text(verified: &Verified) -> String {
     }
     let _ = writeln!(
         text,
-        "verified {}, {}: {} wrong",
+        "verified {}, {}: {} wrong{}{}",
         count(verified.blobs, "blob", "blobs"),
         bytes(verified.bytes),
-        verified.wrong.len()
+        verified.wrong.len(),
+        unless_none(verified.unreadable.len(), "unreadable"),
+        unless_none(verified.missing.len(), "missing")
     );
     text
+}
+
+fn unless_none(number: usize, what: &str) -> String {
+    if number == 0 { String::new() } else { format!(", {number} {what}") }
 }

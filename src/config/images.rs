@@ -30,7 +30,7 @@ enum Which {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a name of images: write UPSTREAM/REPOSITORY, UPSTREAM/REPOSITORY:TAG or UPSTREAM/REPOSITORY@DIGEST, \
-     such as docker.io/library/alpine:3.20, docker.io/library/* or ghcr.io/**"
+     such as docker.io/library/alpine:3.20, docker.io/library/* or ghcr.io/**{advice}", advice = pattern::advice(.0)
 )]
 pub struct InvalidPattern(String);
 
@@ -54,6 +54,18 @@ impl ImagePattern {
             Which::Tag(wanted) => tag.is_some_and(|tag| pattern::matches(wanted, tag.as_str())),
             Which::Digest(wanted) => wanted == digest,
         }
+    }
+
+    /// With `library/` before a name of one part, where the upstream has its official images there; a pattern stays.
+    #[must_use]
+    pub fn with_library(mut self, library: impl Fn(&UpstreamName) -> bool) -> Self {
+        if let Some((up, repo)) = self.name.split_once('/')
+            && !repo.contains(['/', '*'])
+            && up.parse().is_ok_and(|up| library(&up))
+        {
+            self.name = format!("{up}/library/{repo}");
+        }
+        self
     }
 
     /// The digest, where it names one.
@@ -146,6 +158,36 @@ mod tests {
         {
             let error = text.parse::<ImagePattern>().unwrap_err().to_string();
             assert!(error.contains("docker.io/library/alpine:3.20"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_probably_meant_is_said() {
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        for (text, meant) in [
+            ("localhost:5001/team/app:1".to_owned(), "write localhost-5001/team/app:1".to_owned()),
+            (format!("docker.io/library/alpine:3@{digest}"), format!("write docker.io/library/alpine@{digest}")),
+        ] {
+            let error = text.parse::<ImagePattern>().unwrap_err().to_string();
+            assert!(error.ends_with(&meant), "{error}");
+        }
+    }
+
+    #[test]
+    fn official_images_stand_in_their_library() {
+        let with = |text: &str| {
+            let pattern: ImagePattern = text.parse().unwrap();
+            pattern.with_library(|up| up.as_str() == "docker.io").to_string()
+        };
+        for (text, meant) in [
+            ("docker.io/alpine:3", "docker.io/library/alpine:3"),
+            ("docker.io/alpine", "docker.io/library/alpine"),
+            ("docker.io/team/app", "docker.io/team/app"),
+            ("docker.io/*", "docker.io/*"),
+            ("ghcr.io/alpine", "ghcr.io/alpine"),
+            ("**", "**"),
+        ] {
+            assert_eq!(with(text), meant);
         }
     }
 

@@ -10,8 +10,7 @@ use super::error::Fault;
 use super::{Address, Capacity, PushBy, TagPolicy};
 
 const SIZE: &str = "a size: write a number with a unit, such as \"512MiB\" or \"100GiB\" (KiB, MiB, GiB, TiB count by 1024; kB, MB, GB, TB by 1000)";
-const CAPACITY: &str =
-    "a capacity: write a size such as \"100GiB\", or a part of the file system such as \"50%\" (1% to 100%)";
+const CAPACITY: &str = "a capacity: write a size with its unit such as \"100GiB\", or a part of the file system such as \"50%\" (1% to 100%)";
 const DURATION: &str = "a duration: write a number with a unit, such as \"30s\", \"5m\" or \"1h30m\" (ms, s, m, h, d)";
 const TAGS: &str = "a time for tags: write a duration such as \"5m\", \"always\" (ask every time), \"immutable\" (never ask again) or \"sealed\" (never ask at all)";
 const PUSH: &str =
@@ -72,7 +71,9 @@ pub(super) fn capacity(text: &str) -> Result<Capacity, Fault> {
             .map(Capacity::Percent)
             .ok_or_else(|| Fault::value(text, CAPACITY));
     }
-    let bytes = size(text).map_err(|_| Fault::value(text, CAPACITY))?;
+    // Without a unit it would be bytes, which nobody means.
+    let has_unit = text.trim().ends_with(|c: char| c.is_ascii_alphabetic());
+    let bytes = size(text).ok().filter(|_| has_unit).ok_or_else(|| Fault::value(text, CAPACITY))?;
     if bytes == 0 { Err(Fault::value(text, CAPACITY)) } else { Ok(Capacity::Bytes(bytes)) }
 }
 
@@ -254,6 +255,20 @@ mod tests {
         }
         for text in ["", "GiB", "-1", "1.5GiB", "10G", "1 000", "99999999999PiB", "1GiB2", "0x10"] {
             assert!(size(text).is_err(), "{text:?} is not a size");
+        }
+    }
+
+    #[test]
+    fn a_capacity_has_a_unit() {
+        for (text, expected) in [
+            ("10GiB", Capacity::Bytes(10 << 30)),
+            ("65537B", Capacity::Bytes(65_537)),
+            (" 50 % ", Capacity::Percent(50)),
+        ] {
+            assert_eq!(capacity(text), Ok(expected), "{text}");
+        }
+        for text in ["10", "107374182400", "0GiB", "0%", "101%", "GiB", ""] {
+            assert!(capacity(text).is_err(), "{text:?} is no capacity");
         }
     }
 

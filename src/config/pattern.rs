@@ -79,6 +79,23 @@ fn skip_stars(tokens: &[Token], alive: &mut [bool]) {
     }
 }
 
+/// What is most likely meant by a name of images that is none.
+pub(super) fn advice(text: &str) -> String {
+    let (first, rest) = text.split_once('/').unwrap_or((text, ""));
+    if let Some((host, port)) = first.split_once(':')
+        && !rest.is_empty()
+        && port.bytes().all(|b| b.is_ascii_digit())
+    {
+        return format!("; an upstream with a port is called {host}-{port}: write {host}-{port}/{rest}");
+    }
+    if let Some((name, digest)) = text.split_once('@')
+        && let Some((name, _)) = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))
+    {
+        return format!("; a tag and a digest at once are one too many: write {name}@{digest}");
+    }
+    String::new()
+}
+
 /// A pattern of repositories that can match something.
 pub(super) fn repository(text: &str, library: bool) -> Result<String, Fault> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-' | b'/' | b'*');

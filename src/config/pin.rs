@@ -38,9 +38,12 @@ impl Pin {
     /// Whether it keeps what this tag means.
     pub fn matches(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> bool {
         let Pinned::Tags(tags) = &self.pinned else { return false };
-        self.upstream == *up
-            && pattern::matches(&self.repository, repo.as_str())
-            && pattern::matches(tags, tag.as_str())
+        self.is_about(up, repo) && pattern::matches(tags, tag.as_str())
+    }
+
+    /// Whether it keeps anything in this repository.
+    pub fn is_about(&self, up: &UpstreamName, repo: &RepoName) -> bool {
+        self.upstream == *up && pattern::matches(&self.repository, repo.as_str())
     }
 
     /// The manifest that it keeps, where it names one.
@@ -57,7 +60,7 @@ impl Pin {
     /// # Errors
     /// What is wrong with it, for whoever wrote it.
     pub fn parse(text: &str, library: impl Fn(&UpstreamName) -> bool) -> Result<Self, PinError> {
-        let wrong = || PinError(Fault::value(text, PIN).to_string());
+        let wrong = || PinError(Fault::value(text, PIN).to_string() + &pattern::advice(text));
         let (upstream, rest) = text.split_once('/').ok_or_else(wrong)?;
         let upstream: UpstreamName = upstream.parse().map_err(|_| wrong())?;
         let (repository, pinned) = if let Some((repository, digest)) = rest.split_once('@') {

@@ -29,8 +29,8 @@ pub enum NotLocal {
     /// The `Host` is neither a loopback name nor a configured one: a page in a browser may have rebound its name.
     #[error("the Host is neither a loopback name nor one that the listener is configured for")]
     Host,
-    /// `Origin`, `Forwarded` or `X-Forwarded-For`: somebody else is behind the connection.
-    #[error("Origin, Forwarded or X-Forwarded-For shows that somebody else is behind the connection")]
+    /// `Origin`, `Forwarded` or `X-Forwarded-…`: somebody else is behind the connection.
+    #[error("Origin, Forwarded or X-Forwarded-… shows that somebody else is behind the connection")]
     Relayed,
 }
 
@@ -74,10 +74,14 @@ pub fn loopback_trust(
     if !host.is_some_and(|host| is_loopback_host(host) || is_configured(listener, host)) {
         return Err(NotLocal::Host);
     }
-    if headers.contains_key(ORIGIN) || headers.contains_key(FORWARDED) || headers.contains_key("x-forwarded-for") {
-        return Err(NotLocal::Relayed);
-    }
-    Ok(())
+    if is_relayed(headers) { Err(NotLocal::Relayed) } else { Ok(()) }
+}
+
+/// Whether a request shows that somebody else is behind the connection: a page in a browser, or another proxy.
+pub(super) fn is_relayed(headers: &HeaderMap) -> bool {
+    headers.contains_key(ORIGIN)
+        || headers.contains_key(FORWARDED)
+        || headers.keys().any(|name| name.as_str().starts_with("x-forwarded-"))
 }
 
 /// `localhost` or a loopback address, with or without a port.
@@ -157,6 +161,13 @@ mod tests {
             ("an empty host", tcp(local), Some(""), None, Err(NotLocal::Host)),
             ("a page in a browser", tcp(local), Some("localhost"), Some("origin"), Err(NotLocal::Relayed)),
             ("behind a proxy", tcp(local), Some("localhost"), Some("x-forwarded-for"), Err(NotLocal::Relayed)),
+            (
+                "behind a proxy that says less",
+                tcp(local),
+                Some("localhost"),
+                Some("x-forwarded-host"),
+                Err(NotLocal::Relayed),
+            ),
             ("behind a modern proxy", tcp(local), Some("localhost"), Some("forwarded"), Err(NotLocal::Relayed)),
             (
                 "a Unix socket behind a proxy",

@@ -12,6 +12,7 @@ mod inherited;
 mod listener;
 mod notify;
 mod permits;
+mod root;
 mod sending;
 mod stream;
 mod supervise;
@@ -88,6 +89,17 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store is another user's.
+    #[error(
+        "{} belongs to the user {owner}, who could not read what root writes there: serve as that user, or give the root \
+         to this one (chown -R)", root.display()
+    )]
+    Owner {
+        /// The root.
+        root: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// An upstream's configuration cannot be used.
     #[error(transparent)]
     Upstreams(#[from] SetupError),
@@ -277,7 +289,7 @@ async fn open_store(config: &Config, metrics: Metrics, clock: Arc<dyn Clock>) ->
         origins: config.upstreams.values().map(|u| (u.name.clone(), u.url.to_string())).collect(),
         clock,
     };
-    Ok(spawn_blocking(move || Store::open(options, metrics)).await??)
+    root::open(options, metrics).await
 }
 
 /// A key of this root: for the tokens that are given out, for the addresses of uploads.

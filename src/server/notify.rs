@@ -1,10 +1,17 @@
 //! Tells systemd how the service is (`sd_notify`); without it, nothing happens.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 
 /// Requests are served.
 pub(super) fn ready() {
     send(&[NotifyState::Ready]);
+}
+
+/// The start takes up to so much longer.
+pub(super) fn extend(time: Duration) {
+    send(&[NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))]);
 }
 
 /// The stop has begun.

@@ -1,6 +1,6 @@
 //! Reading blobs: the file is always opened by its computed path, and says by its stamp whether it must be verified.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,17 @@ use crate::oci::Digest;
 const QUARANTINED: usize = 16;
 /// Which part of the capacity they may take together.
 const QUARANTINE_SHARE: u64 = 20;
+
+/// What became of a stored blob that is not what its digest names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quarantined {
+    /// It is in `quarantine/`, for somebody to look at.
+    Kept,
+    /// It is removed: it could not be kept.
+    Removed,
+    /// Another file has taken its place meanwhile.
+    Gone,
+}
 
 /// Whether a file's content is known to match its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +86,8 @@ impl Store {
     /// The blob, if its file is there; it counts as used now.
     ///
     /// # Errors
-    /// What the file system said, except that there is no such file.
+    /// What the file system said, except that there is no such file. What stands there and is no file goes to
+    /// `quarantine/`, so that the next one finds nothing.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
         let digest = *digest;
         self.blocking(move |inner| inner.open_blob(&digest, true)).await
@@ -110,7 +122,7 @@ impl Store {
 
     /// The content read through `blob` is not what the digest names: the file goes to `quarantine/`. Does nothing if
     /// another file has taken its place.
-    pub async fn quarantine(&self, digest: &Digest, blob: &StoredBlob) -> Result<(), StoreError> {
+    pub async fn quarantine(&self, digest: &Digest, blob: &StoredBlob) -> Result<Quarantined, StoreError> {
         let (digest, inode) = (*digest, blob.seen.inode);
         self.blocking(move |inner| inner.quarantine_blob(&digest, inode)).await
     }
@@ -127,7 +139,13 @@ impl Inner {
                 self.forget_missing(digest);
                 return Ok(None);
             }
-            Err(error) => return Err(StoreError::io("open", &path, error)),
+            Err(error) => {
+                if is_use {
+                    // It would be in the way of the right one for ever.
+                    self.quarantine_no_file(digest)?;
+                }
+                return Err(StoreError::io("open", &path, error));
+            }
         };
         let metadata = file.metadata().map_err(|e| StoreError::io("look at", &path, e))?;
         let seen = Stamp::of(&metadata);
@@ -169,56 +187,95 @@ impl Inner {
         StoredBlob { file, len: seen.len, trust, seen, digest: *digest, store: Arc::downgrade(self), _hold: hold }
     }
 
-    pub(super) fn quarantine_blob(&self, digest: &Digest, inode: u64) -> Result<(), StoreError> {
-        let path = layout::blob(digest);
+    /// The file of this inode under the blob's name goes to quarantine. Blocks.
+    pub(super) fn quarantine_blob(&self, digest: &Digest, inode: u64) -> Result<Quarantined, StoreError> {
         let names = self.names.lock();
-        let len = match self.disk.metadata(&path) {
-            Ok(found) if found.ino() == inode => found.len(),
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        let moved = self.set_aside(digest, |found| found.ino() == inode)?;
+        drop(names);
+        Ok(moved.map_or(Quarantined::Gone, |to| self.quarantined(digest, &to)))
+    }
+
+    /// The same for what is no regular file: a directory, or a link. None if there is no such thing.
+    pub(super) fn quarantine_no_file(&self, digest: &Digest) -> Result<Option<Quarantined>, StoreError> {
+        let names = self.names.lock();
+        let moved = self.set_aside(digest, |found| !found.is_file())?;
+        drop(names);
+        Ok(moved.map(|to| self.quarantined(digest, &to)))
+    }
+
+    /// Moves what stands under a blob's name out of the way, if `is_it`; returns where it is now. What cannot be moved is
+    /// removed: it must not be found again, or the blob would never be fetched anew. `names` must be held.
+    pub(super) fn set_aside(
+        &self,
+        digest: &Digest,
+        is_it: impl Fn(&Metadata) -> bool,
+    ) -> Result<Option<PathBuf>, StoreError> {
+        let path = layout::blob(digest);
+        let found = match self.disk.metadata(&path) {
+            Ok(found) if is_it(&found) => found,
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             // It is there, and as wrong as before.
             Err(error) => return Err(StoreError::io("look at", &path, error)),
         };
-        let name = format!("{}-{}-{inode}", digest.algorithm().as_str(), digest.hex());
-        let to = Path::new(QUARANTINE).join(name);
+        let to =
+            Path::new(QUARANTINE).join(format!("{}-{}-{}", digest.algorithm().as_str(), digest.hex(), found.ino()));
         self.hints.remove_blob(digest);
         let moved = self.disk.rename(&path, &to).or_else(|_| {
             self.disk.make_dirs(Path::new(QUARANTINE))?;
             self.disk.rename(&path, &to)
         });
         if let Err(error) = moved {
-            // It must not be found again, or it would never be fetched anew.
             tracing::warn!(%digest, %error, "a bad blob could not be quarantined and is removed");
-            self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+            // Of directories only an empty one: nobody knows what is in another.
+            if !(found.is_dir() && self.disk.remove_dir(&path)) {
+                self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+            }
         }
-        self.books.unlinked(digest, inode, len);
+        if found.is_file() {
+            self.books.unlinked(digest, found.ino(), found.len());
+        }
         self.books.forget(&Short::from(digest));
-        drop(names);
-        self.metrics.corrupt_blobs.inc();
-        tracing::warn!(%digest, path = %to.display(), "a stored blob does not match its digest and is quarantined");
-        self.group.directories([layout::blob_dir(digest.algorithm()), QUARANTINE.into()]);
-        self.bound_quarantine();
-        Ok(())
+        Ok(Some(to))
     }
 
-    /// Evidence is kept, but rot on a whole disk must not fill it: the newest files stay.
+    /// Counts and tells what was set aside, and makes room for it among the evidence.
+    pub(super) fn quarantined(&self, digest: &Digest, to: &Path) -> Quarantined {
+        self.metrics.corrupt_blobs.inc();
+        self.group.directories([layout::blob_dir(digest.algorithm()), QUARANTINE.into()]);
+        self.bound_quarantine();
+        if self.disk.metadata(to).is_ok() {
+            tracing::warn!(%digest, path = %to.display(), "a stored blob does not match its digest and is quarantined");
+            Quarantined::Kept
+        } else {
+            tracing::warn!(%digest, "a stored blob does not match its digest and is removed");
+            Quarantined::Removed
+        }
+    }
+
+    /// Evidence is kept, but rot on a whole disk must not fill it: the newest stays in any case, and beside it what fits
+    /// into a share of the capacity, newer before older.
     fn bound_quarantine(&self) {
         let Ok(listing) = self.disk.list(Path::new(QUARANTINE)) else { return };
-        let mut files: Vec<(i64, u64, PathBuf)> = listing
+        let mut files: Vec<_> = listing
             .flatten()
             .filter_map(|entry| {
                 let path = Path::new(QUARANTINE).join(entry.name);
                 let metadata = self.disk.metadata(&path).ok()?;
-                Some((metadata.ctime(), metadata.len(), path))
+                Some(((metadata.ctime(), metadata.ctime_nsec()), metadata.len(), entry.is_dir, path))
             })
             .collect();
         files.sort_by_key(|(changed, ..)| std::cmp::Reverse(*changed));
-        let mut bytes = 0_u64;
-        for (n, (_, len, path)) in files.iter().enumerate() {
-            bytes = bytes.saturating_add(*len);
-            if (n >= QUARANTINED || bytes > self.books.capacity() / QUARANTINE_SHARE)
-                && let Err(error) = self.disk.unlink(path)
-            {
+        let capacity = self.books.capacity();
+        let (mut kept, mut bytes) = (0, 0_u64);
+        for (_, len, is_dir, path) in &files {
+            let limit = if kept == 0 { capacity } else { capacity / QUARANTINE_SHARE };
+            if kept < QUARANTINED && bytes.saturating_add(*len) <= limit {
+                kept += 1;
+                bytes += len;
+            } else if *is_dir {
+                self.remove_tree(path);
+            } else if let Err(error) = self.disk.unlink(path) {
                 tracing::warn!(path = %path.display(), %error, "a quarantined file could not be removed");
             }
         }

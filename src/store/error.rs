@@ -39,7 +39,8 @@ pub enum StoreError {
     },
     /// Another process works on this root.
     #[error(
-        "{} is in use by {holder}: stop that process, or give this one another root (--root)", root.display()
+        "{} is in use by {holder}: {}, or give this one another root (--root)", root.display(),
+        if holder.command.is_some() { "wait until that has ended" } else { "stop that process" }
     )]
     Locked {
         /// The root.
@@ -108,6 +109,9 @@ fn advice(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
             format!(": {error}; the root must belong to the user that ocistern runs as, or give another (root, --root)")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            format!(": {error}; ocistern needs to write in its root, to read what is in it too")
         }
         _ => String::new(),
     }

@@ -42,6 +42,10 @@ pub struct Collected {
     pub broken_refs: u64,
     /// Tags, links and other records that cannot be read.
     pub damaged_records: u64,
+    /// Files of pins that cannot be read, from the root. Those of pins that are known are written anew; of the others
+    /// nobody knows what they kept, and they stay until the pin is made again or the file is removed by hand.
+    #[serde(default)]
+    pub damaged_pins: Vec<PathBuf>,
     /// Empty directories below `refs/`.
     pub empty_directories: u64,
     /// Files in `quarantine/` that are older than a week.
@@ -103,6 +107,7 @@ impl Store {
             sweep.blobs(true)?;
             sweep.index()?;
             sweep.evidence()?;
+            sweep.pins()?;
             inner.group.run(&inner.disk);
             let mut report = sweep.report;
             report.evict_next = evict.map(|bytes| inner.next_victims(bytes));
@@ -119,6 +124,7 @@ impl Store {
             sweep.refs()?;
             sweep.blobs(false)?;
             sweep.index()?;
+            sweep.pins()?;
             inner.group.run(&inner.disk);
             Ok(sweep.report)
         };
@@ -173,7 +179,9 @@ impl<'a> Sweep<'a> {
 
     fn damaged(&mut self, path: &Path) {
         self.report.damaged_records += 1;
-        if self.acts() {
+        // It may have meant what a pin keeps: without it nobody would know that something is pinned here.
+        let is_pinned = layout::parse_tag(path).is_some_and(|(up, repo, tag)| self.inner.pins.keeps(&up, &repo, &tag));
+        if self.acts() && !is_pinned {
             remove_file(self.inner, path);
             self.inner.remove_empty_above(path);
         }
@@ -259,7 +267,7 @@ impl<'a> Sweep<'a> {
                 self.report.quarantined += 1;
                 self.report.quarantined_bytes += metadata.len();
                 if self.acts() {
-                    remove_file(inner, &path);
+                    if metadata.is_dir() { inner.remove_tree(&path) } else { remove_file(inner, &path) }
                 }
             }
         }
@@ -269,6 +277,11 @@ impl<'a> Sweep<'a> {
                 inner.remove_tree(Path::new(name));
             }
         }
+        Ok(())
+    }
+
+    fn pins(&mut self) -> Result<(), StoreError> {
+        self.report.damaged_pins = self.inner.damaged_pins(self.acts())?;
         Ok(())
     }
 
@@ -320,7 +333,7 @@ impl Inner {
     }
 
     /// Removes a directory of the root with all that is in it.
-    fn remove_tree(&self, path: &Path) {
+    pub(super) fn remove_tree(&self, path: &Path) {
         let mut next = vec![path.to_owned()];
         let mut emptied: Vec<PathBuf> = Vec::new();
         while let Some(directory) = next.pop() {

@@ -2,6 +2,7 @@
 //! already and do not ask for them. So what nobody asks for grows old as a whole, and goes as a whole (`order`).
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -9,7 +10,8 @@ use tokio::time::Instant;
 
 use super::layout;
 use super::order::Short;
-use super::{Inner, Store};
+use super::record::is_no_file;
+use super::{Inner, Store, StoreError};
 use crate::oci::{Digest, ManifestInfo};
 
 /// Longest manifest that is read for what it is made of.
@@ -23,6 +25,16 @@ const REMEMBERED: usize = 1 << 16;
 const DEPTH: u32 = 4;
 /// Parts of one image that are followed.
 const PARTS: usize = 1 << 16;
+
+/// What a manifest says, as far as it can be read.
+enum Reading {
+    /// There is none.
+    Missing,
+    /// There is one, and it is not what its digest names.
+    Damaged,
+    /// It is what its digest names; nothing, if that is no manifest.
+    Right(Option<ManifestInfo>),
+}
 
 /// When images were last put down as used.
 #[derive(Debug, Default)]
@@ -112,6 +124,40 @@ impl Inner {
             }
         }
         parts.push(*digest);
+    }
+
+    /// The same for who must not take a part for one that is not named: the manifests are verified. None if one of them
+    /// is damaged, so that its parts are not known. Blocks.
+    ///
+    /// # Errors
+    /// A manifest cannot be read at this moment.
+    pub(super) fn certain_parts_of(&self, digest: &Digest) -> Result<Option<HashSet<Digest>>, StoreError> {
+        let mut parts = HashSet::from([*digest]);
+        let mut next = vec![(*digest, DEPTH)];
+        while let Some((digest, depth)) = next.pop() {
+            let info = match self.read_manifest(&digest)? {
+                Reading::Missing => continue,
+                Reading::Damaged => return Ok(None),
+                Reading::Right(info) => info.unwrap_or_default(),
+            };
+            for child in info.children {
+                if parts.len() < PARTS && parts.insert(child) && info.is_index && depth > 1 {
+                    next.push((child, depth - 1));
+                }
+            }
+        }
+        Ok(Some(parts))
+    }
+
+    fn read_manifest(&self, digest: &Digest) -> Result<Reading, StoreError> {
+        let path = layout::blob(digest);
+        match self.disk.read_all(&path, MANIFEST) {
+            Ok(bytes) if Digest::of(digest.algorithm(), &bytes) != *digest => Ok(Reading::Damaged),
+            Ok(bytes) => Ok(Reading::Right(ManifestInfo::check(None, &bytes).ok())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Reading::Missing),
+            Err(error) if is_no_file(&error) => Ok(Reading::Damaged),
+            Err(error) => Err(StoreError::io("read", &path, error)),
+        }
     }
 
     /// What a stored manifest says. It is not verified here: nothing but the order of eviction depends on it. Blocks.

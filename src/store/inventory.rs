@@ -41,8 +41,19 @@ pub struct Image {
     pub blobs: usize,
     /// Blobs that it names and that are not stored: nobody has asked for them, or they were evicted.
     pub missing_blobs: usize,
+    /// Of these, configurations and layers of stored manifests: the others are platforms that nobody has asked for.
+    #[serde(default)]
+    pub missing_parts: usize,
+    /// Whether its manifest is stored; if not, nothing more is known of it.
+    #[serde(default = "stored")]
+    pub stored: bool,
     /// When it was asked for last, if that is known.
     pub last_used: Option<Timestamp>,
+}
+
+/// What a daemon of a version means that does not say.
+const fn stored() -> bool {
+    true
 }
 
 /// A platform of an index.
@@ -142,8 +153,14 @@ impl Inner {
                 *led.entry(digest).or_default() += 1;
             }
         }
-        let images = found.into_iter().map(|(mut image, reached)| {
+        let mut images = Vec::new();
+        for (mut image, reached) in found {
+            let mut parts = HashSet::new();
             for digest in &reached {
+                let node = survey.node(digest)?;
+                if !node.info.is_index {
+                    parts.extend(node.info.children.iter().copied());
+                }
                 let Some(len) = survey.len(digest) else {
                     image.missing_blobs += 1;
                     continue;
@@ -155,9 +172,10 @@ impl Inner {
                 }
             }
             image.shared_bytes = image.bytes - image.own_bytes;
-            image
-        });
-        Ok(images.collect())
+            image.missing_parts = parts.iter().filter(|digest| survey.len(digest).is_none()).count();
+            images.push(image);
+        }
+        Ok(images)
     }
 
     /// An image, without its sizes.
@@ -191,6 +209,8 @@ impl Inner {
             shared_bytes: 0,
             blobs: 0,
             missing_blobs: 0,
+            missing_parts: 0,
+            stored: survey.len(&digest).is_some(),
             last_used: used,
             tag,
             digest,

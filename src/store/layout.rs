@@ -14,7 +14,7 @@
 //!   refs/UPSTREAM~aside-N/            refs of another URL under the same name
 //!   fills/*.tmp                       what is being written
 //!   state/epoch                       which run the verification stamps belong to
-//!   state/pins/HASH                   pins that were made by command
+//!   state/pins/HASH  HASH.copy        pins that were made by command, each twice: nobody else knows of them
 //!   state/scrub                       how far the scrub is
 //!   private/NAME                      keys, for nobody else to read
 //!   quarantine/

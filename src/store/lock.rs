@@ -1,4 +1,7 @@
 //! The exclusive lock on a root: one process works on a store, and whoever comes second is told who that is.
+//!
+//! Both the root's directory and the file `lock` in it are locked: somebody may remove the file, but not the directory
+//! without all that is in it; a version of this program that knew of the file alone is seen too.
 
 use std::fmt;
 use std::fs::File;
@@ -21,6 +24,9 @@ pub struct Holder {
     pub pid: u32,
     /// Where it offers the admin API.
     pub socket: Option<PathBuf>,
+    /// The command that it is, which ends when its work is done; none: a daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
 }
 
 /// The lock, held until it is dropped. The kernel lets go of it when the process ends, however that happens.
@@ -28,11 +34,17 @@ pub struct Holder {
 pub(super) struct RootLock {
     /// The file's content is rewritten in place: a rename would leave the lock on a file without a name.
     file: Mutex<File>,
+    command: Option<&'static str>,
+    /// None: this file system does not lock directories.
+    _directory: Option<File>,
 }
 
 // === impl Holder ===
 
 impl Holder {
+    /// Somebody of whom nothing is known.
+    pub const UNKNOWN: Self = Self { pid: 0, socket: None, command: None };
+
     /// Reads who holds `root`, or held it last.
     pub fn read(root: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(root.join(LOCK)).ok()?).ok()
@@ -41,6 +53,9 @@ impl Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(command) = &self.command {
+            write!(f, "`ocistern {command}`, ")?;
+        }
         match self.pid {
             0 => f.write_str("another process")?,
             pid => write!(f, "process {pid}")?,
@@ -55,23 +70,32 @@ impl fmt::Display for Holder {
 // === impl RootLock ===
 
 impl RootLock {
-    /// Takes the lock, or says who has it.
-    pub(super) fn take(disk: &Disk) -> Result<Self, StoreError> {
+    /// Takes the lock for a command, or for a daemon; or says who has it.
+    pub(super) fn take(disk: &Disk, command: Option<&'static str>) -> Result<Self, StoreError> {
+        let locked = || {
+            let holder = Holder::read(disk.path()).unwrap_or(Holder::UNKNOWN);
+            StoreError::Locked { root: disk.path().to_owned(), holder }
+        };
+        let directory = File::open(disk.path()).map_err(|e| StoreError::io("open", disk.path(), e))?;
+        let directory = match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Some(directory),
+            Err(Errno::WOULDBLOCK) => return Err(locked()),
+            // Some network file systems lock what is open for writing alone, and no directory is.
+            Err(_) => None,
+        };
         let path = Path::new(LOCK);
         let file = disk.open_or_create(path).map_err(|e| StoreError::io("open", path, e))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { file: Mutex::new(file) }),
-            Err(Errno::WOULDBLOCK) => {
-                let holder = Holder::read(disk.path()).unwrap_or(Holder { pid: 0, socket: None });
-                Err(StoreError::Locked { root: disk.path().to_owned(), holder })
-            }
+            Ok(()) => Ok(Self { file: Mutex::new(file), command, _directory: directory }),
+            Err(Errno::WOULDBLOCK) => Err(locked()),
             Err(error) => Err(StoreError::io("lock", path, error.into())),
         }
     }
 
     /// Writes who holds the lock. Not being able to (full disk) costs others the information, nothing else.
     pub(super) fn announce(&self, disk: &Disk, socket: Option<&Path>) -> io::Result<()> {
-        let holder = Holder { pid: std::process::id(), socket: socket.map(Path::to_owned) };
+        let socket = socket.filter(|_| self.command.is_none()).map(Path::to_owned);
+        let holder = Holder { pid: std::process::id(), socket, command: self.command.map(str::to_owned) };
         let text = serde_json::to_vec(&holder)?;
         let file = self.file.lock();
         disk.set_len(&file, 0)?;
@@ -87,13 +111,26 @@ mod tests {
     fn the_second_is_told_who_the_first_is() {
         let root = tempfile::tempdir().unwrap();
         let disk = Disk::open(root.path()).unwrap();
-        let lock = RootLock::take(&disk).unwrap();
+        let lock = RootLock::take(&disk, None).unwrap();
         lock.announce(&disk, Some(Path::new("/run/long/first.sock"))).unwrap();
         lock.announce(&disk, Some(Path::new("/run/a.sock"))).unwrap();
-        let error = RootLock::take(&disk).unwrap_err().to_string();
+        let error = RootLock::take(&disk, None).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         assert!(error.contains("/run/a.sock"), "{error}");
+        std::fs::remove_file(root.path().join(LOCK)).unwrap();
+        assert!(RootLock::take(&disk, None).is_err(), "without the file it is locked as well");
+        assert!(!root.path().join(LOCK).exists(), "who is refused makes none");
         drop(lock);
-        assert!(RootLock::take(&disk).is_ok(), "a dropped lock is free");
+        let lock = RootLock::take(&disk, Some("verify")).unwrap();
+        lock.announce(&disk, Some(Path::new("/run/a.sock"))).unwrap();
+        let error = RootLock::take(&disk, None).unwrap_err().to_string();
+        assert!(error.contains("`ocistern verify`, process") && !error.contains("a.sock"), "{error}");
+        drop(lock);
+        // As versions do it that know of the file alone.
+        let file = File::open(root.path().join(LOCK)).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(RootLock::take(&disk, None).is_err());
+        drop(file);
+        assert!(RootLock::take(&disk, None).is_ok(), "a dropped lock is free");
     }
 }

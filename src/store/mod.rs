@@ -59,7 +59,7 @@ mod tests;
 mod work;
 mod writer;
 
-pub use blob::{StoredBlob, Trust};
+pub use blob::{Quarantined, StoredBlob, Trust};
 pub use error::StoreError;
 pub use gc::{Collected, Victim};
 pub use inventory::{Image, Platform, RepositoryUsage, Usage};
@@ -68,7 +68,7 @@ pub use lock::Holder;
 pub use marks::{SETTLES_WITHIN, Suspicion};
 pub use pins::PinOf;
 pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
-pub use rehash::{AtOnce, Before, Checked, Pace, Verified, WrongBlob};
+pub use rehash::{AtOnce, Before, Checked, Pace, Unreadable, Verified, WrongBlob};
 pub use remove::{Removed, RemovedFrom, RemovedImage};
 pub use spool::{Spool, SpoolReader};
 pub use writer::{BlobWriter, Remnant};
@@ -192,22 +192,44 @@ impl Store {
         Self::open_on(disk, options, metrics, source).map_err(|error| error.within(&root))
     }
 
+    /// As [`Store::open`], for the work of a command: whoever comes meanwhile is told of it.
+    ///
+    /// # Errors
+    /// As of [`Store::open`].
+    pub fn open_for(command: &'static str, options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
+        let disk = Arc::new(Disk::open(&options.root)?);
+        let root = disk.path().to_owned();
+        let source = |root: &Path| -> Box<dyn Source> { Box::new(SledSource(root.to_owned())) };
+        Self::open_by(disk, options, metrics, source, Some(command)).map_err(|error| error.within(&root))
+    }
+
     fn open_on(
         disk: Arc<Disk>,
         options: StoreOptions,
         metrics: Metrics,
         source: impl FnOnce(&Path) -> Box<dyn Source>,
     ) -> Result<Self, StoreError> {
+        Self::open_by(disk, options, metrics, source, None)
+    }
+
+    fn open_by(
+        disk: Arc<Disk>,
+        options: StoreOptions,
+        metrics: Metrics,
+        source: impl FnOnce(&Path) -> Box<dyn Source>,
+        command: Option<&'static str>,
+    ) -> Result<Self, StoreError> {
         let StoreOptions { capacity, durability, keep, origins, clock, .. } = options;
         let timeline = Arc::new(Timeline::new(clock));
         // Before the lock, which makes a file.
         layout::check_foreign(&disk)?;
-        let lock = RootLock::take(&disk)?;
-        layout::prepare(&disk)?;
+        let lock = RootLock::take(&disk, command)?;
+        // At once: what the last holder wrote is not true any more.
         let socket = disk.path().join("ocistern.sock");
         if let Err(error) = lock.announce(&disk, Some(&socket)) {
             tracing::warn!(%error, "the lock file could not be written");
         }
+        layout::prepare(&disk)?;
         recover::remove_temporary(&disk);
         let records = Records::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk));

@@ -1,27 +1,37 @@
 //! Pins: names whose content is never evicted, by the configuration or by command.
 //!
 //! What a pin keeps is worked out from the refs: the manifest that the name means now and all that it is made of, here
-//! already or still to come. It follows the tag; what the tag meant before can go.
+//! already or still to come. It follows the tag; what the tag meant before can go. What cannot be read is no reason to let
+//! go: while a directory cannot be listed nothing is evicted, and where a tag or its manifest is damaged all that its
+//! repository links stays.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::gated::Gated;
 use super::layout::{self, STATE};
 use super::order::Short;
+use super::record::{Found, Records};
 use super::recover::Walk;
 use super::refs::TagRecord;
-use super::{Inner, Store, StoreError};
+use super::{Disk, Inner, Store, StoreError};
 use crate::config::Pin;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName};
 
 /// Directory of the pins that were made by command.
 const PINS: &str = "pins";
+/// End of the name of a pin's second file.
+const COPY: &str = ".copy";
+/// How soon it is tried again to find out what the pins keep, when that failed.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The pins of a store.
 #[derive(Debug)]
@@ -40,6 +50,8 @@ pub(super) struct Pins {
 struct State {
     /// By command.
     made: Vec<Pin>,
+    /// Those were not read yet: it failed.
+    unread: bool,
     /// What was pinned while all refs are being looked at.
     meanwhile: Option<HashSet<Short>>,
 }
@@ -56,9 +68,11 @@ pub struct PinOf {
 // === impl Pins ===
 
 impl Pins {
-    pub(super) fn new(configured: Vec<Pin>, made: Vec<Pin>) -> Self {
-        let settled = AtomicBool::new(configured.is_empty() && made.is_empty());
-        let state = Gated::new(State { made, meanwhile: None });
+    /// With those that were made by command, if they could be read.
+    pub(super) fn new(configured: Vec<Pin>, made: Result<Vec<Pin>, StoreError>) -> Self {
+        let settled = AtomicBool::new(configured.is_empty() && made.as_ref().is_ok_and(Vec::is_empty));
+        let unread = made.is_err();
+        let state = Gated::new(State { made: made.unwrap_or_default(), unread, meanwhile: None });
         Self { configured, state, settling: Gated::default(), settled, stale: Notify::new() }
     }
 
@@ -72,7 +86,8 @@ impl Pins {
         self.configured.iter().cloned().chain(made).collect()
     }
 
-    fn keeps(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> bool {
+    /// Whether a pin of tags means this one.
+    pub(super) fn keeps(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> bool {
         let state = self.state.lock();
         self.configured.iter().chain(&state.made).any(|pin| pin.matches(up, repo, tag))
     }
@@ -94,9 +109,9 @@ impl Store {
             if inner.pins.state.lock().made.contains(&pin) {
                 return Ok(false);
             }
-            inner.records.write_through(&inner.disk, &inner.group, &path_of(&pin), &pin)?;
+            inner.write_pin(&pin)?;
             inner.pins.state.lock().made.push(pin);
-            inner.settle_pins();
+            inner.settle_pins_soon();
             Ok(true)
         };
         self.blocking(work).await
@@ -109,10 +124,13 @@ impl Store {
             {
                 let made = &mut inner.pins.state.lock().made;
                 let Some(at) = made.iter().position(|one| *one == pin) else { return Ok(false) };
-                inner.remove_record(&path_of(&pin))?;
+                // The copy first: if that is all that is done, the pin stays.
+                for path in paths_of(&pin).iter().rev() {
+                    inner.remove_record(path)?;
+                }
                 made.swap_remove(at);
             }
-            inner.settle_pins();
+            inner.settle_pins_soon();
             Ok(true)
         };
         self.blocking(work).await
@@ -120,14 +138,31 @@ impl Store {
 
     /// Works out what the pins keep, now and whenever a look at all refs is needed.
     pub(super) async fn keep_pins(&self, stop: &CancellationToken) {
+        let mut failing = false;
         loop {
-            let settle = |inner: &Arc<Inner>| {
-                inner.settle_pins();
-                Ok(())
+            let failed = match self.blocking(|inner| inner.settle_pins()).await {
+                Ok(()) => false,
+                Err(StoreError::Stopped) => return,
+                Err(error) => {
+                    if !failing {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(
+                            error,
+                            "what is pinned cannot be found out: nothing is evicted before it is known"
+                        );
+                    }
+                    true
+                }
             };
-            if self.blocking(settle).await.is_err()
-                || stop.run_until_cancelled(self.0.pins.stale.notified()).await.is_none()
-            {
+            if failing && !failed {
+                tracing::info!("what is pinned is known again");
+            }
+            failing = failed;
+            let again = async {
+                let stale = self.0.pins.stale.notified();
+                if failing { drop(timeout(AGAIN, stale).await) } else { stale.await }
+            };
+            if stop.run_until_cancelled(again).await.is_none() {
                 return;
             }
         }
@@ -137,44 +172,149 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
-    /// The pins that were made by command. What cannot be read is left out, and warned about.
-    pub(super) fn read_pins(records: &super::Records, disk: &super::Disk) -> Vec<Pin> {
-        let directory = Path::new(STATE).join(PINS);
-        let Ok(listing) = disk.list(&directory) else { return Vec::new() };
-        let mut pins: Vec<Pin> =
-            listing.flatten().filter_map(|entry| records.read(disk, &directory.join(entry.name))).collect();
+    /// The pins that were made by command. Each is in two files, and one that is damaged or missing is written anew from
+    /// the other; where both are, the pin is lost, which is warned about, and told by `verify` and `gc`.
+    ///
+    /// # Errors
+    /// What the file system said: then it is not known which pins there are.
+    pub(super) fn read_pins(records: &Records, disk: &Disk) -> Result<Vec<Pin>, StoreError> {
+        let mut pins = Vec::new();
+        for name in pin_names(disk)? {
+            let paths = [directory().join(&name), directory().join(name + COPY)];
+            let [first, copy] = &paths;
+            let found = [Records::look::<Pin>(disk, first)?, Records::look::<Pin>(disk, copy)?];
+            let whole = found.iter().all(|found| matches!(found, Found::Record(_)));
+            let Some(pin) = found.into_iter().find_map(Found::record) else {
+                tracing::error!(path = %first.display(), "a pin by command is damaged, and with it what it kept: pin it again");
+                continue;
+            };
+            if !whole {
+                tracing::warn!(%pin, "a damaged or missing file of this pin is written anew");
+                for path in &paths {
+                    if let Err(error) = records.write_through(disk, path, &pin) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "a pin could not be written");
+                    }
+                }
+            }
+            pins.push(pin);
+        }
         pins.sort();
-        pins
+        Ok(pins)
+    }
+
+    /// The files of pins that cannot be read. With `repair`, those of pins that are known are written anew.
+    pub(super) fn damaged_pins(&self, repair: bool) -> Result<Vec<PathBuf>, StoreError> {
+        let mut damaged = Vec::new();
+        for name in pin_names(&self.disk)? {
+            for path in [directory().join(&name), directory().join(name.clone() + COPY)] {
+                if Records::look::<Pin>(&self.disk, &path)? == Found::Damaged {
+                    damaged.push(path);
+                }
+            }
+        }
+        if repair {
+            let made = self.pins.state.lock().made.clone();
+            for pin in made.iter().filter(|pin| paths_of(pin).iter().any(|path| damaged.contains(path))) {
+                self.write_pin(pin)?;
+            }
+        }
+        Ok(damaged)
+    }
+
+    fn write_pin(&self, pin: &Pin) -> Result<(), StoreError> {
+        paths_of(pin).iter().try_for_each(|path| self.records.write_through(&self.disk, path, pin))
+    }
+
+    /// The pins have changed. What cannot be found out now is tried again in the background, and nothing goes before.
+    fn settle_pins_soon(&self) {
+        if let Err(error) = self.settle_pins() {
+            tracing::debug!(error = &error as &dyn std::error::Error, "what is pinned cannot be found out");
+            self.unsettle_pins();
+        }
+    }
+
+    fn unsettle_pins(&self) {
+        self.pins.settled.store(false, Ordering::Release);
+        self.pins.stale.notify_one();
     }
 
     /// Looks at all refs for what the pins keep. Blocks.
-    pub(super) fn settle_pins(&self) {
+    ///
+    /// # Errors
+    /// Something cannot be read, and what was known stands.
+    pub(super) fn settle_pins(&self) -> Result<(), StoreError> {
         let _one = self.pins.settling.lock();
+        if self.pins.state.lock().unread {
+            let made = Self::read_pins(&self.records, &self.disk)?;
+            let mut state = self.pins.state.lock();
+            state.unread = false;
+            let known = std::mem::take(&mut state.made);
+            state.made.extend(made.into_iter().chain(known).collect::<BTreeSet<_>>());
+        }
         let pins = self.pins.all();
         self.pins.state.lock().meanwhile = Some(HashSet::new());
+        let kept = self.kept_by(&pins);
+        let mut state = self.pins.state.lock();
+        let meanwhile = state.meanwhile.take();
+        let mut kept = kept?;
+        kept.extend(meanwhile.into_iter().flatten());
+        self.books.with_order(|order| order.set_pinned(kept));
+        drop(state);
+        self.pins.settled.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn kept_by(&self, pins: &[Pin]) -> Result<HashSet<Short>, StoreError> {
         let mut kept = HashSet::new();
-        let mut keep = |digest: &Digest| kept.extend(self.parts_of(digest).iter().map(Short::from));
-        for digest in pins.iter().filter_map(Pin::digest) {
-            keep(digest);
+        let mut keep = |digest: &Digest| {
+            let parts = self.certain_parts_of(digest)?;
+            kept.extend(parts.iter().flatten().map(Short::from));
+            Ok::<_, StoreError>(parts.is_some())
+        };
+        // Those of a manifest that is damaged: nobody knows which repository's it is.
+        let mut doubted = Vec::new();
+        for pin in pins {
+            if let Some(digest) = pin.digest()
+                && !keep(digest)?
+            {
+                doubted.push(pin);
+            }
+        }
+        let mut repositories = BTreeSet::new();
+        if !doubted.is_empty() {
+            let all = self.repositories()?.into_iter();
+            repositories.extend(all.filter(|(up, repo)| doubted.iter().any(|pin| pin.is_about(up, repo))));
         }
         let upstreams: HashSet<&UpstreamName> =
             pins.iter().filter(|pin| pin.digest().is_none()).map(|pin| &pin.upstream).collect();
         for up in upstreams {
-            let Ok(mut walk) = Walk::new(&self.disk, layout::upstream(up)) else { continue };
+            let directory = layout::upstream(up);
+            if !self.exists(&directory)? {
+                continue;
+            }
+            let mut walk = Walk::new(&self.disk, directory)?;
             while let Some(path) = walk.next(&self.disk) {
-                if let Some((up, repo, tag)) = layout::parse_tag(&path)
-                    && pins.iter().any(|pin| pin.matches(&up, &repo, &tag))
-                    && let Some(record) = self.records.read::<TagRecord>(&self.disk, &path)
-                {
-                    keep(&record.digest);
+                self.check_open()?;
+                let path = path?;
+                let Some((up, repo, tag)) = layout::parse_tag(&path) else { continue };
+                if !pins.iter().any(|pin| pin.matches(&up, &repo, &tag)) {
+                    continue;
+                }
+                let certain = match Records::look::<TagRecord>(&self.disk, &path)? {
+                    Found::Record(record) => keep(&record.digest)?,
+                    Found::Damaged => false,
+                    Found::Nothing => true,
+                };
+                if !certain {
+                    repositories.insert((up, repo));
                 }
             }
         }
-        let mut state = self.pins.state.lock();
-        kept.extend(state.meanwhile.take().into_iter().flatten());
-        self.books.with_order(|order| order.set_pinned(kept));
-        drop(state);
-        self.pins.settled.store(true, Ordering::Release);
+        for (up, repo) in repositories {
+            tracing::warn!(%up, %repo, "a pinned tag or its manifest is damaged: all of its repository is kept until it is fetched anew");
+            kept.extend(self.linked(&up, &repo)?.iter().map(Short::from));
+        }
+        Ok(kept)
     }
 
     /// A tag means `now`, and meant `before`. Blocks.
@@ -188,7 +328,11 @@ impl Inner {
             return;
         }
         if let Some(now) = now {
-            self.add_pinned(self.parts_of(now).iter().map(Short::from).collect());
+            self.add_pinned(vec![Short::from(now)]);
+            match self.certain_parts_of(now) {
+                Ok(Some(parts)) => self.add_pinned(parts.iter().map(Short::from).collect()),
+                Ok(None) | Err(_) => self.unsettle_pins(),
+            }
         }
         if before.is_some() {
             self.pins.stale.notify_one();
@@ -212,8 +356,24 @@ impl Inner {
     }
 }
 
-/// `state/pins/HASH`: a pattern may be longer than a file's name.
-fn path_of(pin: &Pin) -> PathBuf {
+/// `state/pins`.
+fn directory() -> PathBuf {
+    Path::new(STATE).join(PINS)
+}
+
+/// `state/pins/HASH` and its copy: a pattern may be longer than a file's name.
+fn paths_of(pin: &Pin) -> [PathBuf; 2] {
     let name = Digest::of(Algorithm::Sha256, pin.to_string().as_bytes()).hex();
-    Path::new(STATE).join(PINS).join(name)
+    [directory().join(&name), directory().join(name + COPY)]
+}
+
+/// The names of pins' files, without that of the copy.
+fn pin_names(disk: &Disk) -> Result<BTreeSet<String>, StoreError> {
+    let fail = |e: io::Error| StoreError::io("list", &directory(), e);
+    let listing = match disk.list(&directory()) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(fail(error)),
+    };
+    listing.map(|entry| entry.map(|entry| entry.name.trim_end_matches(COPY).to_owned()).map_err(fail)).collect()
 }

@@ -78,6 +78,18 @@ enum Mode {
     Private,
 }
 
+// === impl Found ===
+
+impl<T> Found<T> {
+    /// The record, where there is one.
+    pub(super) fn record(self) -> Option<T> {
+        match self {
+            Self::Record(record) => Some(record),
+            Self::Nothing | Self::Damaged => None,
+        }
+    }
+}
+
 // === impl Records ===
 
 impl Records {

@@ -152,23 +152,25 @@ impl Store {
     }
 
     async fn scan_refs(&self) -> Result<(), StoreError> {
-        let open = |inner: &Arc<Inner>| {
-            Walk::new(&inner.disk, REFS.into()).map_err(|e| StoreError::io("list", Path::new(REFS), e))
-        };
-        let mut walk = self.blocking(open).await?;
+        let mut walk = self.blocking(|inner| Walk::new(&inner.disk, REFS.into())).await?;
+        // What can be listed is looked at before the first failure is told.
+        let mut failed = None;
         loop {
             let step = move |inner: &Arc<Inner>| {
                 for _ in 0..FILE_STEP {
                     match walk.next(&inner.disk) {
-                        Some(path) => inner.scan_ref(&path),
-                        None => return Ok(None),
+                        Some(Ok(path)) => inner.scan_ref(&path),
+                        Some(Err(error)) => drop(failed.get_or_insert(error)),
+                        None => return Ok((None, failed)),
                     }
                 }
-                Ok(Some(walk))
+                Ok((Some(walk), failed))
             };
-            match self.blocking(step).await? {
+            let next;
+            (next, failed) = self.blocking(step).await?;
+            match next {
                 Some(next) => walk = next,
-                None => return Ok(()),
+                None => return failed.map_or(Ok(()), Err),
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -247,27 +249,37 @@ impl Inner {
 // === impl Walk ===
 
 impl Walk {
-    pub(super) fn new(disk: &Disk, path: PathBuf) -> io::Result<Self> {
-        let listing = disk.list(&path)?;
+    pub(super) fn new(disk: &Disk, path: PathBuf) -> Result<Self, StoreError> {
+        let listing = disk.list(&path).map_err(|e| StoreError::io("list", &path, e))?;
         Ok(Self { levels: vec![(path, listing)] })
     }
 
-    /// The next file.
-    pub(super) fn next(&mut self, disk: &Disk) -> Option<PathBuf> {
+    /// The next file, or a directory that cannot be listed (to its end): what is in it is not known, and nobody may take
+    /// it for empty. The walk goes on behind it.
+    pub(super) fn next(&mut self, disk: &Disk) -> Option<Result<PathBuf, StoreError>> {
         loop {
             let (path, listing) = self.levels.last_mut()?;
             match listing.next() {
                 Some(Ok(entry)) if entry.is_dir => {
-                    let below = path.join(&entry.name);
                     // Trees that were set aside belong to nobody.
-                    if !entry.name.contains("~aside-")
-                        && let Ok(listing) = disk.list(&below)
-                    {
-                        self.levels.push((below, listing));
+                    if entry.name.contains("~aside-") {
+                        continue;
+                    }
+                    let below = path.join(&entry.name);
+                    match disk.list(&below) {
+                        Ok(listing) => self.levels.push((below, listing)),
+                        // Emptied and removed in between.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => return Some(Err(StoreError::io("list", &below, error))),
                     }
                 }
-                Some(Ok(entry)) => return Some(path.join(entry.name)),
-                Some(Err(_)) | None => drop(self.levels.pop()),
+                Some(Ok(entry)) => return Some(Ok(path.join(entry.name))),
+                Some(Err(error)) => {
+                    let error = StoreError::io("list", path, error);
+                    self.levels.pop();
+                    return Some(Err(error));
+                }
+                None => drop(self.levels.pop()),
             }
         }
     }

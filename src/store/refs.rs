@@ -249,6 +249,12 @@ impl Store {
         self.blocking(remove).await
     }
 
+    /// Whether anything of this upstream was ever stored.
+    pub async fn has_refs_of(&self, up: &UpstreamName) -> Result<bool, StoreError> {
+        let path = layout::upstream(up);
+        self.blocking(move |inner| inner.exists(&path)).await
+    }
+
     /// Who may read a repository, if that was ever found out; since when may be in the future, by a clock that was wrong.
     pub async fn access(&self, up: &UpstreamName, repo: &RepoName) -> Result<Option<AccessRecord>, StoreError> {
         let path = layout::access(up, repo);

@@ -1,16 +1,19 @@
 //! Hashing stored blobs again: one at a time, at a pace. A right one gets a new stamp, a wrong one goes to quarantine
 //! and is fetched anew when it is next asked for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
+use super::blob::Quarantined;
+use super::layout::{self, REFS};
 use super::survey::Survey;
-use super::{Inner, Store, StoreError, StoredBlob, layout};
+use super::{Inner, Store, StoreError, StoredBlob};
 use crate::config::ImagePattern;
 use crate::oci::{Algorithm, Digest, Hasher};
 
@@ -19,15 +22,15 @@ const STEP: u64 = 1 << 20;
 /// Names that are read of a directory at a time.
 const NAMES: usize = 500;
 /// Refs that are named of a blob that was wrong.
-const REFS: usize = 16;
+const LEADING: usize = 16;
 
 /// What hashing a stored blob has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checked {
     /// It is what its digest names, and its next read needs no check.
     Right,
-    /// It is not, or it could not be read; it is in quarantine.
-    Wrong,
+    /// It is not, or it could not be read, and is out of the way.
+    Wrong(Quarantined),
 }
 
 /// What a verification has found.
@@ -39,10 +42,23 @@ pub struct Verified {
     pub bytes: u64,
     /// Those that were wrong.
     pub wrong: Vec<WrongBlob>,
+    /// What could not be looked at, or could not be moved out of the way.
+    #[serde(default)]
+    pub unreadable: Vec<Unreadable>,
+    /// Patterns that mean nothing in the store.
+    #[serde(default)]
+    pub unmatched: Vec<String>,
+    /// Under a pattern: manifests that were asked for, and configurations and layers of stored manifests, that are not
+    /// stored. Platforms of an index that nobody has asked for are none.
+    #[serde(default)]
+    pub missing: Vec<Digest>,
     /// Tags, links and other records that cannot be read. Not looked for under a pattern.
     pub damaged_records: u64,
     /// Tags and links older than an hour whose blob is not there: no damage, it is fetched when it is asked for.
     pub broken_refs: u64,
+    /// Files of pins that cannot be read, as in [`super::Collected`].
+    #[serde(default)]
+    pub damaged_pins: Vec<PathBuf>,
     /// Whether these, and the index, were repaired.
     pub repaired: bool,
 }
@@ -56,6 +72,18 @@ pub struct WrongBlob {
     pub bytes: u64,
     /// Some of what leads to it, as names of images.
     pub names: Vec<String>,
+    /// Whether the file is in quarantine; else it was removed.
+    #[serde(default)]
+    pub kept: bool,
+}
+
+/// What could not be verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// The file or directory, from the root.
+    pub path: PathBuf,
+    /// Why not.
+    pub error: String,
 }
 
 /// Nothing to wait for: somebody does already.
@@ -75,7 +103,27 @@ pub struct Pace {
 impl Verified {
     /// Whether nothing was wrong.
     pub fn is_clean(&self) -> bool {
-        self.wrong.is_empty() && self.damaged_records == 0
+        self.wrong.is_empty()
+            && self.unreadable.is_empty()
+            && self.unmatched.is_empty()
+            && self.missing.is_empty()
+            && self.damaged_pins.is_empty()
+            && self.damaged_records == 0
+    }
+
+    /// It could not be looked at, which is no reason to stop; that the store is closed is.
+    fn unreadable(&mut self, path: PathBuf, error: StoreError) -> Result<(), StoreError> {
+        if matches!(error, StoreError::Stopped) {
+            return Err(error);
+        }
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        self.unreadable.push(Unreadable { path, error: text });
+        Ok(())
     }
 }
 
@@ -141,14 +189,12 @@ impl Store {
                 Ok(read) => at += read as u64,
                 Err(error) => {
                     tracing::error!(%digest, %error, "a stored blob cannot be read; it is set aside");
-                    self.quarantine(digest, blob).await?;
-                    return Ok(Checked::Wrong);
+                    return self.quarantine(digest, blob).await.map(Checked::Wrong);
                 }
             }
         }
         if state.0.finish() != *digest {
-            self.quarantine(digest, blob).await?;
-            return Ok(Checked::Wrong);
+            return self.quarantine(digest, blob).await.map(Checked::Wrong);
         }
         // A stamp that cannot be written costs another check next time, nothing else.
         if let Err(error) = self.mark_verified(digest, blob).await {
@@ -169,75 +215,107 @@ impl Store {
         let mut report = Verified::default();
         let mut pace = Pace::new(rate);
         if let Some(pattern) = pattern {
-            for digest in self.blocking(move |inner| inner.reached_by(&pattern)).await? {
+            let name = pattern.to_string();
+            let (reached, missing) = self.blocking(move |inner| inner.reached_by(&pattern)).await?;
+            if reached.is_empty() {
+                report.unmatched.push(name);
+            }
+            report.missing = missing;
+            for digest in reached {
                 self.verify_blob(&digest, &mut pace, &mut report).await?;
             }
             return Ok(report);
         }
         for algorithm in Algorithm::ALL {
-            let directory = layout::blob_dir(algorithm);
-            let open = move |inner: &Arc<Inner>| {
-                inner.disk.list(&directory).map_err(|e| StoreError::io("list", &directory, e))
-            };
-            let mut listing = self.blocking(open).await?;
-            loop {
-                let step = move |_: &Arc<Inner>| {
-                    let names: Vec<_> = listing.by_ref().take(NAMES).flatten().map(|entry| entry.name).collect();
-                    Ok((listing, names))
-                };
-                let names;
-                (listing, names) = self.blocking(step).await?;
-                if names.is_empty() {
-                    break;
-                }
-                for digest in names.iter().filter_map(|name| Digest::from_parts(algorithm, name).ok()) {
-                    self.verify_blob(&digest, &mut pace, &mut report).await?;
-                }
-            }
+            self.verify_directory(algorithm, &mut pace, &mut report).await?;
         }
-        let records = self.repair(!repair).await?;
-        report.damaged_records = records.damaged_records;
-        report.broken_refs = records.broken_refs;
-        report.repaired = repair;
+        match self.repair(!repair).await {
+            Ok(records) => {
+                report.damaged_records = records.damaged_records;
+                report.broken_refs = records.broken_refs;
+                report.damaged_pins = records.damaged_pins;
+                report.repaired = repair;
+            }
+            Err(error) => report.unreadable(REFS.into(), error)?,
+        }
         Ok(report)
     }
 
-    async fn verify_blob(&self, digest: &Digest, pace: &mut Pace, report: &mut Verified) -> Result<(), StoreError> {
-        let blob = match self.peek(digest).await {
-            Ok(Some(blob)) => blob,
-            // Evicted meanwhile.
-            Ok(None) => return Ok(()),
-            Err(StoreError::Stopped) => return Err(StoreError::Stopped),
-            Err(error) => {
-                if !self.quarantine_if_no_file(digest).await? {
-                    return Err(error);
-                }
-                report.wrong.push(WrongBlob { digest: *digest, bytes: 0, names: self.names_of(digest).await? });
+    async fn verify_directory(
+        &self,
+        algorithm: Algorithm,
+        pace: &mut Pace,
+        report: &mut Verified,
+    ) -> Result<(), StoreError> {
+        let directory = layout::blob_dir(algorithm);
+        let open = |directory: PathBuf| {
+            move |inner: &Arc<Inner>| inner.disk.list(&directory).map_err(|e| StoreError::io("list", &directory, e))
+        };
+        let mut listing = match self.blocking(open(directory.clone())).await {
+            Ok(listing) => listing,
+            Err(error) => return report.unreadable(directory, error),
+        };
+        loop {
+            let step = move |_: &Arc<Inner>| {
+                let names: Vec<_> = listing.by_ref().take(NAMES).collect();
+                Ok((listing, names))
+            };
+            let names;
+            (listing, names) = self.blocking(step).await?;
+            if names.is_empty() {
                 return Ok(());
             }
-        };
-        report.blobs += 1;
-        report.bytes += blob.len;
-        if self.check(digest, &blob, pace).await? == Checked::Wrong {
-            report.wrong.push(WrongBlob { digest: *digest, bytes: blob.len, names: self.names_of(digest).await? });
+            for entry in names {
+                match entry {
+                    Ok(entry) => {
+                        if let Ok(digest) = Digest::from_parts(algorithm, &entry.name) {
+                            self.verify_blob(&digest, pace, report).await?;
+                        }
+                    }
+                    // What is behind it is not known.
+                    Err(error) => {
+                        let error = StoreError::io("list", &directory, error);
+                        return report.unreadable(directory, error);
+                    }
+                }
+            }
         }
+    }
+
+    async fn verify_blob(&self, digest: &Digest, pace: &mut Pace, report: &mut Verified) -> Result<(), StoreError> {
+        let (bytes, became) = match self.peek(digest).await {
+            Ok(Some(blob)) => {
+                report.blobs += 1;
+                report.bytes += blob.len;
+                match self.check(digest, &blob, pace).await {
+                    Ok(Checked::Right) => return Ok(()),
+                    Ok(Checked::Wrong(became)) => (blob.len, became),
+                    Err(error) => return report.unreadable(layout::blob(digest), error),
+                }
+            }
+            // Evicted meanwhile.
+            Ok(None) => return Ok(()),
+            Err(error) => match self.quarantine_if_no_file(digest).await {
+                Ok(Some(became)) => (0, became),
+                Ok(None) => return report.unreadable(layout::blob(digest), error),
+                Err(error) => return report.unreadable(layout::blob(digest), error),
+            },
+        };
+        let (names, kept) = (self.names_of(digest).await?, became == Quarantined::Kept);
+        report.wrong.push(WrongBlob { digest: *digest, bytes, names, kept });
         Ok(())
     }
 
-    /// What stands under a blob's name and is no regular file, such as a link, goes to quarantine. Whether it was so.
-    pub(super) async fn quarantine_if_no_file(&self, digest: &Digest) -> Result<bool, StoreError> {
+    /// What stands under a blob's name and is no regular file, such as a link, goes to quarantine. None if it is not so.
+    pub(super) async fn quarantine_if_no_file(&self, digest: &Digest) -> Result<Option<Quarantined>, StoreError> {
         let digest = *digest;
-        let work = move |inner: &Arc<Inner>| match inner.disk.metadata(&layout::blob(&digest)) {
-            Ok(found) if !found.is_file() => inner.quarantine_blob(&digest, found.ino()).map(|()| true),
-            _ => Ok(false),
-        };
-        self.blocking(work).await
+        self.blocking(move |inner| inner.quarantine_no_file(&digest)).await
     }
 
     async fn names_of(&self, digest: &Digest) -> Result<Vec<String>, StoreError> {
         let digest = *digest;
         let names = move |inner: &Arc<Inner>| {
-            let refs = inner.hints.refs(&digest, None, REFS).found;
+            let refs = inner.hints.refs(&digest, None, LEADING).found;
             Ok(refs.iter().filter_map(|path| Inner::name_of_ref(path)).collect())
         };
         self.blocking(names).await
@@ -247,10 +325,12 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
-    /// The stored and other blobs to which the images lead that a pattern means.
-    fn reached_by(&self, pattern: &ImagePattern) -> Result<HashSet<Digest>, StoreError> {
+    /// The stored and other blobs to which the images lead that a pattern means; and what is not there of them although
+    /// somebody has asked for it.
+    fn reached_by(&self, pattern: &ImagePattern) -> Result<(HashSet<Digest>, Vec<Digest>), StoreError> {
         let mut survey = Survey::new(self);
         let mut reached = HashSet::new();
+        let mut wanted = BTreeSet::new();
         for (up, repo) in self.repositories()? {
             if !pattern.is_about(&up, &repo) {
                 continue;
@@ -259,16 +339,26 @@ impl Inner {
             if pattern.is_whole() {
                 reached.extend(contents.links.keys());
             }
-            reached.extend(contents.links.keys().filter(|digest| pattern.digest() == Some(*digest)));
+            let named = contents.links.keys().filter(|digest| pattern.digest() == Some(*digest));
+            wanted.extend(named.clone().copied());
+            reached.extend(named);
             for (tag, digest) in contents.roots(&mut survey)? {
                 if pattern.selects(tag.as_ref(), &digest) {
                     let mut below = HashSet::new();
                     contents.reach(&mut survey, &digest, &mut below)?;
+                    wanted.insert(digest);
                     reached.extend(below);
                 }
             }
         }
-        Ok(reached)
+        for digest in &reached {
+            let node = survey.node(digest)?;
+            if !node.info.is_index {
+                wanted.extend(&node.info.children);
+            }
+        }
+        let missing = wanted.into_iter().filter(|digest| survey.len(digest).is_none()).collect();
+        Ok((reached, missing))
     }
 }
 

@@ -22,6 +22,9 @@ pub struct Removed {
     pub dry_run: bool,
     /// The images, in order of their names.
     pub images: Vec<RemovedImage>,
+    /// Of these, names that a pin keeps: what goes is fetched when it is asked for, and stays then.
+    #[serde(default)]
+    pub pinned: Vec<String>,
     /// The patterns that meant no image.
     pub unmatched: Vec<String>,
     /// Blobs to which nothing leads any more.
@@ -235,6 +238,11 @@ impl Inner {
             Removed { dry_run, unmatched: unmatched.map(|(p, _)| p.to_string()).collect(), ..Removed::default() };
         report.images = plans.iter().flat_map(|plan| plan.images.iter().cloned()).collect();
         report.images.sort_by(|a, b| a.name.cmp(&b.name));
+        for Plan { up, repo, tags, .. } in &plans {
+            let pinned = tags.iter().filter(|(tag, _)| self.pins.keeps(up, repo, tag));
+            report.pinned.extend(pinned.map(|(tag, digest)| image_name(up, repo, Some(tag), digest)));
+        }
+        report.pinned.sort();
         if plans.is_empty() {
             return Ok((report, Vec::new()));
         }

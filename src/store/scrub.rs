@@ -24,6 +24,8 @@ const SETTLE: Duration = Duration::from_mins(5);
 const KEEP_EVERY: Duration = Duration::from_mins(1);
 /// How soon after a download it goes on.
 const GIVE_WAY: Duration = Duration::from_secs(1);
+/// How long it gives way in one pass: where something is always being downloaded, it would never get anywhere.
+const GIVE_WAY_AT_MOST: Duration = Duration::from_hours(24);
 /// Longest wait without a look at the clock, which may be set.
 const LOOK: Duration = Duration::from_mins(10);
 /// Blobs that are asked of the index at a time.
@@ -44,6 +46,8 @@ struct Turn {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     pace: Pace,
+    /// How long it has given way to downloads in this pass.
+    given: Duration,
 }
 
 // === impl Store ===
@@ -55,7 +59,7 @@ impl Store {
         let Ok(mut position) = self.blocking(|inner| Ok(inner.scrub_position())).await else { return };
         let metrics = self.0.metrics.clone();
         metrics.scrub_last_pass.set(position.last_pass.map_or(0, Timestamp::as_second));
-        let mut turn = Turn { pace: Pace::new(Some(plan.rate)), clock, metrics, plan };
+        let mut turn = Turn { pace: Pace::new(Some(plan.rate)), clock, metrics, plan, given: Duration::ZERO };
         if stop.run_until_cancelled(sleep(SETTLE)).await.is_none() {
             return;
         }
@@ -72,6 +76,7 @@ impl Store {
                 Some(Ok(true)) => {
                     let now = timestamp(turn.clock.now());
                     position = Position { after: None, last_pass: Some(now) };
+                    turn.given = Duration::ZERO;
                     turn.metrics.scrub_last_pass.set(now.as_second());
                     tracing::info!("everything that is stored was hashed again");
                     false
@@ -105,18 +110,17 @@ impl Store {
             for digest in next {
                 turn.give_way().await;
                 match self.peek(&digest).await {
-                    Ok(Some(blob)) => {
-                        if self.check(&digest, &blob, turn).await? == Checked::Wrong {
-                            tracing::error!(%digest, "the scrub found a stored blob to be wrong");
-                        }
-                    }
+                    Ok(Some(blob)) => match self.check(&digest, &blob, turn).await {
+                        Ok(Checked::Right) => {}
+                        Ok(Checked::Wrong(_)) => tracing::error!(%digest, "the scrub found a stored blob to be wrong"),
+                        Err(error) => passed_over(&digest, error)?,
+                    },
                     Ok(None) => {}
-                    Err(StoreError::Stopped) => return Err(StoreError::Stopped),
-                    Err(_) if self.quarantine_if_no_file(&digest).await? => {}
-                    Err(error) => {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::warn!(%digest, error, "a stored blob cannot be opened");
-                    }
+                    Err(error) => match self.quarantine_if_no_file(&digest).await {
+                        Ok(Some(_)) => {}
+                        Ok(None) => passed_over(&digest, error)?,
+                        Err(error) => passed_over(&digest, error)?,
+                    },
                 }
                 position.after = Some(digest);
                 if kept.elapsed() >= KEEP_EVERY {
@@ -144,6 +148,15 @@ impl Inner {
     }
 }
 
+/// One blob cannot be looked at, or not be moved out of the way: the pass goes on, unless the store is closed.
+fn passed_over(digest: &Digest, error: StoreError) -> Result<(), StoreError> {
+    if matches!(error, StoreError::Stopped) {
+        return Err(error);
+    }
+    tracing::warn!(%digest, error = &error as &dyn std::error::Error, "the scrub passes over a stored blob");
+    Ok(())
+}
+
 fn path() -> PathBuf {
     Path::new(STATE).join("scrub")
 }
@@ -162,13 +175,19 @@ impl Turn {
         self.plan.every.saturating_sub(since.unsigned_abs())
     }
 
-    /// Waits while it is not its hours, or something is being downloaded.
-    async fn give_way(&self) {
+    /// Waits while it is not its hours, or something is being downloaded; the latter not for ever.
+    async fn give_way(&mut self) {
         loop {
             let closed = self.plan.hours.and_then(|hours| hours.opens_in(self.clock.local().time().into()));
             let wait = match closed {
                 Some(wait) => wait.min(LOOK),
-                None if self.metrics.fills_in_progress.get() > 0 => GIVE_WAY,
+                None if self.metrics.fills_in_progress.get() > 0 && self.given < GIVE_WAY_AT_MOST => {
+                    self.given += GIVE_WAY;
+                    if self.given >= GIVE_WAY_AT_MOST {
+                        tracing::info!("the scrub has given way to downloads for a day, and goes on beside them");
+                    }
+                    GIVE_WAY
+                }
                 None => return,
             };
             sleep(wait).await;

@@ -23,6 +23,7 @@ mod keys;
 mod marks;
 mod model;
 mod schedules;
+mod pins;
 mod scrub;
 mod sim;
 mod spool;
@@ -910,5 +911,69 @@ proptest! {
     fn refs_behave_like_hash_maps(steps in proptest::collection::vec(step(), 1..16)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(walk(steps));
+    }
+}
+
+/// Waits until files made now are newer than those before.
+async fn tick(root: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let now = || {
+        std::fs::write(root.join("tick"), "").unwrap();
+        let metadata = std::fs::metadata(root.join("tick")).unwrap();
+        (metadata.ctime(), metadata.ctime_nsec())
+    };
+    let before = now();
+    while now() == before {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What was wrong is there to be looked at, however large it is; only what is older makes way.
+#[tokio::test]
+async fn the_newest_evidence_stays_and_small_evidence_beside_it() {
+    let fixture = fixture(4 << 20);
+    let names = || {
+        let listing = std::fs::read_dir(fixture.root.path().join("quarantine")).unwrap();
+        listing.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    // A twentieth of the capacity is 205 KiB.
+    let contents = [vec![1; 20_000], vec![2; 150_000], vec![3; 1 << 20]];
+    let mut digests = Vec::new();
+    for content in &contents {
+        let digest = put(&fixture.store, content).await;
+        let blob = fixture.store.blob(&digest).await.unwrap().unwrap();
+        // Their order is that of their times.
+        tick(fixture.root.path()).await;
+        fixture.store.quarantine(&digest, &blob).await.unwrap();
+        digests.push(digest.hex());
+    }
+    let has = |digests: &[String], n: usize| names().iter().any(|name| name.contains(&digests[n]));
+    assert!(has(&digests, 2), "the newest is larger than the share: {:?}", names());
+    assert!(!has(&digests, 1) && !has(&digests, 0), "older evidence makes way for it: {:?}", names());
+    for content in [vec![4; 150_000], vec![5; 100_000], vec![6; 30_000]] {
+        let digest = put(&fixture.store, &content).await;
+        let blob = fixture.store.blob(&digest).await.unwrap().unwrap();
+        tick(fixture.root.path()).await;
+        fixture.store.quarantine(&digest, &blob).await.unwrap();
+        digests.push(digest.hex());
+    }
+    let has = |n| has(&digests, n);
+    assert!(has(5) && has(4) && !has(3) && !has(2), "what does not fit counts for nothing: {:?}", names());
+}
+
+/// What is no file under a blob's name is in the way of nobody who brings the right one.
+#[tokio::test]
+async fn a_blob_is_published_where_a_directory_or_a_link_stands() {
+    let makes: [fn(&Path); 2] = [
+        |path| std::fs::create_dir_all(path.join("full")).unwrap(),
+        |path| std::os::unix::fs::symlink("/dev/null", path).unwrap(),
+    ];
+    for make in makes {
+        let fixture = fixture(1 << 30);
+        make(&fixture.path(&sha256(b"content")));
+        let digest = put(&fixture.store, b"content").await;
+        assert_eq!(read(&fixture.store, &digest).await.unwrap().0, b"content");
+        assert_eq!((fixture.metrics.corrupt_blobs.get(), fixture.metrics.store_bytes.get()), (1, 7));
+        assert_eq!(std::fs::read_dir(fixture.root.path().join("quarantine")).unwrap().count(), 1);
     }
 }

@@ -131,6 +131,8 @@ impl Work {
             inner.sync_names(digest);
             return Ok(blob);
         }
+        // A directory would not be replaced, and a link is evidence too.
+        let aside = inner.set_aside(digest, |found| !found.is_file())?;
         let replaced = inner.disk.metadata(&path).ok();
         match temporary.publish(&path) {
             Ok(()) => {}
@@ -158,6 +160,9 @@ impl Work {
         // Under the lock: the last stamp must be that of the last file.
         inner.hints.set_blob(digest, written, Some((stamp, inner.epoch)));
         drop(names);
+        if let Some(aside) = aside {
+            inner.quarantined(digest, &aside);
+        }
         inner.sync_names(digest);
         Ok(blob)
     }

@@ -112,9 +112,9 @@ impl Api {
         };
         let asked = Parameters::read(uri, known)?;
         match (resource, method) {
-            (Resource::Images, &Method::DELETE) => self.remove(&asked).await,
+            (Resource::Images, &Method::DELETE) => self.remove(&asked, config).await,
             (Resource::Images, _) => {
-                let images = self.store.images(asked.pattern("pattern")?).await.map_err(failed)?;
+                let images = self.store.images(asked.pattern("pattern", config)?).await.map_err(failed)?;
                 written(&Images { images })
             }
             (Resource::Gc, _) => {
@@ -122,7 +122,7 @@ impl Api {
                 let _one = self.removing.lock().await;
                 written(&self.store.collect(dry_run, evict).await.map_err(failed)?)
             }
-            (Resource::Verify, _) => self.verify(&asked).await,
+            (Resource::Verify, _) => self.verify(&asked, config).await,
             (Resource::Pins, method) => {
                 let names: Vec<&str> = asked.0.all("name").collect();
                 match *method {
@@ -135,8 +135,8 @@ impl Api {
         }
     }
 
-    async fn remove(&self, asked: &Parameters) -> Result<Response<Body>, Failure> {
-        let patterns = asked.0.all("name").map(pattern).collect::<Result<Vec<_>, _>>()?;
+    async fn remove(&self, asked: &Parameters, config: &Config) -> Result<Response<Body>, Failure> {
+        let patterns = asked.0.all("name").map(|name| pattern(name, config)).collect::<Result<Vec<_>, _>>()?;
         if patterns.is_empty() {
             return Err(bad("name: say which images are to be removed"));
         }
@@ -149,8 +149,8 @@ impl Api {
         written(&removed.map_err(failed)?)
     }
 
-    async fn verify(&self, asked: &Parameters) -> Result<Response<Body>, Failure> {
-        let (wanted, rate) = (asked.pattern("pattern")?, asked.number("rate")?);
+    async fn verify(&self, asked: &Parameters, config: &Config) -> Result<Response<Body>, Failure> {
+        let (wanted, rate) = (asked.pattern("pattern", config)?, asked.number("rate")?);
         let repair = asked.flag("repair")?;
         if rate == Some(0) {
             return Err(bad("rate: it must be more than 0 bytes a second"));
@@ -189,13 +189,15 @@ impl Parameters {
         self.0.get(name).map(parse).transpose()
     }
 
-    fn pattern(&self, name: &str) -> Result<Option<ImagePattern>, Failure> {
-        self.0.get(name).map(pattern).transpose()
+    fn pattern(&self, name: &str, config: &Config) -> Result<Option<ImagePattern>, Failure> {
+        self.0.get(name).map(|text| pattern(text, config)).transpose()
     }
 }
 
-fn pattern(text: &str) -> Result<ImagePattern, Failure> {
-    text.parse().map_err(|error: crate::config::InvalidPattern| bad(error.to_string()))
+/// What a name means, with `library/` where the upstream has its official images there, as in a pull.
+fn pattern(text: &str, config: &Config) -> Result<ImagePattern, Failure> {
+    let pattern: ImagePattern = text.parse().map_err(|error: crate::config::InvalidPattern| bad(error.to_string()))?;
+    Ok(pattern.with_library(|name| config.upstreams.get(name).is_some_and(|upstream| upstream.library)))
 }
 
 pub(super) fn bad(message: impl Into<String>) -> Failure {

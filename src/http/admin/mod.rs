@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use self::api::Resource;
 pub use self::api::{Api, Images};
 pub use self::pins::{PinName, Pinning, Pins};
-use super::access::{Peer, is_loopback_host};
+use super::access::{Peer, is_loopback_host, is_relayed};
 use super::respond::{Body, Failure, full, json};
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -237,7 +237,7 @@ impl Admin {
                 let field = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
                 let host = request.uri().authority().map(http::uri::Authority::as_str).or_else(field);
                 let read = matches!(*request.method(), Method::GET | Method::HEAD);
-                read && peer.is_local() && host.is_some_and(is_loopback_host)
+                read && peer.is_local() && host.is_some_and(is_loopback_host) && !is_relayed(request.headers())
             }
         }
     }
@@ -340,6 +340,12 @@ mod tests {
         ] {
             let response = admin.handle(peer, request(method, "/healthz", host, authorization)).await;
             assert_eq!(response.status().as_u16(), status, "{what}");
+        }
+        for header in ["origin", "forwarded", "x-forwarded-for", "x-forwarded-host"] {
+            let mut relayed = request(get, "/healthz", "localhost", None);
+            relayed.headers_mut().insert(header, HeaderValue::from_static("x"));
+            let response = with.handle(tcp(LOCAL), relayed).await;
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{header}: somebody else is behind it");
         }
         std::fs::write(&file, "\n").unwrap();
         let response = with.handle(tcp(REMOTE), request(get, "/healthz", "cache", Some("Bearer "))).await;

@@ -42,7 +42,8 @@ pub(super) fn list(store: &Store) -> Pins {
 pub(super) async fn make(store: &Store, config: &Config, names: &[&str]) -> Result<Pinning, Failure> {
     let mut pinning = Pinning::default();
     for pin in parse(config, names)? {
-        if !config.upstreams.contains_key(&pin.upstream) {
+        // One that only a flag of `serve` names is known by what it has stored.
+        if !config.upstreams.contains_key(&pin.upstream) && !store.has_refs_of(&pin.upstream).await.map_err(failed)? {
             return Err(bad(format!("{pin}: there is no upstream {} in the configuration", pin.upstream)));
         }
         let made = store.pin(pin.clone()).await.map_err(failed)?;

@@ -95,7 +95,7 @@ impl Fixture {
 
     pub(super) async fn settle_pins(&self) {
         let inner = self.store.0.clone();
-        tokio::task::spawn_blocking(move || inner.settle_pins()).await.unwrap();
+        tokio::task::spawn_blocking(move || inner.settle_pins()).await.unwrap().unwrap();
     }
 }
 

@@ -145,3 +145,35 @@ async fn without_an_index_no_pass_is_complete() {
     fixture.scrubs(plan("{}"), async { sleep(30 * MINUTE).await }).await;
     assert_eq!((fixture.scrubbed(), fixture.metrics.scrub_last_pass.get()), (0, 0));
 }
+
+/// Where something is always being downloaded, the wait ends after a day.
+#[tokio::test(start_paused = true)]
+async fn it_does_not_give_way_for_ever() {
+    let fixture = fixture_by(clock(), 1 << 30);
+    put(&fixture.store, &content(1, 3000)).await;
+    fixture.metrics.fills_in_progress.set(1);
+    let during = async {
+        sleep(60 * 23 * MINUTE).await;
+        assert_eq!(fixture.scrubbed(), 0);
+        sleep(60 * 2 * MINUTE).await;
+        assert_eq!(fixture.scrubbed(), 3000);
+    };
+    fixture.scrubs(plan("{}"), during).await;
+}
+
+/// One blob that can neither be read nor be moved does not hold up the others.
+#[tokio::test(start_paused = true)]
+async fn a_pass_goes_on_behind_what_it_cannot_look_at() {
+    let fixture = fixture_by(clock(), 1 << 30);
+    for seed in 0..3 {
+        put(&fixture.store, &content(seed, 1000)).await;
+    }
+    let path = fixture.path(&sha256(&content(1, 1000)));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir_all(path.join("something")).unwrap();
+    std::fs::remove_dir(fixture.root.path().join("quarantine")).unwrap();
+    std::fs::write(fixture.root.path().join("quarantine"), "").unwrap();
+    fixture.scrubs(plan("{}"), async { sleep(30 * MINUTE).await }).await;
+    assert_eq!(fixture.scrubbed(), 2000);
+    assert!(fixture.metrics.scrub_last_pass.get() > 0, "the pass has ended");
+}

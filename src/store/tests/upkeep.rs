@@ -137,3 +137,19 @@ async fn what_cannot_be_read_now_is_no_garbage() {
     let failing = PathBuf::from("refs/docker.io").join("x".repeat(300)).join("_tags/1");
     assert!(Records::look::<TagRecord>(&inner.disk, &failing).is_err() && inner.named_by(&failing).is_err());
 }
+
+/// A disk fails at one blob: the others are verified all the same, and the report is not lost.
+#[tokio::test]
+async fn what_cannot_be_verified_is_reported_and_does_not_end_it() {
+    let images = Images::new().await;
+    let (fixture, store) = (&images.fixture, images.store());
+    // A directory that can be moved nowhere.
+    let path = fixture.path(&images.tool);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir_all(path.join("something")).unwrap();
+    std::fs::remove_dir(fixture.root.path().join("quarantine")).unwrap();
+    std::fs::write(fixture.root.path().join("quarantine"), "").unwrap();
+    let found = store.verify(None, None, false).await.unwrap();
+    assert!(!found.is_clean(), "{found:?}");
+    assert_eq!(found.blobs, 13, "all others: {found:?}");
+}
