@@ -232,7 +232,8 @@ impl Store {
         layout::prepare(&disk)?;
         recover::remove_temporary(&disk);
         let records = Records::default();
-        let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk));
+        let group = GroupSync::default();
+        let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk, &group));
         let (epoch, goes_on) = Epoch::begin(&disk, &records);
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
@@ -242,7 +243,7 @@ impl Store {
             books: Arc::new(Books::new(capacity, space, metrics.clone(), timeline.clone())),
             hints,
             records,
-            group: GroupSync::default(),
+            group,
             epoch,
             metrics,
             since: HashMap::new(),

@@ -22,6 +22,7 @@ use super::order::Short;
 use super::record::{Found, Records};
 use super::recover::Walk;
 use super::refs::TagRecord;
+use super::sync::GroupSync;
 use super::{Disk, Inner, Store, StoreError};
 use crate::config::Pin;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName};
@@ -177,7 +178,7 @@ impl Inner {
     ///
     /// # Errors
     /// What the file system said: then it is not known which pins there are.
-    pub(super) fn read_pins(records: &Records, disk: &Disk) -> Result<Vec<Pin>, StoreError> {
+    pub(super) fn read_pins(records: &Records, disk: &Disk, group: &GroupSync) -> Result<Vec<Pin>, StoreError> {
         let mut pins = Vec::new();
         for name in pin_names(disk)? {
             let paths = [directory().join(&name), directory().join(name + COPY)];
@@ -191,7 +192,7 @@ impl Inner {
             if !whole {
                 tracing::warn!(%pin, "a damaged or missing file of this pin is written anew");
                 for path in &paths {
-                    if let Err(error) = records.write_through(disk, path, &pin) {
+                    if let Err(error) = records.write_through(disk, group, path, &pin) {
                         tracing::warn!(error = &error as &dyn std::error::Error, "a pin could not be written");
                     }
                 }
@@ -222,7 +223,7 @@ impl Inner {
     }
 
     fn write_pin(&self, pin: &Pin) -> Result<(), StoreError> {
-        paths_of(pin).iter().try_for_each(|path| self.records.write_through(&self.disk, path, pin))
+        paths_of(pin).iter().try_for_each(|path| self.records.write_through(&self.disk, &self.group, path, pin))
     }
 
     /// The pins have changed. What cannot be found out now is tried again in the background, and nothing goes before.
@@ -245,7 +246,7 @@ impl Inner {
     pub(super) fn settle_pins(&self) -> Result<(), StoreError> {
         let _one = self.pins.settling.lock();
         if self.pins.state.lock().unread {
-            let made = Self::read_pins(&self.records, &self.disk)?;
+            let made = Self::read_pins(&self.records, &self.disk, &self.group)?;
             let mut state = self.pins.state.lock();
             state.unread = false;
             let known = std::mem::take(&mut state.made);

@@ -2,7 +2,6 @@
 //! and is fetched anew when it is next asked for.
 
 use std::collections::{BTreeSet, HashSet};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
