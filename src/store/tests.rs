@@ -19,6 +19,7 @@ mod forget;
 mod images;
 mod keys;
 mod marks;
+mod room;
 mod scrub;
 mod spool;
 mod truth;

@@ -28,9 +28,12 @@ fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
+/// Sets a clock.
+type Jump = Box<dyn Fn(&Twin)>;
+
 /// An hour and a day to both sides, the beginning of time, and the end of 32 bits of seconds and beyond.
-fn jumps() -> Vec<Box<dyn Fn(&Twin)>> {
-    let mut jumps: Vec<Box<dyn Fn(&Twin)>> = Vec::new();
+fn jumps() -> Vec<Jump> {
+    let mut jumps: Vec<Jump> = Vec::new();
     for by in [SECOND, HOUR, DAY] {
         jumps.push(Box::new(move |clock| clock.forward(by)));
         jumps.push(Box::new(move |clock| clock.back(by)));
