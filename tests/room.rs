@@ -123,3 +123,25 @@ async fn a_file_that_a_reader_holds_is_not_counted_as_room() {
     .await;
     check(&cistern).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_misses_at_once_into_a_full_store_are_all_kept() {
+    let (cistern, upstream) = small("8MiB").await;
+    for round in 0..3_u64 {
+        let mut pulls = JoinSet::new();
+        for n in 0..40 {
+            let bytes = blob(100 + round * 100 + n, 100_000);
+            let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+            let client = cistern.client();
+            pulls.spawn(async move { (client.get(&target).await, bytes) });
+        }
+        for (got, bytes) in pulls.join_all().await {
+            got.assert_is(&bytes);
+            assert_eq!(got.header("cache-status"), "ocistern; fwd=miss; stored", "round {round}");
+        }
+    }
+    // Twelve megabytes came, and eight may stay.
+    assert!(cistern.metric("ocistern_evicted_bytes_total", &[]).await >= 3_000_000);
+    assert!(cistern.metric("ocistern_store_bytes", &[]).await <= 8 << 20);
+    check(&cistern).await;
+}

@@ -200,7 +200,7 @@ impl From<UpstreamError> for CacheError {
 impl From<StoreError> for CacheError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::NoSpace | StoreError::TooLarge { .. } => Self::NoSpace,
+            StoreError::NoSpace | StoreError::NoRoomInTime | StoreError::TooLarge { .. } => Self::NoSpace,
             error => Self::Store(Arc::new(error)),
         }
     }

@@ -102,6 +102,7 @@ impl Store {
     /// The blob counts as used now, for a caller that has its content in memory. False if the store does not have it
     /// any more, as far as it knows: it was evicted, removed or quarantined. Does not block.
     pub fn touch(&self, digest: &Digest) -> bool {
+        self.0.use_image_of(digest);
         self.0.books.touch(digest)
     }
 
@@ -154,6 +155,7 @@ impl Inner {
         let blob = self.stored_blob(digest, Arc::new(file), seen, trust);
         if is_use {
             self.books.used(digest, seen.len);
+            self.use_image_of(digest);
         }
         // Looked at after it was put into the books, so that a removal at the same moment is seen here or sees it there.
         if blob.file.metadata().is_ok_and(|now| now.nlink() == 0) {

@@ -7,6 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::MutexGuard;
 
+mod queue;
+
+pub(super) use queue::{Answer, CHUNK, Round, Ticket, Want};
+
+use queue::Queue;
+
 use super::fs::Space;
 use super::gated::Gated;
 use super::order::{Order, Short};
@@ -47,6 +53,8 @@ struct State {
     held: HashMap<(Digest, u64), Held>,
     /// How many read or write a blob.
     busy: HashMap<Short, usize>,
+    /// Who waits for room.
+    queue: Queue,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +86,7 @@ pub(super) struct Hold {
 /// There is not enough room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shortage {
-    /// How many bytes are missing.
+    /// How many bytes are missing; none where others wait for them.
     pub(super) missing: u64,
 }
 
@@ -102,6 +110,7 @@ impl Books {
             lingering: 0,
             held: HashMap::new(),
             busy: HashMap::new(),
+            queue: Queue::default(),
         };
         Self { capacity, floor: floor(space.total), metrics, timeline, state: Gated::new(state) }
     }
@@ -116,7 +125,7 @@ impl Books {
         self.floor
     }
 
-    /// Promises `bytes` to a fill of `digest` (none: it is not known yet), if they fit now.
+    /// Promises `bytes` to a fill of `digest` (none: it is not known yet), if they fit now and nobody waits for them.
     pub(super) fn reserve(
         self: &Arc<Self>,
         digest: Option<&Digest>,
@@ -125,29 +134,40 @@ impl Books {
     ) -> Result<Reservation, Shortage> {
         let mut state = self.state.lock();
         self.fits(&state, bytes, space)?;
+        let reservation = self.promise(&mut state, digest, bytes);
+        self.show(&state);
+        Ok(reservation)
+    }
+
+    fn promise(self: &Arc<Self>, state: &mut State, digest: Option<&Digest>, bytes: u64) -> Reservation {
         state.reserved += bytes;
         state.unallocated += bytes;
         if let Some(digest) = digest {
             state.begin(digest);
         }
-        self.show(&state);
-        Ok(Reservation { books: self.clone(), digest: digest.copied(), bytes, unallocated: bytes })
+        Reservation { books: self.clone(), digest: digest.copied(), bytes, unallocated: bytes }
     }
 
     fn fits(&self, state: &State, bytes: u64, space: Space) -> Result<(), Shortage> {
-        let over = (state.used() + bytes).saturating_sub(self.capacity);
-        let short = (bytes + state.unallocated + self.floor).saturating_sub(space.free);
-        match over.max(short) {
-            0 => Ok(()),
+        match self.lack(state, bytes, space) {
+            0 if state.queue.is_empty() => Ok(()),
             missing => Err(Shortage { missing }),
         }
     }
 
-    /// The blobs to remove so that `missing` bytes become free, in the order of [`Order::victims`]; none if there are not
-    /// enough. Blobs that are being written again or read are passed over: removing the one is a waste, and the other
+    /// How many bytes must go before so many can be promised.
+    fn lack(&self, state: &State, bytes: u64, space: Space) -> u64 {
+        let over = state.used().saturating_add(bytes).saturating_sub(self.capacity);
+        let short = bytes.saturating_add(state.unallocated + self.floor).saturating_sub(space.free);
+        over.max(short)
+    }
+
+    /// The blobs that would go if `missing` bytes had to become free, in the order of [`Order::victims`]; none if there are
+    /// not enough. Blobs that are being written again or read are passed over: removing the one is a waste, and the other
     /// frees nothing.
     pub(super) fn victims(&self, missing: u64) -> Vec<Short> {
-        let (state, now) = self.at();
+        let (mut state, now) = self.at();
+        state.order.place();
         let (mut found, mut freed, mut passed) = (Vec::new(), 0, 0);
         for (short, len) in state.order.victims(now) {
             if freed >= missing || passed >= PASSED_OVER {
@@ -185,14 +205,6 @@ impl Books {
         let Some(len) = state.order.get(&short) else { return false };
         state.order.put(short, len, now, true);
         true
-    }
-
-    /// At most `limit` blobs that nobody has used since `since`, and that nobody reads or writes.
-    pub(super) fn unused_since(&self, since: u32, limit: usize) -> Vec<Short> {
-        let state = self.state.lock();
-        let mut found = state.order.unused_since(since, limit);
-        found.retain(|short| !state.busy.contains_key(short));
-        found
     }
 
     /// The blobs of these that are known are used now, in this order.
@@ -315,6 +327,12 @@ impl State {
         }
     }
 
+    /// Bytes of all that may go: what is read or written may not.
+    fn removable(&self) -> u64 {
+        let busy: u64 = self.busy.keys().map(|short| self.order.removable_len(short)).sum();
+        self.order.removable().saturating_sub(busy)
+    }
+
     fn put(&mut self, short: Short, len: u64, used: u32, touch: bool) {
         let before = self.order.put(short, len, used, touch).unwrap_or(0);
         self.stored = self.stored.saturating_sub(before) + len;
@@ -339,6 +357,12 @@ impl Reservation {
         self.unallocated += more;
         self.books.show(&state);
         Ok(())
+    }
+
+    /// Takes over what was promised in addition.
+    pub(super) fn add(&mut self, mut more: Self) {
+        self.bytes += std::mem::take(&mut more.bytes);
+        self.unallocated += std::mem::take(&mut more.unallocated);
     }
 
     /// The file system has taken so many more bytes off its free ones.
@@ -403,14 +427,15 @@ impl Drop for Hold {
 mod tests {
     use std::time::Duration;
 
+    use super::super::order::Claim;
     use super::*;
     use crate::clock::Clock;
     use crate::clock::twin::{Twin, system};
     use crate::oci::Algorithm;
 
-    const SPACE: Space = Space { total: 100 * GIB, free: 90 * GIB };
+    pub(super) const SPACE: Space = Space { total: 100 * GIB, free: 90 * GIB };
 
-    fn books(capacity: u64) -> Arc<Books> {
+    pub(super) fn books(capacity: u64) -> Arc<Books> {
         books_by(capacity, system())
     }
 
@@ -419,7 +444,7 @@ mod tests {
         Arc::new(Books::new(Capacity::Bytes(capacity), SPACE, Metrics::new().unwrap(), timeline))
     }
 
-    fn digest(n: u8) -> Digest {
+    pub(super) fn digest(n: u8) -> Digest {
         Digest::of(Algorithm::Sha256, &[n])
     }
 
@@ -486,7 +511,7 @@ mod tests {
         let books = books(100);
         books.found(Short::from(&digest(1)), 10, u32::MAX);
         books.used(&digest(2), 10);
-        books.with_order(Order::sort);
+        books.with_order(Order::place);
         assert_eq!(books.victims(10), [Short::from(&digest(1))]);
     }
 
@@ -514,7 +539,14 @@ mod tests {
         books.used(&digest(2), 10);
         tokio::time::advance(Duration::from_hours(1)).await;
         books.used(&digest(3), 10);
-        let unused_for = |time: Duration| books.unused_since(seconds(clock.now() - time), 10);
+        let unused_for = |time: Duration| {
+            let claims = books.claim_unused(seconds(clock.now() - time), 10);
+            let release = |claim: Claim| {
+                books.release(&claim.short);
+                claim.short
+            };
+            claims.into_iter().map(release).collect::<Vec<_>>()
+        };
         assert_eq!(unused_for(Duration::from_mins(30)), [1, 2].map(|n| Short::from(&digest(n))));
         assert!(unused_for(Duration::from_mins(90)).is_empty());
         assert_eq!(books.victims(30), [1, 2, 3].map(|n| Short::from(&digest(n))), "by use, whatever the clock said");

@@ -13,6 +13,9 @@ pub enum StoreError {
     /// The capacity or the file system has no room, and nothing is left that may be evicted.
     #[error("the store has no room for this content")]
     NoSpace,
+    /// There is something that may be evicted, but not enough of it went in the time that a client can wait.
+    #[error("room was not made in time in the store")]
+    NoRoomInTime,
     /// The content is larger than the whole capacity, so evicting would not help.
     #[error("{length} bytes are more than the store's capacity of {capacity} bytes")]
     TooLarge {
@@ -100,7 +103,7 @@ impl StoreError {
 
     /// Whether the content can still be passed on to clients, only not be kept.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::NoSpace | Self::TooLarge { .. })
+        matches!(self, Self::NoSpace | Self::NoRoomInTime | Self::TooLarge { .. })
     }
 }
 

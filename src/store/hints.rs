@@ -243,6 +243,16 @@ impl Hints {
         Part { found: pairs.iter().filter_map(|(key, _)| path(key)).collect(), next }
     }
 
+    /// The next files of `refs/`, with the blobs that they name.
+    pub(super) fn all_refs(&self, after: Option<&[u8]>, limit: usize) -> Part<(Digest, PathBuf)> {
+        let (pairs, next) = self.shared.scan(b"r", after, limit);
+        let named = |key: &[u8]| {
+            let (digest, path) = split_key(key)?;
+            Some((digest, PathBuf::from(std::str::from_utf8(path).ok()?)))
+        };
+        Part { found: pairs.iter().filter_map(|(key, _)| named(key)).collect(), next }
+    }
+
     /// Waits until everything that was put down is written.
     #[cfg(test)]
     pub(super) fn settle(&self) {

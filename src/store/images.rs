@@ -1,8 +1,11 @@
 //! Images: a manifest that is asked for means that all it is made of is in use, also where the clients have the layers
-//! already and do not ask for them. So what nobody asks for grows old as a whole, and goes as a whole (`order`).
+//! already and do not ask for them; and a part that comes or is asked for is a use of the image under which it was named
+//! last, also where the client does not ask for the manifest any more. So what nobody asks for grows old as a whole, and
+//! goes as a whole (`order`).
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -21,6 +24,8 @@ pub(super) const MANIFEST: u64 = 16 << 20;
 const AGAIN: Duration = Duration::from_mins(1);
 /// How many images are remembered as put down a moment ago.
 const REMEMBERED: usize = 1 << 16;
+/// Half of the parts of which it is remembered which image named them last.
+const NAMED: usize = 1 << 15;
 /// An index may name indexes; nobody nests them deeper.
 const DEPTH: u32 = 4;
 /// Parts of one image that are followed.
@@ -36,16 +41,27 @@ enum Reading {
     Right(Option<ManifestInfo>),
 }
 
-/// When images were last put down as used.
+/// When images were last put down as used, and what they are made of.
 #[derive(Debug, Default)]
-pub(super) struct Uses(Mutex<HashMap<Short, Instant>>);
+pub(super) struct Uses {
+    recent: Mutex<HashMap<Short, Instant>>,
+    images: Mutex<Named>,
+}
+
+/// By which image a part was named last: of the parts that were named last of all.
+#[derive(Debug, Default)]
+struct Named {
+    young: HashMap<Short, Arc<Digest>>,
+    /// What was young before that was full.
+    old: HashMap<Short, Arc<Digest>>,
+}
 
 // === impl Uses ===
 
 impl Uses {
     /// Whether it is time to put an image down as used; from now on it is not.
     fn is_due(&self, digest: &Digest) -> bool {
-        let mut known = self.0.lock();
+        let mut known = self.recent.lock();
         let recent = |at: Instant| at.elapsed() < AGAIN;
         if known.get(&Short::from(digest)).is_some_and(|at| recent(*at)) {
             return false;
@@ -59,6 +75,24 @@ impl Uses {
         known.insert(Short::from(digest), Instant::now());
         true
     }
+
+    /// The image is made of these parts.
+    fn name(&self, image: &Digest, parts: &[Digest]) {
+        let shared = Arc::new(*image);
+        let mut images = self.images.lock();
+        for part in parts.iter().filter(|part| *part != image) {
+            if images.young.len() >= NAMED {
+                images.old = std::mem::take(&mut images.young);
+            }
+            images.young.insert(Short::from(part), shared.clone());
+        }
+    }
+
+    /// The image that named this part last, if that is remembered.
+    pub(super) fn image_of(&self, part: &Digest) -> Option<Digest> {
+        let (images, short) = (self.images.lock(), Short::from(part));
+        images.young.get(&short).or_else(|| images.old.get(&short)).map(|image| **image)
+    }
 }
 
 #[cfg(test)]
@@ -66,7 +100,7 @@ impl Uses {
     /// Everything was put down so many seconds earlier.
     pub(super) fn age_all(&self, seconds: u32) {
         let age = Duration::from_secs(seconds.into());
-        self.0.lock().retain(|_, at| {
+        self.recent.lock().retain(|_, at| {
             at.checked_sub(age).is_some_and(|earlier| {
                 *at = earlier;
                 true
@@ -81,21 +115,35 @@ impl Store {
     /// The manifest was asked for: everything of its image that is here counts as used, and if it is pinned, is pinned
     /// too. Returns at once; the work is done in the background, at most once a minute for an image.
     pub fn use_image(&self, digest: &Digest) {
-        if !self.0.uses.is_due(digest) || self.0.jobs.is_closed() {
-            return;
-        }
-        let (inner, digest) = (self.0.clone(), *digest);
-        drop(self.0.jobs.spawn_blocking(move || {
-            let parts = inner.parts_of(&digest);
-            inner.books.touch_all(&parts);
-            inner.pin_parts(&digest, &parts);
-        }));
+        self.0.use_image(digest);
     }
 }
 
 // === impl Inner ===
 
 impl Inner {
+    fn use_image(self: &Arc<Self>, digest: &Digest) {
+        if !self.uses.is_due(digest) || self.jobs.is_closed() {
+            return;
+        }
+        let (inner, digest) = (self.clone(), *digest);
+        drop(self.jobs.spawn_blocking(move || {
+            let parts = inner.parts_of(&digest);
+            inner.uses.name(&digest, &parts);
+            inner.books.touch_all(&parts);
+            inner.pin_parts(&digest, &parts);
+            // A platform's image is a part of its index.
+            inner.use_image_of(&digest);
+        }));
+    }
+
+    /// The blob is used: so is the image of which it is a part, as far as that is remembered. Does not block.
+    pub(super) fn use_image_of(self: &Arc<Self>, part: &Digest) {
+        if let Some(image) = self.uses.image_of(part) {
+            self.use_image(&image);
+        }
+    }
+
     /// All that an image is made of, as far as the manifests are here, in the order in which it should go: a manifest
     /// comes behind what it names. Blocks.
     pub(super) fn parts_of(&self, digest: &Digest) -> Vec<Digest> {

@@ -75,7 +75,7 @@ pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
 use disk::Disk;
-use evict::Shortage;
+use evict::{Evictor, Shortage};
 use gated::Gated;
 use hints::{Hints, SledSource, Source};
 use images::Uses;
@@ -99,6 +99,10 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 const ORDER_EVERY: u32 = 10;
 /// How many between two looks for what is too old.
 const EXPIRE_EVERY: u32 = 60;
+/// How many blobs without a place in the order of use are put in their places in between.
+const UNPLACED: usize = 64;
+/// How many between two looks at the floor of the file system: some say only after a while what was freed.
+const FLOOR_EVERY: u32 = 30;
 
 /// What a store is opened with.
 #[derive(Debug, Clone)]
@@ -155,6 +159,7 @@ struct Inner {
     uses: Uses,
     max_age: Option<Duration>,
     shortage: Shortage,
+    evictor: Evictor,
     /// Marks of writes from before the store was opened belong to a process that is dead: until then upstream may still
     /// take them. By the clock that does not jump.
     settles_at: Instant,
@@ -254,6 +259,7 @@ impl Store {
             uses: Uses::default(),
             max_age: keep.max_age,
             shortage: Shortage::default(),
+            evictor: Evictor::default(),
             settles_at: Instant::now() + SETTLES_WITHIN,
             keys: Gated::default(),
             jobs: TaskTracker::new(),
@@ -293,10 +299,14 @@ impl Store {
         self.blocking(announce).await
     }
 
-    /// Background upkeep until `stop`: group sync each second, the order of use in batches, and after the start a scan
-    /// that finds the blobs which the index does not know.
+    /// Background upkeep until `stop`: group sync each second, the order of use in batches, what is above the capacity or
+    /// below the floor, and after the start a scan that finds the blobs which the index does not know.
     pub async fn run(&self, stop: CancellationToken) {
-        tokio::join!(self.keep_pins(&stop), self.upkeep(&stop), self.recover(&stop));
+        let stopped = async {
+            stop.cancelled().await;
+            self.0.evictor.stop();
+        };
+        tokio::join!(self.keep_pins(&stop), self.upkeep(&stop), self.recover(&stop), stopped);
     }
 
     async fn upkeep(&self, stop: &CancellationToken) {
@@ -307,6 +317,7 @@ impl Store {
             count = count.wrapping_add(1);
             let order = count.is_multiple_of(ORDER_EVERY);
             let expire = count.is_multiple_of(EXPIRE_EVERY);
+            let floor = count.is_multiple_of(FLOOR_EVERY);
             let work = move |inner: &Arc<Inner>| {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
@@ -316,8 +327,10 @@ impl Store {
                     inner.write_order();
                 }
                 if expire {
+                    inner.books.with_order(|order| order.place_from(UNPLACED));
                     inner.expire();
                 }
+                inner.trim(floor);
                 Ok(())
             };
             if self.blocking(work).await.is_err() {

@@ -2,15 +2,24 @@
 //! blob.
 //!
 //! A blob is known by the first 16 bytes of its digest; the whole digest is in the index and in the file's name. Each
-//! class has a list from the newest to the oldest use. What goes first is what was idle longest, and of what was idle
-//! about as long, the class that frees most for least: so an image that nobody asked for goes whole, its layers first and
-//! the manifest that its tag names last, before a part of one that is in use (`images`).
+//! class has a list from the newest to the oldest use, which is sorted at any time: what was found by a scan, or would
+//! take a long walk to its place, is in a list of its own until all of these are put in their places together. What goes
+//! first is what was idle longest, and of what was idle about as long, the class that frees most for least: so an image
+//! that nobody asked for goes whole, its layers first and the manifest that its tag names last, before a part of one that
+//! is in use (`images`).
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
+
+mod claims;
+mod lists;
+
+pub(super) use claims::Claim;
+
+use lists::List;
 
 use crate::oci::{Algorithm, Digest};
 
@@ -22,13 +31,14 @@ const NONE: u32 = u32::MAX;
 const SMALL: u64 = 64 << 10;
 /// Seconds of idleness, as a power of two, below which no difference is made.
 const SAME_AGE: u32 = 6;
-
 const WIDE: u16 = 1;
 const TAGGED: u16 = 2;
 const TOUCHED: u16 = 4;
 const SEEN: u16 = 8;
 const USED: u16 = 16;
 const PINNED: u16 = 32;
+const CLAIMED: u16 = 64;
+const UNPLACED: u16 = 128;
 
 /// What a blob is to the order of eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +49,11 @@ enum Class {
     Small,
     /// A manifest that a tag names.
     Tagged,
-    /// It never goes.
+    /// What may go, and has no place in the order yet. This list has no order, and goes behind all others.
+    Unplaced,
+    /// It is being removed.
+    Claimed,
+    /// It never goes, so its list has no order.
     Pinned,
 }
 
@@ -64,12 +78,6 @@ struct Node {
     flags: u16,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct List {
-    newest: u32,
-    oldest: u32,
-}
-
 /// The known blobs.
 #[derive(Debug)]
 pub(super) struct Order {
@@ -81,6 +89,8 @@ pub(super) struct Order {
     lists: [List; Class::ALL.len()],
     /// What never goes, known or not.
     pinned: HashSet<Short>,
+    /// Nodes that were put down as touched, some of which may be so no more.
+    touched: Vec<u32>,
     hasher: RandomState,
 }
 
@@ -108,7 +118,7 @@ impl From<&Digest> for Short {
 // === impl Class ===
 
 impl Class {
-    const ALL: [Self; 4] = [Self::Bulk, Self::Small, Self::Tagged, Self::Pinned];
+    const ALL: [Self; 6] = [Self::Bulk, Self::Small, Self::Tagged, Self::Unplaced, Self::Claimed, Self::Pinned];
     /// Those that may go, in this order of what was idle as long.
     const VICTIMS: [Self; 3] = [Self::Bulk, Self::Small, Self::Tagged];
 }
@@ -135,6 +145,8 @@ impl Node {
     fn class(&self) -> Class {
         match self.flags {
             flags if flags & PINNED != 0 => Class::Pinned,
+            flags if flags & CLAIMED != 0 => Class::Claimed,
+            flags if flags & UNPLACED != 0 => Class::Unplaced,
             flags if flags & TAGGED != 0 => Class::Tagged,
             _ if self.len() < SMALL => Class::Small,
             _ => Class::Bulk,
@@ -143,11 +155,6 @@ impl Node {
 
     fn list(&self) -> usize {
         self.class() as usize
-    }
-
-    fn with_len(mut self, len: u64) -> Self {
-        self.set_len(len);
-        self
     }
 
     fn set(&mut self, flag: u16, on: bool) {
@@ -160,13 +167,13 @@ impl Node {
 impl Order {
     /// Of no blobs.
     pub(super) fn new() -> Self {
-        let list = List { newest: NONE, oldest: NONE };
         Self {
             table: HashTable::new(),
             chunks: Vec::new(),
             free: NONE,
-            lists: [list; Class::ALL.len()],
+            lists: [List::EMPTY; Class::ALL.len()],
             pinned: HashSet::new(),
+            touched: Vec::new(),
             hasher: RandomState::new(),
         }
     }
@@ -192,30 +199,28 @@ impl Order {
     }
 
     /// Adds a blob that was used at `used`, or corrects what is known of it; returns the length known before. With
-    /// `touch` it becomes the most recently used one; without, a known blob keeps its place, and a new one goes to the
-    /// old end until [`Order::sort`].
+    /// `touch` it was used just now; without, a new one gets its place by [`Order::place`].
     pub(super) fn put(&mut self, short: Short, len: u64, used: u32, touch: bool) -> Option<u64> {
         let known = self.find(&short);
         let at = known.unwrap_or_else(|| self.add(short));
         let before = known.map(|at| self.node(at).len());
-        let resized = Node { len_low: 0, len_high: 0, ..*self.node(at) }.with_len(len);
-        // One that changes its class is put down as used: its place in the other list is not known.
-        let touch = touch || (known.is_some() && resized.class() != self.node(at).class());
-        if known.is_some() && touch {
+        self.node_mut(at).set(SEEN, true);
+        if !touch && before == Some(len) && used <= self.node(at).used {
+            return before;
+        }
+        if known.is_some() {
             self.unlink(at);
         }
         let node = self.node_mut(at);
         node.set_len(len);
         node.used = node.used.max(used);
-        node.set(SEEN, true);
         if touch {
-            node.set(TOUCHED, true);
+            node.set(UNPLACED, false);
+            self.put_down(at);
+        } else if known.is_none() {
+            node.set(UNPLACED, true);
         }
-        match (known, touch) {
-            (Some(_), false) => {}
-            (_, true) => self.link_newest(at),
-            (None, false) => self.link_oldest(at),
-        }
+        self.link(at);
         before
     }
 
@@ -250,6 +255,7 @@ impl Order {
                 self.flag(at, PINNED, self.pinned.contains(&short));
             }
         }
+        self.place();
     }
 
     /// Adds to what never goes.
@@ -267,18 +273,38 @@ impl Order {
         self.pinned.contains(short)
     }
 
+    /// Changes what makes its class; its age stays.
     fn flag(&mut self, at: u32, flag: u16, on: bool) {
         if (self.node(at).flags & flag != 0) != on {
             self.unlink(at);
-            // Touched: `take_touched` relies on what stands at the newest end being so.
             self.node_mut(at).set(flag, on);
-            self.node_mut(at).set(TOUCHED, true);
-            self.link_newest(at);
+            self.link(at);
         }
     }
 
-    /// What may go, from what should go first to what should go last, as of `now`. The cost of a step does not depend on
-    /// how many blobs there are.
+    /// Puts it down as touched.
+    fn put_down(&mut self, at: u32) {
+        if self.node(at).flags & TOUCHED == 0 {
+            self.node_mut(at).set(TOUCHED, true);
+            self.touched.push(at);
+        }
+    }
+
+    /// Bytes of all that may go.
+    pub(super) fn removable(&self) -> u64 {
+        let lists = Class::VICTIMS.into_iter().chain([Class::Unplaced]);
+        lists.map(|class| self.lists[class as usize].bytes).sum()
+    }
+
+    /// The length of a blob, if it is one that may go.
+    pub(super) fn removable_len(&self, short: &Short) -> u64 {
+        let node = self.find(short).map(|at| self.node(at));
+        let free = |node: &&Node| !matches!(node.class(), Class::Claimed | Class::Pinned);
+        node.filter(free).map_or(0, Node::len)
+    }
+
+    /// What may go and has its place, from what should go first to what should go last, as of `now`. The cost of a step
+    /// does not depend on how many blobs there are.
     pub(super) fn victims(&self, now: u32) -> impl Iterator<Item = (Short, u64)> {
         let mut heads = Class::VICTIMS.map(|class| self.lists[class as usize].oldest);
         std::iter::from_fn(move || {
@@ -305,43 +331,18 @@ impl Order {
         }
     }
 
-    /// At most `limit` of the blobs that may go and were not used since `since`.
-    pub(super) fn unused_since(&self, since: u32, limit: usize) -> Vec<Short> {
-        let lists = Class::VICTIMS.iter().map(|class| &self.lists[*class as usize]);
-        let unused = lists.flat_map(|list| self.oldest_of(list).take_while(|node| node.used < since));
-        unused.map(Node::short).take(limit).collect()
-    }
-
-    fn oldest_of(&self, list: &List) -> impl Iterator<Item = &Node> {
-        let start = (list.oldest != NONE).then_some(list.oldest);
-        let next = |&at: &u32| Some(self.node(at).newer).filter(|&next| next != NONE);
-        std::iter::successors(start, next).map(|at| self.node(at))
-    }
-
     /// The blobs that were used since the last call, with the time.
     pub(super) fn take_touched(&mut self) -> Vec<(Short, u32)> {
         let mut touched = Vec::new();
-        for list in 0..self.lists.len() {
-            // Whatever was touched stands at the newest end, so the walk ends at the first that was not.
-            let mut at = self.lists[list].newest;
-            while at != NONE && self.node(at).flags & TOUCHED != 0 {
-                let node = self.node_mut(at);
+        // One that is there twice, or whose node is another's by now, counts once or not at all.
+        for at in std::mem::take(&mut self.touched) {
+            let node = self.node_mut(at);
+            if node.flags & TOUCHED != 0 {
                 node.set(TOUCHED, false);
                 touched.push((node.short(), node.used));
-                at = node.older;
             }
         }
         touched
-    }
-
-    /// Puts the lists in the order of use, after blobs were added out of it.
-    pub(super) fn sort(&mut self) {
-        let mut all: Vec<u32> = self.table.iter().copied().collect();
-        all.sort_unstable_by_key(|&at| (self.node(at).flags & TOUCHED, self.node(at).used));
-        self.lists = [List { newest: NONE, oldest: NONE }; Class::ALL.len()];
-        for at in all {
-            self.link_newest(at);
-        }
     }
 
     /// Forgets which blobs were seen, before a scan of the files.
@@ -394,43 +395,6 @@ impl Order {
         table.insert_unique(hasher.hash_one(short), at, hash);
         at
     }
-
-    fn unlink(&mut self, at: u32) {
-        let Node { newer, older, .. } = *self.node(at);
-        let list = self.node(at).list();
-        match newer {
-            NONE => self.lists[list].newest = older,
-            newer => self.node_mut(newer).older = older,
-        }
-        match older {
-            NONE => self.lists[list].oldest = newer,
-            older => self.node_mut(older).newer = newer,
-        }
-    }
-
-    fn link_newest(&mut self, at: u32) {
-        let list = self.node(at).list();
-        let before = self.lists[list].newest;
-        let node = self.node_mut(at);
-        (node.newer, node.older) = (NONE, before);
-        match before {
-            NONE => self.lists[list].oldest = at,
-            before => self.node_mut(before).newer = at,
-        }
-        self.lists[list].newest = at;
-    }
-
-    fn link_oldest(&mut self, at: u32) {
-        let list = self.node(at).list();
-        let before = self.lists[list].oldest;
-        let node = self.node_mut(at);
-        (node.newer, node.older) = (before, NONE);
-        match before {
-            NONE => self.lists[list].newest = at,
-            before => self.node_mut(before).older = at,
-        }
-        self.lists[list].oldest = at;
-    }
 }
 
 /// How long something was idle, so coarsely that the parts of an image, which are used one after the other, and images
@@ -441,6 +405,9 @@ fn age(now: u32, used: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use super::lists::MANY;
     use super::*;
     use proptest::prelude::*;
 
@@ -487,9 +454,9 @@ mod tests {
         assert_eq!(victims(&order, 63), [1, 3, 2, 4, 0].map(short));
         order.put(short(1), SMALL, 9, true);
         order.set_tagged(&short(0), false);
-        assert_eq!(victims(&order, 63), [3, 1, 2, 4, 0].map(short));
+        assert_eq!(victims(&order, 63), [3, 1, 0, 2, 4].map(short), "another class, the same age");
         order.put(short(3), 7, 10, false);
-        assert_eq!(victims(&order, 63), [1, 2, 4, 0, 3].map(short), "another length, another class");
+        assert_eq!(victims(&order, 63), [1, 0, 2, 4, 3].map(short), "another length, another class");
     }
 
     #[test]
@@ -538,8 +505,16 @@ mod tests {
         }
         order.set_tagged(&short(1), true);
         order.pin([short(0)]);
-        assert_eq!(order.unused_since(30, 9), [2, 1].map(short));
-        assert_eq!(order.unused_since(60, 2).len(), 2);
+        let mut unused = |since, limit, busy: &[u32]| {
+            let claims = order.claim_unused(since, limit, |short_| busy.iter().any(|n| short(*n) == *short_));
+            for claim in &claims {
+                order.release(&claim.short);
+            }
+            claims.iter().map(|claim| claim.short).collect::<Vec<_>>()
+        };
+        assert_eq!(unused(30, 9, &[]), [2, 1].map(short));
+        assert_eq!(unused(60, 2, &[]).len(), 2);
+        assert_eq!(unused(30, 9, &[2]), [short(1)]);
     }
 
     #[test]
@@ -570,12 +545,48 @@ mod tests {
         assert_eq!(unseen, expected);
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+        /// Whatever happens, each list from which something may go is in the order of use.
+        #[test]
+        fn every_list_is_sorted_by_use(steps in proptest::collection::vec(step(), 1..80)) {
+            let mut order = Order::new();
+            let mut pinned = HashSet::new();
+            for (now, step) in (100..).zip(steps) {
+                match step {
+                    Step::Put(n, len, true) => drop(order.put(short(n), len, now, true)),
+                    Step::Put(n, len, false) => drop(order.put(short(n), len, now * 7 % 100, false)),
+                    Step::Remove(n) => drop(order.remove(&short(n))),
+                    Step::Tag(n, on) => order.set_tagged(&short(n), on),
+                    Step::Pin(n, on) => {
+                        if on { pinned.insert(short(n)) } else { pinned.remove(&short(n)) };
+                        order.set_pinned(pinned.clone());
+                    }
+                    Step::Claim(limit) => {
+                        for claim in order.claim(now, u64::MAX, limit, |_| false) {
+                            order.postpone(&claim.short, now - 50);
+                            order.release(&claim.short);
+                        }
+                    }
+                    Step::Take => drop(order.take_touched()),
+                    Step::Sort => order.sort(),
+                }
+                for class in Class::VICTIMS {
+                    let used: Vec<u32> =
+                        order.oldest_of(&order.lists[class as usize]).map(|node| node.used).collect();
+                    prop_assert!(used.is_sorted(), "{class:?}: {used:?}");
+                }
+            }
+        }
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Put(u32, u64, bool),
         Remove(u32),
         Tag(u32, bool),
         Pin(u32, bool),
+        Claim(usize),
         Take,
         Sort,
     }
@@ -587,6 +598,7 @@ mod tests {
             1 => (0..12u32).prop_map(Step::Remove),
             1 => (0..12u32, any::<bool>()).prop_map(|(n, on)| Step::Tag(n, on)),
             1 => (0..12u32, any::<bool>()).prop_map(|(n, on)| Step::Pin(n, on)),
+            1 => (0..8_usize).prop_map(Step::Claim),
             1 => Just(Step::Take),
             1 => Just(Step::Sort),
         ]
@@ -595,78 +607,71 @@ mod tests {
     /// A blob of the model.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct Entry {
-        n: u32,
         len: u64,
         used: u32,
         tagged: bool,
         touched: bool,
+        placed: bool,
     }
 
-    /// One vector, oldest first, from which the lists of the classes are filtered.
+    /// One map, from which the lists of the classes are filtered and sorted.
     #[derive(Default)]
     struct Model {
-        entries: Vec<Entry>,
+        entries: BTreeMap<u32, Entry>,
         pinned: HashSet<u32>,
     }
 
     impl Model {
-        fn class(&self, entry: &Entry) -> Class {
-            match entry {
-                _ if self.pinned.contains(&entry.n) => Class::Pinned,
+        fn class(&self, n: u32) -> Class {
+            match self.entries[&n] {
+                _ if self.pinned.contains(&n) => Class::Pinned,
+                Entry { placed: false, .. } => Class::Unplaced,
                 Entry { tagged: true, .. } => Class::Tagged,
                 Entry { len: ..SMALL, .. } => Class::Small,
-                _ => Class::Bulk,
+                Entry { .. } => Class::Bulk,
             }
         }
 
-        fn of(&self, class: Class) -> Vec<Entry> {
-            self.entries.iter().filter(|entry| self.class(entry) == class).copied().collect()
-        }
-
-        fn take(&mut self, n: u32) -> Option<Entry> {
-            let at = self.entries.iter().position(|entry| entry.n == n)?;
-            Some(self.entries.remove(at))
+        /// By use.
+        fn of(&self, class: Class) -> Vec<(u32, Short, u64)> {
+            let of_class = self.entries.iter().filter(|(n, _)| self.class(**n) == class);
+            let mut list: Vec<_> = of_class.map(|(n, entry)| (entry.used, short(*n), entry.len)).collect();
+            list.sort();
+            list
         }
 
         fn put(&mut self, n: u32, len: u64, used: u32, touch: bool) -> Option<u64> {
-            let Some(at) = self.entries.iter().position(|entry| entry.n == n) else {
-                let entry = Entry { n, len, used, tagged: false, touched: touch };
-                let at = if touch { self.entries.len() } else { 0 };
-                self.entries.insert(at, entry);
-                return None;
-            };
-            let old = self.entries[at];
-            let mut new = Entry { len, used: used.max(old.used), ..old };
-            if touch || self.class(&new) != self.class(&old) {
-                self.entries.remove(at);
-                new.touched = true;
-                self.entries.push(new);
-            } else {
-                self.entries[at] = new;
-            }
-            Some(old.len)
+            let before = self.entries.get(&n).copied();
+            let old = before.unwrap_or(Entry { len, used, tagged: false, touched: false, placed: false });
+            let entry = Entry { len, used, touched: old.touched || touch, placed: old.placed || touch, ..old };
+            self.entries.insert(n, entry);
+            before.map(|before| before.len)
         }
 
-        /// Changes what makes its class.
-        fn reclass(&mut self, n: u32, change: impl FnOnce(&mut Self, &mut Entry) -> bool) {
-            if let Some(at) = self.entries.iter().position(|entry| entry.n == n) {
-                let mut entry = self.entries[at];
-                if change(self, &mut entry) {
-                    self.entries.remove(at);
-                    entry.touched = true;
-                    self.entries.push(entry);
-                }
-            } else {
-                change(self, &mut Entry { n, len: 0, used: 0, tagged: false, touched: false });
+        fn place(&mut self) {
+            if !self.of(Class::Unplaced).is_empty() {
+                self.entries.values_mut().for_each(|entry| entry.placed = true);
             }
+        }
+
+        /// How many of at most so many are claimed.
+        fn claim(&mut self, limit: usize) -> usize {
+            if self.of(Class::Unplaced).len() > self.entries.len() / MANY {
+                self.place();
+            }
+            let count = |model: &Self| Class::VICTIMS.iter().map(|class| model.of(*class).len()).sum::<usize>();
+            if count(self) < limit {
+                self.place();
+            }
+            count(self).min(limit)
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(1_000))]
-        /// The lists against a vector that is searched.
+        /// The lists against a map that is sorted.
         #[test]
-        fn behaves_like_a_vector(steps in proptest::collection::vec(step(), 1..80)) {
+        fn behaves_like_a_map(steps in proptest::collection::vec(step(), 1..80)) {
             let mut order = Order::new();
             let mut model = Model::default();
             for (now, step) in (1..).zip(steps) {
@@ -675,43 +680,55 @@ mod tests {
                         prop_assert_eq!(order.put(short(n), len, now, touch), model.put(n, len, now, touch));
                     }
                     Step::Remove(n) => {
-                        prop_assert_eq!(order.remove(&short(n)), model.take(n).map(|entry| entry.len));
+                        prop_assert_eq!(order.remove(&short(n)), model.entries.remove(&n).map(|entry| entry.len));
                     }
                     Step::Tag(n, on) => {
                         order.set_tagged(&short(n), on);
-                        if model.entries.iter().any(|entry| entry.n == n) {
-                            model.reclass(n, |_, entry| std::mem::replace(&mut entry.tagged, on) != on);
+                        if let Some(entry) = model.entries.get_mut(&n) {
+                            entry.tagged = on;
                         }
                     }
                     Step::Pin(n, on) => {
-                        let mut pinned = model.pinned.clone();
-                        if on { pinned.insert(n) } else { pinned.remove(&n) };
-                        order.set_pinned(pinned.iter().copied().map(short).collect());
-                        model.reclass(n, |model, _| std::mem::replace(&mut model.pinned, pinned.clone()) != pinned);
+                        if on { model.pinned.insert(n) } else { model.pinned.remove(&n) };
+                        order.set_pinned(model.pinned.iter().copied().map(short).collect());
+                        model.place();
+                    }
+                    Step::Claim(limit) => {
+                        let claims = order.claim(now, u64::MAX, limit, |_| false);
+                        prop_assert_eq!(claims.len(), model.claim(limit));
+                        for claim in &claims {
+                            prop_assert!(order.holds(claim) && order.removable_len(&claim.short) == 0);
+                            order.release(&claim.short);
+                        }
                     }
                     Step::Take => {
                         let mut taken: Vec<_> = order.take_touched().into_iter().map(|(s, _)| s).collect();
-                        let mut expected: Vec<_> =
-                            model.entries.iter().filter(|entry| entry.touched).map(|entry| short(entry.n)).collect();
+                        let touched = model.entries.iter().filter(|(_, entry)| entry.touched);
+                        let mut expected: Vec<_> = touched.map(|(n, _)| short(*n)).collect();
                         taken.sort();
                         expected.sort();
                         prop_assert_eq!(taken, expected);
-                        for entry in &mut model.entries {
-                            entry.touched = false;
-                        }
+                        model.entries.values_mut().for_each(|entry| entry.touched = false);
                     }
                     Step::Sort => {
                         order.sort();
-                        model.entries.sort_by_key(|entry| (entry.touched, entry.used));
+                        model.entries.values_mut().for_each(|entry| entry.placed = true);
                     }
                 }
+                let mut removable = 0;
                 for class in Class::ALL {
-                    let list: Vec<_> =
-                        order.oldest_of(&order.lists[class as usize]).map(|node| (node.short(), node.len())).collect();
-                    let expected: Vec<_> = model.of(class).iter().map(|entry| (short(entry.n), entry.len)).collect();
-                    prop_assert_eq!(list, expected, "{:?}", class);
+                    let list = order.oldest_of(&order.lists[class as usize]);
+                    let mut list: Vec<_> = list.map(|node| (node.used, node.short(), node.len())).collect();
+                    if !Class::VICTIMS.contains(&class) {
+                        list.sort();
+                    }
+                    if !matches!(class, Class::Pinned | Class::Claimed) {
+                        removable += list.iter().map(|(.., len)| len).sum::<u64>();
+                    }
+                    prop_assert_eq!(order.lists[class as usize].len, list.len());
+                    prop_assert_eq!(list, model.of(class), "{:?}", class);
                 }
-                prop_assert_eq!(order.len(), model.entries.len());
+                prop_assert_eq!((order.len(), order.removable()), (model.entries.len(), removable));
             }
         }
     }

@@ -480,6 +480,7 @@ impl State {
         match self {
             Self::Idle(_) | Self::Running => Ok(()),
             Self::Failed(Some(StoreError::NoSpace), ..) => Err(StoreError::NoSpace),
+            Self::Failed(Some(StoreError::NoRoomInTime), ..) => Err(StoreError::NoRoomInTime),
             Self::Failed(error, ..) => Err(error.take().unwrap_or(StoreError::Stopped)),
             Self::Aborted | Self::Gone => Err(StoreError::Stopped),
         }

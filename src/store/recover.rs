@@ -1,6 +1,7 @@
 //! After a start: what dead processes left behind is removed, and the files are compared with the index while the
 //! store already works.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,33 +79,67 @@ impl Store {
 
     /// One whole scan. Cancelling it leaves the books as far as they are.
     pub(super) async fn recover_once(&self) -> Result<(), StoreError> {
-        self.load_index().await?;
+        // What is there first is not what should go first: until all of it is there nothing is evicted.
+        self.0.evictor.set_loading(true);
+        let loaded = self.load_index().await;
+        self.0.evictor.set_loading(false);
+        loaded?;
+        // The capacity may be lower than it was.
+        let trim = |inner: &Arc<Inner>| {
+            inner.trim(true);
+            Ok(())
+        };
+        self.blocking(trim).await?;
         self.scan_blobs().await?;
         self.scan_refs().await
     }
 
+    /// What the index knows comes into the books.
     pub(super) async fn load_index(&self) -> Result<(), StoreError> {
         let wait = |inner: &Arc<Inner>| {
             inner.hints.wait_open();
             Ok(())
         };
         self.blocking(wait).await?;
+        let mut tagged = self.load_tagged().await?;
         let mut after = None::<Vec<u8>>;
         loop {
             let from = after.take();
             let step = move |inner: &Arc<Inner>| {
                 let part = inner.hints.blobs(from.as_deref(), inner.epoch, INDEX_STEP);
                 for (digest, hint, used) in part.found {
-                    inner.books.found(Short::from(&digest), hint.len, used);
+                    let short = Short::from(&digest);
+                    inner.books.found(short, hint.len, used);
+                    if tagged.contains(&short) {
+                        inner.books.set_tagged(&digest, true);
+                    }
                 }
                 if part.next.is_none() {
-                    inner.books.with_order(Order::sort);
+                    inner.books.with_order(Order::place);
                 }
-                Ok(part.next)
+                Ok((part.next, tagged))
             };
-            after = self.blocking(step).await?;
+            (after, tagged) = self.blocking(step).await?;
             if after.is_none() {
                 return Ok(());
+            }
+        }
+    }
+
+    /// The manifests that tags name, as far as the index knows.
+    async fn load_tagged(&self) -> Result<HashSet<Short>, StoreError> {
+        let (mut tagged, mut after) = (HashSet::new(), None::<Vec<u8>>);
+        loop {
+            let from = after.take();
+            let step = move |inner: &Arc<Inner>| {
+                let part = inner.hints.all_refs(from.as_deref(), INDEX_STEP);
+                let tags = part.found.iter().filter(|(_, path)| layout::is_tag(path));
+                tagged.extend(tags.map(|(digest, _)| Short::from(digest)));
+                Ok((tagged, part.next))
+            };
+            (tagged, after) = self.blocking(step).await?;
+            if after.is_none() {
+                return Ok(tagged);
             }
         }
     }
@@ -138,14 +173,14 @@ impl Store {
         }
         if let Some(error) = failed {
             // Whatever was not seen may be there.
-            self.0.books.with_order(Order::sort);
+            self.0.books.with_order(Order::place);
             return Err(StoreError::io("scan", Path::new("blobs"), error));
         }
         let finish = |inner: &Arc<Inner>| {
             for short in inner.books.with_order(|order| order.unseen()) {
                 inner.forget_if_gone(&short);
             }
-            inner.books.with_order(Order::sort);
+            inner.books.with_order(Order::place);
             Ok(())
         };
         self.blocking(finish).await
@@ -161,7 +196,10 @@ impl Store {
                     match walk.next(&inner.disk) {
                         Some(Ok(path)) => inner.scan_ref(&path),
                         Some(Err(error)) => drop(failed.get_or_insert(error)),
-                        None => return Ok((None, failed)),
+                        None => {
+                            inner.books.with_order(Order::place);
+                            return Ok((None, failed));
+                        }
                     }
                 }
                 Ok((Some(walk), failed))

@@ -43,7 +43,8 @@ impl Store {
     /// while it comes: the length is only a client's word, for which nothing is evicted.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`] and [`StoreError::TooLarge`]: the content can be passed on but not kept.
+    /// [`StoreError::NoSpace`], [`StoreError::NoRoomInTime`] and [`StoreError::TooLarge`]: the content can be passed on
+    /// but not kept.
     pub async fn spool(&self, length: Option<u64>) -> Result<Spool, StoreError> {
         if self.0.closed.load(Ordering::SeqCst) {
             return Err(StoreError::Stopped);
@@ -52,7 +53,7 @@ impl Store {
         if let Some(length) = length.filter(|length| *length > capacity) {
             return Err(StoreError::TooLarge { length, capacity });
         }
-        let work = self.blocking(move |inner| Work::begin(inner, None, None)).await?;
+        let work = Work::begin(self, None, None).await?;
         let pipeline = Pipeline::start(self.0.clone(), work, Algorithm::Sha256, length);
         Ok(Spool { pipeline, overtaken: Arc::default() })
     }

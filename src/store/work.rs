@@ -11,11 +11,12 @@ use bytes::Bytes;
 use super::blob::Trust;
 use super::capacity::Reservation;
 use super::disk::Disk;
+use super::evict::Room;
 use super::layout::{self, FILLS};
 use super::stamp::Stamp;
 use super::temporary::Temporary;
 use super::writer::Remnant;
-use super::{Inner, StoreError, StoredBlob};
+use super::{Inner, Store, StoreError, StoredBlob};
 use crate::config::Durability;
 use crate::oci::{Digest, Hasher};
 
@@ -36,9 +37,27 @@ pub(super) struct Work {
 // === impl Work ===
 
 impl Work {
-    /// Makes the file, for that many bytes if they are known, of this digest if it is known.
-    pub(super) fn begin(inner: &Arc<Inner>, digest: Option<&Digest>, length: Option<u64>) -> Result<Self, StoreError> {
-        let mut reservation = inner.reserve(digest, length.unwrap_or(0))?;
+    /// Makes the file, for that many bytes if they are known, of this digest if it is known; waits for room if there is
+    /// none.
+    pub(super) async fn begin(store: &Store, digest: Option<Digest>, length: Option<u64>) -> Result<Self, StoreError> {
+        let begin = move |inner: &Arc<Inner>| match inner.ask_room(digest.as_ref(), length.unwrap_or(0))? {
+            Room::Promised(promised) => Self::create(inner, promised, digest.as_ref(), length).map(Ok),
+            Room::Later(waiting) => Ok(Err(waiting)),
+        };
+        let waiting = match store.blocking(begin).await? {
+            Ok(work) => return Ok(work),
+            Err(waiting) => waiting,
+        };
+        let promised = store.0.wait_for_room(waiting).await?;
+        store.blocking(move |inner| Self::create(inner, promised, digest.as_ref(), length)).await
+    }
+
+    fn create(
+        inner: &Arc<Inner>,
+        mut reservation: Reservation,
+        digest: Option<&Digest>,
+        length: Option<u64>,
+    ) -> Result<Self, StoreError> {
         let hint = digest.map_or_else(|| "upload".to_owned(), |digest| digest.hex().chars().take(16).collect());
         let directory = Path::new(FILLS);
         let create = || match Temporary::create(inner.disk.clone(), &hint) {
@@ -74,20 +93,22 @@ impl Work {
     }
 
     /// Appends the chunks. Those that are not in the file whole, because of an error, are taken from the list.
-    pub(super) fn write(&mut self, inner: &Inner, chunks: &mut Vec<Bytes>) -> (Vec<Bytes>, Result<(), StoreError>) {
+    pub(super) fn write(
+        &mut self,
+        inner: &Arc<Inner>,
+        chunks: &mut Vec<Bytes>,
+    ) -> (Vec<Bytes>, Result<(), StoreError>) {
         let mut whole = 0;
         let outcome = self.write_each(inner, chunks, &mut whole);
         (chunks.split_off(whole), outcome)
     }
 
-    fn write_each(&mut self, inner: &Inner, chunks: &[Bytes], whole: &mut usize) -> Result<(), StoreError> {
+    fn write_each(&mut self, inner: &Arc<Inner>, chunks: &[Bytes], whole: &mut usize) -> Result<(), StoreError> {
         let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         if self.written + bytes > self.reservation.bytes() {
             let more = self.written + bytes - self.reservation.bytes();
             // A large step first; near the limit what is needed now must do.
-            if inner.reserve_more(&mut self.reservation, more.max(STEP)).is_err() {
-                inner.reserve_more(&mut self.reservation, more)?;
-            }
+            inner.reserve_more(&mut self.reservation, more.max(STEP), more)?;
         }
         for chunk in chunks {
             let write = || inner.disk.write_all_at(self.temporary.file(), chunk, self.written);
@@ -148,6 +169,7 @@ impl Work {
         // Before anything else can fail: the name is there, so its bytes count.
         reservation.stored(digest, written);
         inner.shortage.kept(written);
+        inner.use_image_of(digest);
         // Renaming changes the times, so the stamp is taken now.
         let stamp = match file.metadata() {
             Ok(metadata) => Stamp::of(&metadata),

@@ -36,14 +36,14 @@ impl Store {
     /// Begins to write a blob: promises its bytes, evicting older blobs if needed, and makes the temporary file.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`] and [`StoreError::TooLarge`]: the content can be passed on but not kept.
+    /// [`StoreError::NoSpace`], [`StoreError::NoRoomInTime`] and [`StoreError::TooLarge`]: the content can be passed on
+    /// but not kept.
     pub async fn create(&self, digest: &Digest, length: Option<u64>) -> Result<BlobWriter, StoreError> {
         if self.0.closed.load(Ordering::SeqCst) {
             return Err(StoreError::Stopped);
         }
-        let digest = *digest;
-        let work = self.blocking(move |inner| Work::begin(inner, Some(&digest), length)).await?;
-        Ok(BlobWriter { pipeline: Pipeline::start(self.0.clone(), work, digest.algorithm(), length), digest })
+        let work = Work::begin(self, Some(*digest), length).await?;
+        Ok(BlobWriter { pipeline: Pipeline::start(self.0.clone(), work, digest.algorithm(), length), digest: *digest })
     }
 }
 

@@ -9,16 +9,16 @@ use crate::store::order::Short;
 const LAYER: usize = 100 << 10;
 
 /// An image in the store: its layers, and its manifest.
-struct Image {
-    layers: Vec<Digest>,
-    config: Digest,
-    manifest: Digest,
-    size: u64,
+pub(super) struct Image {
+    pub(super) layers: Vec<Digest>,
+    pub(super) config: Digest,
+    pub(super) manifest: Digest,
+    pub(super) size: u64,
 }
 
 impl Image {
     /// Layers by number; two images with the same number share that layer.
-    async fn put(store: &Store, name: u8, layers: &[u8]) -> Self {
+    pub(super) async fn put(store: &Store, name: u8, layers: &[u8]) -> Self {
         let mut digests = Vec::new();
         for layer in layers {
             digests.push(put(store, &vec![*layer; LAYER]).await);
@@ -30,7 +30,7 @@ impl Image {
         Self { layers: digests, config, manifest: digest, size: text.len() as u64 }
     }
 
-    async fn tag(&self, store: &Store, repo: &str, tag: &str) {
+    pub(super) async fn tag(&self, store: &Store, repo: &str, tag: &str) {
         let record = TagRecord {
             digest: self.manifest,
             media_type: media::OCI_MANIFEST.to_owned(),
@@ -41,7 +41,7 @@ impl Image {
         assert!(store.set_tag(&up, &repo, &tag, &record, wall()).await.unwrap());
     }
 
-    fn parts(&self) -> Vec<Digest> {
+    pub(super) fn parts(&self) -> Vec<Digest> {
         self.layers.iter().chain([&self.config, &self.manifest]).copied().collect()
     }
 }
@@ -68,27 +68,27 @@ impl Fixture {
     }
 
     /// Waits for what is done in the background.
-    async fn settle(&self) {
+    pub(super) async fn settle(&self) {
         self.strays().await;
     }
 
     /// All that is in the store grows older by so many seconds.
-    fn age(&self, seconds: u32) {
+    pub(super) fn age(&self, seconds: u32) {
         self.store.0.books.with_order(|order| order.age_all(seconds));
         self.store.0.uses.age_all(seconds);
     }
 
     /// What is there of these.
-    fn there(&self, digests: &[Digest]) -> Vec<bool> {
+    pub(super) fn there(&self, digests: &[Digest]) -> Vec<bool> {
         digests.iter().map(|digest| self.path(digest).exists()).collect()
     }
 
     /// What would go, one after the other.
-    fn order(&self) -> Vec<Short> {
+    pub(super) fn order(&self) -> Vec<Short> {
         self.store.0.books.with_order(|order| order.victims(seconds(system().now())).map(|(short, _)| short).collect())
     }
 
-    async fn evict(&self, bytes: u64) -> bool {
+    pub(super) async fn evict(&self, bytes: u64) -> bool {
         let inner = self.store.0.clone();
         tokio::task::spawn_blocking(move || inner.evict(bytes)).await.unwrap()
     }
@@ -272,13 +272,19 @@ async fn what_nobody_uses_for_long_goes_although_there_is_room() {
     store.use_image(&used.manifest);
     fixture.settle().await;
     let reader = store.blob(&unused.layers[0]).await.unwrap().unwrap();
+    fixture.settle().await;
     fixture.age(7_100);
+    expire().await.unwrap();
+    assert_eq!(fixture.there(&unused.parts()), [true; 3], "the use of a layer is the use of its image");
+    store.use_image(&used.manifest);
+    fixture.settle().await;
+    fixture.age(200);
     expire().await.unwrap();
     assert_eq!(fixture.there(&unused.parts()), [true, false, false], "a reader holds the layer");
     assert_eq!(fixture.there(&used.parts()), [true; 3]);
     assert_eq!(fixture.there(&kept.parts()), [true; 3]);
     drop(reader);
-    fixture.age(200);
+    fixture.age(7_100);
     expire().await.unwrap();
     assert_eq!(fixture.there(&[unused.layers[0], used.manifest, kept.manifest]), [false, false, true]);
 }

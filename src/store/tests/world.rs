@@ -282,7 +282,8 @@ impl World {
         let source = Shared(self.index.clone());
         self.store = Some(Store::open_on(disk, options, self.metrics.clone(), |_| Box::new(source))?);
         let settle = |inner: &Arc<Inner>| {
-            inner.settle_pins();
+            // As the upkeep does, which tries again.
+            drop(inner.settle_pins().or_else(|_| inner.settle_pins()));
             Ok(())
         };
         self.block(async |store| store.blocking(settle).await)
