@@ -153,6 +153,11 @@ impl State {
     }
 }
 
+/// Whether this thread works for an actor.
+pub(in crate::store) fn is_here() -> bool {
+    HERE.with_borrow(Option::is_some)
+}
+
 /// A step of this thread's actor.
 pub(in crate::store) fn step() {
     let here = HERE.with_borrow(Clone::clone);

@@ -132,7 +132,7 @@ fn fill(stage: &Stage, store: &Store, actor: &Actor) {
     for content in stage.layers[2..].iter().chain(&stage.images[1..]) {
         match actor.block(publish(store, content)) {
             Ok(blob) => drop(blob),
-            Err(StoreError::NoSpace) => stage.meet(),
+            Err(error) if error.is_full() => stage.meet(),
             Err(error) => panic!("{error}"),
         }
     }
@@ -142,7 +142,7 @@ fn fill(stage: &Stage, store: &Store, actor: &Actor) {
 fn refill(stage: &Stage, store: &Store, actor: &Actor) {
     match actor.block(pull(store, stage, 0, "one")) {
         Ok(()) => {}
-        Err(StoreError::NoSpace) => stage.meet(),
+        Err(error) if error.is_full() => stage.meet(),
         Err(error) => panic!("{error}"),
     }
 }
