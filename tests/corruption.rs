@@ -289,7 +289,8 @@ async fn head_of_a_damaged_file_tells_the_right_length() {
 /// What is no file under a blob's name is found by the first who asks, and is in nobody's way after that.
 #[tokio::test]
 async fn what_is_no_file_is_set_aside_by_the_read_that_finds_it() {
-    let cases: [(&str, fn(&Path)); 3] = [
+    type Make = fn(&Path);
+    let cases: [(&str, Make); 3] = [
         ("a directory", |path| fs::create_dir(path).unwrap()),
         ("a full directory", |path| fs::create_dir_all(path.join("a/b")).unwrap()),
         ("a link", |path| symlink("/dev/null", path).unwrap()),
