@@ -172,6 +172,11 @@ struct Inner {
     lock: RootLock,
 }
 
+/// The index of a store that is no test's.
+fn sled(root: &Path) -> Box<dyn Source> {
+    Box::new(SledSource(root.to_owned()))
+}
+
 // === impl Store ===
 
 impl Store {
@@ -182,19 +187,7 @@ impl Store {
     /// [`StoreError::Locked`] if another process has it, [`StoreError::Version`] if another version wrote it, else
     /// what the file system said. A damaged index is no error.
     pub fn open(options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
-        let source = |root: &Path| -> Box<dyn Source> { Box::new(SledSource(root.to_owned())) };
-        Self::open_with(options, metrics, source)
-    }
-
-    fn open_with(
-        options: StoreOptions,
-        metrics: Metrics,
-        source: impl FnOnce(&Path) -> Box<dyn Source>,
-    ) -> Result<Self, StoreError> {
-        let StoreOptions { root, .. } = &options;
-        let disk = Arc::new(Disk::open(root)?);
-        let root = disk.path().to_owned();
-        Self::open_on(disk, options, metrics, source).map_err(|error| error.within(&root))
+        Self::open_root(options, metrics, sled, None)
     }
 
     /// As [`Store::open`], for the work of a command: whoever comes meanwhile is told of it.
@@ -202,12 +195,19 @@ impl Store {
     /// # Errors
     /// As of [`Store::open`].
     pub fn open_for(command: &'static str, options: StoreOptions, metrics: Metrics) -> Result<Self, StoreError> {
-        let disk = Arc::new(Disk::open(&options.root)?);
-        let root = disk.path().to_owned();
-        let source = |root: &Path| -> Box<dyn Source> { Box::new(SledSource(root.to_owned())) };
-        Self::open_by(disk, options, metrics, source, Some(command)).map_err(|error| error.within(&root))
+        Self::open_root(options, metrics, sled, Some(command))
     }
 
+    #[cfg(test)]
+    fn open_with(
+        options: StoreOptions,
+        metrics: Metrics,
+        source: impl FnOnce(&Path) -> Box<dyn Source>,
+    ) -> Result<Self, StoreError> {
+        Self::open_root(options, metrics, source, None)
+    }
+
+    #[cfg(test)]
     fn open_on(
         disk: Arc<Disk>,
         options: StoreOptions,
@@ -215,6 +215,17 @@ impl Store {
         source: impl FnOnce(&Path) -> Box<dyn Source>,
     ) -> Result<Self, StoreError> {
         Self::open_by(disk, options, metrics, source, None)
+    }
+
+    fn open_root(
+        options: StoreOptions,
+        metrics: Metrics,
+        source: impl FnOnce(&Path) -> Box<dyn Source>,
+        command: Option<&'static str>,
+    ) -> Result<Self, StoreError> {
+        let disk = Arc::new(Disk::open(&options.root)?);
+        let root = disk.path().to_owned();
+        Self::open_by(disk, options, metrics, source, command).map_err(|error| error.within(&root))
     }
 
     fn open_by(

@@ -149,8 +149,7 @@ impl Records {
         path: &Path,
         value: &T,
     ) -> Result<(), StoreError> {
-        self.publish(disk, path, value, Mode::Synced)?;
-        sync_name(disk, group, path)
+        self.publish_through(disk, group, path, value, Mode::Synced)
     }
 
     /// The same, and nobody else may read it. Blocks.
@@ -161,7 +160,18 @@ impl Records {
         path: &Path,
         value: &T,
     ) -> Result<(), StoreError> {
-        self.publish(disk, path, value, Mode::Private)?;
+        self.publish_through(disk, group, path, value, Mode::Private)
+    }
+
+    fn publish_through<T: Serialize>(
+        &self,
+        disk: &Disk,
+        group: &GroupSync,
+        path: &Path,
+        value: &T,
+        mode: Mode,
+    ) -> Result<(), StoreError> {
+        self.publish(disk, path, value, mode)?;
         sync_name(disk, group, path)
     }
 

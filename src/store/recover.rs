@@ -79,11 +79,7 @@ impl Store {
 
     /// One whole scan. Cancelling it leaves the books as far as they are.
     pub(super) async fn recover_once(&self) -> Result<(), StoreError> {
-        // What is there first is not what should go first: until all of it is there nothing is evicted.
-        self.0.evictor.set_loading(true);
-        let loaded = self.load_index().await;
-        self.0.evictor.set_loading(false);
-        loaded?;
+        self.load_index().await?;
         // The capacity may be lower than it was.
         let trim = |inner: &Arc<Inner>| {
             inner.trim(true);
@@ -96,11 +92,20 @@ impl Store {
 
     /// What the index knows comes into the books.
     pub(super) async fn load_index(&self) -> Result<(), StoreError> {
+        // While it opens, however long that takes, the books have what was published since the start, and that may go.
         let wait = |inner: &Arc<Inner>| {
             inner.hints.wait_open();
             Ok(())
         };
         self.blocking(wait).await?;
+        // What is there first is not what should go first: until all of it is there nothing is evicted.
+        self.0.evictor.set_loading(true);
+        let loaded = self.read_index().await;
+        self.0.evictor.set_loading(false);
+        loaded
+    }
+
+    async fn read_index(&self) -> Result<(), StoreError> {
         let mut tagged = self.load_tagged().await?;
         let mut after = None::<Vec<u8>>;
         loop {

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -25,6 +26,8 @@ pub(super) struct GroupSync {
     dirty: Mutex<Dirty>,
     /// Held by a run: whoever relies on what was put down must wait for another run that has taken it.
     running: Gated<()>,
+    /// The last run could not sync all. It is tried again each second, and said once.
+    failing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -79,12 +82,12 @@ impl GroupSync {
         if dirty.everything
             && let Err(error) = disk.sync_everything()
         {
-            tracing::warn!(%error, "the file system could not be synced");
+            self.say(disk.path(), &error, "the file system could not be synced");
             self.dirty.lock().everything = true;
             is_done = false;
         }
         if let Err(error) = disk.sync_all_made() {
-            tracing::warn!(%error, "new directories could not be synced");
+            self.say(disk.path(), &error, "new directories could not be synced");
             is_done = false;
         }
         for path in dirty.files {
@@ -93,7 +96,7 @@ impl GroupSync {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound || is_no_file(&error) => continue,
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "a file could not be opened to be synced");
+                    self.say(&path, &error, "a file could not be opened to be synced");
                     self.file(path);
                     is_done = false;
                     continue;
@@ -112,13 +115,24 @@ impl GroupSync {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "a directory could not be synced");
+                    self.say(&path, &error, "a directory could not be synced");
                     self.directories([path]);
                     is_done = false;
                 }
             }
         }
+        if self.failing.swap(!is_done, Ordering::Relaxed) && is_done {
+            tracing::info!("what could not be synced is on the disk now, or gone");
+        }
         is_done
+    }
+
+    fn say(&self, path: &Path, error: &io::Error, what: &str) {
+        if self.failing.load(Ordering::Relaxed) {
+            tracing::debug!(path = %path.display(), %error, "{what}");
+        } else {
+            tracing::warn!(path = %path.display(), %error, "{what}; it is tried again each second");
+        }
     }
 
     /// After a failed fsync the kernel has dropped the pages and calls them clean: a second fsync would succeed and mean

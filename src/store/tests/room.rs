@@ -314,3 +314,37 @@ async fn a_dead_image_goes_although_a_layer_that_it_shares_is_in_use() {
     assert_eq!(fixture.there(&[dead.layers[0], dead.config, dead.manifest]), [false; 3]);
     assert_eq!(fixture.there(&live.parts()), [true; 4]);
 }
+
+/// An index that is there when nobody holds the other end any more.
+struct Late(parking_lot::Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl Source for Late {
+    fn open(&self) -> Result<Box<dyn Index>, IndexError> {
+        let _ = self.0.lock().recv();
+        Ok(Box::new(MemoryIndex::default()))
+    }
+
+    fn set_aside(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_index_that_opens_late_keeps_nothing_from_going() {
+    let root = tempfile::tempdir().unwrap();
+    let (closed, late) = std::sync::mpsc::channel();
+    let late = |_: &Path| -> Box<dyn Source> { Box::new(Late(late.into())) };
+    let store = Store::open_with(options(root.path(), 1_000), Metrics::new().unwrap(), late).unwrap();
+    let stop = CancellationToken::new();
+    let upkeep = tokio::spawn({
+        let (store, stop) = (store.clone(), stop.clone());
+        async move { store.run(stop).await }
+    });
+    // The scan has begun, and waits for the index.
+    tokio::task::yield_now().await;
+    let [first, ..] = [put(&store, &[1; 400]).await, put(&store, &[2; 400]).await, put(&store, &[3; 400]).await];
+    assert!(read(&store, &first).await.is_none(), "it has made room for the third");
+    drop(closed);
+    stop.cancel();
+    upkeep.await.unwrap();
+}
