@@ -336,7 +336,7 @@ async fn an_index_that_opens_late_keeps_nothing_from_going() {
     let late = |_: &Path| -> Box<dyn Source> { Box::new(Late(late.into())) };
     let store = Store::open_with(options(root.path(), 1_000), Metrics::new().unwrap(), late).unwrap();
     let stop = CancellationToken::new();
-    let upkeep = tokio::spawn({
+    let upkeep = TaskTracker::new().spawn({
         let (store, stop) = (store.clone(), stop.clone());
         async move { store.run(stop).await }
     });
