@@ -179,6 +179,7 @@ pub async fn go_on(site: &Site, daemon: &Daemon, report: &mut Report, case: &str
     let load = world.at(daemon.client);
     // A breaker that opened for upstream is none of the disk's business, but takes its time.
     recovers(&load, report, case).await;
+    load.give_up_uploads().await;
     healthy(site, daemon, 6, rng, report, case).await;
     quiet(site, daemon, Durability::Strict, report, case).await;
     report.violations(case, world.model.take_wrong());

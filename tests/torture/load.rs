@@ -210,6 +210,16 @@ impl Load {
         }
     }
 
+    /// Gives up what was being uploaded when its client left, which the daemon else keeps for a client that goes on.
+    pub async fn give_up_uploads(&self) {
+        for begun in self.world.take_uploads() {
+            let got = self.client.send(Ask::delete(&begun)).await;
+            if !matches!(got.status, 204 | 404) {
+                self.world.model.wrong(format!("an upload is not given up: {}", got.summary()));
+            }
+        }
+    }
+
     /// Pushes an image; whether all of it was acknowledged.
     pub async fn push(&self, name: &TagName, image: &Image, rng: &mut Rng) -> bool {
         let (repo, model) = (&name.0, &self.world.model);
@@ -217,7 +227,11 @@ impl Load {
             let digest = sha256(part);
             let got = self.client.send(Ask::post(format!("/v2/{repo}/blobs/uploads/"))).await;
             self.must_end_well("begin of an upload", &got);
-            let mut at = got.header("location").to_owned();
+            let begun = got.header("location").to_owned();
+            if !begun.is_empty() {
+                self.world.upload_goes_on(&begun);
+            }
+            let mut at = begun.clone();
             let mut rest = part.clone();
             if rng.bool() && !at.is_empty() {
                 let piece = rest.split_to(rng.usize(..=rest.len()));
@@ -233,6 +247,7 @@ impl Load {
             if got.status != 201 || got.cut.is_some() {
                 return false;
             }
+            self.world.upload_ended(&begun);
             model.pushed(repo, digest);
         }
         model.begin(name, Moves::Through, Some(image.digest));

@@ -1,5 +1,6 @@
 //! What is tortured: a root, an upstream with content that the seed tells, and a daemon between them and the clients.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use bytes::Bytes;
 use fastrand::Rng;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::common::content::{blob, image_of};
@@ -56,6 +58,8 @@ pub struct World {
     faulty: AtomicBool,
     /// Requests for content that got an answer.
     answered: AtomicU64,
+    /// Where uploads were begun that have not been seen to end.
+    uploads: Mutex<BTreeSet<String>>,
 }
 
 // === impl Library ===
@@ -130,8 +134,14 @@ impl Site {
         model.settle(&upstream);
         let root = root.map_or_else(|| directory.path().join("root"), Path::to_owned);
         let config = directory.path().join("config.toml");
-        let world =
-            Arc::new(World { upstream, model, library, faulty: AtomicBool::new(false), answered: AtomicU64::new(0) });
+        let world = Arc::new(World {
+            upstream,
+            model,
+            library,
+            faulty: AtomicBool::new(false),
+            answered: AtomicU64::new(0),
+            uploads: Mutex::default(),
+        });
         Self {
             _directory: directory,
             root,
@@ -191,6 +201,21 @@ impl World {
 
     pub fn is_faulty(&self) -> bool {
         self.faulty.load(Ordering::SeqCst)
+    }
+
+    /// An upload has begun, or goes on.
+    pub fn upload_goes_on(&self, location: &str) {
+        self.uploads.lock().insert(location.to_owned());
+    }
+
+    /// An upload has ended.
+    pub fn upload_ended(&self, location: &str) {
+        self.uploads.lock().remove(location);
+    }
+
+    /// The uploads that have not ended, each once.
+    pub fn take_uploads(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.uploads.lock())
     }
 
     /// So many more requests for content got an answer.
