@@ -22,7 +22,7 @@ const SUBJECTS: [(&str, &[&str]); 12] = [
 /// Forms of the whole suite, with what may be counted in them. No filter begins like this.
 const FORMS: [(&str, &[&str]); 2] = [
     ("--short", &["lanes"]),
-    ("--long", &["cuts", "kills", "points", "sizes", "errors", "damages", "cases", "minutes", "batches"]),
+    ("--long", &["cuts", "kills", "points", "sizes", "errors", "damages", "cases", "minutes", "batches", "lanes"]),
 ];
 /// Options whose value is text.
 const WORDS: [&str; 3] = ["error", "file", "docs"];

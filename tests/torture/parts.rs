@@ -19,8 +19,7 @@ pub struct Said {
 }
 
 /// Runs this program with these arguments and this seed. When `stop` comes it is told to end, cleans up and ends.
-/// `echo`: what it says is printed as it comes.
-pub async fn run(arguments: &str, seed: u64, stop: &CancellationToken, echo: bool) -> Result<Said, String> {
+pub async fn run(arguments: &str, seed: u64, stop: &CancellationToken) -> Result<Said, String> {
     let program: PathBuf = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = Command::new(program);
     command.args(arguments.split(' ')).arg("--seed").arg(seed.to_string()).stdout(Stdio::piped());
@@ -38,9 +37,6 @@ pub async fn run(arguments: &str, seed: u64, stop: &CancellationToken, echo: boo
             }
         };
         let Ok(Some(line)) = line else { break };
-        if echo {
-            println!("{line}");
-        }
         if line.starts_with('{') {
             figures = serde_json::from_str(&line).ok();
         }

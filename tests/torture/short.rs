@@ -11,7 +11,7 @@ use crate::options::{Options, need};
 use crate::parts;
 
 /// What is run, the longest first, so that none runs alone at the end.
-const PARTS: [&str; 19] = [
+const PARTS: [&str; 20] = [
     "kill --points 120",
     "power --cuts 60",
     "rot --damages 500",
@@ -31,6 +31,7 @@ const PARTS: [&str; 19] = [
     "limits --cases 20",
     "blocks --cases 12",
     "readonly --cases 8",
+    "soak --minutes 1",
 ];
 /// How many run at a time.
 const LANES: u64 = 3;
@@ -62,7 +63,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
             while !stop.is_cancelled() {
                 let Some((n, part)) = waiting.lock().pop_front() else { return };
                 let began = Instant::now();
-                let outcome = parts::run(part, seed + n, &stop, false).await;
+                let outcome = parts::run(part, seed + n, &stop).await;
                 let (passed, output) = match outcome {
                     Ok(said) => (said.status.success(), said.output),
                     Err(error) => (false, error),
