@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use rustix::fs::{Dir, FileType};
@@ -61,6 +62,9 @@ pub(super) trait Fs: fmt::Debug + Send + Sync {
     fn allocate(&self, file: &File, length: u64) -> io::Result<()>;
     /// Lets nobody but the owner read a file.
     fn close_file(&self, file: &File) -> io::Result<()>;
+    /// Begins to bring a part of a file's content to the disk, so that [`Fs::sync_file`] takes less long. It promises
+    /// nothing, and its errors are those of that call.
+    fn begin_sync(&self, file: &File, range: Range<u64>);
     /// Waits until a file's content and length are on the disk.
     fn sync_file(&self, file: &File) -> io::Result<()>;
     /// Waits until a directory's entries are on the disk.

@@ -7,7 +7,7 @@
 //! on another core. What waits is bounded.
 
 use std::fs::File;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -19,12 +19,15 @@ use super::disk::Disk;
 use super::work::Work;
 use super::writer::Remnant;
 use super::{Inner, StoreError, StoredBlob};
+use crate::config::Durability;
 use crate::oci::{Algorithm, Digest, Hasher};
 
 /// Bytes that may be held in memory for a blob: not written, or not hashed yet.
 const WAITING: usize = 2 << 20;
 /// Less than this is hashed by the job that wrote it: handing it over would take longer.
 const HAND_OVER: usize = 64 << 10;
+/// The disk is told to write a file in parts of at least this size.
+const SEND_OUT: u64 = 16 << 20;
 
 /// A temporary file that is being written and hashed. Dropping it removes the file.
 pub(super) struct Pipeline {
@@ -44,6 +47,15 @@ struct Shared {
     progress: watch::Sender<u64>,
     /// Told as the file grows, by the job that writes: whoever reads it need not wait for whoever writes it.
     follower: OnceLock<Follower>,
+    sent_out: SentOut,
+}
+
+/// How much of the file the disk was told to write before all of it is synced, so that the end takes little time of its
+/// own. That is done by a job beside the one that writes: where the disk is slow, it waits.
+#[derive(Default)]
+struct SentOut {
+    end: AtomicU64,
+    running: AtomicBool,
 }
 
 /// Who is told how many bytes are in the file.
@@ -110,7 +122,8 @@ impl Pipeline {
             sum: Sum::Idle(Box::new(Hasher::new(algorithm))),
         };
         let (queue, changed, follower) = (Mutex::new(queue), Notify::new(), OnceLock::new());
-        let shared = Shared { inner, length, queue, changed, progress: sender, follower };
+        let sent_out = SentOut::default();
+        let shared = Shared { inner, length, queue, changed, progress: sender, follower, sent_out };
         Self { shared: Arc::new(shared), file, progress, runtime: Handle::current() }
     }
 
@@ -363,12 +376,26 @@ impl Shared {
                 if let Some(follower) = self.follower.get() {
                     follower(written);
                 }
+                self.send_out(work.file(), written);
             }
             self.hash(chunks);
             if let Err(error) = outcome {
                 let work = job.work.take();
                 return job.fail(error, work, unwritten);
             }
+        }
+    }
+
+    /// Has the disk begin with what was written since the last time, if that is much, and nothing holds it up.
+    fn send_out(self: &Arc<Self>, file: &Arc<File>, written: u64) {
+        let SentOut { end, running } = &self.sent_out;
+        let is_due = self.inner.durability == Durability::Strict && written >= end.load(Ordering::Relaxed) + SEND_OUT;
+        if is_due && !running.swap(true, Ordering::AcqRel) {
+            let (shared, file, from) = (self.clone(), file.clone(), end.swap(written, Ordering::Relaxed));
+            drop(self.inner.jobs.spawn_blocking(move || {
+                shared.inner.disk.begin_sync(&file, from..written);
+                shared.sent_out.running.store(false, Ordering::Release);
+            }));
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::fs::{File, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -169,6 +170,10 @@ impl Fs for RealFs {
 
     fn close_file(&self, file: &File) -> io::Result<()> {
         file.set_permissions(Permissions::from_mode(0o600))
+    }
+
+    fn begin_sync(&self, file: &File, range: Range<u64>) {
+        crate::sys::write_out::begin(file, range);
     }
 
     fn sync_file(&self, file: &File) -> io::Result<()> {

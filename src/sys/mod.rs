@@ -3,3 +3,4 @@
 
 pub(crate) mod allocator;
 pub(crate) mod mapping;
+pub(crate) mod write_out;

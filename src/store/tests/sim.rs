@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -640,6 +641,8 @@ impl Fs for SimFs {
         }
         Ok(())
     }
+
+    fn begin_sync(&self, _: &File, _: Range<u64>) {}
 
     fn sync_file(&self, file: &File) -> io::Result<()> {
         match self.0.begin(Call::SyncFile) {
