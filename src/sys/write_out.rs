@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// Begins to write out what is dirty in that range, and does not wait for it. Nothing is promised by it, and nothing is
 /// reported: an error of the disk is left for the next fsync(2) to tell (`SYNC_FILE_RANGE_WRITE` alone does not take it
-/// away, see sync_file_range(2)).
+/// away, see `sync_file_range(2)`).
 #[cfg(target_os = "linux")]
 pub(crate) fn begin(file: &File, range: Range<u64>) {
     use std::os::fd::AsRawFd;

@@ -1,14 +1,11 @@
 //! Restarts: what was published survives them, in order or not, whatever becomes of the index.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::fs;
 use std::path::Path;
 
-use common::content::{blob, image, sha256};
-use common::invariants::{check, files};
-use common::{Ask, Cistern, Gate, Image, Upstream, acts};
+use crate::common::content::{blob, image, sha256};
+use crate::common::invariants::{check, files};
+use crate::common::{Ask, Cistern, Gate, Image, Upstream, acts};
 use tokio::runtime::Runtime;
 
 /// An ocistern that has pulled `app:1.0` whole.
@@ -52,8 +49,10 @@ async fn it_starts_empty_with_upstream_down_and_recovers_with_it() {
     let got = cistern.get("/v2/app/manifests/1.0").await;
     got.assert_fails(502);
     upstream.up();
-    common::eventually("upstream is found again", || async { cistern.get("/v2/app/manifests/1.0").await.complete() })
-        .await;
+    crate::common::eventually("upstream is found again", || async {
+        cistern.get("/v2/app/manifests/1.0").await.complete()
+    })
+    .await;
     pull(&cistern, &image).await;
 }
 
@@ -88,7 +87,7 @@ fn content_and_tags_survive_a_kill() {
         assert!(!partial.complete(), "a part was taken for the whole: {}", partial.summary());
         upstream.unscript();
         upstream.up();
-        common::eventually("the download succeeds", || async { cistern.get(&target).await.complete() }).await;
+        crate::common::eventually("the download succeeds", || async { cistern.get(&target).await.complete() }).await;
         cistern.get(&target).await.assert_is(&big);
         check(&cistern).await;
     });
@@ -206,8 +205,10 @@ async fn a_stop_lets_running_answers_end() {
     live.read_to(1000).await;
     let finish = async {
         // The listener has gone, the transfer has not.
-        common::eventually("new connections are refused", || async { client.open(Ask::get("/v2/")).await.is_err() })
-            .await;
+        crate::common::eventually("new connections are refused", || async {
+            client.open(Ask::get("/v2/")).await.is_err()
+        })
+        .await;
         gate.open();
         live.finish().await
     };

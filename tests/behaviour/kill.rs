@@ -1,16 +1,13 @@
 //! The daemon killed at each step of a push and of a delete, on whichever side of upstream's commit: after it no wrong tag
 //! is served, nothing is left of what was under way, and the next push succeeds.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::path::Path;
 
-use common::content::{image, sha256};
-use common::invariants::{check_blobs, files};
-use common::uploading::{ANY, UPLOADS, closing};
-use common::upstream::Then;
-use common::{Ask, Client, Daemon, Gate, Got, Image, Upstream, acts, eventually};
+use crate::common::content::{image, sha256};
+use crate::common::invariants::{check_blobs, files};
+use crate::common::uploading::{ANY, UPLOADS, closing};
+use crate::common::upstream::Then;
+use crate::common::{Ask, Client, Daemon, Gate, Got, Image, Upstream, acts, eventually};
 use ocistern::oci::Digest;
 use tempfile::TempDir;
 use tokio::task::JoinSet;

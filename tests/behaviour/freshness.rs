@@ -1,12 +1,9 @@
 //! Freshness: when a tag is asked again, what stands in when upstream cannot say, and what may not.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-mod common;
-
-use common::content::{blob, image, sha256};
-use common::invariants::check;
-use common::upstream::{Act, Auth, Cut};
-use common::{Ask, Cistern, Client, Daemon, Gate, Image, Upstream, acts, clock, eventually};
+use crate::common::content::{blob, image, sha256};
+use crate::common::invariants::check;
+use crate::common::upstream::{Act, Auth, Cut};
+use crate::common::{Ask, Cistern, Client, Daemon, Gate, Image, Upstream, acts, clock, eventually};
 
 const TARGET: &str = "/v2/app/manifests/latest";
 
@@ -417,7 +414,7 @@ async fn a_dead_token_endpoint_is_upstream_being_away() {
     });
     let cistern = Cistern::start(&upstream, "tags = \"always\"").await;
     cistern.get(TARGET).await.assert_is(&image.manifest);
-    upstream.registry(common::upstream::Registry::revoke_tokens);
+    upstream.registry(crate::common::upstream::Registry::revoke_tokens);
     upstream.script("*", "/token", .., acts::fail(503, "UNAVAILABLE"));
     let got = cistern.get(TARGET).await;
     got.assert_is(&image.manifest);

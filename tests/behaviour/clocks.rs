@@ -1,17 +1,14 @@
 //! The clock on the wall jumps while ocistern runs, and between two runs: through real sockets.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::clock::{Twin, pass};
-use common::content::{blob, image, sha256};
-use common::invariants::check;
-use common::uploading::{UPLOADS, begin, closing, next};
-use common::upstream::Auth;
-use common::{Ask, Cistern, Gate, Image, Upstream, acts};
+use crate::common::clock::{Twin, pass};
+use crate::common::content::{blob, image, sha256};
+use crate::common::invariants::check;
+use crate::common::uploading::{UPLOADS, begin, closing, next};
+use crate::common::upstream::Auth;
+use crate::common::{Ask, Cistern, Gate, Image, Upstream, acts};
 use ocistern::clock::Clock as _;
 
 const TARGET: &str = "/v2/app/manifests/latest";

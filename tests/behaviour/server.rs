@@ -1,5 +1,4 @@
 //! The daemon's edge through real sockets: listeners, limits of requests, access, the admin interface, one per root.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like tests")]
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;

@@ -1,18 +1,15 @@
 //! What strangers can do to others: nothing. A caller's pull never depends on who else asks for the same, and what was
 //! heard of a caller's right counts at once.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::clock::{pass, warp};
-use common::content::{blob, image, sha256};
-use common::direct::{Came, account, apart, read, target};
-use common::upstream::{Auth, Cut};
-use common::{Direct, Gate, Upstream, acts, eventually};
+use crate::common::clock::{pass, warp};
+use crate::common::content::{blob, image, sha256};
+use crate::common::direct::{Came, account, apart, read, target};
+use crate::common::upstream::{Auth, Cut};
+use crate::common::{Direct, Gate, Upstream, acts, eventually};
 use ocistern::cache::{Found, Want};
 use ocistern::oci::Digest;
 use ocistern::upstream::Right;
@@ -46,7 +43,7 @@ fn downloads(upstream: &Upstream, digest: &Digest) -> usize {
 }
 
 /// Asks for a blob beside the test.
-fn ask(direct: &Arc<Direct>, right: Right, repo: &'static str, digest: Digest) -> common::direct::Apart<Came> {
+fn ask(direct: &Arc<Direct>, right: Right, repo: &'static str, digest: Digest) -> crate::common::direct::Apart<Came> {
     let direct = Arc::clone(direct);
     apart(async move { direct.blob(&right, repo, &digest).await })
 }
@@ -246,7 +243,7 @@ async fn one_odd_answer_to_a_head_changes_nothing_for_others() {
         if known {
             direct.manifest(&STRANGER, "open", "v1", Want::Required).await.found(&image.digest);
         }
-        let odd: [common::upstream::Act; 3] =
+        let odd: [crate::common::upstream::Act; 3] =
             [acts::fail(400, "NAME_INVALID"), acts::fail(405, "UNSUPPORTED"), acts::without("Docker-Content-Digest")];
         for act in odd {
             upstream.script("HEAD", "/v2/open/manifests/odd", .., act);

@@ -1,12 +1,9 @@
 //! Ranges: every form on what is stored, and on what has yet to be downloaded.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-mod common;
-
+use crate::common::content::{blob, image};
+use crate::common::invariants::check;
+use crate::common::{Ask, Cistern, Gate, Got, Upstream, acts};
 use bytes::Bytes;
-use common::content::{blob, image};
-use common::invariants::check;
-use common::{Ask, Cistern, Gate, Got, Upstream, acts};
 
 const LENGTH: usize = 100_000;
 

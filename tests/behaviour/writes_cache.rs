@@ -1,17 +1,14 @@
 //! What a write through ocistern means for what is known: never a wrong tag after it, whatever was in flight and
 //! wherever it broke off, and the next pull of what was pushed is a hit.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::content::{artifact, blob, image, sha256};
+use crate::common::direct::{Came, apart, target};
+use crate::common::upstream::{Cut, Then};
+use crate::common::{Direct, Gate, Image, Upstream, acts, clock};
 use bytes::Bytes;
-use common::content::{artifact, blob, image, sha256};
-use common::direct::{Came, apart, target};
-use common::upstream::{Cut, Then};
-use common::{Direct, Gate, Image, Upstream, acts, clock};
 use http_body_util::{BodyExt as _, StreamBody};
 use ocistern::cache::{Begun, Found, Opening, PublishedManifest, Want, WriteError};
 use ocistern::oci::{Digest, Tag};
@@ -102,7 +99,7 @@ async fn a_write_whose_answer_is_lost_leaves_no_wrong_tag_behind() {
             upstream.down();
             assert_eq!(direct.get(&CALLER, "app", "v1").await, Came::Away, "{tags}: not served as stale");
             upstream.up();
-            common::eventually("upstream is asked again", || async {
+            crate::common::eventually("upstream is asked again", || async {
                 matches!(direct.get(&CALLER, "app", "v1").await, Came::Content(..))
             })
             .await;

@@ -10,14 +10,14 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
-use super::common::cistern::Setup;
-use super::common::content::{artifact, blob, image, sha256};
-use super::common::upstream::Auth;
-use super::common::{Ask, Cistern, Got, Image, Upstream, clock};
 use super::model::{
     A_MOMENT, ACCESS_TTL, Class, Credentials, LATE, Model, PUBLIC_FOR, REPOS, Repo, SHOWN, SOME, Scope, Show, State,
     VERBS, Verb, Who,
 };
+use crate::common::cistern::Setup;
+use crate::common::content::{artifact, blob, image, sha256};
+use crate::common::upstream::Auth;
+use crate::common::{Ask, Cistern, Got, Image, Upstream, clock};
 
 /// A listener's name that is not this machine's: nobody is trusted for coming by loopback.
 const HOST: &str = "cache.test";

@@ -1,14 +1,11 @@
 //! Credentials: whose they are, where they go, where they must not go, and how long a token is used.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-mod common;
-
+use crate::common::content::{image, sha256};
+use crate::common::invariants::{self, check};
+use crate::common::upstream::{Auth, Registry};
+use crate::common::{Cistern, Upstream, acts};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::content::{image, sha256};
-use common::invariants::{self, check};
-use common::upstream::{Auth, Registry};
-use common::{Cistern, Upstream, acts};
 
 /// Lines that make ocistern pull with the account `user`, and the file with its password, which may be rewritten.
 fn account(password: &str) -> (tempfile::TempDir, std::path::PathBuf, String) {

@@ -1,14 +1,11 @@
 //! Addressing: every form in which clients name an upstream, over one store, in a closed world; and bad requests.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use common::content::{blob, image, sha256};
-use common::invariants::{check, files};
-use common::{Ask, Cistern, Image, Upstream};
+use crate::common::content::{blob, image, sha256};
+use crate::common::invariants::{check, files};
+use crate::common::{Ask, Cistern, Image, Upstream};
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -292,7 +289,7 @@ async fn raw(cistern: &Cistern, head: &str) -> (u16, String) {
     let mut answer = String::new();
     let mut piece = [0; 4096];
     while !is_whole(&answer) {
-        match common::patiently("a raw answer", stream.read(&mut piece)).await {
+        match crate::common::patiently("a raw answer", stream.read(&mut piece)).await {
             Ok(read) if read > 0 => answer += &String::from_utf8_lossy(&piece[..read]),
             _ => break,
         }

@@ -1,16 +1,13 @@
 //! Lists: tags, referrers and the catalog, as upstream gives them, and from the store when it is away.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::content::{artifact, image, sha256};
-use common::invariants::check;
-use common::upstream::Cut;
-use common::{Ask, Cistern, Direct, Gate, Got, Upstream, acts, clock};
+use crate::common::content::{artifact, image, sha256};
+use crate::common::invariants::check;
+use crate::common::upstream::Cut;
+use crate::common::{Ask, Cistern, Direct, Gate, Got, Upstream, acts, clock};
 use ocistern::cache::Found;
 use ocistern::oci::{Tag, media};
 use ocistern::upstream::Right;
@@ -133,8 +130,10 @@ async fn a_stale_list_survives_a_restart_and_not_a_refusal() {
     // Who showed nothing is asked to, where upstream refuses.
     for (said, code, status) in [(404, "NAME_UNKNOWN", 404), (403, "DENIED", 401)] {
         upstream.script("*", target, .., acts::fail(said, code));
-        common::eventually("upstream's refusal is relayed", || async { cistern.get(target).await.status == status })
-            .await;
+        crate::common::eventually("upstream's refusal is relayed", || async {
+            cistern.get(target).await.status == status
+        })
+        .await;
         upstream.unscript();
     }
 }
@@ -193,7 +192,7 @@ async fn upstreams_without_the_api_are_served_by_the_fallback_tag() {
         upstream.image("app", "1.0", &subject);
         let signature = artifact("application/vnd.example.signature", &subject.digest, 3);
         let digest = upstream.manifest("app", signature.media_type, &signature.manifest);
-        let list = common::content::index(&[&signature]);
+        let list = crate::common::content::index(&[&signature]);
         let index = upstream.manifest("app", media::OCI_INDEX, &list);
         upstream.tag("app", Tag::referrers_fallback(&subject.digest).as_str(), index);
         upstream.script("*", "/v2/*/referrers/*", .., act);
@@ -329,7 +328,7 @@ async fn made_up_queries_leave_no_file() {
         assert!(cistern.get(format!("/v2/app/tags/list?x={n}")).await.complete());
     }
     cistern.settle().await;
-    let kept = common::invariants::files(&cistern.root().join("refs")).into_iter();
+    let kept = crate::common::invariants::files(&cistern.root().join("refs")).into_iter();
     let lists = kept.filter(|path| path.components().any(|part| part.as_os_str() == "_lists")).count();
     assert_eq!(lists, 1, "the plain list alone is kept");
 }

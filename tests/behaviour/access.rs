@@ -2,28 +2,23 @@
 //!
 //! All disagreements of a table are printed at once. A second part compares whole answers: nobody who may not read a
 //! thing is told, by anything in the answer, whether it is in the store.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-mod common;
-#[path = "access/model.rs"]
 mod model;
-#[path = "access/stage.rs"]
 mod stage;
-#[path = "access/writes.rs"]
 mod writes;
 
 use std::sync::Arc;
 
-use common::content::{image, sha256};
-use common::upstream::{Gate, acts};
-use common::{Ask, Got, clock};
-use model::{
+use self::model::{
     A_MOMENT, ACCESS_TTL, Class, Credentials, Model, PUBLIC_FOR, REPOS, Repo, SHOWN, Scope, Show, State, VERBS, Verb,
     WRITES_IN, Who,
 };
-use stage::{Stage, pass};
+use self::stage::{Stage, pass};
+use self::writes::write_tables;
+use crate::common::content::{image, sha256};
+use crate::common::upstream::{Gate, acts};
+use crate::common::{Ask, Got, clock};
 use tokio::task::JoinSet;
-use writes::write_tables;
 
 // === the tables ===
 

@@ -1,16 +1,13 @@
 //! Uploading blobs through ocistern: every style, upstreams that break, and clients that do.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::time::Duration;
 
+use crate::common::content::{blob, sha256, sha512};
+use crate::common::invariants::{check, files, is_stored};
+use crate::common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
+use crate::common::upstream::{Cut, Reply, Then};
+use crate::common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
 use bytes::Bytes;
-use common::content::{blob, sha256, sha512};
-use common::invariants::{check, files, is_stored};
-use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
-use common::upstream::{Cut, Reply, Then};
-use common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
 use tokio::runtime::Runtime;
 
 async fn world() -> (Cistern, Upstream) {

@@ -1,16 +1,13 @@
 //! Herds: however many clients ask for one thing, upstream is asked once, and no client suffers from another.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::content::{blob, image};
-use common::invariants::{check, is_stored};
-use common::upstream::{Auth, Cut};
-use common::{Ask, Cistern, Client, Direct, Gate, Got, Live, Upstream, acts, clock};
+use crate::common::content::{blob, image};
+use crate::common::invariants::{check, is_stored};
+use crate::common::upstream::{Auth, Cut};
+use crate::common::{Ask, Cistern, Client, Direct, Gate, Got, Live, Upstream, acts, clock};
 use ocistern::store::TagRecord;
 use ocistern::upstream::Right;
 use tokio::task::JoinSet;
@@ -180,8 +177,10 @@ async fn a_mismatch_breaks_every_transfer_and_keeps_nothing() {
         cistern.settle().await;
         assert!(!is_stored(&cistern, &digest));
         upstream.unscript();
-        common::eventually("the next healthy request succeeds", || async { cistern.get(&target).await.complete() })
-            .await;
+        crate::common::eventually("the next healthy request succeeds", || async {
+            cistern.get(&target).await.complete()
+        })
+        .await;
     }
     check(&cistern).await;
 }
@@ -308,7 +307,7 @@ async fn a_herd_on_something_missing_is_answered_by_one_404() {
     let upstream = Upstream::start().await;
     upstream.image("app", "latest", &image(11));
     let cistern = Cistern::start(&upstream, "").await;
-    let missing = common::content::sha256(b"missing");
+    let missing = crate::common::content::sha256(b"missing");
     for target in ["blobs/DIGEST", "manifests/DIGEST", "manifests/missing"] {
         let target = format!("/v2/app/{}", target.replace("DIGEST", &missing.to_string()));
         let gate = Gate::new();

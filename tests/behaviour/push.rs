@@ -1,14 +1,11 @@
 //! Pushing and deleting through ocistern: upstream has it first, what was written is seen at once, and what is not
 //! known is asked.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-mod common;
-
+use crate::common::content::{artifact, blob, image, index, sha256};
+use crate::common::invariants::{check, is_stored};
+use crate::common::upstream::{Auth, Cut};
+use crate::common::{Ask, Cistern, Gate, Got, Image, Upstream, acts};
 use bytes::Bytes;
-use common::content::{artifact, blob, image, index, sha256};
-use common::invariants::{check, is_stored};
-use common::upstream::{Auth, Cut};
-use common::{Ask, Cistern, Gate, Got, Image, Upstream, acts};
 use ocistern::oci::{Digest, media};
 use tokio::runtime::Runtime;
 
@@ -139,7 +136,7 @@ async fn manifests_that_are_refused() {
     assert_eq!(upstream.log().len(), 0, "upstream is not bothered with it");
     let bad = cistern.send(put("/v2/app/manifests/sha256:baddigeststring", &image)).await;
     assert_code(&bad, 400, "DIGEST_INVALID");
-    let incomplete = common::content::image(2);
+    let incomplete = crate::common::content::image(2);
     let got = cistern.send(put(BY_TAG, &incomplete)).await;
     assert_code(&got, 404, "MANIFEST_BLOB_UNKNOWN");
     assert_code(
@@ -379,7 +376,7 @@ async fn a_push_goes_on_when_its_client_leaves() {
     gate.reached(1).await;
     pushing.shutdown().await;
     gate.open();
-    common::eventually("it is kept", || async {
+    crate::common::eventually("it is kept", || async {
         cistern.get(BY_TAG).await.header("cache-status") == "ocistern; hit" && is_stored(&cistern, &image.digest)
     })
     .await;
@@ -414,7 +411,8 @@ async fn what_was_deleted_is_gone_at_once() {
         assert!(!got.complete(), "{target}: {}", got.summary());
     }
     upstream.up();
-    common::eventually("upstream is back", || async { cistern.send(put(BY_TAG, &image)).await.status == 201 }).await;
+    crate::common::eventually("upstream is back", || async { cistern.send(put(BY_TAG, &image)).await.status == 201 })
+        .await;
     assert_hit(&cistern, BY_TAG, &image.manifest).await;
     check(&cistern).await;
 }
@@ -590,7 +588,7 @@ async fn who_may_only_read_changes_nothing() {
     cistern.settle().await;
     let begun = upstream.requests("POST", "/v2/app/blobs/uploads/");
     assert_eq!(begun.iter().filter(|seen| seen.status == 202).count(), 1, "{begun:?}");
-    common::clock::eventually("the upload is given up", || async {
+    crate::common::clock::eventually("the upload is given up", || async {
         upstream.requests("DELETE", "/v2/app/blobs/uploads/*").len() == 1
     })
     .await;

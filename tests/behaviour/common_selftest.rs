@@ -1,14 +1,11 @@
 //! The scripted upstream and the client, tested against each other: what is scripted is what happens on the wire.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use common::content::{blob, image, sha256};
-use common::upstream::{Auth, Cut};
-use common::{Ask, Cistern, Client, Gate, Upstream, acts};
+use crate::common::content::{blob, image, sha256};
+use crate::common::upstream::{Auth, Cut};
+use crate::common::{Ask, Cistern, Client, Gate, Upstream, acts};
 
 fn client(upstream: &Upstream) -> Client {
     Client(SocketAddr::from(([127, 0, 0, 1], upstream.port())))
@@ -178,7 +175,7 @@ async fn the_warped_clock_runs_while_sockets_work() {
     let upstream = Upstream::start().await;
     let bytes = blob(7, 100_000);
     let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
-    let _warp = common::clock::warp();
+    let _warp = crate::common::clock::warp();
     let before = tokio::time::Instant::now();
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(before.elapsed() >= Duration::from_secs(20), "the sleep was one on the warped clock");

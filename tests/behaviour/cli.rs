@@ -1,7 +1,4 @@
 //! The program as a process: exit codes, signals, and what it says where.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,8 +8,8 @@ use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::Duration;
 
-use common::content::{image, sha256};
-use common::{Client, Upstream, eventually};
+use crate::common::content::{image, sha256};
+use crate::common::{Client, Upstream, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn ocistern(arguments: &[&str]) -> Command {

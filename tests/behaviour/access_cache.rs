@@ -1,16 +1,13 @@
 //! Who may have what is in the store, asked by every kind of right, with a registry that keeps repositories for their
 //! readers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::content::{blob, image, sha256};
-use common::direct::{Came, account, apart, target};
-use common::upstream::{Accounts, Auth};
-use common::{Direct, Gate, Image, Upstream, acts, clock};
+use crate::common::content::{blob, image, sha256};
+use crate::common::direct::{Came, account, apart, target};
+use crate::common::upstream::{Accounts, Auth};
+use crate::common::{Direct, Gate, Image, Upstream, acts, clock};
 use ocistern::cache::{Found, Want};
 use ocistern::store::Access;
 use ocistern::upstream::Right;
@@ -258,7 +255,7 @@ async fn what_is_made_private_is_not_public_for_longer_than_said() {
 
 /// As [`pull`], as soon as upstream is asked again.
 async fn pull_patiently(direct: &Direct, right: &Right, repo: &str, image: &Image) {
-    common::eventually("upstream is asked again", || async {
+    crate::common::eventually("upstream is asked again", || async {
         matches!(direct.get(right, repo, "v1").await, Came::Content(..))
     })
     .await;
@@ -498,7 +495,7 @@ async fn a_fill_goes_on_by_the_right_of_another_reader() {
     let bytes = blob(9, 300_000);
     let digest = upstream.blob("secret", &bytes);
     let gate = Gate::new();
-    let broken = acts::both(acts::hold_at(100_000, &gate), acts::cut_at(200_000, common::upstream::Cut::Fin));
+    let broken = acts::both(acts::hold_at(100_000, &gate), acts::cut_at(200_000, crate::common::upstream::Cut::Fin));
     upstream.script("GET", "/v2/secret/blobs/*", .., acts::where_status(200, broken));
     let ask = |user: &str| {
         let (direct, user) = (direct.clone(), account(user));
@@ -507,7 +504,7 @@ async fn a_fill_goes_on_by_the_right_of_another_reader() {
     let ann = ask("ann");
     gate.reached(1).await;
     let bob = ask("bob");
-    common::eventually("bob may join", || async {
+    crate::common::eventually("bob may join", || async {
         upstream.requests("HEAD", "/v2/secret/blobs/*").iter().any(|entry| entry.status == 200)
     })
     .await;
@@ -537,8 +534,10 @@ async fn lists_are_by_right_and_what_a_caller_got_is_not_kept() {
     assert_eq!(direct.tags(&account("ann"), "secret").await, Came::Away);
     upstream.up();
     make_private(&upstream);
-    common::eventually("it is refused", || async { matches!(direct.tags(&STRANGER, "open").await, Came::Refused(_)) })
-        .await;
+    crate::common::eventually("it is refused", || async {
+        matches!(direct.tags(&STRANGER, "open").await, Came::Refused(_))
+    })
+    .await;
     upstream.down();
     assert!(!matches!(direct.tags(&STRANGER, "open").await, Came::Content(..)), "not as stale either");
 }

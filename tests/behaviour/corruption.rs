@@ -1,16 +1,13 @@
 //! Rot on the disk: whatever becomes of a file in the store, no complete answer is ever wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
+use crate::common::content::{blob, image, sha256};
+use crate::common::invariants::{blob_path, check, check_blobs, files};
+use crate::common::{Ask, Cistern, Upstream, acts, clock};
 use bytes::Bytes;
-use common::content::{blob, image, sha256};
-use common::invariants::{blob_path, check, check_blobs, files};
-use common::{Ask, Cistern, Upstream, acts, clock};
 use ocistern::oci::Digest;
 
 /// Small, of one buffer, and larger than what is read at once.
@@ -98,7 +95,7 @@ async fn damaged_while_stopped(what: &str, damage: Damage, size: usize) {
     }
     upstream.up();
     for (bytes, target) in [(&bytes, &target), (&other, &other_target)] {
-        common::eventually("it is fetched again", || async { cistern.get(target).await.complete() }).await;
+        crate::common::eventually("it is fetched again", || async { cistern.get(target).await.complete() }).await;
         cistern.get(target).await.assert_is(bytes);
     }
     check(&cistern).await;
@@ -155,7 +152,8 @@ async fn damage_while_running_is_found_and_mended() {
             damage(&blob_path(&cistern, &digest), &blob_path(&cistern, &other_digest));
             for (bytes, target) in [(&bytes, &target), (&other, &other_target)] {
                 never_wrong(what, &cistern, bytes, target).await;
-                common::eventually("it is fetched again", || async { cistern.get(target).await.complete() }).await;
+                crate::common::eventually("it is fetched again", || async { cistern.get(target).await.complete() })
+                    .await;
                 cistern.get(target).await.assert_is(bytes);
             }
             assert!(upstream.count("GET", &target) >= 2, "{what}: it was fetched again");
@@ -170,7 +168,7 @@ async fn damage_is_counted_and_set_aside() {
     let (cistern, _upstream, [(bytes, digest, target), _]) = stored(50_000).await;
     assert_eq!(cistern.metric("ocistern_corrupt_blobs_total", &[]).await, 0);
     flip(&blob_path(&cistern, &digest), 100);
-    common::eventually("it is mended", || async { cistern.get(&target).await.complete() }).await;
+    crate::common::eventually("it is mended", || async { cistern.get(&target).await.complete() }).await;
     cistern.get(&target).await.assert_is(&bytes);
     assert!(cistern.metric("ocistern_corrupt_blobs_total", &[]).await >= 1);
     assert!(!files(&cistern.root().join("quarantine")).is_empty(), "the bad file is kept for inspection");
@@ -191,7 +189,7 @@ async fn with_upstream_away_damage_is_an_error_or_a_broken_transfer() {
         }
         cistern.get(&other_target).await.assert_is(&other);
         upstream.up();
-        common::eventually("it is mended", || async { cistern.get(&target).await.complete() }).await;
+        crate::common::eventually("it is mended", || async { cistern.get(&target).await.complete() }).await;
         cistern.get(&target).await.assert_is(&bytes);
     }
 }
@@ -218,7 +216,7 @@ async fn a_damaged_manifest_is_never_served() {
             assert!(!got.complete(), "a damaged manifest was served: {}", got.summary());
         }
         upstream.up();
-        common::eventually("it is mended", || async { cistern.get(target).await.complete() }).await;
+        crate::common::eventually("it is mended", || async { cistern.get(target).await.complete() }).await;
         cistern.get(target).await.assert_is(&image.manifest);
         cistern.settle().await;
     }
@@ -237,7 +235,7 @@ async fn a_file_cut_short_under_a_reader_breaks_the_transfer_and_nothing_else() 
         let got = live.finish().await;
         assert!(!got.complete() || got.digest == digest, "{}", got.summary());
         cistern.get(&other_target).await.assert_is(&other);
-        common::eventually("it is mended", || async { cistern.get(&target).await.complete() }).await;
+        crate::common::eventually("it is mended", || async { cistern.get(&target).await.complete() }).await;
         cistern.get(&target).await.assert_is(&bytes);
         cistern.settle().await;
     }

@@ -1,11 +1,11 @@
 //! The part of the matrix that changes what it asks about: each cell has a repository of its own, brought into the state.
 
-use super::common::content::image;
 use super::model::{
     A_MOMENT, ACCESS_TTL, Class, Credentials, Model, PUBLIC_FOR, REPOS, Repo, Scope, Show, State, Verb, WRITERS,
     WRITES, Who,
 };
 use super::stage::{Disagreement, Stage, pass};
+use crate::common::content::image;
 
 /// A cell.
 struct Cell {

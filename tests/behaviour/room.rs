@@ -1,13 +1,10 @@
 //! Room: what happens when the store has none, before a download and in the middle of one, and what counts as taken.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-mod common;
-
+use crate::common::content::blob;
+use crate::common::invariants::{check, is_stored};
+use crate::common::upstream::Cut;
+use crate::common::{Ask, Cistern, Gate, Live, Upstream, acts, eventually};
 use bytes::Bytes;
-use common::content::blob;
-use common::invariants::{check, is_stored};
-use common::upstream::Cut;
-use common::{Ask, Cistern, Gate, Live, Upstream, acts, eventually};
 use tokio::task::JoinSet;
 
 const MIB: usize = 1 << 20;

@@ -1,12 +1,9 @@
 //! Pulling: what a client gets on a cold and on a warm cache, byte for byte and header for header.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
-mod common;
-
+use crate::common::content::{blob, image, image_of, index, sha256};
+use crate::common::invariants::{check, is_stored};
+use crate::common::{Ask, Cistern, Gate, Upstream, acts};
 use bytes::Bytes;
-use common::content::{blob, image, image_of, index, sha256};
-use common::invariants::{check, is_stored};
-use common::{Ask, Cistern, Gate, Upstream, acts};
 use ocistern::oci::media;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -274,7 +271,7 @@ async fn a_stored_manifest_waits_for_upstreams_word_under_another_repository() {
     cistern.get("/v2/one/manifests/1.0").await.assert_is(&image.manifest);
     cistern.get(format!("/v2/two/manifests/{}", image.digest)).await.assert_fails(404);
     upstream.image("two", "1.0", &image);
-    common::eventually("the 404 is forgotten", || async {
+    crate::common::eventually("the 404 is forgotten", || async {
         cistern.get(format!("/v2/two/manifests/{}", image.digest)).await.status == 200
     })
     .await;
@@ -365,8 +362,10 @@ async fn only_what_upstream_answered_with_success_is_kept() {
         cistern.settle().await;
         assert!(!is_stored(&cistern, &digest), "act {seed}: something was kept");
         upstream.unscript();
-        common::eventually("the next healthy request succeeds", || async { cistern.get(&target).await.complete() })
-            .await;
+        crate::common::eventually("the next healthy request succeeds", || async {
+            cistern.get(&target).await.complete()
+        })
+        .await;
         cistern.get(&target).await.assert_is(&bytes);
     }
     check(&cistern).await;

@@ -1,16 +1,13 @@
 //! Whom a listener lets in (htpasswd, client certificates, loopback), and who pushes and deletes by whose account.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use common::content::{blob, image, sha256};
-use common::invariants::check;
-use common::tls::{Authority, TlsClient, replace};
-use common::upstream::Auth;
-use common::{Ask, Cistern, Client, Got, Image, Upstream, acts};
+use crate::common::content::{blob, image, sha256};
+use crate::common::invariants::check;
+use crate::common::tls::{Authority, TlsClient, replace};
+use crate::common::upstream::Auth;
+use crate::common::{Ask, Cistern, Client, Got, Image, Upstream, acts};
 use rcgen::ExtendedKeyUsagePurpose;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -613,11 +610,11 @@ async fn clients_with_a_certificate_read() {
         client.clone().with(&server.client()),
         client.clone().with(&clients.client_with(|params| {
             params.extended_key_usages = client_auth.clone();
-            params.not_after = (common::clock::wall() - day).into();
+            params.not_after = (crate::common::clock::wall() - day).into();
         })),
         client.clone().with(&clients.client_with(|params| {
             params.extended_key_usages = client_auth.clone();
-            params.not_before = (common::clock::wall() + day).into();
+            params.not_before = (crate::common::clock::wall() + day).into();
         })),
         client.clone().with(&clients.client_with(|params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

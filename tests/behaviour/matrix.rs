@@ -5,15 +5,12 @@
 //! visibly ends early), or an error status with the specification's JSON. A complete answer with wrong bytes is
 //! never allowed. When upstream is healthy again the next request succeeds, nothing stray is left on disk, and no
 //! secret has left upstream's origin.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::format_push_string, reason = "test code")]
 
-mod common;
-
+use crate::common::content::{blob, image, sha256};
+use crate::common::invariants::{check, check_no_secret, is_stored};
+use crate::common::upstream::{Act, Auth, Cut};
+use crate::common::{Ask, Cistern, Client, Gate, Got, Image, Upstream, acts, clock, eventually};
 use bytes::Bytes;
-use common::content::{blob, image, sha256};
-use common::invariants::{check, check_no_secret, is_stored};
-use common::upstream::{Act, Auth, Cut};
-use common::{Ask, Cistern, Client, Gate, Got, Image, Upstream, acts, clock, eventually};
 use ocistern::oci::Digest;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -148,7 +145,7 @@ impl Stage {
                 self.upstream.up();
             }
             Token(act) => {
-                self.upstream.registry(common::upstream::Registry::revoke_tokens);
+                self.upstream.registry(crate::common::upstream::Registry::revoke_tokens);
                 self.upstream.script("*", "/token", .., act.clone());
             }
             Blob(act) if mode == Mode::WarmExpired => self.upstream.script("*", "/v2/*", .., act.clone()),
@@ -189,7 +186,7 @@ async fn cold(row: &Row, stage: &Stage, cistern: &Cistern) {
 
 /// A transfer that broke for the client may still have ended well in the store.
 fn right_is_stored(cistern: &Cistern, digest: &Digest) -> bool {
-    let path = common::invariants::blob_path(cistern, digest);
+    let path = crate::common::invariants::blob_path(cistern, digest);
     sha256(&std::fs::read(path).unwrap()) == *digest
 }
 
@@ -217,7 +214,7 @@ async fn mid_herd(row: &Row, stage: &Stage, cistern: &Cistern) {
         Down | Handshake => acts::hold_head(&gate),
     };
     if let Token(_) = fault {
-        stage.upstream.registry(common::upstream::Registry::revoke_tokens);
+        stage.upstream.registry(crate::common::upstream::Registry::revoke_tokens);
     }
     stage.upstream.script("GET", door, 0..1, held_act);
     let client = cistern.client();

@@ -1,12 +1,9 @@
 //! Clients of HTTP/2 that send what costs them little: they are thrown out, and others do not notice.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::time::Duration;
 
-use common::frames::{CONTINUATION, DATA, HEADERS, PREFACE, RST_STREAM, SETTINGS, field, frame, head};
-use common::{Cistern, Upstream};
+use crate::common::frames::{CONTINUATION, DATA, HEADERS, PREFACE, RST_STREAM, SETTINGS, field, frame, head};
+use crate::common::{Cistern, Upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

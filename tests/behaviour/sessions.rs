@@ -1,20 +1,17 @@
 //! Upload sessions: how they end when nobody goes on with them, how many there may be, who may use their addresses, and
 //! what becomes of them when the store fails.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::time::Duration;
 
+use crate::common::clock::pass;
+use crate::common::content::{blob, sha256, sha512};
+use crate::common::invariants::{check, files, is_stored};
+use crate::common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
+use crate::common::upstream::{Auth, Cut, Then};
+use crate::common::{Ask, Cistern, Daemon, Gate, Got, Upstream, acts, eventually};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use common::clock::pass;
-use common::content::{blob, sha256, sha512};
-use common::invariants::{check, files, is_stored};
-use common::uploading::{ANY, UPLOADS, assert_created, assert_pushed, begin, closing, next};
-use common::upstream::{Auth, Cut, Then};
-use common::{Ask, Cistern, Daemon, Gate, Got, Upstream, acts, eventually};
 use ocistern::http::location::{Bound, Claim, Locations};
 use ocistern::http::route::Form;
 use ocistern::oci::Digest;
@@ -361,7 +358,7 @@ async fn an_address_holds_for_a_day() {
     let (upstream_name, repo) = ("up".parse().unwrap(), "app".parse().unwrap());
     let bound = Bound { upstream: &upstream_name, repo: &repo, form: Form::Default, owner: None };
     let hours_ago = |hours| {
-        let state = locations.issue(claim.id, bound, common::clock::wall() - Duration::from_hours(hours));
+        let state = locations.issue(claim.id, bound, crate::common::clock::wall() - Duration::from_hours(hours));
         format!("{UPLOADS}{state}")
     };
     next(&cistern.get(hours_ago(23)).await, 204, "0-99999");
@@ -497,7 +494,7 @@ fn spooled(cistern: &Cistern) -> u64 {
 #[tokio::test]
 async fn a_client_that_sends_drops_is_told_so() {
     let (cistern, upstream) = world().await;
-    let image = common::content::image(1);
+    let image = crate::common::content::image(1);
     for part in image.layers.iter().chain([&image.config]) {
         upstream.blob("app", part);
     }

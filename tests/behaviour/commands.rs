@@ -1,16 +1,13 @@
 //! Commands that act on a store: with a daemon on it and without, by the program itself.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
-
-mod common;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Output;
 
-use common::content::{Image, image};
-use common::invariants::{blob_path, check, is_stored};
-use common::{Cistern, Upstream};
+use crate::common::content::{Image, image};
+use crate::common::invariants::{blob_path, check, is_stored};
+use crate::common::{Cistern, Upstream};
 use ocistern::oci::Digest;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
@@ -40,7 +37,7 @@ async fn json(root: &Path, arguments: &[&str]) -> Value {
 async fn pull(cistern: &Cistern, repo: &str, reference: &str, image: &Image) {
     cistern.get(format!("/v2/{repo}/manifests/{reference}")).await.assert_is(&image.manifest);
     for part in image.layers.iter().chain([&image.config]) {
-        cistern.get(format!("/v2/{repo}/blobs/{}", common::content::sha256(part))).await.assert_is(part);
+        cistern.get(format!("/v2/{repo}/blobs/{}", crate::common::content::sha256(part))).await.assert_is(part);
     }
 }
 
@@ -93,7 +90,7 @@ async fn what_is_said_is_the_same_with_a_daemon_and_without() {
     assert!(says(&root, &["status"], 0).await.contains("not in use"));
     // A command is no unclean stop: nothing is verified again.
     cistern.start_again().await;
-    let blob = common::content::sha256(&images[0].config);
+    let blob = crate::common::content::sha256(&images[0].config);
     let got = cistern.get(format!("/v2/app/blobs/{blob}")).await;
     assert_eq!(got.header("cache-status"), "ocistern; hit");
     check(&cistern).await;
@@ -189,7 +186,7 @@ async fn verify_fails_once_for_what_is_wrong() {
     let (mut cistern, _upstream, images) = stored().await;
     let root = cistern.root().to_owned();
     assert!(says(&root, &["verify"], 0).await.contains("verified 8 blobs"));
-    let layer = common::content::sha256(&images[1].layers[0]);
+    let layer = crate::common::content::sha256(&images[1].layers[0]);
     flip(&cistern, &layer);
     says(&root, &["verify", "up/other"], 0).await;
     let text = says(&root, &["verify", "--rate", "100MiB/s"], 1).await;
@@ -310,7 +307,7 @@ async fn at_work(root: &Path, mut command: tokio::process::Command) -> tokio::pr
     command.args(["verify", "--rate", "1kB/s", "--root"]).arg(root).env_clear().env("HOME", "/nonexistent");
     let child = command.stderr(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let pid = child.id().unwrap();
-    common::eventually("the command has the store", || async {
+    crate::common::eventually("the command has the store", || async {
         let holder = fs::read(root.join("lock")).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
         holder.is_some_and(|holder| holder["pid"] == pid)
     })
@@ -360,7 +357,7 @@ async fn a_daemon_ends_the_command_that_has_its_store() {
     let (code, said) = ended(command).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("interrupted"), "{said}");
-    let got = cistern.get(format!("/v2/app/blobs/{}", common::content::sha256(&images[0].config))).await;
+    let got = cistern.get(format!("/v2/app/blobs/{}", crate::common::content::sha256(&images[0].config))).await;
     assert_eq!(got.header("cache-status"), "ocistern; hit");
     check(&cistern).await;
 }
@@ -404,7 +401,7 @@ async fn verify_of_what_is_not_there_fails() {
     let root = cistern.root().to_owned();
     let text = says(&root, &["verify", "up/none"], 1).await;
     assert!(text.contains("no image in the store is called up/none"), "{text}");
-    let layer = common::content::sha256(&images[1].layers[0]);
+    let layer = crate::common::content::sha256(&images[1].layers[0]);
     cistern.stop().await;
     fs::remove_file(blob_path(&cistern, &layer)).unwrap();
     let text = says(&root, &["verify", "up/app:2"], 1).await;

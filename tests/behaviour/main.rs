@@ -1,0 +1,33 @@
+//! What ocistern does, seen through its sockets: one program, so that what its tests share is compiled once. What looks at
+//! the memory or the log of its whole process is a program of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::format_push_string, reason = "test code")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod access;
+mod access_cache;
+mod addressing;
+mod cli;
+mod clocks;
+mod commands;
+mod common_selftest;
+mod corruption;
+mod credentials;
+mod floods;
+mod freshness;
+mod herd;
+mod kill;
+mod lists;
+mod matrix;
+mod pull;
+mod push;
+mod ranges;
+mod restart;
+mod room;
+mod server;
+mod sessions;
+mod strangers;
+mod trust;
+mod uploads;
+mod writes_cache;
