@@ -14,6 +14,7 @@ use super::entitle::When;
 use super::flight::{Flight, Role};
 use super::freshness::{Freshness, judge};
 use super::hot::HotManifest;
+use super::manifest::KnownState;
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted};
 use crate::config::TagPolicy;
@@ -146,14 +147,14 @@ impl Cache {
     /// Whether a known tag need not be asked about: it has been confirmed a moment ago, and the caller may have it.
     async fn is_current(self: &Arc<Self>, target: &Target, tag: &Tag, known: &TagRecord) -> bool {
         let policy = self.tag_policy(target, tag);
-        if !matches!(policy, TagPolicy::For(_)) || self.is_suspect(target, tag).await {
+        if !matches!(policy, TagPolicy::For(_)) {
             return false;
         }
-        let checked_at = self.store.checked_at(&target.upstream, &target.repo, tag).await;
-        if judge(policy, checked_at, self.store.timeline().now(), false) != Freshness::Fresh {
+        let KnownState { record, checked_at, suspect } = self.tag_state(target, tag).await;
+        if judge(policy, checked_at, self.store.timeline().now(), suspect) != Freshness::Fresh {
             return false;
         }
-        let same = self.tag_record(target, tag).await.is_some_and(|record| record.digest == known.digest);
+        let same = record.is_some_and(|record| record.digest == known.digest);
         let via = self.linked(target, &known.digest, LinkKind::Manifest).await.map(|link| link.via);
         match via {
             Some(via) => same && self.passes(target, via, When::Now).await,

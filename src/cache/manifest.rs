@@ -1,6 +1,7 @@
 //! Manifests: by digest from the store for ever, by tag as long as they are fresh, else after asking upstream.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -13,7 +14,7 @@ use crate::cache::flight::Role;
 use crate::cache::hot::HotManifest;
 use crate::config::TagPolicy;
 use crate::oci::{Digest, Reference, Tag, Via};
-use crate::store::{LinkKind, TagRecord, Trust};
+use crate::store::{LinkKind, StoreError, TagRecord, TagState, Trust};
 
 /// A manifest to answer with.
 #[derive(Debug, Clone)]
@@ -50,7 +51,15 @@ pub(super) struct Known {
     pub(super) via: Via,
 }
 
-/// What is known of a tag.
+/// What the store knows of a tag.
+pub(super) struct KnownState {
+    pub(super) record: Option<TagRecord>,
+    pub(super) checked_at: Option<SystemTime>,
+    /// A write may have changed it.
+    pub(super) suspect: bool,
+}
+
+/// A tag of which the manifest is there.
 struct KnownTag {
     known: Known,
     record: TagRecord,
@@ -139,7 +148,7 @@ impl Cache {
 
     async fn manifest_by_tag(self: &Arc<Self>, target: &Target, tag: &Tag, want: Want) -> Result<Manifest, CacheError> {
         let policy = self.tag_policy(target, tag);
-        let record = self.tag_record(target, tag).await;
+        let KnownState { record, checked_at, suspect } = self.tag_state(target, tag).await;
         let known = match &record {
             Some(record) => self.stored_manifest(target, &record.digest).await,
             None => None,
@@ -150,11 +159,6 @@ impl Cache {
                 _ => self.ask(target, &Reference::Tag(tag.clone()), want).await,
             };
         };
-        let checked_at = match policy {
-            TagPolicy::For(_) => self.store.checked_at(&target.upstream, &target.repo, tag).await,
-            _ => None,
-        };
-        let suspect = self.is_suspect(target, tag).await;
         match judge(policy, checked_at, self.store.timeline().now(), suspect) {
             Freshness::Fresh if self.passes(target, known.via, When::Now).await => Ok(known.manifest),
             // It is not to be asked about again: whether the caller may have it is a question about what it means.
@@ -223,17 +227,20 @@ impl Cache {
         }
     }
 
-    /// Whether a write may have changed what the tag means. What cannot be read is suspect.
-    pub(super) async fn is_suspect(&self, target: &Target, tag: &Tag) -> bool {
-        match self.store.suspected_since(&target.upstream, &target.repo, tag).await {
-            Ok(since) => since.is_some(),
-            Err(error) => {
-                tracing::warn!(
-                    upstream = %target.upstream, repository = %target.repo, %tag,
-                    error = &error as &dyn std::error::Error, "whether a tag is suspect cannot be read; it counts as that"
-                );
-                true
+    /// What is known of a tag, all of it at one time. What cannot be read is suspect.
+    pub(super) async fn tag_state(&self, target: &Target, tag: &Tag) -> KnownState {
+        let warn = |error: StoreError| {
+            tracing::warn!(
+                upstream = %target.upstream, repository = %target.repo, %tag,
+                error = &error as &dyn std::error::Error, "whether a tag is suspect cannot be read; it counts as that"
+            );
+            true
+        };
+        match self.store.tag_state(&target.upstream, &target.repo, tag).await {
+            Ok(TagState { record, checked_at, suspect }) => {
+                KnownState { record, checked_at, suspect: suspect.unwrap_or_else(warn) }
             }
+            Err(error) => KnownState { record: None, checked_at: None, suspect: warn(error) },
         }
     }
 
@@ -291,19 +298,6 @@ impl Cache {
             Ok(Ok(bytes)) if bytes.len() == length => Some(bytes),
             _ => {
                 tracing::warn!(%digest, "a stored manifest cannot be read");
-                None
-            }
-        }
-    }
-
-    pub(super) async fn tag_record(&self, target: &Target, tag: &Tag) -> Option<TagRecord> {
-        match self.store.tag(&target.upstream, &target.repo, tag).await {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::warn!(
-                    upstream = %target.upstream, repository = %target.repo, %tag,
-                    error = &error as &dyn std::error::Error, "a stored tag cannot be read"
-                );
                 None
             }
         }

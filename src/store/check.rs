@@ -4,10 +4,12 @@
 //! It outlives the process in the index, and the clock may be set meanwhile. So only the age is counted by times; that a
 //! check was made after a delete, or since upstream has its URL, is told by names.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::refs::TagRecord;
 use super::suspicion::Repository;
-use super::{Inner, Store};
+use super::{Inner, Store, StoreError};
 use crate::oci::{RepoName, Tag, UpstreamName};
 
 /// One check.
@@ -61,26 +63,53 @@ fn time(nanos: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_nanos(nanos)
 }
 
+/// What is known of a tag at one time.
+#[derive(Debug)]
+pub struct TagState {
+    /// What it names.
+    pub record: Option<TagRecord>,
+    /// When upstream was last asked about it, with an answer. Unknown after the index is lost; a time in the future, or
+    /// from before the clock was set back, does not count.
+    pub checked_at: Option<SystemTime>,
+    /// Whether a write may have changed it since. What is suspect is not fresh whatever its policy says, and is not served
+    /// when upstream cannot be asked. It ends when an answer to a later question is kept. An error: it is not known, and
+    /// the tag must be treated as suspect.
+    pub suspect: Result<bool, StoreError>,
+}
+
 // === impl Store ===
 
 impl Store {
-    /// When upstream was last asked about the tag, with an answer. Unknown after the index is lost; a time in the future,
-    /// or from before the clock was set back, does not count.
-    pub async fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
+    /// What is known of a tag. What is said in favour of the record was said of it, or of one that it has replaced since.
+    ///
+    /// # Errors
+    /// The store is closed.
+    pub async fn tag_state(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Result<TagState, StoreError> {
         let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
-        let checked_at = move |inner: &Inner| {
-            let check = inner.check(&up, &repo, &tag)?;
-            // First: this is a look at the clock too.
-            let doubted = inner.timeline.doubts(check.moment);
-            (!doubted && check.at <= inner.timeline.now()).then_some(check.at)
+        let read = move |inner: &Arc<Inner>| {
+            // In this order: the other way round, a record that was read before it was replaced would be trusted for what
+            // is said of the one after it.
+            let suspect = inner.suspected_since(&up, &repo, &tag).map(|since| since.is_some());
+            let checked_at = inner.checked_at(&up, &repo, &tag);
+            let record = inner.tag_record(&up, &repo, &tag);
+            Ok(TagState { record, checked_at, suspect })
         };
-        self.blocking(move |inner| Ok(checked_at(inner))).await.ok().flatten()
+        self.blocking(read).await
     }
 }
 
 // === impl Inner ===
 
 impl Inner {
+    /// When upstream was last asked about the tag, with an answer. Unknown after the index is lost; a time in the future,
+    /// or from before the clock was set back, does not count. Blocks.
+    pub(super) fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
+        let check = self.check(up, repo, tag)?;
+        // First: this is a look at the clock too.
+        let doubted = self.timeline.doubts(check.moment);
+        (!doubted && check.at <= self.timeline.now()).then_some(check.at)
+    }
+
     /// Upstream, asked at the moment `asked_at`, said something about the tag. The repository's gate must be held.
     pub(super) fn note_check(
         &self,

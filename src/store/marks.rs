@@ -86,34 +86,6 @@ impl Store {
         };
         self.blocking(work).await
     }
-
-    /// Since when a tag is suspect; none: it is not. What is suspect is not fresh whatever its policy says, and is not
-    /// served when upstream cannot be asked. It ends when an answer to a later question is kept.
-    ///
-    /// # Errors
-    /// It is not known; the tag must be treated as suspect.
-    pub async fn suspected_since(
-        &self,
-        up: &UpstreamName,
-        repo: &RepoName,
-        tag: &Tag,
-    ) -> Result<Option<SystemTime>, StoreError> {
-        // Without the blocking pool where possible: every pull by tag passes here.
-        match self.0.suspicions.get(up, repo).map(|repository| repository.judge(tag)) {
-            Some(Judgement::Trusted) => return Ok(None),
-            Some(Judgement::Suspect(since)) => return Ok(Some(since)),
-            Some(Judgement::UnlessConfirmed(_)) | None => {}
-        }
-        let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
-        let judge = move |inner: &Arc<Inner>| match inner.repository(&up, &repo)?.judge(&tag) {
-            Judgement::Trusted => Ok(None),
-            Judgement::Suspect(since) => Ok(Some(since)),
-            Judgement::UnlessConfirmed(mark) => {
-                Ok((!inner.is_confirmed(&up, &repo, &tag, mark.name)).then_some(mark.since))
-            }
-        };
-        self.blocking(judge).await
-    }
 }
 
 // === impl Suspicion ===
@@ -229,6 +201,20 @@ impl std::fmt::Debug for Suspicion {
 // === impl Inner ===
 
 impl Inner {
+    /// Since when a tag is suspect; none: it is not. Blocks.
+    pub(super) fn suspected_since(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+    ) -> Result<Option<SystemTime>, StoreError> {
+        Ok(match self.repository(up, repo)?.judge(tag) {
+            Judgement::Trusted => None,
+            Judgement::Suspect(since) => Some(since),
+            Judgement::UnlessConfirmed(mark) => (!self.is_confirmed(up, repo, tag, mark.name)).then_some(mark.since),
+        })
+    }
+
     /// What is suspect in a repository, read from its files at the first look. Its gate must not be held. Blocks.
     pub(super) fn repository(&self, up: &UpstreamName, repo: &RepoName) -> Result<Arc<Repository>, StoreError> {
         loop {

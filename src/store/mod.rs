@@ -60,6 +60,7 @@ mod work;
 mod writer;
 
 pub use blob::{Quarantined, StoredBlob, Trust};
+pub use check::TagState;
 pub use error::StoreError;
 pub use gc::{Collected, Victim};
 pub use inventory::{Image, Platform, RepositoryUsage, Usage};

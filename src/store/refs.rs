@@ -108,19 +108,6 @@ impl Access {
 // === impl Store ===
 
 impl Store {
-    /// What the tag names, as far as is known.
-    pub async fn tag(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Result<Option<TagRecord>, StoreError> {
-        let path = layout::tag(up, repo, tag);
-        let read = move |inner: &Arc<Inner>| {
-            let record: Option<TagRecord> = inner.records.read(&inner.disk, &path);
-            if let Some(record) = &record {
-                inner.books.set_tagged(&record.digest, true);
-            }
-            Ok(record)
-        };
-        self.blocking(read).await
-    }
-
     /// Remembers what the tag names, as upstream said when it was asked at `asked_at`; that is when the tag was last
     /// found to be up to date, and it is not suspect any more. False, and nothing is done, if a later question was
     /// answered already (answers overtake each other), if the tag became suspect or was forgotten since, or while a write
@@ -279,6 +266,15 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// What the tag names, as far as is known. Blocks.
+    pub(super) fn tag_record(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<TagRecord> {
+        let record: Option<TagRecord> = self.records.read(&self.disk, &layout::tag(up, repo, tag));
+        if let Some(record) = &record {
+            self.books.set_tagged(&record.digest, true);
+        }
+        record
+    }
+
     /// Makes sure that the index knows of a file that names a blob, so that it goes when the blob goes.
     pub(super) fn know_ref(&self, digest: &Digest, path: &Path) {
         if !self.hints.has_ref(digest, path) {

@@ -27,6 +27,7 @@ mod room;
 mod schedules;
 mod scrub;
 mod sim;
+mod single;
 mod spool;
 mod truth;
 mod upkeep;

@@ -1,4 +1,4 @@
-//! Eviction, `gc` and `rm` against pulls, pushes and fills, under schedules drawn from seeds: at each call to the file
+//! Eviction, `gc` and `rm` against pulls, pushes and fills, and a tag that moves against its readers, under schedules drawn from seeds: at each call to the file
 //! system, each lock that is held over one and each entry in the books, any of the actors may go on.
 //!
 //! `OCISTERN_SCHEDULES` is the number of schedules for each play (120 by default).
@@ -30,6 +30,8 @@ struct Stage {
     images: [Vec<u8>; 2],
     /// How often something went the less likely way, to know that it was met.
     met: AtomicUsize,
+    /// Which of the images the tag `one` means, as far as whoever wrote it was told.
+    acknowledged: AtomicUsize,
 }
 
 impl Stage {
@@ -37,7 +39,7 @@ impl Stage {
         let layers = [(1, 9_000), (2, 7_000), (3, 40_000), (4, 5_000)].map(|(seed, len)| vec![seed; len]);
         let digests: Vec<Digest> = layers.iter().map(|layer| sha256(layer)).collect();
         let images = [&digests[..2], &digests[2..]].map(|of| manifest(&of[0], &of[1..]).into_bytes());
-        Self { layers, images, met: AtomicUsize::new(0) }
+        Self { layers, images, met: AtomicUsize::new(0), acknowledged: AtomicUsize::new(0) }
     }
 
     fn meet(&self) {
@@ -211,6 +213,40 @@ fn quarantine(stage: &Stage, store: &Store, actor: &Actor) {
     }
 }
 
+/// Moves a tag while another write of its repository is on its way, so that it stays suspect, and once more without.
+fn move_tag(stage: &Stage, store: &Store, actor: &Actor) {
+    let tag: Tag = "one".parse().unwrap();
+    let held = actor.block(publish(store, &stage.images[1])).unwrap();
+    let other = actor.block(store.suspect_repository(&up(), &repo())).unwrap();
+    let write = actor.block(store.suspect_tags(&up(), &repo(), std::slice::from_ref(&tag))).unwrap();
+    let at = actor.block(async { write.end() });
+    assert!(at.is_none(), "nobody knows which of them upstream took last");
+    stage.acknowledged.store(1, Ordering::SeqCst);
+    actor.step();
+    actor.block(async { other.end() });
+    let write = actor.block(store.suspect_tags(&up(), &repo(), std::slice::from_ref(&tag))).unwrap();
+    let at = actor.block(async { write.end() }).unwrap();
+    let image = &stage.images[1];
+    let record = TagRecord { digest: sha256(image), media_type: "m".into(), size: image.len() as u64, etag: None };
+    assert!(actor.block(store.set_tag(&up(), &repo(), &tag, &record, at)).unwrap());
+    drop(held);
+}
+
+/// Asks what is known of it: what was overwritten before is suspect.
+fn read_tag(stage: &Stage, store: &Store, actor: &Actor) {
+    for _ in 0..4 {
+        let least = stage.acknowledged.load(Ordering::SeqCst);
+        let found = actor.block(store.tag_state(&up(), &repo(), &"one".parse().unwrap())).unwrap();
+        let known = found.record.unwrap().digest;
+        let known = stage.images.iter().position(|image| sha256(image) == known).unwrap();
+        assert!(known >= least || found.suspect.unwrap(), "{known} is believed after {least} was acknowledged");
+        if known < least {
+            stage.meet();
+        }
+        actor.step();
+    }
+}
+
 /// Reads what a pin keeps.
 fn read_pinned(stage: &Stage, store: &Store, actor: &Actor) {
     for content in stage.layers[..2].iter().chain(&stage.images[..1]) {
@@ -241,6 +277,7 @@ fn perform(stage: &Arc<Stage>, acts: &[Act], capacity: u64, pinned: bool, seed: 
         let pin = Pin::parse("docker.io/library/app:one", |_| false).unwrap();
         own.block_on(store.pin(pin)).unwrap();
     }
+    stage.acknowledged.store(0, Ordering::SeqCst);
     let policy = if seed.is_multiple_of(2) { Policy::Random } else { Policy::Priorities };
     let gate = Gate::new(acts.len(), policy, seed);
     std::thread::scope(|scope| {
@@ -320,6 +357,11 @@ fn explore(acts: &[Act], capacity: u64, pinned: bool) {
 const TIGHT: u64 = 45_000;
 /// Room for everything.
 const AMPLE: u64 = 1 << 20;
+
+#[test]
+fn a_tag_that_moves_and_readers() {
+    explore(&[read_tag, move_tag, read_tag], AMPLE, false);
+}
 
 #[test]
 fn a_reader_and_evictions() {
