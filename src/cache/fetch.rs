@@ -23,7 +23,7 @@ use crate::store::{Link, LinkKind, TagRecord};
 use crate::upstream::{Answer, Ask, Fault};
 
 /// A manifest as it came from upstream.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fetched {
     pub(super) digest: Digest,
     pub(super) media_type: String,
@@ -211,7 +211,12 @@ impl Cache {
             async move {
                 if let Some(described) = cache.head(&target, &reference).await? {
                     if let Reference::Tag(tag) = reference {
-                        cache.see_tag(target, tag, described.clone()).await;
+                        let (to_see, by) = (described.clone(), Arc::clone(&cache));
+                        let see = async move {
+                            by.see_tag(target, tag, to_see).await;
+                            true
+                        };
+                        cache.keep_in_time(see).await;
                     }
                     return Ok(described);
                 }
@@ -328,20 +333,37 @@ impl Cache {
             artifact_type: info.artifact_type,
         };
         self.heard(target, &asked, Ok(via)).await;
-        let stored = self.keep_manifest(target, &digest, link, bytes.clone(), &asked).await;
-        let kept = stored.is_some();
-        if kept && let Reference::Tag(tag) = reference {
-            let etag = text(&headers, &header::ETAG);
-            let record = TagRecord { digest, media_type: media_type.clone(), size: bytes.len() as u64, etag };
-            self.keep_tag(target, tag, &record, &asked).await;
+        let tag = match reference {
+            Reference::Tag(tag) => Some((tag.clone(), text(&headers, &header::ETAG))),
+            Reference::Digest(_) => None,
+        };
+        let mut fetched = Fetched { digest, media_type, bytes, via, kept: false };
+        let (cache, target, to_keep) = (Arc::clone(self), target.clone(), fetched.clone());
+        let keep = async move { cache.keep_fetched(&target, to_keep, link, tag, &asked).await };
+        fetched.kept = self.keep_in_time(keep).await;
+        Ok(Some(Arc::new(fetched)))
+    }
+
+    /// Keeps a manifest that has come, and the tag by which it was asked for, with the entity tag. False if it is not kept.
+    async fn keep_fetched(
+        &self,
+        target: &Target,
+        fetched: Fetched,
+        link: Link,
+        tag: Option<(Tag, Option<String>)>,
+        asked: &Asked,
+    ) -> bool {
+        let Fetched { digest, media_type, bytes, via, .. } = fetched;
+        let size = link.size;
+        let Some(held) = self.keep_manifest(target, &digest, link, bytes.clone(), asked).await else { return false };
+        let hot = HotManifest { media_type: media_type.as_str().into(), bytes, via };
+        if let Some((tag, etag)) = tag {
+            self.keep_tag(target, &tag, &TagRecord { digest, media_type, size, etag }, asked).await;
         }
-        if kept {
-            let hot = HotManifest { media_type: media_type.as_str().into(), bytes: bytes.clone(), via };
-            self.heat(target, &digest, hot, &asked);
-            self.keep_seen_tags(target, &digest).await;
-        }
-        drop(stored);
-        Ok(Some(Arc::new(Fetched { digest, media_type, bytes, via, kept })))
+        self.heat(target, &digest, hot, asked);
+        self.keep_seen_tags(target, &digest).await;
+        drop(held);
+        true
     }
 
     /// The whole body, bounded by `store.max_manifest` and by time.

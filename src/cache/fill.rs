@@ -346,40 +346,11 @@ impl FillTask {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tokio_util::sync::CancellationToken;
-    use tokio_util::task::TaskTracker;
 
     use super::super::hot::HotManifest;
+    use super::super::tests::{cache, target};
     use super::*;
-    use crate::config::{Capacity, Config, Durability};
-    use crate::metrics::Metrics;
     use crate::oci::{Algorithm, ManifestInfo, Reference, media};
-    use crate::store::{Keep, Store, StoreOptions};
-    use crate::upstream::Upstreams;
-
-    /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
-    fn cache() -> (Arc<Cache>, tempfile::TempDir) {
-        let root = tempfile::tempdir().unwrap();
-        let config = "builtin_upstreams = false\n[upstream.reg]\nurl = \"http://127.0.0.1:9\"\n\
-                      [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"reg\"\n";
-        let config = Config::from_toml(config).unwrap();
-        let metrics = Metrics::new().unwrap();
-        let options = StoreOptions {
-            root: root.path().to_owned(),
-            capacity: Capacity::Default,
-            durability: Durability::Fast,
-            keep: Keep::default(),
-            origins: Vec::new(),
-            clock: crate::clock::twin::system(),
-        };
-        let store = Store::open(options, metrics.clone()).unwrap();
-        let upstreams = Arc::new(Upstreams::new(&config, metrics.clone(), crate::clock::twin::system()).unwrap());
-        (Cache::new(store, upstreams, &config, metrics, TaskTracker::new(), CancellationToken::new()), root)
-    }
-
-    fn target() -> Target {
-        Target { upstream: "reg".parse().unwrap(), repo: "app".parse().unwrap(), right: Right::Anonymous }
-    }
 
     /// What a request meets that missed in the store just before another one's fill published and left the table.
     #[tokio::test]

@@ -2,8 +2,12 @@
 //! costs a question next time.
 
 use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::fetch::Described;
 use super::hot::HotManifest;
@@ -12,9 +16,43 @@ use super::{Cache, Target};
 use crate::oci::{Digest, Tag, Via};
 use crate::store::{Link, LinkKind, StoreError, StoredBlob, TagRecord};
 
+/// How long an answer waits until it is kept. A disk that is slower holds up nobody who has come for what upstream gave.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many answers are being kept at once: each may hold a thread for as long as the disk takes.
+pub(super) const AT_ONCE: usize = 64;
+
 // === impl Cache ===
 
 impl Cache {
+    /// Does `work`, which keeps something, to its end on a task of its own, and says what came of it; false where that
+    /// takes too long.
+    pub(super) async fn keep_in_time(&self, work: impl Future<Output = bool> + Send + 'static) -> bool {
+        let in_time = async {
+            let permit = Arc::clone(&self.keeping).acquire_owned().await.ok()?;
+            let (sender, kept) = oneshot::channel();
+            let stop = self.stop.clone();
+            self.tasks.spawn(async move {
+                let _permit = permit;
+                if let Some(kept) = stop.run_until_cancelled(work).await {
+                    // Nobody may be waiting any more.
+                    let _ = sender.send(kept);
+                }
+            });
+            kept.await.ok()
+        };
+        if let Ok(kept) = timeout(PATIENCE, in_time).await {
+            return kept.unwrap_or(false);
+        }
+        if self.slow_disk.get(&()).is_none() {
+            self.slow_disk.insert((), ());
+            tracing::warn!(
+                "the store's disk takes more than {} s to keep what upstream answers, which is passed on meanwhile (said once a minute)",
+                PATIENCE.as_secs()
+            );
+        }
+        false
+    }
+
     /// Records that upstream, asked then, served `digest` in `target`, unless something was deleted there since; what was
     /// known of it before is not lost. False if it is not recorded, which costs a question next time and nothing else.
     pub(super) async fn keep_link(&self, target: &Target, digest: &Digest, link: Link, asked: &Asked) -> bool {
@@ -186,8 +224,30 @@ fn merged(before: &Link, now: &Link) -> Link {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::cache;
     use super::*;
     use crate::oci::Algorithm;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_holds_nobody_up() {
+        let (cache, _root) = cache();
+        assert!(cache.keep_in_time(async { true }).await);
+        assert!(!cache.keep_in_time(async { false }).await);
+        let begun = tokio::time::Instant::now();
+        let kept = Arc::new(tokio::sync::Notify::new());
+        for n in 0..AT_ONCE {
+            let disk = Arc::clone(&kept);
+            let work = async move {
+                disk.notified().await;
+                true
+            };
+            assert!(!cache.keep_in_time(work).await, "nobody waits for the disk: {n}");
+        }
+        assert_eq!(begun.elapsed(), PATIENCE * u32::try_from(AT_ONCE).unwrap());
+        assert!(!cache.keep_in_time(async { panic!("as many as may be are at it") }).await);
+        kept.notify_waiters();
+        assert!(cache.keep_in_time(async { true }).await, "the disk goes on, and so does what was begun");
+    }
 
     #[test]
     fn proofs_add_up() {

@@ -190,9 +190,19 @@ impl Cache {
                     filters_applied: list.filters_applied.clone(),
                     via,
                 };
-                if let Err(error) = self.store.set_list(upstream, repo, kind, query, &stored, begun.at).await {
-                    warn(&error, "a list could not be kept");
-                }
+                let (store, of, kind, query, at) =
+                    (self.store.clone(), target.clone(), kind.clone(), query.to_owned(), begun.at);
+                let keep = async move {
+                    let kept = store.set_list(&of.upstream, &of.repo, &kind, &query, &stored, at).await;
+                    if let Err(error) = &kept {
+                        tracing::warn!(
+                            upstream = %of.upstream, repository = %of.repo, error = error as &dyn std::error::Error,
+                            "a list could not be kept"
+                        );
+                    }
+                    kept.is_ok()
+                };
+                self.keep_in_time(keep).await;
                 Ok(list)
             }
             Err(error) if error.is_unavailable() => {

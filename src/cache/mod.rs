@@ -24,6 +24,8 @@ mod push;
 mod recent;
 mod rights;
 mod status;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod upload;
 mod verdict;
@@ -35,6 +37,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -136,6 +139,10 @@ pub struct Cache {
     uploads: upload::Uploads,
     /// Who may write where.
     writers: upload::Writers,
+    /// Permits to keep an answer.
+    keeping: Arc<Semaphore>,
+    /// That the disk is slow was said a moment ago.
+    slow_disk: recent::Recent<(), ()>,
     /// Whether upstreams can be asked for manifests by HEAD.
     heads: recent::Recent<UpstreamName, fetch::Heads>,
 }
@@ -202,6 +209,8 @@ impl Cache {
             generations: writes::Generations::new(timeline),
             uploads: upload::Uploads::default(),
             writers: upload::Writers::default(),
+            keeping: Arc::new(Semaphore::new(keep::AT_ONCE)),
+            slow_disk: recent::Recent::new(Duration::from_mins(1), 1),
             heads: recent::Recent::new(fetch::HEADS_FOR, MEMORY),
         })
     }
