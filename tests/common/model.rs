@@ -140,9 +140,9 @@ impl Model {
         }
     }
 
-    /// Whether an answer about a tag, given while upstream cannot be asked, is right. `cut`: when a power cut may have
-    /// taken what was young then.
-    pub fn judge_alone(&self, tag: &TagName, got: &Got, cut: Instant) {
+    /// Whether an answer about a tag, given while upstream cannot be asked, is right. What a client had got before `kept`
+    /// no power cut has taken.
+    pub fn judge_alone(&self, tag: &TagName, got: &Got, kept: Instant) {
         let mut state = self.0.lock();
         state.answers += 1;
         if !got.complete() {
@@ -152,9 +152,8 @@ impl Model {
         let right = match history.moves {
             Moves::Through => history.values.last().is_some_and(|last| last.digest == Some(got.digest)),
             Moves::Behind => {
-                // Not back behind what a client had got some time before the cut.
-                let kept = history.values.iter().rposition(|value| value.seen.is_some_and(|at| at + SHARED < cut));
-                history.values[kept.unwrap_or(0)..].iter().any(|value| value.digest == Some(got.digest))
+                let first = history.values.iter().rposition(|value| value.seen.is_some_and(|at| at < kept));
+                history.values[first.unwrap_or(0)..].iter().any(|value| value.digest == Some(got.digest))
             }
         };
         if !right {

@@ -24,8 +24,6 @@ const VOLUME: u64 = 400 * MIB;
 const CAPACITIES: [&str; 2] = ["250MiB", "12MiB"];
 /// Cuts on the same store.
 const BATCH: u64 = 15;
-/// What was published longer ago is on the disk: it is synced in groups within a second, and that takes a while.
-const SYNCED: Duration = Duration::from_secs(3);
 /// Sizes of layers; large ones are rare.
 pub const SIZES: [usize; 12] =
     [4096, 4096, 16_384, 16_384, 65_536, 65_536, 65_536, 300_000, 300_000, 1_500_000, 1_500_000, 8_000_000];
@@ -80,7 +78,7 @@ async fn run_batch(
         report.count(if durability == Durability::Strict { "cuts_strict" } else { "cuts_fast" }, 1);
         if durability == Durability::Strict {
             report.count("files_at_cuts", seen.len() as u64);
-            let lost = seen.lost(&site.root, SYNCED);
+            let lost = seen.lost(&site.root, checks::synced_within());
             report.violations(&case, lost.into_iter().map(|file| format!("published and lost: {file}")));
             for (_, digest, at) in acknowledged {
                 // What was evicted since, and fetched again, is another publication.
