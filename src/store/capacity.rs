@@ -47,6 +47,8 @@ struct State {
     reserved: u64,
     /// Of those, what the file system does not count as used yet.
     unallocated: u64,
+    /// What fills have taken of the file system in all.
+    allocated: u64,
     /// Bytes of removed files that a reader still holds.
     lingering: u64,
     /// Open files, by digest and inode. As many as there are readers.
@@ -107,6 +109,7 @@ impl Books {
             stored: 0,
             reserved: 0,
             unallocated: 0,
+            allocated: 0,
             lingering: 0,
             held: HashMap::new(),
             busy: HashMap::new(),
@@ -202,18 +205,14 @@ impl Books {
     pub(super) fn touch(&self, digest: &Digest) -> bool {
         let short = Short::from(digest);
         let (mut state, now) = self.at();
-        let Some(len) = state.order.get(&short) else { return false };
-        state.order.put(short, len, now, true);
-        true
+        state.order.touch(&short, now)
     }
 
     /// The blobs of these that are known are used now, in this order.
     pub(super) fn touch_all<'d>(&self, digests: impl IntoIterator<Item = &'d Digest>) {
         let (mut state, now) = self.at();
         for short in digests.into_iter().map(Short::from) {
-            if let Some(len) = state.order.get(&short) {
-                state.order.put(short, len, now, true);
-            }
+            state.order.touch(&short, now);
         }
     }
 
@@ -245,7 +244,13 @@ impl Books {
         if let Some(len) = state.order.remove(short) {
             state.stored = state.stored.saturating_sub(len);
         }
+        state.queue.stuck.remove(short);
         self.show(&state);
+    }
+
+    /// How many bytes fills have taken of the file system so far.
+    pub(super) fn allocated(&self) -> u64 {
+        self.state.lock().allocated
     }
 
     /// A tag names this blob, or no longer does.
@@ -327,10 +332,11 @@ impl State {
         }
     }
 
-    /// Bytes of all that may go: what is read or written may not.
+    /// Bytes of all that may go: what is read or written may not, and what is stuck cannot.
     fn removable(&self) -> u64 {
-        let busy: u64 = self.busy.keys().map(|short| self.order.removable_len(short)).sum();
-        self.order.removable().saturating_sub(busy)
+        let stuck = self.queue.stuck.iter().filter(|short| !self.busy.contains_key(short));
+        let stays: u64 = self.busy.keys().chain(stuck).map(|short| self.order.removable_len(short)).sum();
+        self.order.removable().saturating_sub(stays)
     }
 
     fn put(&mut self, short: Short, len: u64, used: u32, touch: bool) {
@@ -369,7 +375,9 @@ impl Reservation {
     pub(super) fn allocated(&mut self, bytes: u64) {
         let bytes = bytes.min(self.unallocated);
         self.unallocated -= bytes;
-        self.books.state.lock().unallocated -= bytes;
+        let mut state = self.books.state.lock();
+        state.unallocated -= bytes;
+        state.allocated += bytes;
     }
 
     /// The fill ends without being published, and its file, of this length, is read on: the rest is given back.

@@ -232,6 +232,19 @@ impl Disk {
         }
     }
 
+    /// Whether a file's name can be removed, without doing it: a directory, an attribute or a read-only file system may say
+    /// no. There may be no such file.
+    pub(super) fn can_unlink(&self, path: &Path) -> io::Result<()> {
+        if self.metadata(path).is_ok_and(|found| found.is_dir()) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        // As a directory: what is none is refused for that after all else was looked at.
+        match self.fs.remove_dir(path) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::NotFound) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     /// A file that is nobody's cannot be removed now (no descriptor is free, the disk says no): it is tried again with
     /// [`Disk::remove_left`], and if that never succeeds the next start does it.
     pub(super) fn leave(&self, path: &Path) {

@@ -9,9 +9,11 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
+mod estimate;
 mod evictor;
 mod removal;
 mod shortage;
+mod trouble;
 
 pub(super) use evictor::Evictor;
 pub(super) use shortage::Shortage;
@@ -24,8 +26,9 @@ use super::fs::Space;
 use super::{Inner, StoreError};
 use crate::oci::Digest;
 
-/// How often room is made for one write before it is given up: others may take it in between.
-const ATTEMPTS: u32 = 3;
+/// How often room is made for one write before it is given up, and which part of what it takes, as a divisor: the books
+/// saw room, so mostly little is missing. Others may take it in between.
+const PARTS: [u64; 3] = [8, 2, 1];
 /// What is freed at least, where there is as much, when the file system is full although the books saw room.
 const STEP: u64 = 1 << 20;
 /// How long somebody waits for room. Clients wait meanwhile, and upstream is holding its answer.
@@ -151,11 +154,11 @@ impl Inner {
     /// Runs a call that takes up to `bytes` of disk space; while there is none, older blobs make room. Blocks.
     pub(super) fn with_room<T>(self: &Arc<Self>, bytes: u64, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut lack = None;
-        for _ in 0..ATTEMPTS {
+        for part in PARTS.map(|part| bytes.div_ceil(part)) {
             match call() {
                 // The books saw room, so the file system needs more than the content: blocks, inodes, its own records.
                 Err(error) if is_full(&error) => {
-                    lack = self.free(bytes.max(STEP), bytes).err();
+                    lack = self.free(part.max(STEP), part).err();
                     if lack.is_some() {
                         break;
                     }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -164,6 +164,8 @@ struct Inner {
     /// Marks of writes from before the store was opened belong to a process that is dead: until then upstream may still
     /// take them. By the clock that does not jump.
     settles_at: Instant,
+    /// How many tags and links somebody has removed on purpose: what comes back to a blob that stays must not be one of them.
+    forgotten: AtomicU64,
     /// Held while a key is read and made if it is missing.
     keys: Gated<()>,
     /// Jobs on the blocking pool that nobody awaits.
@@ -273,6 +275,7 @@ impl Store {
             shortage: Shortage::default(),
             evictor: Evictor::default(),
             settles_at: Instant::now() + SETTLES_WITHIN,
+            forgotten: AtomicU64::new(0),
             keys: Gated::default(),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),

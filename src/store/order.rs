@@ -215,13 +215,31 @@ impl Order {
         node.set_len(len);
         node.used = node.used.max(used);
         if touch {
-            node.set(UNPLACED, false);
-            self.put_down(at);
+            self.note_use(at);
         } else if known.is_none() {
             node.set(UNPLACED, true);
         }
         self.link(at);
         before
+    }
+
+    /// A blob was used at `used`, without anybody having looked whether it is there. False if it is not known.
+    pub(super) fn touch(&mut self, short: &Short, used: u32) -> bool {
+        let Some(at) = self.find(short) else { return false };
+        self.unlink(at);
+        let node = self.node_mut(at);
+        node.used = node.used.max(used);
+        self.note_use(at);
+        self.link(at);
+        true
+    }
+
+    /// What is used has a place, and does not go any more if it was chosen: in the same second its time does not say so.
+    fn note_use(&mut self, at: u32) {
+        let node = self.node_mut(at);
+        node.set(UNPLACED, false);
+        node.set(CLAIMED, false);
+        self.put_down(at);
     }
 
     /// Forgets a blob; returns its length.
@@ -323,6 +341,12 @@ impl Order {
         }
     }
 
+    /// How many have no place.
+    #[cfg(test)]
+    pub(super) fn unplaced(&self) -> usize {
+        self.lists[Class::Unplaced as usize].len
+    }
+
     /// Everything was used so many seconds earlier.
     #[cfg(test)]
     pub(super) fn age_all(&mut self, seconds: u32) {
@@ -352,10 +376,16 @@ impl Order {
         }
     }
 
-    /// The blobs that no scan has seen and nobody has used since [`Order::clear_seen`].
+    /// The blobs that no scan has seen and nobody has opened or published since [`Order::clear_seen`]. One that was used
+    /// otherwise, as a part of an image or from memory, may have no file.
     pub(super) fn unseen(&self) -> Vec<Short> {
         let nodes = self.chunks.iter().flat_map(|chunk| chunk.iter());
-        nodes.filter(|n| n.flags & (USED | SEEN | TOUCHED) == USED).map(Node::short).collect()
+        nodes.filter(|n| n.flags & (USED | SEEN) == USED).map(Node::short).collect()
+    }
+
+    /// Whether that is so of this one.
+    pub(super) fn is_unseen(&self, short: &Short) -> bool {
+        self.find(short).is_some_and(|at| self.node(at).flags & SEEN == 0)
     }
 
     fn node(&self, at: u32) -> &Node {

@@ -208,6 +208,8 @@ impl Pipeline {
             return Err(StoreError::Stopped);
         };
         work.rewind(length);
+        // What comes there now is new to the disk.
+        self.shared.sent_out.end.fetch_min(length, Ordering::Relaxed);
         **sum = hasher;
         *accepted = length;
         drop(queue);

@@ -250,8 +250,14 @@ impl Inner {
 
     /// A blob that the scan did not see is gone, unless it was published behind the scan's back.
     pub(super) fn forget_if_gone(&self, short: &Short) {
+        // Held by who publishes one: it is in the books when this is let go of.
+        let _names = self.names.lock();
         match self.hints.whole(short) {
-            None => self.books.forget(short),
+            None => {
+                if self.books.with_order(|order| order.is_unseen(short)) {
+                    self.books.forget(short);
+                }
+            }
             Some(digest) => {
                 let there = self.disk.metadata(&layout::blob(&digest));
                 if there.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {

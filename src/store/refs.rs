@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -283,6 +284,10 @@ impl Inner {
     }
 
     pub(super) fn remove_record(&self, path: &Path) -> Result<(), StoreError> {
+        if layout::is_tag(path) || layout::parse_link(path).is_some() {
+            // Before it goes: who puts refs back looks at this afterwards.
+            self.forgotten.fetch_add(1, Ordering::SeqCst);
+        }
         if self.disk.unlink(path).map_err(|e| StoreError::io("remove", path, e))?
             && let Some(parent) = path.parent()
         {

@@ -1,7 +1,7 @@
 //! Who waits for room, first come, first served: what goes for them, and who gets what is freed, is decided under the one
 //! lock of the books.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -59,6 +59,8 @@ pub(super) struct Queue {
     next: u64,
     /// Somebody goes through the rounds.
     evicting: bool,
+    /// Blobs that could not be removed, and are not chosen for now.
+    pub(super) stuck: HashSet<Short>,
 }
 
 #[derive(Debug)]
@@ -158,8 +160,8 @@ impl Books {
         if missing == 0 {
             return Round::Done;
         }
-        let State { order, busy, .. } = state;
-        let claims = order.claim(now, missing, CHUNK, |short| busy.contains_key(short));
+        let State { order, busy, queue, .. } = state;
+        let claims = order.claim(now, missing, CHUNK, |short| busy.contains_key(short) || queue.stuck.contains(short));
         if claims.is_empty() {
             for waiter in std::mem::take(&mut state.queue.waiting) {
                 untaken.extend(waiter.tell(Answer::Nothing));
@@ -241,8 +243,8 @@ impl Books {
     /// At most `limit` blobs that nobody has used since `since`, and that nobody reads or writes: they are to be removed,
     /// or released.
     pub(in crate::store) fn claim_unused(&self, since: u32, limit: usize) -> Vec<Claim> {
-        let State { order, busy, .. } = &mut *self.state.lock();
-        order.claim_unused(since, limit, |short| busy.contains_key(short))
+        let State { order, busy, queue, .. } = &mut *self.state.lock();
+        order.claim_unused(since, limit, |short| busy.contains_key(short) || queue.stuck.contains(short))
     }
 
     /// Whether what was claimed may still go: nobody has used, read, written or pinned it since.
@@ -256,11 +258,23 @@ impl Books {
         self.state.lock().order.release(short);
     }
 
-    /// What was claimed stays, as if it had been used at `used`; none: now.
-    pub(in crate::store) fn postpone(&self, short: &Short, used: Option<u32>) {
+    /// What was claimed stays, as if it had been used at `used`.
+    pub(in crate::store) fn postpone(&self, short: &Short, used: u32) {
         let (mut state, now) = self.at();
-        state.order.postpone(short, used.map_or(now, |used| used.min(now)));
+        state.order.postpone(short, used.min(now));
         state.order.release(short);
+    }
+
+    /// What was claimed cannot be removed: it keeps its place, and is not chosen again until [`Books::retry_stuck`].
+    pub(in crate::store) fn set_stuck(&self, short: &Short) {
+        let mut state = self.state.lock();
+        state.order.release(short);
+        state.queue.stuck.insert(*short);
+    }
+
+    /// What could not be removed may be chosen again.
+    pub(in crate::store) fn retry_stuck(&self) {
+        self.state.lock().queue.stuck = HashSet::new();
     }
 
     /// The next blobs that would go, so many.

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::estimate::Estimate;
+use super::trouble::Trouble;
 use crate::oci::{Algorithm, Digest};
 use crate::store::capacity::{CHUNK, Round, seconds};
 use crate::store::fs::Space;
@@ -21,7 +23,7 @@ use crate::store::{Inner, StoreError};
 const EXPIRE_AT_ONCE: usize = 1_000;
 /// Blobs that go next, and whose names are looked for together where the index does not know them.
 const AHEAD: usize = 16 << 10;
-/// Chunks in a row of which nothing could be removed, after which it is given up. What failed goes behind all others.
+/// Chunks in a row of which nothing could be removed, after which it is given up for a while.
 const FRUITLESS: u32 = 8;
 /// Names that a line of the log has.
 const NAMED: usize = 4;
@@ -33,11 +35,12 @@ const ALIKE: u32 = 64;
 /// What the evictor of a store has.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Evictor {
-    /// Held while a chunk is chosen and removed.
+    /// Held while a chunk is chosen and removed: nobody decides that nothing may go while what was chosen is going.
     names: Gated<Names>,
     /// The order of use is being read from the index: until it is there nothing goes.
     loading: AtomicBool,
     stopping: AtomicBool,
+    trouble: Trouble,
 }
 
 /// Whole digests that were found in the directories, of blobs that go next.
@@ -64,6 +67,8 @@ struct Chunk {
     blobs: usize,
     /// Whether anything was removed, or found out.
     is_progress: bool,
+    /// It was not gone through to its end.
+    is_cut: bool,
     /// What went, as far as it has a name.
     names: Vec<String>,
     failures: usize,
@@ -142,28 +147,36 @@ impl Inner {
         }
     }
 
-    /// Goes through the rounds until nothing is left to do, or `enough`; then another thread goes on.
-    pub(super) fn run_evictor(self: &Arc<Self>, mut enough: impl FnMut() -> bool) {
+    /// Goes through the rounds until nothing is left to do, or `enough`, also within a round; then another thread goes on.
+    pub(in crate::store) fn run_evictor(self: &Arc<Self>, mut enough: impl FnMut() -> bool) {
         let mut running = Running { inner: self, done: false };
-        let (mut first, mut freed, mut fruitless) = (None, 0, 0);
+        let (mut estimate, mut fruitless) = (Estimate::default(), 0);
         while !self.is_stopping() {
             if enough() {
                 running.done = true;
                 self.books.pause_evicting();
                 return self.start_evicting();
             }
+            if self.evictor.trouble.is_due() {
+                self.books.retry_stuck();
+            }
+            let mut names = self.evictor.names.lock();
+            // Before the measurement: what is taken in between must not pass for free.
+            let allocated = self.books.allocated();
             let space = match self.space() {
-                Ok(space) => space,
+                Ok(space) => Space { free: estimate.free(space.free, allocated), ..space },
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn Error, "nothing can be evicted");
                     return;
                 }
             };
-            // Some file systems give back what was removed seconds later; more must not go meanwhile.
-            let free = space.free.max(*first.get_or_insert(space.free) + freed);
-            let mut names = self.evictor.names.lock();
+            if self.evictor.trouble.rests() {
+                // Who finds room has it; all others are told that nothing may go.
+                self.books.round(space, false);
+                return;
+            }
             let may_evict = self.may_evict();
-            match self.books.round(Space { free, ..space }, may_evict) {
+            match self.books.round(space, may_evict) {
                 // Who has found out meanwhile what may go has seen somebody at work, and leaves it to him.
                 Round::Done if !may_evict && self.may_evict() && self.books.begins_evicting() => {}
                 Round::Done => {
@@ -171,12 +184,13 @@ impl Inner {
                     return;
                 }
                 Round::Remove(claims) => {
-                    let chunk = self.remove_chunk(&claims, &mut names);
-                    freed += chunk.bytes;
+                    let chunk = self.remove_chunk(&claims, &mut names, &mut enough);
+                    estimate.freed(chunk.bytes);
                     self.books.freed(chunk.bytes);
                     self.tell(&chunk, None);
-                    fruitless = if chunk.is_progress { 0 } else { fruitless + 1 };
+                    fruitless = if chunk.is_progress || chunk.is_cut { 0 } else { fruitless + 1 };
                     if fruitless >= FRUITLESS {
+                        self.evictor.trouble.is_of_all();
                         return;
                     }
                 }
@@ -190,10 +204,13 @@ impl Inner {
         let since =
             seconds(self.timeline.settled()).saturating_sub(u32::try_from(max_age.as_secs()).unwrap_or(u32::MAX));
         let mut left = EXPIRE_AT_ONCE;
-        while left > 0 && !self.is_stopping() {
+        if self.evictor.trouble.is_due() {
+            self.books.retry_stuck();
+        }
+        while left > 0 && !self.is_stopping() && !self.evictor.trouble.rests() {
             let mut names = self.evictor.names.lock();
             let claims = self.books.claim_unused(since, left.min(CHUNK));
-            let chunk = self.remove_chunk(&claims, &mut names);
+            let chunk = self.remove_chunk(&claims, &mut names, &mut || false);
             self.tell(&chunk, Some(max_age));
             if claims.is_empty() {
                 return;
@@ -214,25 +231,34 @@ impl Inner {
                 }
             }
         }
-        if let Some(error) = &chunk.failure {
-            tracing::warn!(blobs = failures, error = error as &dyn Error, "blobs could not be evicted");
+        match &chunk.failure {
+            Some(error) if self.evictor.trouble.begins() => tracing::warn!(
+                blobs = failures,
+                error = error as &dyn Error,
+                "blobs cannot be removed, and stay as they are: it is tried again now and then, and not said each time"
+            ),
+            Some(error) => tracing::debug!(blobs = failures, error = error as &dyn Error, "blobs cannot be removed"),
+            None if blobs > 0 && self.evictor.trouble.is_over() => tracing::info!("blobs can be removed again"),
+            None => {}
         }
     }
 
     /// Removes what was chosen, except what is used since, and manifests whose image has a younger part.
-    fn remove_chunk(&self, claims: &[Claim], names: &mut Names) -> Chunk {
+    /// What is left when the store is stopping, or at `enough`, stays.
+    fn remove_chunk(&self, claims: &[Claim], names: &mut Names, enough: &mut dyn FnMut() -> bool) -> Chunk {
         let mut chunk = Chunk::default();
-        let found = self.names_of(claims, names);
+        let mut is_cut = || self.is_stopping() || enough();
+        let found = self.names_of(claims, names, &mut is_cut);
         for (claim, name) in claims.iter().zip(found) {
-            if self.is_stopping() {
+            chunk.is_cut = chunk.is_cut || is_cut();
+            if chunk.is_cut {
                 self.books.release(&claim.short);
                 continue;
             }
             let digest = match name {
                 Name::Known(digest) => digest,
                 Name::Gone => {
-                    // It went by other ways.
-                    self.books.forget(&claim.short);
+                    self.forget_gone(claim);
                     chunk.is_progress = true;
                     continue;
                 }
@@ -244,7 +270,7 @@ impl Inner {
             if claim.may_be_manifest
                 && let Some(used) = self.younger_part(&digest, claim)
             {
-                self.books.postpone(&claim.short, Some(used));
+                self.books.postpone(&claim.short, used);
                 chunk.is_progress = true;
                 continue;
             }
@@ -263,14 +289,24 @@ impl Inner {
                     chunk.is_progress = true;
                 }
                 Err(error) => {
-                    // Behind all others, so that they have their turn.
-                    self.books.postpone(&claim.short, None);
+                    // Others have their turn.
+                    self.books.set_stuck(&claim.short);
                     chunk.failures += 1;
                     chunk.failure.get_or_insert(error);
                 }
             }
         }
         chunk
+    }
+
+    /// What was chosen has no file: it went by other ways, unless it was published since the directories were listed.
+    fn forget_gone(&self, claim: &Claim) {
+        let _names = self.names.lock();
+        if self.books.may_go(claim) {
+            self.books.forget(&claim.short);
+        } else {
+            self.books.release(&claim.short);
+        }
     }
 
     /// The name of an image, or the repository of a blob.
@@ -304,14 +340,14 @@ impl Inner {
 
     /// The whole digests. Without an index they are only in the names of the files; the directories are listed once for
     /// this chunk and many that come after it.
-    fn names_of(&self, claims: &[Claim], names: &mut Names) -> Vec<Name> {
+    fn names_of(&self, claims: &[Claim], names: &mut Names, is_cut: &mut dyn FnMut() -> bool) -> Vec<Name> {
         let known = |short: &Short, names: &Names| self.hints.whole(short).or_else(|| names.found.get(short).copied());
         let mut whole: Vec<Option<Digest>> = claims.iter().map(|claim| known(&claim.short, names)).collect();
         let mut is_all = true;
         if whole.iter().any(Option::is_none) {
             let missing = claims.iter().zip(&whole).filter(|(_, found)| found.is_none());
             let missing: Vec<Short> = missing.map(|(claim, _)| claim.short).collect();
-            is_all = self.find_in_directories(missing, names);
+            is_all = self.find_in_directories(missing, names, is_cut);
             for (found, claim) in whole.iter_mut().zip(claims) {
                 *found = found.or_else(|| names.found.get(&claim.short).copied());
             }
@@ -325,7 +361,7 @@ impl Inner {
     }
 
     /// Finds these, and what would go next. Whether everything was looked at.
-    fn find_in_directories(&self, missing: Vec<Short>, names: &mut Names) -> bool {
+    fn find_in_directories(&self, missing: Vec<Short>, names: &mut Names, is_cut: &mut dyn FnMut() -> bool) -> bool {
         names.listings += 1;
         names.found.clear();
         let mut missing: HashSet<Short> = missing.into_iter().collect();
@@ -338,7 +374,7 @@ impl Inner {
             };
             for entry in listing {
                 let Ok(entry) = entry else { return false };
-                if self.is_stopping() {
+                if is_cut() {
                     return false;
                 }
                 let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { continue };

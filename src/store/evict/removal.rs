@@ -1,17 +1,43 @@
 //! Removing a blob: index, refs and links, file, in this order, so that nothing names what is not there whatever happens
-//! in between.
+//! in between. Before that it is found out whether the file can go at all; where it stays in the end, because somebody has
+//! come for it or the disk says no, all the others are put back.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use serde_json::value::RawValue;
 
 use crate::oci::Digest;
+use crate::store::check::Check;
+use crate::store::hints::BlobHint;
 use crate::store::layout::{self, REFS};
 use crate::store::order::{Claim, Short};
 use crate::store::refs::TagRecord;
+use crate::store::stamp::Stamp;
 use crate::store::{Inner, StoreError};
 
 /// Refs that are removed at a time.
 const BATCH: usize = 256;
+
+/// What led to a blob and was removed, to be put back if the blob stays.
+#[derive(Debug)]
+struct Unref {
+    /// [`Inner::forgotten`] before.
+    forgotten: u64,
+    refs: Vec<Gone>,
+}
+
+/// A removed ref.
+#[derive(Debug)]
+struct Gone {
+    path: PathBuf,
+    /// What it said; none: it was none that can be read, and only known to the index.
+    data: Option<Box<RawValue>>,
+    /// When the tag was found to be up to date.
+    check: Option<Check>,
+}
 
 // === impl Inner ===
 
@@ -33,25 +59,38 @@ impl Inner {
     }
 
     /// What makes it stay is looked at again under each lock, with which others write.
-    fn remove_unless(&self, digest: &Digest, stays: impl Fn() -> bool) -> Result<Option<u64>, StoreError> {
+    pub(in crate::store) fn remove_unless(
+        &self,
+        digest: &Digest,
+        stays: impl Fn() -> bool,
+    ) -> Result<Option<u64>, StoreError> {
         if stays() {
             return Ok(None);
         }
         let path = layout::blob(digest);
+        self.disk.can_unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
+        let hint = self.hints.blob(digest, self.epoch);
+        let mut unref = Unref { forgotten: self.forgotten.load(Ordering::SeqCst), refs: Vec::new() };
         self.hints.remove_blob(digest);
-        let refs_are_gone = self.remove_refs(digest, &stays);
+        let refs_are_gone = self.remove_refs(digest, &stays, &mut unref);
         let names = self.names.lock();
         let file = self.disk.look(&path).ok();
         let found = file.as_ref().and_then(|file| file.metadata().ok());
-        let len = found.as_ref().map_or(0, std::fs::Metadata::len);
+        let len = found.as_ref().map_or(0, Metadata::len);
         // Also if nobody has it any more: what is left of its refs would lead nowhere.
-        if !refs_are_gone || stays() {
-            if found.is_some() && self.hints.blob(digest, self.epoch).is_none() {
-                self.hints.set_blob(digest, len, None);
+        let gone = if !refs_are_gone || stays() {
+            Ok(None)
+        } else {
+            self.disk.unlink(&path).map(Some).map_err(|e| StoreError::io("remove", &path, e))
+        };
+        if !matches!(gone, Ok(Some(_))) {
+            if let Some(found) = &found {
+                self.know_again(digest, found, hint);
             }
-            return Ok(None);
+            drop(names);
+            self.put_back(digest, unref);
+            return gone.map(|_| None);
         }
-        self.disk.unlink(&path).map_err(|e| StoreError::io("remove", &path, e))?;
         if let Some(found) = found {
             self.books.unlinked(digest, found.ino(), len);
         }
@@ -62,13 +101,24 @@ impl Inner {
         Ok(Some(len))
     }
 
+    /// The index has a blob again that stays, as it was, unless somebody else has put it in. `names` must be held.
+    fn know_again(&self, digest: &Digest, found: &Metadata, hint: Option<BlobHint>) {
+        if self.hints.blob(digest, self.epoch).is_none() {
+            let stamp = hint.and_then(|hint| hint.stamp).filter(|stamp| *stamp == Stamp::of(found));
+            self.hints.set_blob(digest, found.len(), stamp.map(|stamp| (stamp, self.epoch)));
+            let short = Short::from(digest);
+            let used = self.books.with_order(|order| order.used(&short));
+            self.hints.set_used(used.map(|used| (short, used)));
+        }
+    }
+
     /// Removes the refs of a blob; false if it turns out to stay.
-    fn remove_refs(&self, digest: &Digest, stays: &impl Fn() -> bool) -> bool {
+    fn remove_refs(&self, digest: &Digest, stays: &impl Fn() -> bool, unref: &mut Unref) -> bool {
         let mut after = None::<Vec<u8>>;
         loop {
             let part = self.hints.refs(digest, after.as_deref(), BATCH);
             for path in part.found {
-                if path.starts_with(REFS) && !self.remove_ref_unless(digest, &path, stays) {
+                if path.starts_with(REFS) && !self.remove_ref_unless(digest, &path, stays, &mut unref.refs) {
                     return false;
                 }
                 self.hints.set_ref(digest, &path, false);
@@ -82,30 +132,66 @@ impl Inner {
 
     /// Removes a link of `digest`, or a tag that still names it.
     pub(in crate::store) fn remove_ref(&self, digest: &Digest, path: &Path) {
-        self.remove_ref_unless(digest, path, || false);
+        self.remove_ref_unless(digest, path, || false, &mut Vec::new());
     }
 
-    /// The same, unless the blob stays; false then.
-    fn remove_ref_unless(&self, digest: &Digest, path: &Path, stays: impl Fn() -> bool) -> bool {
+    /// The same, unless the blob stays; false then. What is removed is added to `gone`.
+    fn remove_ref_unless(&self, digest: &Digest, path: &Path, stays: impl Fn() -> bool, gone: &mut Vec<Gone>) -> bool {
         let _tags = self.tags.lock();
         if stays() {
             return false;
         }
+        let mut check = None;
         if layout::is_tag(path) {
             match self.records.read::<TagRecord>(&self.disk, path) {
                 Some(record) if record.digest != *digest => return true,
                 _ => {}
             }
             if let Some((up, repo, tag)) = layout::parse_tag(path) {
+                check = self.hints.check(&up, &repo, &tag);
                 self.hints.set_check(&up, &repo, &tag, None);
             }
         }
+        let data = self.records.read::<Box<RawValue>>(&self.disk, path);
         if let Err(error) = self.disk.unlink(path) {
             tracing::warn!(path = %path.display(), %error, "a ref of an evicted blob could not be removed");
             return true;
         }
+        gone.push(Gone { path: path.to_owned(), data, check });
         self.remove_empty_above(path);
         true
+    }
+
+    /// Puts back what was removed of a blob that stays, unless somebody has written or removed it since.
+    fn put_back(&self, digest: &Digest, Unref { forgotten, refs }: Unref) {
+        let is_forgotten = || self.forgotten.load(Ordering::SeqCst) != forgotten;
+        for Gone { path, data, check } in refs {
+            let Some(data) = data else { continue };
+            let _tags = self.tags.lock();
+            if is_forgotten() || self.disk.metadata(&path).is_ok() {
+                continue;
+            }
+            if let Err(error) = self.records.write(&self.disk, &self.group, &path, &data) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(path = %path.display(), error, "a ref of a blob that stays could not be put back");
+                continue;
+            }
+            if is_forgotten() {
+                // Nobody knows whether that was before or after. A ref that is missing costs a question.
+                if let Err(error) = self.remove_record(&path) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(path = %path.display(), error, "a ref that was put back could not be removed");
+                }
+                continue;
+            }
+            self.know_ref(digest, &path);
+            if let Some((up, repo, tag)) = layout::parse_tag(&path) {
+                self.books.set_tagged(digest, true);
+                if let Some(check) = check.filter(|_| self.hints.check(&up, &repo, &tag).is_none()) {
+                    self.hints.set_check(&up, &repo, &tag, Some(&check));
+                }
+            }
+        }
     }
 
     /// Empty directories above a file that was removed go too, up to the upstream's own. A writer that needs one at the

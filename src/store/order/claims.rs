@@ -57,9 +57,11 @@ impl Order {
         limit: usize,
         busy: impl Fn(&Short) -> bool,
     ) -> Vec<Claim> {
-        self.place();
         let lists = Class::VICTIMS.iter().map(|class| &self.lists[*class as usize]);
         let unused = lists.flat_map(|list| self.oldest_of(list).take_while(|node| node.used < since));
+        // What has no place is few, and not worth a sort of all.
+        let unplaced = self.oldest_of(&self.lists[Class::Unplaced as usize]).filter(|node| node.used < since);
+        let unused = unused.chain(unplaced);
         let chosen: Vec<Short> = unused.map(Node::short).filter(|short| !busy(short)).take(limit).collect();
         chosen.into_iter().filter_map(|short| self.take_out(&short)).collect()
     }

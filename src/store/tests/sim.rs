@@ -140,6 +140,12 @@ struct State {
     changes: Vec<NameChange>,
     /// Of the changes, how many are on the disk where a journal keeps their order.
     journal: usize,
+    /// What the removal of a blob's file says, and whether that can be seen before.
+    kept: Option<(Errno, bool)>,
+    /// Parts of files that the disk was to begin with.
+    begun: Vec<Range<u64>>,
+    /// The size of the disk, if it is a real one.
+    size: Option<u64>,
 }
 
 /// The file system.
@@ -259,6 +265,9 @@ impl Sim {
             base: HashMap::new(),
             changes: Vec::new(),
             journal: 0,
+            kept: None,
+            begun: Vec::new(),
+            size: None,
         };
         state.load(&root, 0);
         state.base = state.names.clone();
@@ -277,6 +286,21 @@ impl Sim {
         let mut state = self.state.lock();
         (state.fault, state.dead) = (None, false);
         state.seen
+    }
+
+    /// From now on files of blobs cannot be removed, for this reason; whether that can be seen before. None: they can again.
+    pub(in crate::store) fn keep_blobs(&self, why: Option<(Errno, bool)>) {
+        self.state.lock().kept = why;
+    }
+
+    /// Parts of files that the disk was to begin with since the last call.
+    pub(in crate::store) fn take_begun(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.state.lock().begun)
+    }
+
+    /// From now on what is free is counted: the disk has this size.
+    pub(in crate::store) fn set_size(&self, size: u64) {
+        self.state.lock().size = Some(size);
     }
 
     /// How often something has gone wrong since it was armed.
@@ -578,6 +602,9 @@ impl Fs for SimFs {
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
         let (mut state, _) = self.0.begin(Call::Unlink)?;
+        if let Some((errno, _)) = state.kept.filter(|_| path.starts_with("blobs")) {
+            return Err(errno.into());
+        }
         self.0.note(&mut state, path);
         self.0.real.unlink(path)?;
         let sets = vec![(state.name(path), None)];
@@ -587,6 +614,9 @@ impl Fs for SimFs {
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let (mut state, _) = self.0.begin(Call::RemoveDir)?;
+        if let Some((errno, true)) = state.kept.filter(|_| path.starts_with("blobs")) {
+            return Err(errno.into());
+        }
         self.0.real.remove_dir(path)?;
         let sets = vec![(state.name(path), None)];
         state.set(sets);
@@ -642,7 +672,9 @@ impl Fs for SimFs {
         Ok(())
     }
 
-    fn begin_sync(&self, _: &File, _: Range<u64>) {}
+    fn begin_sync(&self, _: &File, range: Range<u64>) {
+        self.0.state.lock().begun.push(range);
+    }
 
     fn sync_file(&self, file: &File) -> io::Result<()> {
         match self.0.begin(Call::SyncFile) {
@@ -694,9 +726,18 @@ impl Fs for SimFs {
     }
 
     fn space(&self) -> io::Result<Space> {
-        let (_state, _) = self.0.begin(Call::Space)?;
+        let (state, _) = self.0.begin(Call::Space)?;
+        if let Some(total) = state.size {
+            let used: u64 = state.paths().values().map(|path| blocks(&self.0.root.join(path))).sum();
+            return Ok(Space { total, free: total.saturating_sub(used) });
+        }
         Ok(Space { total: 1 << 40, free: 1 << 39 })
     }
+}
+
+/// What a file takes of the disk.
+fn blocks(path: &Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |found| if found.is_file() { 512 * found.blocks() } else { 0 })
 }
 
 // === what it is held against ===
