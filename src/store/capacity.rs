@@ -246,6 +246,11 @@ impl Books {
             state.stored = state.stored.saturating_sub(len);
         }
         self.show(&state);
+    /// Whether this blob never goes.
+    pub(super) fn is_pinned(&self, short: &Short) -> bool {
+        self.state.lock().order.is_pinned(short)
+    }
+
     }
 
     /// A tag names this blob, or no longer does.

@@ -273,9 +273,17 @@ impl Inner {
         let Some(digest) = digest else { return };
         let blob = self.disk.metadata(&layout::blob(&digest));
         if blob.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && self.is_old(path) {
-            self.remove_ref(&digest, path);
-            self.hints.set_ref(&digest, path, false);
-            return;
+            match self.remove_broken_ref(&digest, path) {
+                Ok(true) => return,
+                Ok(false) if self.named_by(path).is_ok_and(|named| named == Some(digest)) => {}
+                // It has moved.
+                Ok(false) => return,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(path = %path.display(), error, "a ref without its blob could not be removed");
+                    return;
+                }
+            }
         }
         self.know_ref(&digest, path);
         if tagged {
@@ -300,6 +308,29 @@ impl Walk {
     /// The next file, or a directory that cannot be listed (to its end): what is in it is not known, and nobody may take
     /// it for empty. The walk goes on behind it.
     pub(super) fn next(&mut self, disk: &Disk) -> Option<Result<PathBuf, StoreError>> {
+    /// Removes a link of `digest`, or a tag that still names it, unless the blob is there. False if it stays.
+    ///
+    /// # Errors
+    /// It cannot be looked at, or not be removed.
+    pub(super) fn remove_broken_ref(&self, digest: &Digest, path: &Path) -> Result<bool, StoreError> {
+        // Under the lock with which refs are written: who finds the same record there leaves it, and relies on it.
+        let _tags = self.tags.lock();
+        if self.exists(&layout::blob(digest))? {
+            return Ok(false);
+        }
+        if let Some((up, repo, tag)) = layout::parse_tag(path) {
+            // It may have moved since.
+            if self.named_by(path)?.is_some_and(|named| named != *digest) {
+                return Ok(false);
+            }
+            self.hints.set_check(&up, &repo, &tag, None);
+        }
+        self.remove_record(path)?;
+        self.remove_empty_above(path);
+        self.hints.set_ref(digest, path, false);
+        Ok(true)
+    }
+
         loop {
             let (path, listing) = self.levels.last_mut()?;
             match listing.next() {

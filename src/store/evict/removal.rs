@@ -21,9 +21,9 @@ impl Inner {
         self.remove_unless(digest, || false).map(Option::unwrap_or_default)
     }
 
-    /// The same, unless somebody reads or writes it; none: it stays. Blocks.
+    /// The same, unless it is pinned, or somebody reads or writes it; none: it stays. Blocks.
     pub(in crate::store) fn remove_unused(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        self.remove_unless(digest, || self.books.is_busy(digest))
+        self.remove_unless(digest, || self.books.is_busy(digest) || self.books.is_pinned(&Short::from(digest)))
     }
 
     /// The same of one that was chosen to go, unless somebody uses it; none: it stays. Whoever has been given the blob, and
@@ -78,11 +78,6 @@ impl Inner {
                 None => return true,
             }
         }
-    }
-
-    /// Removes a link of `digest`, or a tag that still names it.
-    pub(in crate::store) fn remove_ref(&self, digest: &Digest, path: &Path) {
-        self.remove_ref_unless(digest, path, || false);
     }
 
     /// The same, unless the blob stays; false then.
