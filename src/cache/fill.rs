@@ -344,7 +344,7 @@ impl FillTask {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use bytes::Bytes;
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
@@ -359,10 +359,17 @@ mod tests {
 
     /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
     fn cache() -> (Arc<Cache>, tempfile::TempDir) {
+        cache_of("http://127.0.0.1:9")
+    }
+
+    /// The same with an upstream.
+    pub(in crate::cache) fn cache_of(url: &str) -> (Arc<Cache>, tempfile::TempDir) {
         let root = tempfile::tempdir().unwrap();
-        let config = "builtin_upstreams = false\n[upstream.reg]\nurl = \"http://127.0.0.1:9\"\n\
-                      [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"reg\"\n";
-        let config = Config::from_toml(config).unwrap();
+        let config = format!(
+            "builtin_upstreams = false\n[upstream.reg]\nurl = \"{url}\"\n\
+             [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"reg\"\n"
+        );
+        let config = Config::from_toml(&config).unwrap();
         let metrics = Metrics::new().unwrap();
         let options = StoreOptions {
             root: root.path().to_owned(),
@@ -377,7 +384,7 @@ mod tests {
         (Cache::new(store, upstreams, &config, metrics, TaskTracker::new(), CancellationToken::new()), root)
     }
 
-    fn target() -> Target {
+    pub(in crate::cache) fn target() -> Target {
         Target { upstream: "reg".parse().unwrap(), repo: "app".parse().unwrap(), right: Right::Anonymous }
     }
 
