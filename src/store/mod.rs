@@ -338,6 +338,7 @@ impl Store {
             let work = move |inner: &Arc<Inner>| {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
+                inner.books.look_at_clock();
                 inner.group.run(&inner.disk);
                 inner.disk.remove_left();
                 if order {
@@ -358,6 +359,7 @@ impl Store {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let work = |inner: &Arc<Inner>| {
+                inner.books.look_at_clock();
                 inner.books.with_order(|order| order.place_from(UNPLACED));
                 inner.expire();
                 Ok(())

@@ -329,8 +329,10 @@ fn monthly(root: &Path, index: &Arc<MemoryIndex>, clock: &Arc<Twin>) -> Store {
     Store::open_with(options, Metrics::new().unwrap(), |_| Box::new(Kept(index.clone()))).unwrap()
 }
 
+/// As the store does each minute.
 async fn expire(store: &Store) {
     let expire = |inner: &Arc<Inner>| {
+        inner.books.look_at_clock();
         inner.expire();
         Ok(())
     };
