@@ -62,6 +62,8 @@ struct Turn {
     pace: Pace,
     /// How long it has given way to downloads in this pass.
     given: Duration,
+    /// How often the index had been begun anew when the pass began.
+    renewals: u64,
 }
 
 // === impl Store ===
@@ -73,7 +75,14 @@ impl Store {
         let Ok(mut position) = self.blocking(|inner| Ok(inner.scrub_position())).await else { return };
         let metrics = self.0.metrics.clone();
         metrics.scrub_last_pass.set(position.last_pass.map_or(0, Timestamp::as_second));
-        let mut turn = Turn { pace: Pace::new(Some(plan.rate)), clock, metrics, plan, given: Duration::ZERO };
+        let mut turn = Turn {
+            pace: Pace::new(Some(plan.rate)),
+            clock,
+            metrics,
+            plan,
+            given: Duration::ZERO,
+            renewals: self.0.hints.renewals(),
+        };
         if stop.run_until_cancelled(sleep(SETTLE)).await.is_none() {
             return;
         }
@@ -129,12 +138,12 @@ impl Store {
     async fn scrub_pass(&self, position: &mut Position, turn: &mut Turn) -> Result<Came, StoreError> {
         let mut kept = Instant::now();
         let mut in_a_row = 0;
-        let renewals = self.0.hints.renewals();
         loop {
             let after = position.after;
             let next = move |inner: &Arc<Inner>| Ok(inner.hints.digests_after(after.as_ref(), BLOBS));
             let next = self.blocking(next).await?;
-            if self.0.hints.renewals() != renewals {
+            let renewals = self.0.hints.renewals();
+            if std::mem::replace(&mut turn.renewals, renewals) != renewals {
                 // What is not in a new index yet would be left out.
                 *position = Position { last_pass: position.last_pass, ..Position::default() };
                 return Ok(Came::Unknown);
