@@ -3,6 +3,7 @@
 //! Time-outs and lives in memory go by tokio's clock, which does not jump, and need nothing of this. The clock on the
 //! wall is for what outlives the process or leaves it: files, tokens, dates in headers (ADR 0015).
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,6 +34,10 @@ const NUDGE: Duration = Duration::from_secs(1);
 const LEAP: Duration = Duration::from_mins(1);
 /// How long a clock must go on to say so until it is believed that everything is that much older.
 const BELIEVED_AFTER: Duration = Duration::from_hours(1);
+/// Seconds since 1970 at the beginning of 2025: a clock that says less was never set.
+pub const NEVER_SET: u32 = 1_735_689_600;
+/// How many leaps are told apart; of more, the oldest are believed together.
+const LEAPS: usize = 64;
 
 /// What this process has seen of its clock. It tells which of two things was first although the clock was set between
 /// them, and does not let a jump make everything old at once.
@@ -52,9 +57,10 @@ struct Seen {
     last: SystemTime,
     /// The last one before the clock was set back.
     doubted: Option<SystemTime>,
-    /// By how much it has leapt forward, as long as that is not believed.
-    leap: Duration,
-    believed_from: Instant,
+    /// By how much it has leapt forward, and from when each leap is believed; the oldest first.
+    leaps: VecDeque<(Instant, Duration)>,
+    /// Since when it has not jumped.
+    steady: Instant,
 }
 
 /// A time for what begins and ends within this process and leaves it meanwhile: right as the clock was at the start, it
@@ -80,8 +86,7 @@ impl Timeline {
     /// From now on.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let (wall, instant) = (clock.now(), Instant::now());
-        let seen =
-            Seen { wall, instant, last: UNIX_EPOCH, doubted: None, leap: Duration::ZERO, believed_from: instant };
+        let seen = Seen { wall, instant, last: UNIX_EPOCH, doubted: None, leaps: VecDeque::new(), steady: instant };
         Self { clock, seen: Mutex::new(seen) }
     }
 
@@ -113,7 +118,16 @@ impl Timeline {
     /// mistake, it is as though there had been none.
     pub fn settled(&self) -> SystemTime {
         let seen = self.look();
-        seen.wall.checked_sub(seen.leap).unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH)
+        let leapt = seen.leaps.iter().map(|(_, leap)| *leap).sum();
+        seen.wall.checked_sub(leapt).unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH)
+    }
+
+    /// Whether the clock was set at all, and has run for so long without a jump that what an earlier run put down as later
+    /// than now was wrong, and not this clock.
+    pub fn is_believed(&self) -> bool {
+        let seen = self.look();
+        let is_set = seen.wall >= UNIX_EPOCH + Duration::from_secs(NEVER_SET.into());
+        is_set && seen.instant.saturating_duration_since(seen.steady) >= BELIEVED_AFTER
     }
 
     /// Looks at the clock. Whoever does that often enough notices each jump: one that is made up for before the next look
@@ -123,20 +137,44 @@ impl Timeline {
         // Under the lock, or an older look would pass for a clock that was set back.
         let (wall, instant) = (self.now(), Instant::now());
         let expected = seen.wall + instant.saturating_duration_since(seen.instant);
-        if instant >= seen.believed_from {
-            seen.leap = Duration::ZERO;
+        while seen.leaps.front().is_some_and(|(believed_from, _)| instant >= *believed_from) {
+            seen.leaps.pop_front();
         }
         if wall + NUDGE < seen.wall {
             seen.doubted = Some(seen.last);
-            seen.leap = seen.leap.saturating_sub(expected.duration_since(wall).unwrap_or_default());
+            seen.steady = instant;
+            seen.take_back(expected.duration_since(wall).unwrap_or_default());
         } else if let Ok(leap) = wall.duration_since(expected)
             && leap > LEAP
         {
-            seen.leap += leap;
-            seen.believed_from = instant + BELIEVED_AFTER;
+            seen.steady = instant;
+            seen.leaps.push_back((instant + BELIEVED_AFTER, leap));
+            if seen.leaps.len() > LEAPS
+                && let Some((_, oldest)) = seen.leaps.pop_front()
+                && let Some((_, next)) = seen.leaps.front_mut()
+            {
+                *next += oldest;
+            }
         }
         (seen.wall, seen.instant) = (wall, instant);
         seen
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// The clock was set back by so much: the last leaps were none.
+    fn take_back(&mut self, mut back: Duration) {
+        while let Some((_, leap)) = self.leaps.back_mut()
+            && !back.is_zero()
+        {
+            let taken = back.min(*leap);
+            (*leap, back) = (leap.saturating_sub(taken), back.saturating_sub(taken));
+            if leap.is_zero() {
+                self.leaps.pop_back();
+            }
+        }
     }
 }
 
@@ -266,6 +304,24 @@ mod tests {
         timeline.settled();
         clock.back(DAY);
         assert_eq!(timeline.settled(), clock.now(), "taken back, there was none");
+    }
+
+    /// A laptop that sleeps each half hour: each leap is believed an hour after it, however many follow.
+    #[tokio::test(start_paused = true)]
+    async fn each_leap_is_believed_in_its_time() {
+        let clock = Twin::new();
+        let timeline = Timeline::new(clock.clone());
+        let begin = clock.now();
+        for _ in 0..200 {
+            clock.forward(DAY);
+            timeline.settled();
+            tokio::time::advance(BELIEVED_AFTER / 2).await;
+        }
+        assert!(timeline.settled() >= begin + 190 * DAY, "{:?}", timeline.settled().duration_since(begin));
+        assert!(timeline.settled() <= clock.now() - DAY, "the last one is not believed yet");
+        assert!(!timeline.is_believed());
+        tokio::time::advance(BELIEVED_AFTER).await;
+        assert!(timeline.settled() == clock.now() && timeline.is_believed());
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::upstream::Ask;
 /// How long a request waits for the check of a stored file before it streams with the tail held back. Most files are
 /// checked within it, and then a damaged one is fetched again without the client noticing.
 const CHECK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request waits for a new copy of what could not be read before it is read once more.
+const ANEW_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a request looks again for what has changed under its hands. The last time it fills by itself, so that nobody
 /// else's attempts can use them up.
 const TRIES: usize = 4;
@@ -101,8 +103,22 @@ impl Cache {
         self.admit(target)?;
         let mut last = CacheError::Stopped;
         let mut standing = None;
+        let mut anew = None;
         for turn in 1..=TRIES {
             if let Some(stored) = self.stored(digest).await {
+                if stored.trust == Trust::Unreadable && anew.is_none() {
+                    // A read of it has failed before, perhaps in the middle of an answer. Where upstream cannot help, it is
+                    // read once more.
+                    let filled = self.filled(target, digest, false, &mut standing);
+                    match timeout(ANEW_PATIENCE, filled)
+                        .await
+                        .unwrap_or_else(|_| Err(Unread::Refused(out_of_time(target))))
+                    {
+                        Ok(blob) => return Ok(blob),
+                        Err(Unread::NoRoom) => return self.passed(target, digest, deadline).await,
+                        Err(Unread::Refused(error) | Unread::Foreign(error)) => anew = Some(error),
+                    }
+                }
                 self.entitled_to_blob(target, digest, stored.len).await?;
                 match self.trusted(digest, stored).await {
                     Ok(content) => {
@@ -113,6 +129,12 @@ impl Cache {
                         last = error;
                         continue;
                     }
+                    // It stays where it is until a new one takes its place.
+                    Err(CacheError::Unreadable(_)) => {
+                        if let Some(error) = anew {
+                            return Err(error);
+                        }
+                    }
                     // It is bad, and cannot be moved out of the way: a new one would not be found either.
                     Err(CacheError::NoSpace | CacheError::Store(_)) => {
                         return self.passed(target, digest, deadline).await;
@@ -120,20 +142,8 @@ impl Cache {
                     Err(error) => return Err(error),
                 }
             }
-            self.check_missing(target, Wanted::Blob(*digest))?;
-            let joining = match &standing {
-                _ if turn == TRIES => Joining::None,
-                None => Joining::Any,
-                Some(Standing { lender, .. }) => Joining::With(lender),
-            };
-            let (fill, role) = self.fill(target, digest, joining)?;
-            match self.read_fill(target, digest, fill, role, &mut standing).await {
-                Ok((fill, head)) => {
-                    let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher, None);
-                    let content = content.for_reader(self.origin(target, digest)?);
-                    let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
-                    return Ok(Blob { source: BlobSource::Content(content), status: found.into() });
-                }
+            match self.filled(target, digest, turn == TRIES, &mut standing).await {
+                Ok(blob) => return Ok(blob),
                 Err(Unread::NoRoom) => return self.passed(target, digest, deadline).await,
                 Err(Unread::Refused(error)) => return Err(error),
                 // The next turn finds what has arrived, or another fill.
@@ -141,6 +151,28 @@ impl Cache {
             }
         }
         Err(last)
+    }
+
+    /// The blob by a running fill that this caller may read, or by a new one; with `alone` by a new one in any case.
+    async fn filled(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        alone: bool,
+        standing: &mut Option<Standing>,
+    ) -> Result<Blob, Unread> {
+        self.check_missing(target, Wanted::Blob(*digest)).map_err(Unread::Refused)?;
+        let joining = match standing {
+            _ if alone => Joining::None,
+            None => Joining::Any,
+            Some(Standing { lender, .. }) => Joining::With(lender),
+        };
+        let (fill, role) = self.fill(target, digest, joining).map_err(Unread::Refused)?;
+        let (fill, head) = self.read_fill(target, digest, fill, role, standing).await?;
+        let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher, None);
+        let content = content.for_reader(self.origin(target, digest).map_err(Unread::Refused)?);
+        let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
+        Ok(Blob { source: BlobSource::Content(content), status: found.into() })
     }
 
     /// Waits for the head of a fill that this caller may read, or of the one that takes its place.
@@ -201,7 +233,9 @@ impl Cache {
                         return Ok(Blob { source: described, status: Found::Hit.into() });
                     }
                     // A damaged file's length is nobody's.
-                    Err(CacheError::Damaged(_) | CacheError::NoSpace | CacheError::Store(_)) => {}
+                    Err(
+                        CacheError::Damaged(_) | CacheError::Unreadable(_) | CacheError::NoSpace | CacheError::Store(_),
+                    ) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -380,13 +414,13 @@ impl Cache {
         Ok(Proof { via: answer.via, headers: answer.headers, asked, is_sure })
     }
 
-    /// Whether the stored file is not what its digest names: then it, and not upstream, has the wrong length. It is in
-    /// quarantine after that.
+    /// Whether the stored file is not what its digest names, or cannot be read: then it, and not upstream, may have the
+    /// wrong length. A wrong one is in quarantine after that.
     async fn is_damaged(self: &Arc<Self>, digest: &Digest, stored: StoredBlob) -> bool {
         if stored.trust == Trust::Verified {
             return false;
         }
         let (mut watcher, _stored) = self.verify(digest, stored);
-        matches!(watcher.verdict().await, Err(CacheError::Damaged(_)))
+        matches!(watcher.verdict().await, Err(CacheError::Damaged(_) | CacheError::Unreadable(_)))
     }
 }

@@ -73,6 +73,9 @@ pub enum CacheError {
     /// A stored blob no longer matches its digest; it was quarantined.
     #[error("the stored copy of {0} was damaged and has been quarantined")]
     Damaged(Box<Digest>),
+    /// A stored blob could not be read. It stays: what it is, nobody knows.
+    #[error("the stored copy of {0} could not be read")]
+    Unreadable(Box<Digest>),
     /// There is no room to keep it: the caller streams it without keeping.
     #[error("there is no room in the store")]
     NoSpace,

@@ -278,17 +278,18 @@ impl Cache {
         Some(Known::new(digest, hot))
     }
 
-    /// The stored bytes of a manifest, hashed again where the stamp is void. Damaged ones are quarantined and absent.
+    /// The stored bytes of a manifest, hashed again where the stamp is void. Damaged ones are quarantined and absent; so are
+    /// those that cannot be read, until they can or a new copy has taken their place.
     async fn manifest_bytes(self: &Arc<Self>, digest: &Digest) -> Option<Bytes> {
         let stored = self.stored(digest).await?;
         if stored.len > self.config.max_manifest {
             return None;
         }
-        let stored = if stored.trust == Trust::Unverified {
-            let (mut watcher, stored) = self.verify(digest, stored);
-            watcher.verdict().await.ok()?;
+        let stored = if stored.trust == Trust::Verified {
             stored
         } else {
+            let (mut watcher, stored) = self.verify(digest, stored);
+            watcher.verdict().await.ok()?;
             stored
         };
         let length = usize::try_from(stored.len).ok()?;

@@ -9,10 +9,17 @@ use crate::store::{Keep, StoreOptions};
 
 /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
 pub(super) fn cache() -> (Arc<Cache>, tempfile::TempDir) {
+    cache_of("http://127.0.0.1:9")
+}
+
+/// The same with an upstream.
+pub(super) fn cache_of(url: &str) -> (Arc<Cache>, tempfile::TempDir) {
     let root = tempfile::tempdir().unwrap();
-    let config = "builtin_upstreams = false\n[upstream.reg]\nurl = \"http://127.0.0.1:9\"\n\
-                  [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"reg\"\n";
-    let config = Config::from_toml(config).unwrap();
+    let config = format!(
+        "builtin_upstreams = false\n[upstream.reg]\nurl = \"{url}\"\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"reg\"\n"
+    );
+    let config = Config::from_toml(&config).unwrap();
     let metrics = Metrics::new().unwrap();
     let options = StoreOptions {
         root: root.path().to_owned(),

@@ -161,6 +161,11 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
                 "the stored copy of {digest} was damaged and has been quarantined; ask again to have it fetched anew"
             ),
         ),
+        CacheError::Unreadable(digest) => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::BlobUnknown,
+            format!("the stored copy of {digest} could not be read; ask again to have it fetched anew"),
+        ),
         CacheError::NoSpace | CacheError::Store(_) => Failure::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             ErrorCode::Unknown,

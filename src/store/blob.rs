@@ -36,6 +36,8 @@ pub enum Trust {
     Verified,
     /// It must be hashed while it is read, with the tail held back until the digest matches.
     Unverified,
+    /// The same, and the last read of it has failed: better it is fetched anew.
+    Unreadable,
 }
 
 /// An open blob. While it is held the bytes stay in the store's account, also when the file is removed.
@@ -48,7 +50,7 @@ pub struct StoredBlob {
     /// Whether it must be verified.
     pub trust: Trust,
     /// What the file looked like when it was opened.
-    seen: Stamp,
+    pub(super) seen: Stamp,
     digest: Digest,
     /// Weak: a reader that outlives the store does not keep the root locked.
     store: Weak<Inner>,
@@ -63,6 +65,7 @@ impl Trust {
         match self {
             Self::Verified => "verified",
             Self::Unverified => "unverified",
+            Self::Unreadable => "unreadable",
         }
     }
 }
@@ -75,7 +78,7 @@ impl StoredBlob {
     pub fn distrust(&self) {
         if let Some(inner) = self.store.upgrade() {
             tracing::error!(digest = %self.digest, "a stored blob could not be read; it is verified when it is asked next");
-            inner.hints.set_blob(&self.digest, self.len, None);
+            inner.hints.void_blob(&self.digest, self.len);
         }
     }
 }
@@ -115,6 +118,7 @@ impl Store {
             let _names = inner.names.lock();
             if inner.disk.metadata(&path).is_ok_and(|now| Stamp::of(&now) == blob.seen) {
                 inner.hints.set_blob(&digest, blob.len, Some((blob.seen, inner.epoch)));
+                inner.unreadable.forget(&digest);
             }
             Ok(())
         };
@@ -151,7 +155,11 @@ impl Inner {
         let metadata = file.metadata().map_err(|e| StoreError::io("look at", &path, e))?;
         let seen = Stamp::of(&metadata);
         let known = self.hints.blob(digest, self.epoch).and_then(|hint| hint.stamp);
-        let trust = if known == Some(seen) { Trust::Verified } else { Trust::Unverified };
+        let trust = match known {
+            Some(known) if known == seen => Trust::Verified,
+            _ if self.unreadable.has(digest, seen) => Trust::Unreadable,
+            _ => Trust::Unverified,
+        };
         let blob = self.stored_blob(digest, Arc::new(file), seen, trust);
         if is_use {
             self.books.used(digest, seen.len);

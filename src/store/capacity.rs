@@ -16,7 +16,7 @@ use queue::Queue;
 use super::fs::Space;
 use super::gated::Gated;
 use super::order::{Order, Short};
-use crate::clock::Timeline;
+use crate::clock::{NEVER_SET, Timeline};
 use crate::config::Capacity;
 use crate::metrics::Metrics;
 use crate::oci::Digest;
@@ -41,6 +41,8 @@ struct State {
     order: Order,
     /// The time of the last use.
     latest: u32,
+    /// The latest use that an earlier run has put down. If that is later than now, this clock or that one was wrong.
+    ahead: u32,
     /// Bytes of the blobs in `order`.
     stored: u64,
     /// Bytes promised to running fills.
@@ -106,6 +108,7 @@ impl Books {
         let state = State {
             order: Order::new(),
             latest: 0,
+            ahead: 0,
             stored: 0,
             reserved: 0,
             unallocated: 0,
@@ -187,10 +190,19 @@ impl Books {
     }
 
     /// A blob is found on disk by a scan or in the index; it keeps its place in the order of use if it has one. A time in
-    /// the future, from a clock that was wrong, would keep it for ever: it counts as now.
+    /// the future is kept as it is: it counts as now until the clock has come to it, or is believed.
     pub(super) fn found(&self, short: Short, len: u64, used: u32) {
+        let mut state = self.state.lock();
+        state.ahead = state.ahead.max(used);
+        state.put(short, len, used, false);
+        self.show(&state);
+    }
+
+    /// The same where it is not known when it was used: that is found out later, and until then it counts as now.
+    pub(super) fn found_ageless(&self, short: Short, len: u64) {
         let (mut state, now) = self.at();
-        state.put(short, len, used.min(now), false);
+        let before = state.order.put_ageless(short, len, now).unwrap_or(0);
+        state.stored = state.stored.saturating_sub(before) + len;
         self.show(&state);
     }
 
@@ -231,6 +243,16 @@ impl Books {
     /// Whether somebody reads or writes this blob.
     pub(super) fn is_busy(&self, digest: &Digest) -> bool {
         self.state.lock().busy.contains_key(&Short::from(digest))
+    }
+
+    /// Looks at the clock: each jump is to be noticed before something goes for its age.
+    pub(super) fn look_at_clock(&self) {
+        drop(self.at());
+    }
+
+    /// Whether this blob never goes.
+    pub(super) fn is_pinned(&self, short: &Short) -> bool {
+        self.state.lock().order.is_pinned(short)
     }
 
     /// Whether this blob is in the books.
@@ -277,15 +299,27 @@ impl Books {
         self.state.lock().used()
     }
 
-    /// The state, and the time for the order of use.
+    /// The state, and the time for the order of use: never one before the last use that is known, or what is used now
+    /// would be the first to go.
     fn at(&self) -> (MutexGuard<'_, State>, u32) {
         let mut state = self.state.lock();
         let now = seconds(self.timeline.now());
         if now < state.latest {
             // The clock was set back. What was used meanwhile would pass for used just now until it is there again.
-            state.order.bound(now);
+            let latest = state.latest;
+            state.order.bound(now, latest);
+        }
+        if (1..NEVER_SET).contains(&state.latest) && now >= NEVER_SET {
+            // What was used since the start would pass for half a century old.
+            state.order.raise(NEVER_SET, now);
         }
         state.latest = now;
+        if state.ahead > now && self.timeline.is_believed() {
+            // The clock of an earlier run was wrong, and not this one.
+            state.order.bound(now, u32::MAX);
+            state.ahead = now;
+        }
+        let now = now.max(state.ahead);
         (state, now)
     }
 
@@ -557,6 +591,19 @@ mod tests {
         };
         assert_eq!(unused_for(Duration::from_mins(30)), [1, 2].map(|n| Short::from(&digest(n))));
         assert!(unused_for(Duration::from_mins(90)).is_empty());
+        assert_eq!(books.victims(30), [1, 2, 3].map(|n| Short::from(&digest(n))), "by use, whatever the clock said");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_age_in_the_future_is_wrong_when_the_clock_is_believed() {
+        let clock = Twin::new();
+        let books = books_by(100, clock.clone());
+        books.found(Short::from(&digest(1)), 10, u32::MAX);
+        books.used(&digest(2), 10);
+        tokio::time::advance(Duration::from_hours(1)).await;
+        books.used(&digest(3), 10);
+        let used = |n| books.with_order(|order| order.used(&Short::from(&digest(n)))).unwrap();
+        assert_eq!([1, 2, 3].map(used), [seconds(clock.now()); 3], "from then on it grows old");
         assert_eq!(books.victims(30), [1, 2, 3].map(|n| Short::from(&digest(n))), "by use, whatever the clock said");
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::layout;
+use super::record::{Found, Records};
 use super::refs::{Link, LinkKind, TagRecord};
 use super::{Inner, Store, StoreError};
 use crate::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName};
@@ -112,8 +113,11 @@ impl Inner {
         Err(StoreError::io("sync what was removed from", Path::new(layout::REFS), io::Error::other("the log says why")))
     }
 
-    /// Removes the tags that `wanted` accepts; what cannot be read goes too. Returns them in order. The repository's gate
-    /// must be held. Blocks.
+    /// Removes the tags that `wanted` accepts; damaged ones go too. Returns them in order. The repository's gate must be held.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// A tag cannot be read at this moment: what it names is not known, and it stays.
     pub(super) fn forget_tags(
         &self,
         up: &UpstreamName,
@@ -125,15 +129,17 @@ impl Inner {
             let Some(tag) = layout::tag_of_file(&name) else { continue };
             let path = layout::tag(up, repo, &tag);
             let _tags = self.tags.lock();
-            let record = self.records.read::<TagRecord>(&self.disk, &path);
-            if let Some(record) = &record {
+            let found = Records::look::<TagRecord>(&self.disk, &path)?;
+            if let Found::Record(record) = &found {
                 if !wanted(&tag, record) {
                     continue;
                 }
                 self.hints.set_ref(&record.digest, &path, false);
                 // Another tag may name it too: that one's next use says so again.
                 self.books.set_tagged(&record.digest, false);
-                self.follow_pinned_tag((up, repo, &tag), Some(&record.digest), None);
+                if self.pins.keeps(up, repo, &tag) {
+                    self.follow_pinned_tag(None, true);
+                }
             }
             self.note_forgotten(up, repo, &tag);
             self.remove_record(&path)?;
@@ -162,11 +168,12 @@ impl Inner {
         };
         let mut seen = HashSet::new();
         for digest in self.linked(up, repo)? {
-            match self.records.read::<Link>(&self.disk, &layout::link(up, repo, &digest)) {
-                Some(link) if link.kind == LinkKind::Blob => {}
-                link => {
+            match Records::look::<Link>(&self.disk, &layout::link(up, repo, &digest))? {
+                Found::Nothing => {}
+                Found::Record(link) if link.kind == LinkKind::Blob => {}
+                found => {
                     // A link that was made from the answer to a HEAD does not say.
-                    let said = link.and_then(|link| link.subject);
+                    let said = found.record().and_then(|link| link.subject);
                     put(digest, said.or_else(|| self.read_subject(&digest)));
                     seen.insert(digest);
                 }
@@ -174,8 +181,8 @@ impl Inner {
         }
         let directory = layout::tags(up, repo);
         for name in self.names_in(&directory)? {
-            let record = self.records.read::<TagRecord>(&self.disk, &directory.join(name));
-            if let Some(TagRecord { digest, .. }) = record
+            let found = Records::look::<TagRecord>(&self.disk, &directory.join(name))?;
+            if let Found::Record(TagRecord { digest, .. }) = found
                 && seen.insert(digest)
             {
                 put(digest, self.read_subject(&digest));

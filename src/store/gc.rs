@@ -17,6 +17,7 @@ use super::order::Short;
 use super::origin::is_aside;
 use super::record::{Found, Records};
 use super::refs::{AccessRecord, Link, TagRecord};
+use super::survey::Spares;
 use super::{Inner, Store, StoreError, StoredList};
 use crate::oci::Digest;
 
@@ -102,6 +103,10 @@ impl Store {
         evict: Option<u64>,
     ) -> Result<Collected, StoreError> {
         let work = move |inner: &Arc<Inner>| {
+            // What is pinned stays whether a ref leads to it or not; while that is not known nothing is garbage.
+            if !inner.pins.are_settled() {
+                inner.settle_pins()?;
+            }
             let mut sweep = Sweep::new(inner, now, dry_run);
             sweep.refs()?;
             sweep.blobs(true)?;
@@ -120,6 +125,9 @@ impl Store {
     /// done.
     pub(super) async fn repair(&self, dry_run: bool) -> Result<Collected, StoreError> {
         let work = move |inner: &Arc<Inner>| {
+            if !dry_run && !inner.pins.are_settled() {
+                inner.settle_pins()?;
+            }
             let mut sweep = Sweep::new(inner, inner.timeline.settled(), dry_run);
             sweep.refs()?;
             sweep.blobs(false)?;
@@ -168,11 +176,13 @@ impl<'a> Sweep<'a> {
                 inner.know_ref(&digest, path);
             }
         } else if self.is_older(path, YOUNG) {
-            self.report.broken_refs += 1;
-            if self.acts() {
-                inner.remove_ref(&digest, path);
-                inner.hints.set_ref(&digest, path, false);
+            let removed = if self.acts() { inner.remove_broken_ref(&digest, path) } else { Ok(true) };
+            if let Err(error) = &removed {
+                let error = error as &dyn std::error::Error;
+                tracing::warn!(path = %path.display(), error, "a ref without its blob could not be removed");
             }
+            // Else its blob has come meanwhile.
+            self.report.broken_refs += u64::from(removed.unwrap_or(true));
         }
         Ok(())
     }
@@ -180,7 +190,10 @@ impl<'a> Sweep<'a> {
     fn damaged(&mut self, path: &Path) {
         self.report.damaged_records += 1;
         // It may have meant what a pin keeps: without it nobody would know that something is pinned here.
-        let is_pinned = layout::parse_tag(path).is_some_and(|(up, repo, tag)| self.inner.pins.keeps(&up, &repo, &tag));
+        let is_pinned = match layout::parse_tag(path) {
+            Some((up, repo, tag)) => self.inner.pins.keeps(&up, &repo, &tag),
+            None => layout::parse_link(path).is_some_and(|digest| self.inner.books.is_pinned(&Short::from(&digest))),
+        };
         if self.acts() && !is_pinned {
             remove_file(self.inner, path);
             self.inner.remove_empty_above(path);
@@ -212,7 +225,8 @@ impl<'a> Sweep<'a> {
             let path = layout::blob(digest);
             let Ok(metadata) = inner.disk.metadata(&path) else { return Ok(()) };
             let known = inner.hints.blob(digest, inner.epoch).is_some_and(|hint| hint.len == metadata.len());
-            if collect && !led.contains(&Short::from(digest)) && self.is_older(&path, YOUNG) {
+            let short = Short::from(digest);
+            if collect && !led.contains(&short) && !inner.books.is_pinned(&short) && self.is_older(&path, YOUNG) {
                 garbage.push((*digest, metadata.len()));
             } else if !known {
                 self.report.index_added += 1;
@@ -228,7 +242,7 @@ impl<'a> Sweep<'a> {
             Ok(())
         })?;
         for (digest, len) in garbage {
-            if !self.acts() || inner.remove_unled(&digest, true)?.is_some() {
+            if !self.acts() || inner.remove_unled(&digest, Spares::PinnedAndBusy)?.is_some() {
                 self.report.blobs += 1;
                 self.report.freed_bytes += len;
             }

@@ -13,6 +13,7 @@ use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ use crate::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName};
 
 /// How long opening may take before the index counts as bad.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
-/// Hints that wait to be written; beyond it new ones are dropped.
+/// Hints that wait to be written; beyond it those are dropped whose loss is bearable.
 const WAITING: usize = 1 << 16;
 /// How long hints are collected before they are written.
 const COLLECT: Duration = Duration::from_millis(100);
@@ -74,17 +75,31 @@ struct Shared {
     metrics: Metrics,
     /// Signalled when an index was begun anew and should be filled from the files.
     renewed: Notify,
+    /// How often that was so.
+    renewals: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queue {
     waiting: Changes,
     applying: Changes,
+    /// How many hints were dropped.
+    dropped: u64,
     /// A reader got an error.
     failed: bool,
     /// The first opening has ended, well or not.
     opened: bool,
     stop: bool,
+}
+
+/// What becomes of a hint when too many wait to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// It is dropped: that costs a verification or an age, or the next scan finds it again. Memory that grows with a stuck
+    /// disk would cost the program.
+    Bearable,
+    /// It is kept: without it something would pass for what it is not. There are no more of these than tags and blobs.
+    Unbearable,
 }
 
 /// What is known of a blob's file.
@@ -128,6 +143,7 @@ impl Hints {
             source,
             metrics,
             renewed: Notify::new(),
+            renewals: AtomicU64::new(0),
         });
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("index".into()).spawn(move || worker.run())?;
@@ -162,6 +178,16 @@ impl Hints {
         self.shared.renewed.notified().await;
     }
 
+    /// How often the index was begun anew: what is not in it then may only not be in it yet.
+    pub(super) fn renewals(&self) -> u64 {
+        self.shared.renewals.load(Ordering::Acquire)
+    }
+
+    /// Whether there is room for many hints.
+    pub(super) fn has_room(&self) -> bool {
+        self.shared.queue.lock().waiting.len() < WAITING / 2
+    }
+
     /// What is known of a blob.
     pub(super) fn blob(&self, digest: &Digest, epoch: Epoch) -> Option<BlobHint> {
         BlobHint::decode(&self.shared.get(&key(b'b', digest))?, epoch)
@@ -173,36 +199,52 @@ impl Hints {
         if let Some((stamp, epoch)) = stamp {
             value.extend(stamp.encode(epoch));
         }
-        self.shared.put([(key(b'b', digest), Some(value))]);
+        self.shared.put(Loss::Bearable, [(key(b'b', digest), Some(value))]);
+    }
+
+    /// What was known of a blob's content does not hold any more.
+    pub(super) fn void_blob(&self, digest: &Digest, len: u64) {
+        self.shared.put(Loss::Unbearable, [(key(b'b', digest), Some(len.to_le_bytes().to_vec()))]);
     }
 
     /// Forgets a blob.
     pub(super) fn remove_blob(&self, digest: &Digest) {
-        self.shared.put([(key(b'b', digest), None), (short_key(b'a', &Short::from(digest)), None)]);
+        let gone = [(key(b'b', digest), None), (short_key(b'a', &Short::from(digest)), None)];
+        self.shared.put(Loss::Bearable, gone);
     }
 
     /// Remembers when blobs were used.
     pub(super) fn set_used(&self, used: impl IntoIterator<Item = (Short, u32)>) {
-        self.shared.put(used.into_iter().map(|(s, at)| (short_key(b'a', &s), Some(at.to_le_bytes().to_vec()))));
+        let used = used.into_iter().map(|(s, at)| (short_key(b'a', &s), Some(at.to_le_bytes().to_vec())));
+        self.shared.put(Loss::Bearable, used);
     }
 
-    /// The next blobs of the index, with their last use.
-    pub(super) fn blobs(&self, after: Option<&[u8]>, epoch: Epoch, limit: usize) -> Part<(Digest, BlobHint, u32)> {
+    /// When a blob was used last, if that is known.
+    pub(super) fn used(&self, short: &Short) -> Option<u32> {
+        let at = self.shared.get(&short_key(b'a', short))?;
+        Some(u32::from_le_bytes(at.try_into().ok()?))
+    }
+
+    /// The next blobs of the index, with their last use where that is known.
+    pub(super) fn blobs(
+        &self,
+        after: Option<&[u8]>,
+        epoch: Epoch,
+        limit: usize,
+    ) -> Part<(Digest, BlobHint, Option<u32>)> {
         let (pairs, next) = self.shared.scan(b"b", after, limit);
         let found = pairs.into_iter().filter_map(|(key, value)| {
             let (digest, []) = split_key(&key)? else { return None };
-            let used = self.shared.get(&short_key(b'a', &Short::from(&digest)));
-            let used = used.and_then(|v| v.try_into().ok()).map_or(0, u32::from_le_bytes);
-            Some((digest, BlobHint::decode(&value, epoch)?, used))
+            Some((digest, BlobHint::decode(&value, epoch)?, self.used(&Short::from(&digest))))
         });
         Part { found: found.collect(), next }
     }
 
-    /// The next blobs of the index, in the order of their digests.
-    pub(super) fn digests_after(&self, after: Option<&Digest>, limit: usize) -> Vec<Digest> {
+    /// The next blobs of the index, in the order of their digests. None where there is no index that could say.
+    pub(super) fn digests_after(&self, after: Option<&Digest>, limit: usize) -> Option<Vec<Digest>> {
         let after = after.map(|digest| key(b'b', digest));
-        let (pairs, _) = self.shared.scan(b"b", after.as_deref(), limit);
-        pairs.iter().filter_map(|(key, _)| split_key(key).map(|(digest, _)| digest)).collect()
+        let (pairs, _) = self.shared.try_scan(b"b", after.as_deref(), limit)?;
+        Some(pairs.iter().filter_map(|(key, _)| split_key(key).map(|(digest, _)| digest)).collect())
     }
 
     /// The whole digest of a blob, if the index knows it.
@@ -218,7 +260,8 @@ impl Hints {
 
     /// Remembers when a tag was found to be up to date; `None` forgets it.
     pub(super) fn set_check(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, check: Option<&Check>) {
-        self.shared.put([(tag_key(up, repo, tag), check.map(Check::encode))]);
+        // Without it, an answer to an earlier question would bring back what was forgotten.
+        self.shared.put(Loss::Unbearable, [(tag_key(up, repo, tag), check.map(Check::encode))]);
     }
 
     /// Remembers that a file of `refs/` names this blob, or forgets it.
@@ -226,7 +269,7 @@ impl Hints {
         let Some(path) = path.to_str() else { return };
         let mut key = key(b'r', digest);
         key.extend(path.bytes());
-        self.shared.put([(key, there.then(Vec::new))]);
+        self.shared.put(Loss::Bearable, [(key, there.then(Vec::new))]);
     }
 
     /// Whether this file of `refs/` is known to name this blob.
@@ -313,13 +356,14 @@ fn split_key(key: &[u8]) -> Option<(Digest, &[u8])> {
 // === impl Shared ===
 
 impl Shared {
-    fn put(&self, changes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>) {
+    fn put(&self, loss: Loss, changes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>) {
         let mut queue = self.queue.lock();
         let idle = queue.waiting.is_empty();
         for (key, value) in changes {
-            // Dropped hints cost a verification or an age; memory that grows with a stuck disk costs the program.
-            if queue.waiting.len() < WAITING || queue.waiting.contains_key(&key) {
+            if loss == Loss::Unbearable || queue.waiting.len() < WAITING || queue.waiting.contains_key(&key) {
                 queue.waiting.insert(key, value);
+            } else {
+                queue.dropped += 1;
             }
         }
         if idle {
@@ -339,7 +383,18 @@ impl Shared {
 
     /// Up to about `limit` pairs, and after which key to go on.
     fn scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> (Pairs, Option<Vec<u8>>) {
-        let pairs = self.read(|index| index.scan(prefix, after, limit)).unwrap_or_default();
+        let found = self.read(|index| index.scan(prefix, after, limit)).unwrap_or_default();
+        self.merge(found, prefix, after, limit)
+    }
+
+    /// The same; none where there is no index that could say.
+    fn try_scan(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Option<(Pairs, Option<Vec<u8>>)> {
+        let found = self.read(|index| index.scan(prefix, after, limit))?;
+        Some(self.merge(found, prefix, after, limit))
+    }
+
+    /// What the index says, with what waits to be written to it.
+    fn merge(&self, pairs: Pairs, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> (Pairs, Option<Vec<u8>>) {
         let next = if pairs.len() == limit { pairs.last().map(|(key, _)| key.clone()) } else { None };
         let mut merged: std::collections::BTreeMap<_, _> = pairs.into_iter().collect();
         let queue = self.queue.lock();
@@ -386,6 +441,7 @@ impl Shared {
         let mut written = MEASURE_EVERY;
         let mut reopened = false;
         let mut retry = Instant::now();
+        let mut dropping = false;
         loop {
             let mut queue = self.queue.lock();
             if !queue.stop && queue.waiting.is_empty() && !queue.failed {
@@ -397,10 +453,18 @@ impl Shared {
             }
             let stop = queue.stop;
             let failed = std::mem::take(&mut queue.failed);
+            let dropped = std::mem::take(&mut queue.dropped);
             queue.applying = std::mem::take(&mut queue.waiting);
             // Only this thread changes `applying`, so the copy is what readers see.
             let batch = queue.applying.clone();
             drop(queue);
+            if dropped > 0 && !dropping {
+                tracing::warn!(
+                    hints = dropped,
+                    "the index does not keep up: ages and verification stamps are lost, which costs order and time"
+                );
+            }
+            dropping = dropped > 0;
             written += batch.len();
             if failed {
                 // Opening again helps against a passing error. If reading fails once more, the content is damaged.
@@ -417,7 +481,7 @@ impl Shared {
                 // What is put down in the meantime is lost; the scan that follows brings back what matters.
                 retry = Instant::now() + RETRY;
                 match self.open() {
-                    Ok(()) => self.renewed.notify_one(),
+                    Ok(()) => self.tell_renewed(),
                     Err(error) => self.renew(&error),
                 }
             }
@@ -490,6 +554,11 @@ impl Shared {
                 tracing::warn!(error = &error as &dyn std::error::Error, "there is no index for now");
             }
         }
+        self.tell_renewed();
+    }
+
+    fn tell_renewed(&self) {
+        self.renewals.fetch_add(1, Ordering::AcqRel);
         self.renewed.notify_one();
     }
 
@@ -521,7 +590,7 @@ impl Shared {
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     use super::super::index::MemoryIndex;
     use super::*;
@@ -672,7 +741,7 @@ mod tests {
                 }
             }
             found.sort_by_key(|f| f.0);
-            let expected: Vec<_> = (0..6).map(|n| (u64::from(n), u32::from(n), digest(n))).collect();
+            let expected: Vec<_> = (0..6).map(|n| (u64::from(n), Some(u32::from(n)), digest(n))).collect();
             assert_eq!(found, expected);
         }
         hints.remove_blob(&digest(3));
@@ -777,5 +846,54 @@ mod tests {
         let queue = hints.shared.queue.lock();
         assert!(queue.waiting.len() <= WAITING);
         drop((queue, index));
+    }
+
+    /// What is put down while the index does not keep up is dropped, but never what would make something pass for what it
+    /// is not.
+    #[test]
+    fn what_must_not_be_lost_is_kept_however_much_waits() {
+        let faults = Arc::new(Faults::default());
+        let (hints, _) = hints(&faults);
+        let (up, repo, tag) = ("u".parse().unwrap(), "r".parse().unwrap(), "t".parse::<Tag>().unwrap());
+        let check = Check { at: UNIX_EPOCH, moment: UNIX_EPOCH, mark: None, since: None };
+        let stamp = Stamp { inode: 1, len: 7, modified: (1, 2), changed: (3, 4) };
+        hints.set_blob(&digest(1), 7, Some((stamp, EPOCH)));
+        hints.settle();
+        let index = hints.shared.index.write();
+        let ages = |from: u32| {
+            (from..from + 100_000).map(|n| (Short::from(&Digest::of(Algorithm::Sha256, &n.to_le_bytes())), n))
+        };
+        hints.set_used(ages(0));
+        while hints.shared.queue.lock().applying.is_empty() {
+            std::thread::yield_now();
+        }
+        hints.set_used(ages(100_000));
+        assert!(!hints.has_room(), "who has more ages keeps them");
+        hints.set_blob(&digest(2), 1, None);
+        hints.void_blob(&digest(1), 7);
+        hints.set_check(&up, &repo, &tag, Some(&check));
+        let queue = hints.shared.queue.lock();
+        assert!(queue.dropped > 30_000, "it is counted: {}", queue.dropped);
+        drop((queue, index));
+        assert_eq!(hints.check(&up, &repo, &tag), Some(check), "a tag that was forgotten");
+        assert_eq!(hints.blob(&digest(1), EPOCH).unwrap().stamp, None, "a stamp that holds no more");
+        assert_eq!(hints.blob(&digest(2), EPOCH), None, "dropped");
+    }
+
+    #[test]
+    fn no_index_is_not_an_empty_one() {
+        let faults = Arc::new(Faults::default());
+        let (hints, _) = hints(&faults);
+        hints.set_blob(&digest(1), 1, None);
+        hints.settle();
+        assert_eq!(hints.digests_after(None, 9), Some(vec![digest(1)]));
+        faults.read.store(1, Ordering::SeqCst);
+        assert_eq!(hints.digests_after(None, 9), None, "it cannot be read");
+        hints.settle();
+        assert_eq!((hints.digests_after(None, 9), hints.renewals()), (Some(vec![digest(1)]), 0));
+        faults.write.store(2, Ordering::SeqCst);
+        hints.set_blob(&digest(2), 2, None);
+        hints.settle();
+        assert_eq!((hints.digests_after(None, 9), hints.renewals()), (Some(vec![digest(2)]), 1), "it is a new one");
     }
 }

@@ -56,6 +56,7 @@ mod sync;
 mod temporary;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 mod work;
 mod writer;
 
@@ -86,6 +87,7 @@ use record::Records;
 use stamp::Epoch;
 use suspicion::Table;
 use sync::GroupSync;
+use unreadable::Unreadables;
 
 use crate::clock::{Clock, Timeline};
 use crate::config::{Capacity, Durability, Pin};
@@ -98,12 +100,12 @@ const INDEX_PATIENCE: Duration = Duration::from_millis(700);
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// How many of those intervals lie between two batches of the order of use.
 const ORDER_EVERY: u32 = 10;
-/// How many between two looks for what is too old.
-const EXPIRE_EVERY: u32 = 60;
-/// How many blobs without a place in the order of use are put in their places in between.
-const UNPLACED: usize = 64;
 /// How many between two looks at the floor of the file system: some say only after a while what was freed.
 const FLOOR_EVERY: u32 = 30;
+/// How often is looked for what is too old.
+const EXPIRE_EVERY: Duration = Duration::from_mins(1);
+/// How many blobs without a place in the order of use are put in their places in between.
+const UNPLACED: usize = 64;
 
 /// What a store is opened with.
 #[derive(Debug, Clone)]
@@ -141,6 +143,7 @@ struct Inner {
     books: Arc<Books>,
     hints: Hints,
     records: Records,
+    unreadable: Unreadables,
     group: GroupSync,
     epoch: Epoch,
     metrics: Metrics,
@@ -158,6 +161,8 @@ struct Inner {
     suspicions: Table,
     pins: Pins,
     uses: Uses,
+    /// How often the index had been begun anew when a whole scan began that brought it all blobs.
+    scanned: AtomicU64,
     max_age: Option<Duration>,
     shortage: Shortage,
     evictor: Evictor,
@@ -262,6 +267,7 @@ impl Store {
             books: Arc::new(Books::new(capacity, space, metrics.clone(), timeline.clone())),
             hints,
             records,
+            unreadable: Unreadables::default(),
             group,
             epoch,
             metrics,
@@ -271,6 +277,7 @@ impl Store {
             suspicions: Table::new(timeline.clone()),
             pins,
             uses: Uses::default(),
+            scanned: AtomicU64::new(0),
             max_age: keep.max_age,
             shortage: Shortage::default(),
             evictor: Evictor::default(),
@@ -321,7 +328,7 @@ impl Store {
             stop.cancelled().await;
             self.0.evictor.stop();
         };
-        tokio::join!(self.keep_pins(&stop), self.upkeep(&stop), self.recover(&stop), stopped);
+        tokio::join!(self.keep_pins(&stop), self.upkeep(&stop), self.expire(&stop), self.recover(&stop), stopped);
     }
 
     async fn upkeep(&self, stop: &CancellationToken) {
@@ -331,21 +338,34 @@ impl Store {
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             count = count.wrapping_add(1);
             let order = count.is_multiple_of(ORDER_EVERY);
-            let expire = count.is_multiple_of(EXPIRE_EVERY);
             let floor = count.is_multiple_of(FLOOR_EVERY);
             let work = move |inner: &Arc<Inner>| {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
+                inner.books.look_at_clock();
                 inner.group.run(&inner.disk);
                 inner.disk.remove_left();
                 if order {
                     inner.write_order();
                 }
-                if expire {
-                    inner.books.with_order(|order| order.place_from(UNPLACED));
-                    inner.expire();
-                }
                 inner.trim(floor);
+                Ok(())
+            };
+            if self.blocking(work).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Removes what is too old, now and then. A job of its own: it may wait for the evictor, and no sync waits for it.
+    async fn expire(&self, stop: &CancellationToken) {
+        let mut ticks = tokio::time::interval_at(Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let work = |inner: &Arc<Inner>| {
+                inner.books.look_at_clock();
+                inner.books.with_order(|order| order.place_from(UNPLACED));
+                inner.expire();
                 Ok(())
             };
             if self.blocking(work).await.is_err() {
@@ -383,7 +403,11 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// Ages that the index does not take now stay in memory.
     fn write_order(&self) {
+        if !self.hints.has_room() {
+            return;
+        }
         let touched = self.books.with_order(order::Order::take_touched);
         self.hints.set_used(touched);
     }

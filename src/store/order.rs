@@ -39,6 +39,7 @@ const USED: u16 = 16;
 const PINNED: u16 = 32;
 const CLAIMED: u16 = 64;
 const UNPLACED: u16 = 128;
+const AGELESS: u16 = 256;
 
 /// What a blob is to the order of eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +206,8 @@ impl Order {
         let at = known.unwrap_or_else(|| self.add(short));
         let before = known.map(|at| self.node(at).len());
         self.node_mut(at).set(SEEN, true);
-        if !touch && before == Some(len) && used <= self.node(at).used {
+        let ageless = self.node(at).flags & AGELESS != 0;
+        if !touch && !ageless && before == Some(len) && used <= self.node(at).used {
             return before;
         }
         if known.is_some() {
@@ -213,10 +215,11 @@ impl Order {
         }
         let node = self.node_mut(at);
         node.set_len(len);
-        node.used = node.used.max(used);
+        node.used = if ageless && !touch { used } else { node.used.max(used) };
+        node.set(AGELESS, false);
         if touch {
             self.note_use(at);
-        } else if known.is_none() {
+        } else if known.is_none() || ageless {
             node.set(UNPLACED, true);
         }
         self.link(at);
@@ -238,8 +241,22 @@ impl Order {
     fn note_use(&mut self, at: u32) {
         let node = self.node_mut(at);
         node.set(UNPLACED, false);
+        node.set(AGELESS, false);
         node.set(CLAIMED, false);
         self.put_down(at);
+    }
+
+    /// The same of one of which it is not known when it was used: it counts as used at `now` until that is said.
+    pub(super) fn put_ageless(&mut self, short: Short, len: u64, now: u32) -> Option<u64> {
+        let known = self.find(&short).map(|at| *self.node(at));
+        let used = known.map_or(now, |node| node.used);
+        let before = self.put(short, len, used, false);
+        if known.is_none_or(|node| node.flags & AGELESS != 0)
+            && let Some(at) = self.find(&short)
+        {
+            self.node_mut(at).set(AGELESS, true);
+        }
+        before
     }
 
     /// Forgets a blob; returns its length.
@@ -334,10 +351,12 @@ impl Order {
         })
     }
 
-    /// Nothing was used later than `now`.
-    pub(super) fn bound(&mut self, now: u32) {
+    /// Of what is said to have been used until `latest`, nothing was used later than `now`.
+    pub(super) fn bound(&mut self, now: u32, latest: u32) {
         for node in self.chunks.iter_mut().flat_map(|chunk| chunk.iter_mut()) {
-            node.used = node.used.min(now);
+            if node.used <= latest {
+                node.used = node.used.min(now);
+            }
         }
     }
 
@@ -345,6 +364,22 @@ impl Order {
     #[cfg(test)]
     pub(super) fn unplaced(&self) -> usize {
         self.lists[Class::Unplaced as usize].len
+    }
+
+    /// What is said to have been used before `below` was used at `to`, as far as is known.
+    pub(super) fn raise(&mut self, below: u32, to: u32) {
+        let nodes = self.chunks.iter_mut().flat_map(|chunk| chunk.iter_mut()).zip(0..);
+        let mut raised = Vec::new();
+        for (node, at) in nodes {
+            if node.flags & USED != 0 && node.used < below {
+                node.used = to;
+                raised.push(at);
+            }
+        }
+        for at in raised {
+            self.put_down(at);
+        }
+        self.sort();
     }
 
     /// Everything was used so many seconds earlier.

@@ -13,14 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::gated::Gated;
 use super::layout::{self, STATE};
 use super::order::Short;
 use super::record::{Found, Records};
-use super::recover::Walk;
 use super::refs::TagRecord;
 use super::sync::GroupSync;
 use super::{Disk, Inner, Store, StoreError};
@@ -33,12 +32,17 @@ const PINS: &str = "pins";
 const COPY: &str = ".copy";
 /// How soon it is tried again to find out what the pins keep, when that failed.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How long nobody looks at all refs again only because some content is not pinned any more.
+const REST: Duration = Duration::from_mins(1);
 
 /// The pins of a store.
 #[derive(Debug)]
 pub(super) struct Pins {
     configured: Vec<Pin>,
     state: Gated<State>,
+    /// Held while a pin is made or removed, with its files. Before `state`, which nobody may hold for as long: who writes a
+    /// tag waits for it.
+    changing: Gated<()>,
     /// Held while all refs are looked at: one look at a time. Before `state`.
     settling: Gated<()>,
     /// Whether what they keep was worked out since the store was opened: before that nothing may be evicted.
@@ -55,6 +59,15 @@ struct State {
     unread: bool,
     /// What was pinned while all refs are being looked at.
     meanwhile: Option<HashSet<Short>>,
+    /// How often it became unknown what is pinned.
+    doubts: u64,
+}
+
+/// The content of a pinned tag.
+pub(super) struct ToKeep {
+    parts: Vec<Short>,
+    /// Whether that is all of it.
+    is_certain: bool,
 }
 
 /// A pin, and where it comes from.
@@ -73,8 +86,9 @@ impl Pins {
     pub(super) fn new(configured: Vec<Pin>, made: Result<Vec<Pin>, StoreError>) -> Self {
         let settled = AtomicBool::new(configured.is_empty() && made.as_ref().is_ok_and(Vec::is_empty));
         let unread = made.is_err();
-        let state = Gated::new(State { made: made.unwrap_or_default(), unread, meanwhile: None });
-        Self { configured, state, settling: Gated::default(), settled, stale: Notify::new() }
+        let state = Gated::new(State { made: made.unwrap_or_default(), unread, meanwhile: None, doubts: 0 });
+        let (changing, settling) = (Gated::default(), Gated::default());
+        Self { configured, state, changing, settling, settled, stale: Notify::new() }
     }
 
     /// Whether it is known what must not be evicted.
@@ -94,6 +108,15 @@ impl Pins {
     }
 }
 
+// === impl ToKeep ===
+
+impl ToKeep {
+    /// This manifest, and what it is made of is still to be found out.
+    pub(super) fn at_least(manifest: &Digest) -> Self {
+        Self { parts: vec![Short::from(manifest)], is_certain: false }
+    }
+}
+
 // === impl Store ===
 
 impl Store {
@@ -107,11 +130,13 @@ impl Store {
     /// Makes a pin, durably. False if there is the same one by command already.
     pub async fn pin(&self, pin: Pin) -> Result<bool, StoreError> {
         let work = move |inner: &Arc<Inner>| {
+            let changing = inner.pins.changing.lock();
             if inner.pins.state.lock().made.contains(&pin) {
                 return Ok(false);
             }
             inner.write_pin(&pin)?;
             inner.pins.state.lock().made.push(pin);
+            drop(changing);
             inner.settle_pins_soon();
             Ok(true)
         };
@@ -122,15 +147,16 @@ impl Store {
     pub async fn unpin(&self, pin: &Pin) -> Result<bool, StoreError> {
         let pin = pin.clone();
         let work = move |inner: &Arc<Inner>| {
-            {
-                let made = &mut inner.pins.state.lock().made;
-                let Some(at) = made.iter().position(|one| *one == pin) else { return Ok(false) };
-                // The copy first: if that is all that is done, the pin stays.
-                for path in paths_of(&pin).iter().rev() {
-                    inner.remove_record(path)?;
-                }
-                made.swap_remove(at);
+            let changing = inner.pins.changing.lock();
+            if !inner.pins.state.lock().made.contains(&pin) {
+                return Ok(false);
             }
+            // The copy first: if that is all that is done, the pin stays.
+            for path in paths_of(&pin).iter().rev() {
+                inner.remove_record(path)?;
+            }
+            inner.pins.state.lock().made.retain(|one| *one != pin);
+            drop(changing);
             inner.settle_pins_soon();
             Ok(true)
         };
@@ -140,6 +166,7 @@ impl Store {
     /// Works out what the pins keep, now and whenever a look at all refs is needed.
     pub(super) async fn keep_pins(&self, stop: &CancellationToken) {
         let mut failing = false;
+        let mut rest = Instant::now();
         loop {
             let failed = match self.blocking(|inner| inner.settle_pins()).await {
                 Ok(()) => false,
@@ -160,8 +187,15 @@ impl Store {
             }
             failing = failed;
             let again = async {
-                let stale = self.0.pins.stale.notified();
-                if failing { drop(timeout(AGAIN, stale).await) } else { stale.await }
+                let pins = &self.0.pins;
+                if failing {
+                    drop(timeout(AGAIN, pins.stale.notified()).await);
+                    return;
+                }
+                pins.stale.notified().await;
+                // At once where it is not known what must stay. What may go can wait.
+                while pins.are_settled() && timeout_at(rest, pins.stale.notified()).await.is_ok() {}
+                rest = Instant::now() + REST;
             };
             if stop.run_until_cancelled(again).await.is_none() {
                 return;
@@ -214,6 +248,7 @@ impl Inner {
             }
         }
         if repair {
+            let _changing = self.pins.changing.lock();
             let made = self.pins.state.lock().made.clone();
             for pin in made.iter().filter(|pin| paths_of(pin).iter().any(|path| damaged.contains(path))) {
                 self.write_pin(pin)?;
@@ -235,7 +270,10 @@ impl Inner {
     }
 
     fn unsettle_pins(&self) {
+        let mut state = self.pins.state.lock();
+        state.doubts += 1;
         self.pins.settled.store(false, Ordering::Release);
+        drop(state);
         self.pins.stale.notify_one();
     }
 
@@ -253,15 +291,21 @@ impl Inner {
             state.made.extend(made.into_iter().chain(known).collect::<BTreeSet<_>>());
         }
         let pins = self.pins.all();
-        self.pins.state.lock().meanwhile = Some(HashSet::new());
+        let doubts = {
+            let mut state = self.pins.state.lock();
+            state.meanwhile = Some(HashSet::new());
+            state.doubts
+        };
         let kept = self.kept_by(&pins);
         let mut state = self.pins.state.lock();
         let meanwhile = state.meanwhile.take();
         let mut kept = kept?;
         kept.extend(meanwhile.into_iter().flatten());
         self.books.with_order(|order| order.set_pinned(kept));
-        drop(state);
-        self.pins.settled.store(true, Ordering::Release);
+        // What has become unknown meanwhile was perhaps looked at before.
+        if state.doubts == doubts {
+            self.pins.settled.store(true, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -286,28 +330,25 @@ impl Inner {
             let all = self.repositories()?.into_iter();
             repositories.extend(all.filter(|(up, repo)| doubted.iter().any(|pin| pin.is_about(up, repo))));
         }
-        let upstreams: HashSet<&UpstreamName> =
-            pins.iter().filter(|pin| pin.digest().is_none()).map(|pin| &pin.upstream).collect();
-        for up in upstreams {
-            let directory = layout::upstream(up);
-            if !self.exists(&directory)? {
+        let of_tags: Vec<&Pin> = pins.iter().filter(|pin| pin.digest().is_none()).collect();
+        let all = if of_tags.is_empty() { Vec::new() } else { self.repositories()? };
+        for (up, repo) in all {
+            if !of_tags.iter().any(|pin| pin.is_about(&up, &repo)) {
                 continue;
             }
-            let mut walk = Walk::new(&self.disk, directory)?;
-            while let Some(path) = walk.next(&self.disk) {
-                self.check_open()?;
-                let path = path?;
-                let Some((up, repo, tag)) = layout::parse_tag(&path) else { continue };
-                if !pins.iter().any(|pin| pin.matches(&up, &repo, &tag)) {
+            // Links are many more, and do not count here.
+            for name in self.names_in(&layout::tags(&up, &repo))? {
+                let Some(tag) = layout::tag_of_file(&name) else { continue };
+                if !of_tags.iter().any(|pin| pin.matches(&up, &repo, &tag)) {
                     continue;
                 }
-                let certain = match Records::look::<TagRecord>(&self.disk, &path)? {
+                let certain = match Records::look::<TagRecord>(&self.disk, &layout::tag(&up, &repo, &tag))? {
                     Found::Record(record) => keep(&record.digest)?,
                     Found::Damaged => false,
                     Found::Nothing => true,
                 };
                 if !certain {
-                    repositories.insert((up, repo));
+                    repositories.insert((up.clone(), repo.clone()));
                 }
             }
         }
@@ -318,24 +359,25 @@ impl Inner {
         Ok(kept)
     }
 
-    /// A tag means `now`, and meant `before`. Blocks.
-    pub(super) fn follow_pinned_tag(
-        &self,
-        (up, repo, tag): (&UpstreamName, &RepoName, &Tag),
-        before: Option<&Digest>,
-        now: Option<&Digest>,
-    ) {
-        if before == now || !self.pins.keeps(up, repo, tag) {
-            return;
+    /// What a pin would keep if this tag meant `digest`; none if no pin means the tag. Manifests are read for it: it is found
+    /// out before the locks are taken under which the tag is written. Blocks.
+    pub(super) fn kept_if(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, digest: &Digest) -> Option<ToKeep> {
+        if !self.pins.keeps(up, repo, tag) {
+            return None;
         }
-        if let Some(now) = now {
-            self.add_pinned(vec![Short::from(now)]);
-            match self.certain_parts_of(now) {
-                Ok(Some(parts)) => self.add_pinned(parts.iter().map(Short::from).collect()),
-                Ok(None) | Err(_) => self.unsettle_pins(),
+        let Ok(Some(parts)) = self.certain_parts_of(digest) else { return Some(ToKeep::at_least(digest)) };
+        Some(ToKeep { parts: parts.iter().map(Short::from).collect(), is_certain: true })
+    }
+
+    /// A pinned tag means something else now, with this content, or nothing, and meant something `before`.
+    pub(super) fn follow_pinned_tag(&self, now: Option<ToKeep>, before: bool) {
+        if let Some(ToKeep { parts, is_certain }) = now {
+            self.add_pinned(parts);
+            if !is_certain {
+                self.unsettle_pins();
             }
         }
-        if before.is_some() {
+        if before {
             self.pins.stale.notify_one();
         }
     }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -79,6 +80,7 @@ impl Store {
 
     /// One whole scan. Cancelling it leaves the books as far as they are.
     pub(super) async fn recover_once(&self) -> Result<(), StoreError> {
+        let renewals = self.0.hints.renewals();
         self.load_index().await?;
         // The capacity may be lower than it was.
         let trim = |inner: &Arc<Inner>| {
@@ -87,6 +89,7 @@ impl Store {
         };
         self.blocking(trim).await?;
         self.scan_blobs().await?;
+        self.0.scanned.store(renewals, Ordering::Release);
         self.scan_refs().await
     }
 
@@ -114,7 +117,11 @@ impl Store {
                 let part = inner.hints.blobs(from.as_deref(), inner.epoch, INDEX_STEP);
                 for (digest, hint, used) in part.found {
                     let short = Short::from(&digest);
-                    inner.books.found(short, hint.len, used);
+                    match used {
+                        Some(used) => inner.books.found(short, hint.len, used),
+                        // Published in the last seconds before a kill, or a lost age: the scan sees how old the file is.
+                        None => inner.books.found_ageless(short, hint.len),
+                    }
                     if tagged.contains(&short) {
                         inner.books.set_tagged(&digest, true);
                     }
@@ -223,6 +230,11 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// Whether a blob that the index does not know is not there.
+    pub(super) fn index_is_whole(&self) -> bool {
+        self.scanned.load(Ordering::Acquire) == self.hints.renewals()
+    }
+
     /// Puts what stands under this name into the books, if it is a blob.
     pub(super) fn scan_blob(&self, algorithm: Algorithm, entry: &Entry) -> io::Result<()> {
         let Ok(digest) = Digest::from_parts(algorithm, &entry.name) else { return Ok(()) };
@@ -241,7 +253,12 @@ impl Inner {
             return Ok(());
         }
         let used = metadata.modified().map_or(0, seconds);
-        self.books.found(Short::from(digest), metadata.len(), used);
+        let short = Short::from(digest);
+        self.books.found(short, metadata.len(), used);
+        if self.hints.used(&short).is_none() {
+            // Else the next start would know of no age.
+            self.hints.set_used([(short, used)]);
+        }
         if self.hints.blob(digest, self.epoch).is_none_or(|hint| hint.len != metadata.len()) {
             self.hints.set_blob(digest, metadata.len(), None);
         }
@@ -279,14 +296,44 @@ impl Inner {
         let Some(digest) = digest else { return };
         let blob = self.disk.metadata(&layout::blob(&digest));
         if blob.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) && self.is_old(path) {
-            self.remove_ref(&digest, path);
-            self.hints.set_ref(&digest, path, false);
-            return;
+            match self.remove_broken_ref(&digest, path) {
+                // Its blob has come meanwhile.
+                Ok(false) if self.named_by(path).is_ok_and(|named| named == Some(digest)) => {}
+                Ok(_) => return,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(path = %path.display(), error, "a ref without its blob could not be removed");
+                    return;
+                }
+            }
         }
         self.know_ref(&digest, path);
         if tagged {
             self.books.set_tagged(&digest, true);
         }
+    }
+
+    /// Removes a link of `digest`, or a tag that still names it, unless the blob is there. False if it stays.
+    ///
+    /// # Errors
+    /// It cannot be looked at, or not be removed.
+    pub(super) fn remove_broken_ref(&self, digest: &Digest, path: &Path) -> Result<bool, StoreError> {
+        // Under the lock with which refs are written: who finds the same record there leaves it, and relies on it.
+        let _tags = self.tags.lock();
+        if self.exists(&layout::blob(digest))? {
+            return Ok(false);
+        }
+        if let Some((up, repo, tag)) = layout::parse_tag(path) {
+            // It may have moved since.
+            if self.named_by(path)?.is_some_and(|named| named != *digest) {
+                return Ok(false);
+            }
+            self.hints.set_check(&up, &repo, &tag, None);
+        }
+        self.remove_record(path)?;
+        self.remove_empty_above(path);
+        self.hints.set_ref(digest, path, false);
+        Ok(true)
     }
 
     fn is_old(&self, path: &Path) -> bool {

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::layout;
+use super::pins::ToKeep;
 use super::{Inner, Store, StoreError};
 use crate::oci::{Digest, RepoName, Tag, UpstreamName, Via};
 
@@ -126,9 +127,11 @@ impl Store {
         let write = move |inner: &Arc<Inner>| {
             // The link of what a known tag names from now on may still be waiting for its sync. A power cut would leave
             // a tag that leads nowhere, where one that leads to the older manifest was there before.
-            if inner.records.read(&inner.disk, &path).is_some_and(|old: TagRecord| old.digest != record.digest) {
+            let old = inner.records.read::<TagRecord>(&inner.disk, &path).map(|old| old.digest);
+            if old.is_some_and(|old| old != record.digest) {
                 inner.group.run(&inner.disk);
             }
+            let kept = if old == Some(record.digest) { None } else { inner.kept_if(&up, &repo, &tag, &record.digest) };
             let repository = inner.repository(&up, &repo)?;
             let gate = repository.gate();
             let tags = inner.tags.lock();
@@ -147,7 +150,11 @@ impl Store {
             }
             inner.know_ref(&record.digest, &path);
             inner.books.set_tagged(&record.digest, true);
-            inner.follow_pinned_tag((&up, &repo, &tag), before.as_ref(), Some(&record.digest));
+            if before != Some(record.digest) && inner.pins.keeps(&up, &repo, &tag) {
+                // Written or pinned in between: what it keeps is found out in the background, and nothing goes before.
+                let kept = kept.unwrap_or_else(|| ToKeep::at_least(&record.digest));
+                inner.follow_pinned_tag(Some(kept), before.is_some());
+            }
             // Under such a mark the time alone makes a tag good; it must not outlive what it is the time of.
             if repository.mark_of_all().is_none() || inner.group.run(&inner.disk) {
                 inner.note_check(&repository, &up, &repo, &tag, asked_at);
@@ -180,7 +187,9 @@ impl Store {
             if let Some(before) = inner.records.read::<TagRecord>(&inner.disk, &path) {
                 inner.hints.set_ref(&before.digest, &path, false);
                 inner.books.set_tagged(&before.digest, false);
-                inner.follow_pinned_tag((&up, &repo, &tag), Some(&before.digest), None);
+                if inner.pins.keeps(&up, &repo, &tag) {
+                    inner.follow_pinned_tag(None, true);
+                }
             }
             // Kept: an answer to an earlier question must not bring the tag back.
             inner.note_check(&repository, &up, &repo, &tag, asked_at);

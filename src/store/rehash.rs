@@ -1,11 +1,14 @@
 //! Hashing stored blobs again: one at a time, at a pace. A right one gets a new stamp, a wrong one goes to quarantine
-//! and is fetched anew when it is next asked for.
+//! and is fetched anew when it is next asked for. One that cannot be read stays where it is (`unreadable`).
 
 use std::collections::{BTreeSet, HashSet};
+use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,14 +25,19 @@ const STEP: u64 = 1 << 20;
 const NAMES: usize = 500;
 /// Refs that are named of a blob that was wrong.
 const LEADING: usize = 16;
+/// Blobs in a row that cannot be read, after which no more are tried: then it is the disk, or the way to it, and reading on
+/// only makes it worse.
+pub(super) const IN_A_ROW: u32 = 8;
 
 /// What hashing a stored blob has shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checked {
     /// It is what its digest names, and its next read needs no check.
     Right,
-    /// It is not, or it could not be read, and is out of the way.
+    /// It is not, and is out of the way.
     Wrong(Quarantined),
+    /// It cannot be read at this moment: what it is, nobody knows, and it stays where it is.
+    Unreadable(Errno),
 }
 
 /// What a verification has found.
@@ -89,6 +97,14 @@ pub struct Unreadable {
 #[derive(Debug)]
 pub struct AtOnce;
 
+/// A verification under way.
+struct Run {
+    pace: Pace,
+    report: Verified,
+    /// Blobs in a row that could not be read.
+    unreadable: u32,
+}
+
 /// How fast is read.
 #[derive(Debug)]
 pub struct Pace {
@@ -123,6 +139,23 @@ impl Verified {
         }
         self.unreadable.push(Unreadable { path, error: text });
         Ok(())
+    }
+}
+
+// === impl Run ===
+
+impl Run {
+    /// A blob could not be looked at: the verification goes on, unless that is so of many in a row.
+    fn unreadable(&mut self, digest: &Digest, error: StoreError) -> Result<ControlFlow<()>, StoreError> {
+        self.report.unreadable(layout::blob(digest), error)?;
+        self.unreadable += 1;
+        if self.unreadable < IN_A_ROW {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let why = "so many in a row could not be read that the rest was not looked at: see to the disk";
+        let directory = layout::blob_dir(digest.algorithm());
+        self.report.unreadable(directory.clone(), StoreError::io("verify", &directory, io::Error::other(why)))?;
+        Ok(ControlFlow::Break(()))
     }
 }
 
@@ -187,8 +220,12 @@ impl Store {
                 Ok(0) => break,
                 Ok(read) => at += read as u64,
                 Err(error) => {
-                    tracing::error!(%digest, %error, "a stored blob cannot be read; it is set aside");
-                    return self.quarantine(digest, blob).await.map(Checked::Wrong);
+                    tracing::error!(
+                        %digest, %error,
+                        "a stored blob cannot be read; it stays, and is fetched anew when it is asked for"
+                    );
+                    self.note_unreadable(digest, blob).await?;
+                    return Ok(Checked::Unreadable(Errno::from_io_error(&error).unwrap_or(Errno::IO)));
                 }
             }
         }
@@ -211,23 +248,28 @@ impl Store {
         rate: Option<u64>,
         repair: bool,
     ) -> Result<Verified, StoreError> {
-        let mut report = Verified::default();
-        let mut pace = Pace::new(rate);
+        let mut run = Run { pace: Pace::new(rate), report: Verified::default(), unreadable: 0 };
         if let Some(pattern) = pattern {
             let name = pattern.to_string();
             let (reached, missing) = self.blocking(move |inner| inner.reached_by(&pattern)).await?;
             if reached.is_empty() {
-                report.unmatched.push(name);
+                run.report.unmatched.push(name);
             }
-            report.missing = missing;
+            run.report.missing = missing;
             for digest in reached {
-                self.verify_blob(&digest, &mut pace, &mut report).await?;
+                if self.verify_blob(&digest, &mut run).await?.is_break() {
+                    break;
+                }
             }
-            return Ok(report);
+            return Ok(run.report);
         }
         for algorithm in Algorithm::ALL {
-            self.verify_directory(algorithm, &mut pace, &mut report).await?;
+            if self.verify_directory(algorithm, &mut run).await?.is_break() {
+                // Of what such a disk says of the records, nothing would be sure either.
+                return Ok(run.report);
+            }
         }
+        let mut report = run.report;
         match self.repair(!repair).await {
             Ok(records) => {
                 report.damaged_records = records.damaged_records;
@@ -240,19 +282,18 @@ impl Store {
         Ok(report)
     }
 
-    async fn verify_directory(
-        &self,
-        algorithm: Algorithm,
-        pace: &mut Pace,
-        report: &mut Verified,
-    ) -> Result<(), StoreError> {
+    /// All blobs of one directory, unless so many in a row cannot be read that it makes no sense to go on.
+    async fn verify_directory(&self, algorithm: Algorithm, run: &mut Run) -> Result<ControlFlow<()>, StoreError> {
         let directory = layout::blob_dir(algorithm);
         let open = |directory: PathBuf| {
             move |inner: &Arc<Inner>| inner.disk.list(&directory).map_err(|e| StoreError::io("list", &directory, e))
         };
         let mut listing = match self.blocking(open(directory.clone())).await {
             Ok(listing) => listing,
-            Err(error) => return report.unreadable(directory, error),
+            Err(error) => {
+                run.report.unreadable(directory, error)?;
+                return Ok(ControlFlow::Continue(()));
+            }
         };
         loop {
             let step = move |_: &Arc<Inner>| {
@@ -262,47 +303,58 @@ impl Store {
             let names;
             (listing, names) = self.blocking(step).await?;
             if names.is_empty() {
-                return Ok(());
+                return Ok(ControlFlow::Continue(()));
             }
             for entry in names {
                 match entry {
                     Ok(entry) => {
-                        if let Ok(digest) = Digest::from_parts(algorithm, &entry.name) {
-                            self.verify_blob(&digest, pace, report).await?;
+                        if let Ok(digest) = Digest::from_parts(algorithm, &entry.name)
+                            && self.verify_blob(&digest, run).await?.is_break()
+                        {
+                            return Ok(ControlFlow::Break(()));
                         }
                     }
                     // What is behind it is not known.
                     Err(error) => {
                         let error = StoreError::io("list", &directory, error);
-                        return report.unreadable(directory, error);
+                        run.report.unreadable(directory, error)?;
+                        return Ok(ControlFlow::Continue(()));
                     }
                 }
             }
         }
     }
 
-    async fn verify_blob(&self, digest: &Digest, pace: &mut Pace, report: &mut Verified) -> Result<(), StoreError> {
-        let (bytes, became) = match self.peek(digest).await {
+    async fn verify_blob(&self, digest: &Digest, run: &mut Run) -> Result<ControlFlow<()>, StoreError> {
+        let checked = match self.peek(digest).await {
             Ok(Some(blob)) => {
-                report.blobs += 1;
-                report.bytes += blob.len;
-                match self.check(digest, &blob, pace).await {
-                    Ok(Checked::Right) => return Ok(()),
-                    Ok(Checked::Wrong(became)) => (blob.len, became),
-                    Err(error) => return report.unreadable(layout::blob(digest), error),
+                run.report.blobs += 1;
+                run.report.bytes += blob.len;
+                match self.check(digest, &blob, &mut run.pace).await {
+                    Ok(Checked::Right) => Ok(None),
+                    Ok(Checked::Wrong(became)) => Ok(Some((blob.len, became))),
+                    Ok(Checked::Unreadable(errno)) => Err(StoreError::io("read", &layout::blob(digest), errno.into())),
+                    Err(error) => Err(error),
                 }
             }
             // Evicted meanwhile.
-            Ok(None) => return Ok(()),
+            Ok(None) => Ok(None),
             Err(error) => match self.quarantine_if_no_file(digest).await {
-                Ok(Some(became)) => (0, became),
-                Ok(None) => return report.unreadable(layout::blob(digest), error),
-                Err(error) => return report.unreadable(layout::blob(digest), error),
+                Ok(Some(became)) => Ok(Some((0, became))),
+                Ok(None) | Err(_) => Err(error),
             },
         };
-        let (names, kept) = (self.names_of(digest).await?, became == Quarantined::Kept);
-        report.wrong.push(WrongBlob { digest: *digest, bytes, names, kept });
-        Ok(())
+        match checked {
+            Ok(wrong) => {
+                run.unreadable = 0;
+                if let Some((bytes, became)) = wrong {
+                    let (names, kept) = (self.names_of(digest).await?, became == Quarantined::Kept);
+                    run.report.wrong.push(WrongBlob { digest: *digest, bytes, names, kept });
+                }
+                Ok(ControlFlow::Continue(()))
+            }
+            Err(error) => run.unreadable(digest, error),
+        }
     }
 
     /// What stands under a blob's name and is no regular file, such as a link, goes to quarantine. None if it is not so.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::inventory::image_name;
 use super::layout;
 use super::order::Short;
-use super::survey::{Contents, Survey};
+use super::survey::{Contents, Spares, Survey};
 use super::{Inner, Store, StoreError};
 use crate::config::ImagePattern;
 use crate::oci::{Digest, RepoName, Tag, UpstreamName};
@@ -258,7 +258,7 @@ impl Inner {
         for digest in &gone {
             let Some(len) = survey.len(digest) else { continue };
             let stays = led.contains(&Short::from(digest));
-            if !stays && (dry_run || self.remove_unled(digest, false)?.is_some()) {
+            if !stays && (dry_run || self.remove_unled(digest, Spares::Nothing)?.is_some()) {
                 report.blobs += 1;
                 report.freed_bytes += len;
             }

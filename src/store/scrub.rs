@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::layout::STATE;
-use super::rehash::{Before, Checked, Pace};
+use super::rehash::{Before, Checked, IN_A_ROW, Pace};
 use super::{Inner, Store, StoreError};
 use crate::clock::{Clock, timestamp};
 use crate::config::Scrub;
@@ -38,6 +38,20 @@ struct Position {
     after: Option<Digest>,
     /// When the last whole pass ended.
     last_pass: Option<Timestamp>,
+    /// Blobs that the running pass could not look at.
+    #[serde(default)]
+    passed_over: u64,
+}
+
+/// How far a pass has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    /// To its end.
+    Whole,
+    /// There is no index that could say what comes next, or not all is in it yet.
+    Unknown,
+    /// So many blobs in a row cannot be read that it waits.
+    Unreadable,
 }
 
 /// Waits for its hours, for downloads to end, and for its rate.
@@ -48,6 +62,8 @@ struct Turn {
     pace: Pace,
     /// How long it has given way to downloads in this pass.
     given: Duration,
+    /// How often the index had been begun anew when the pass began.
+    renewals: u64,
 }
 
 // === impl Store ===
@@ -59,7 +75,14 @@ impl Store {
         let Ok(mut position) = self.blocking(|inner| Ok(inner.scrub_position())).await else { return };
         let metrics = self.0.metrics.clone();
         metrics.scrub_last_pass.set(position.last_pass.map_or(0, Timestamp::as_second));
-        let mut turn = Turn { pace: Pace::new(Some(plan.rate)), clock, metrics, plan, given: Duration::ZERO };
+        let mut turn = Turn {
+            pace: Pace::new(Some(plan.rate)),
+            clock,
+            metrics,
+            plan,
+            given: Duration::ZERO,
+            renewals: self.0.hints.renewals(),
+        };
         if stop.run_until_cancelled(sleep(SETTLE)).await.is_none() {
             return;
         }
@@ -73,16 +96,30 @@ impl Store {
             }
             let passed = stop.run_until_cancelled(self.scrub_pass(&mut position, &mut turn)).await;
             let ended = match passed {
-                Some(Ok(true)) => {
+                Some(Ok(Came::Whole)) => {
                     let now = timestamp(turn.clock.now());
-                    position = Position { after: None, last_pass: Some(now) };
+                    let passed_over = position.passed_over;
+                    position = Position { last_pass: Some(now), ..Position::default() };
                     turn.given = Duration::ZERO;
                     turn.metrics.scrub_last_pass.set(now.as_second());
-                    tracing::info!("everything that is stored was hashed again");
+                    if passed_over == 0 {
+                        tracing::info!("everything that is stored was hashed again");
+                    } else {
+                        tracing::warn!(
+                            blobs = passed_over,
+                            "what is stored was hashed again, but for blobs that could not be read"
+                        );
+                    }
                     false
                 }
-                // There is no index now, so nobody knows what comes next.
-                Some(Ok(false)) => false,
+                Some(Ok(Came::Unknown)) => false,
+                Some(Ok(Came::Unreadable)) => {
+                    tracing::error!(
+                        blobs = IN_A_ROW,
+                        "the scrub waits: so many blobs in a row could not be read; see to the disk"
+                    );
+                    false
+                }
                 Some(Err(error)) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "the scrub is interrupted");
                     matches!(error, StoreError::Stopped)
@@ -97,35 +134,53 @@ impl Store {
         }
     }
 
-    /// Goes on where the pass is. False if it cannot be said what there is.
-    async fn scrub_pass(&self, position: &mut Position, turn: &mut Turn) -> Result<bool, StoreError> {
+    /// Goes on where the pass is.
+    async fn scrub_pass(&self, position: &mut Position, turn: &mut Turn) -> Result<Came, StoreError> {
         let mut kept = Instant::now();
+        let mut in_a_row = 0;
         loop {
             let after = position.after;
             let next = move |inner: &Arc<Inner>| Ok(inner.hints.digests_after(after.as_ref(), BLOBS));
             let next = self.blocking(next).await?;
+            let renewals = self.0.hints.renewals();
+            if std::mem::replace(&mut turn.renewals, renewals) != renewals {
+                // What is not in a new index yet would be left out.
+                *position = Position { last_pass: position.last_pass, ..Position::default() };
+                return Ok(Came::Unknown);
+            }
+            let Some(next) = next else { return Ok(Came::Unknown) };
             if next.is_empty() {
-                return Ok(after.is_some() || self.0.metrics.store_blobs.get() == 0);
+                let is_whole = self.0.index_is_whole() && (after.is_some() || self.0.metrics.store_blobs.get() == 0);
+                return Ok(if is_whole { Came::Whole } else { Came::Unknown });
             }
             for digest in next {
                 turn.give_way().await;
-                match self.peek(&digest).await {
+                let is_known = match self.peek(&digest).await {
                     Ok(Some(blob)) => match self.check(&digest, &blob, turn).await {
-                        Ok(Checked::Right) => {}
-                        Ok(Checked::Wrong(_)) => tracing::error!(%digest, "the scrub found a stored blob to be wrong"),
+                        Ok(Checked::Right) => true,
+                        Ok(Checked::Wrong(_)) => {
+                            tracing::error!(%digest, "the scrub found a stored blob to be wrong");
+                            true
+                        }
+                        Ok(Checked::Unreadable(_)) => false,
                         Err(error) => passed_over(&digest, error)?,
                     },
-                    Ok(None) => {}
+                    Ok(None) => true,
                     Err(error) => match self.quarantine_if_no_file(&digest).await {
-                        Ok(Some(_)) => {}
+                        Ok(Some(_)) => true,
                         Ok(None) => passed_over(&digest, error)?,
                         Err(error) => passed_over(&digest, error)?,
                     },
-                }
+                };
+                in_a_row = if is_known { 0 } else { in_a_row + 1 };
+                position.passed_over += u64::from(!is_known);
                 position.after = Some(digest);
                 if kept.elapsed() >= KEEP_EVERY {
                     self.keep_position(position).await;
                     kept = Instant::now();
+                }
+                if in_a_row >= IN_A_ROW {
+                    return Ok(Came::Unreadable);
                 }
             }
         }
@@ -148,13 +203,14 @@ impl Inner {
     }
 }
 
-/// One blob cannot be looked at, or not be moved out of the way: the pass goes on, unless the store is closed.
-fn passed_over(digest: &Digest, error: StoreError) -> Result<(), StoreError> {
+/// One blob cannot be looked at, or not be moved out of the way: the pass goes on, unless the store is closed. Never true:
+/// nothing is known of it.
+fn passed_over(digest: &Digest, error: StoreError) -> Result<bool, StoreError> {
     if matches!(error, StoreError::Stopped) {
         return Err(error);
     }
     tracing::warn!(%digest, error = &error as &dyn std::error::Error, "the scrub passes over a stored blob");
-    Ok(())
+    Ok(false)
 }
 
 fn path() -> PathBuf {

@@ -37,6 +37,15 @@ pub(super) struct Node {
     pub(super) platforms: Vec<(Digest, String)>,
 }
 
+/// What stays although nothing leads to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spares {
+    /// What is pinned, or what somebody reads or writes.
+    PinnedAndBusy,
+    /// Nothing: somebody has said that it is to go.
+    Nothing,
+}
+
 /// A look at the whole store; remembers what it has read.
 pub(super) struct Survey<'a> {
     inner: &'a Inner,
@@ -296,9 +305,8 @@ impl Inner {
         Ok(led)
     }
 
-    /// Removes a blob that no ref led to a moment ago, unless one does now, or `spares` and somebody reads or writes it.
-    /// Returns its length.
-    pub(super) fn remove_unled(&self, digest: &Digest, spares: bool) -> Result<Option<u64>, StoreError> {
+    /// Removes a blob that no ref led to a moment ago, unless one does now. Returns its length.
+    pub(super) fn remove_unled(&self, digest: &Digest, spares: Spares) -> Result<Option<u64>, StoreError> {
         let mut after = None::<Vec<u8>>;
         loop {
             let part = self.hints.refs(digest, after.as_deref(), 64);
@@ -318,7 +326,10 @@ impl Inner {
             }
             after = part.next;
             if after.is_none() {
-                return if spares { self.remove_unused(digest) } else { self.remove(digest).map(Some) };
+                return match spares {
+                    Spares::PinnedAndBusy => self.remove_unused(digest),
+                    Spares::Nothing => self.remove(digest).map(Some),
+                };
             }
         }
     }

@@ -18,6 +18,7 @@ mod every_k;
 mod evict;
 mod forget;
 pub(super) mod gate;
+mod heal;
 mod images;
 mod keys;
 mod marks;

@@ -14,6 +14,7 @@ use crate::store::check::Check;
 use crate::store::hints::BlobHint;
 use crate::store::layout::{self, REFS};
 use crate::store::order::{Claim, Short};
+use crate::store::record::{Found, Records};
 use crate::store::refs::TagRecord;
 use crate::store::stamp::Stamp;
 use crate::store::{Inner, StoreError};
@@ -47,9 +48,9 @@ impl Inner {
         self.remove_unless(digest, || false).map(Option::unwrap_or_default)
     }
 
-    /// The same, unless somebody reads or writes it; none: it stays. Blocks.
+    /// The same, unless it is pinned, or somebody reads or writes it; none: it stays. Blocks.
     pub(in crate::store) fn remove_unused(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        self.remove_unless(digest, || self.books.is_busy(digest))
+        self.remove_unless(digest, || self.books.is_busy(digest) || self.books.is_pinned(&Short::from(digest)))
     }
 
     /// The same of one that was chosen to go, unless somebody uses it; none: it stays. Whoever has been given the blob, and
@@ -78,10 +79,10 @@ impl Inner {
         let found = file.as_ref().and_then(|file| file.metadata().ok());
         let len = found.as_ref().map_or(0, Metadata::len);
         // Also if nobody has it any more: what is left of its refs would lead nowhere.
-        let gone = if !refs_are_gone || stays() {
-            Ok(None)
-        } else {
-            self.disk.unlink(&path).map(Some).map_err(|e| StoreError::io("remove", &path, e))
+        let gone = match refs_are_gone {
+            Ok(true) if !stays() => self.disk.unlink(&path).map(Some).map_err(|e| StoreError::io("remove", &path, e)),
+            Ok(_) => Ok(None),
+            Err(error) => Err(error),
         };
         if !matches!(gone, Ok(Some(_))) {
             if let Some(found) = &found {
@@ -112,40 +113,44 @@ impl Inner {
         }
     }
 
-    /// Removes the refs of a blob; false if it turns out to stay.
-    fn remove_refs(&self, digest: &Digest, stays: &impl Fn() -> bool, unref: &mut Unref) -> bool {
+    /// Removes the refs of a blob; false if it turns out to stay. An error: of one it cannot be said now what it names.
+    fn remove_refs(&self, digest: &Digest, stays: &impl Fn() -> bool, unref: &mut Unref) -> Result<bool, StoreError> {
         let mut after = None::<Vec<u8>>;
         loop {
             let part = self.hints.refs(digest, after.as_deref(), BATCH);
             for path in part.found {
-                if path.starts_with(REFS) && !self.remove_ref_unless(digest, &path, stays, &mut unref.refs) {
-                    return false;
+                if path.starts_with(REFS) && !self.remove_ref_unless(digest, &path, stays, &mut unref.refs)? {
+                    return Ok(false);
                 }
                 self.hints.set_ref(digest, &path, false);
             }
             match part.next {
                 Some(next) => after = Some(next),
-                None => return true,
+                None => return Ok(true),
             }
         }
     }
 
-    /// Removes a link of `digest`, or a tag that still names it.
-    pub(in crate::store) fn remove_ref(&self, digest: &Digest, path: &Path) {
-        self.remove_ref_unless(digest, path, || false, &mut Vec::new());
-    }
-
-    /// The same, unless the blob stays; false then. What is removed is added to `gone`.
-    fn remove_ref_unless(&self, digest: &Digest, path: &Path, stays: impl Fn() -> bool, gone: &mut Vec<Gone>) -> bool {
+    /// Removes a link of `digest`, or a tag that still names it, unless the blob stays; false then. What is removed is added
+    /// to `gone`.
+    fn remove_ref_unless(
+        &self,
+        digest: &Digest,
+        path: &Path,
+        stays: impl Fn() -> bool,
+        gone: &mut Vec<Gone>,
+    ) -> Result<bool, StoreError> {
         let _tags = self.tags.lock();
         if stays() {
-            return false;
+            return Ok(false);
         }
         let mut check = None;
         if layout::is_tag(path) {
-            match self.records.read::<TagRecord>(&self.disk, path) {
-                Some(record) if record.digest != *digest => return true,
-                _ => {}
+            match Records::look::<TagRecord>(&self.disk, path) {
+                Ok(Found::Record(record)) if record.digest != *digest => return Ok(true),
+                Ok(_) => {}
+                // It may name something else by now.
+                Err(error) => return Err(error),
             }
             if let Some((up, repo, tag)) = layout::parse_tag(path) {
                 check = self.hints.check(&up, &repo, &tag);
@@ -155,11 +160,11 @@ impl Inner {
         let data = self.records.read::<Box<RawValue>>(&self.disk, path);
         if let Err(error) = self.disk.unlink(path) {
             tracing::warn!(path = %path.display(), %error, "a ref of an evicted blob could not be removed");
-            return true;
+            return Ok(true);
         }
         gone.push(Gone { path: path.to_owned(), data, check });
         self.remove_empty_above(path);
-        true
+        Ok(true)
     }
 
     /// Puts back what was removed of a blob that stays, unless somebody has written or removed it since.

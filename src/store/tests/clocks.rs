@@ -2,6 +2,7 @@
 //! nothing stays suspect or expired for ever.
 
 use super::images::content;
+use super::truth::Kept;
 use super::*;
 use crate::clock::twin::Twin;
 
@@ -319,4 +320,140 @@ async fn a_jump_evicts_nothing_by_age_at_once() {
     tokio::time::advance(2 * HOUR).await;
     expire().await;
     assert!(store.peek(&digest).await.unwrap().is_none(), "a clock that goes on to say so is believed");
+}
+
+/// A store that removes what nobody has used for a month, with an index that outlives it.
+fn monthly(root: &Path, index: &Arc<MemoryIndex>, clock: &Arc<Twin>) -> Store {
+    let keep = Keep { max_age: Some(30 * DAY), ..Keep::default() };
+    let options = StoreOptions { keep, clock: clock.clone(), ..options(root, 1 << 30) };
+    Store::open_with(options, Metrics::new().unwrap(), |_| Box::new(Kept(index.clone()))).unwrap()
+}
+
+/// As the store does each minute.
+async fn expire(store: &Store) {
+    let expire = |inner: &Arc<Inner>| {
+        inner.books.look_at_clock();
+        inner.expire();
+        Ok(())
+    };
+    store.blocking(expire).await.unwrap();
+}
+
+async fn there(store: &Store, digests: &[Digest]) -> Vec<bool> {
+    let mut there = Vec::new();
+    for digest in digests {
+        there.push(store.peek(digest).await.unwrap().is_some());
+    }
+    there
+}
+
+/// A machine without a battery: its clock is set a minute, or hours, after the start.
+#[tokio::test(start_paused = true)]
+async fn a_start_in_1970_forgets_no_age() {
+    for until_set in [MINUTE, 5 * HOUR] {
+        started_in_1970(until_set).await;
+    }
+}
+
+async fn started_in_1970(until_set: Duration) {
+    let (root, index, clock) = (tempfile::tempdir().unwrap(), Arc::default(), Twin::new());
+    let store = monthly(root.path(), &index, &clock);
+    let mut digests = Vec::new();
+    for (n, until_next) in [(1, 40 * DAY), (2, 10 * DAY), (3, HOUR)] {
+        digests.push(put(&store, &content(n, 3000)).await);
+        clock.forward(until_next);
+    }
+    store.close().await;
+    drop(store);
+    let right = clock.now();
+    clock.set(at(10));
+    let store = monthly(root.path(), &index, &clock);
+    store.recover_once().await.unwrap();
+    digests.push(put(&store, &content(4, 3000)).await);
+    let order = |store: &Store| {
+        let victims = store.0.books.victims(12_000);
+        digests
+            .iter()
+            .map(|d| victims.iter().position(|short| *short == order::Short::from(d)).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(order(&store), [0, 1, 2, 3], "by use, whatever the clock says");
+    for _ in 0..5 {
+        tokio::time::advance(until_set / 5).await;
+        store.touch(&digests[3]);
+        expire(&store).await;
+    }
+    clock.set(right + until_set);
+    expire(&store).await;
+    assert_eq!(there(&store, &digests).await, [true; 4], "a leap is not believed at once");
+    assert_eq!(order(&store), [0, 1, 2, 3]);
+    tokio::time::advance(2 * HOUR).await;
+    expire(&store).await;
+    assert_eq!(
+        there(&store, &digests).await,
+        [false, true, true, true],
+        "what is older than a month, and nothing else"
+    );
+}
+
+/// Of a new store nothing has an age from before.
+#[tokio::test(start_paused = true)]
+async fn what_was_used_in_1970_is_not_old_when_the_clock_is_set() {
+    let (root, index, clock) = (tempfile::tempdir().unwrap(), Arc::default(), Twin::new());
+    let right = clock.now();
+    clock.set(at(10));
+    let store = monthly(root.path(), &index, &clock);
+    let digests = [put(&store, &content(1, 3000)).await, put(&store, &content(2, 3000)).await];
+    tokio::time::advance(MINUTE).await;
+    clock.set(right);
+    expire(&store).await;
+    tokio::time::advance(2 * HOUR).await;
+    expire(&store).await;
+    assert_eq!(there(&store, &digests).await, [true, true]);
+    tokio::time::advance(31 * DAY).await;
+    store.touch(&digests[1]);
+    expire(&store).await;
+    assert_eq!(there(&store, &digests).await, [false, true], "it grows old from then on");
+}
+
+/// The clock is nudged back while it is still in 1970.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_goes_back_a_little_forgets_no_age_of_an_earlier_run() {
+    let (root, index, clock) = (tempfile::tempdir().unwrap(), Arc::default(), Twin::new());
+    let store = monthly(root.path(), &index, &clock);
+    let old = put(&store, &content(1, 3000)).await;
+    clock.forward(DAY);
+    let young = put(&store, &content(2, 3000)).await;
+    store.close().await;
+    drop(store);
+    clock.set(at(1000));
+    let store = monthly(root.path(), &index, &clock);
+    store.load_index().await.unwrap();
+    store.touch(&young);
+    clock.set(at(990));
+    store.touch(&young);
+    let used = |digest: &Digest| store.0.books.with_order(|order| order.used(&order::Short::from(digest))).unwrap();
+    assert!(used(&young) - used(&old) > 80_000, "{} {}", used(&young), used(&old));
+}
+
+/// It was published in the last seconds before a kill, or its age is lost.
+#[tokio::test]
+async fn a_blob_without_an_age_is_not_the_oldest() {
+    let (root, index, clock) = (tempfile::tempdir().unwrap(), Arc::default(), Twin::new());
+    let store = monthly(root.path(), &index, &clock);
+    let digests = [put(&store, &content(1, 3000)).await, put(&store, &content(2, 3000)).await];
+    let path = root.path().join(layout::blob(&digests[0]));
+    let then = wall() - 60 * DAY;
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(then).unwrap();
+    drop(store);
+    let store = monthly(root.path(), &index, &clock);
+    let short = order::Short::from(&digests[0]);
+    assert_eq!(store.0.hints.used(&short), None);
+    store.load_index().await.unwrap();
+    expire(&store).await;
+    assert_eq!(there(&store, &digests).await, [true, true], "nobody knows yet how old it is");
+    store.recover_once().await.unwrap();
+    assert_eq!(store.0.hints.used(&short), Some(capacity::seconds(then)), "the next start knows");
+    expire(&store).await;
+    assert_eq!(there(&store, &digests).await, [false, true], "its file says so");
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::ImagePattern;
+use crate::store::survey::Spares;
 
 /// Images of two repositories of docker.io, over shared layers.
 ///
@@ -265,9 +266,9 @@ async fn who_reads_a_removed_blob_reads_it_to_its_end() {
 async fn what_came_meanwhile_is_not_removed() {
     let images = Images::new().await;
     let digest = put(images.store(), &content(42, 9)).await;
-    assert_eq!(images.store().0.remove_unled(&digest, false).unwrap(), Some(9), "nothing leads to it");
+    assert_eq!(images.store().0.remove_unled(&digest, Spares::Nothing).unwrap(), Some(9), "nothing leads to it");
     let digest = put(images.store(), &content(42, 9)).await;
     link_blob(images.store(), "team/tool", &digest).await;
-    assert_eq!(images.store().0.remove_unled(&digest, false).unwrap(), None);
+    assert_eq!(images.store().0.remove_unled(&digest, Spares::Nothing).unwrap(), None);
     assert!(images.store().blob(&digest).await.unwrap().is_some());
 }

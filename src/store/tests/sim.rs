@@ -132,6 +132,8 @@ struct State {
     fired: u64,
     dead: bool,
     rng: fastrand::Rng,
+    /// What cannot be read, with all beneath it.
+    spoiled: Vec<PathBuf>,
     nodes: Vec<Node>,
     inodes: HashMap<u64, Id>,
     names: HashMap<Name, Id>,
@@ -259,6 +261,7 @@ impl Sim {
             fired: 0,
             dead: false,
             rng: fastrand::Rng::with_seed(1),
+            spoiled: Vec::new(),
             nodes: vec![Node::Directory { closed: false }],
             inodes: HashMap::new(),
             names: HashMap::new(),
@@ -301,6 +304,12 @@ impl Sim {
     /// From now on what is free is counted: the disk has this size.
     pub(in crate::store) fn set_size(&self, size: u64) {
         self.state.lock().size = Some(size);
+    }
+
+    /// From now on the disk has bad blocks under these paths: listing and reading fail there, looking and writing do not. They
+    /// take the place of those of the last call.
+    pub(in crate::store) fn spoil(&self, paths: impl IntoIterator<Item = PathBuf>) {
+        self.state.lock().spoiled = paths.into_iter().collect();
     }
 
     /// How often something has gone wrong since it was armed.
@@ -488,6 +497,10 @@ impl State {
         id
     }
 
+    fn is_spoiled(&self, path: &Path) -> bool {
+        self.spoiled.iter().any(|spoiled| path.starts_with(spoiled))
+    }
+
     /// Where files and directories are now.
     fn paths(&self) -> HashMap<Id, PathBuf> {
         let mut found = HashMap::from([(0, PathBuf::new())]);
@@ -557,6 +570,9 @@ impl Fs for SimFs {
     }
 
     fn list(&self, path: &Path) -> io::Result<Listing> {
+        if self.0.state.lock().is_spoiled(path) {
+            return Err(Errno::IO.into());
+        }
         match self.0.begin(Call::List) {
             Ok(_) => self.0.real.list(path),
             // It may also break off in the middle.
@@ -632,7 +648,13 @@ impl Fs for SimFs {
     }
 
     fn read_at(&self, file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-        let (_state, _) = self.0.begin(Call::Read)?;
+        let (mut state, _) = self.0.begin(Call::Read)?;
+        if !state.spoiled.is_empty() {
+            let id = Sim::file(&mut state, file);
+            if state.paths().get(&id).is_some_and(|path| state.is_spoiled(path)) {
+                return Err(Errno::IO.into());
+            }
+        }
         file.read_at(buffer, at)
     }
 
