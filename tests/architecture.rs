@@ -15,7 +15,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("sendfile", &["sys"]),
     ("config", &["oci"]),
-    ("store", &["oci", "config", "clock", "metrics"]),
+    ("store", &["oci", "config", "clock", "metrics", "sys"]),
     ("upstream", &["oci", "config", "clock", "metrics"]),
     ("cache", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream"]),
     ("http", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream", "cache"]),
