@@ -16,8 +16,9 @@ use super::{Cache, Target};
 use crate::oci::{Digest, Tag, Via};
 use crate::store::{Link, LinkKind, StoreError, StoredBlob, TagRecord};
 
-/// How long an answer waits until it is kept. A disk that is slower holds up nobody who has come for what upstream gave.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer waits until it is kept. A disk that is slower does not fail who has come for what upstream gave: there
+/// is time left until clients give up.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How many answers are being kept at once: each may hold a thread for as long as the disk takes.
 pub(super) const AT_ONCE: usize = 64;
 
