@@ -87,17 +87,22 @@ pub async fn restart(
     Some(daemon)
 }
 
-/// What was published longer ago is on the disk: it is synced in groups within a second, and that takes a while.
+/// What was published longer ago is on the disk: it is synced in groups within a second, and that takes a while; longer
+/// where other subjects keep the same disk busy, since a group waits for the disk once for each of its files.
 pub fn synced_within() -> Duration {
-    Duration::from_secs(if is_overloaded() { 20 } else { 3 })
+    Duration::from_secs(if load() > 1.0 { 20 } else { 3 })
 }
 
 /// Whether so many others want the processors that a time says nothing about the daemon.
 fn is_overloaded() -> bool {
+    load() > 3.0
+}
+
+/// The machine's load, for each of its processors.
+fn load() -> f64 {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    load > 3.0 * processors as f64
+    load / std::thread::available_parallelism().map_or(1, usize::from) as f64
 }
 
 /// With upstream away: each answer is right or an error, and what is there is served.
