@@ -166,6 +166,15 @@ impl Model {
         }
     }
 
+    /// A power cut may have taken what clients had got since `kept`: they may get what was there before once more.
+    pub fn forget_seen_since(&self, kept: Instant) {
+        for history in self.0.lock().tags.values_mut() {
+            for value in &mut history.values {
+                value.seen = value.seen.filter(|at| *at < kept);
+            }
+        }
+    }
+
     /// Of what was pushed and acknowledged, what upstream does not have.
     pub fn missing_upstream(&self, upstream: &Upstream) -> Vec<String> {
         let pushed = self.acknowledged();

@@ -40,6 +40,7 @@ pub async fn restart(
 ) -> Option<Daemon> {
     let world = &site.world;
     world.model.settle(&world.upstream);
+    world.model.forget_seen_since(died.checked_sub(synced_within()).unwrap_or(died));
     if durability == Durability::Strict {
         report.violations(
             case,
