@@ -522,25 +522,14 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::config::{Capacity, Durability};
-    use crate::metrics::Metrics;
+    use crate::cache::tests::cache;
     use crate::oci::Algorithm;
-    use crate::store::{Keep, Store, StoreOptions};
 
     #[tokio::test]
     async fn a_client_that_leaves_while_a_part_is_taken_back_loses_nothing() {
-        let root = tempfile::tempdir().unwrap();
-        let options = StoreOptions {
-            root: root.path().to_owned(),
-            capacity: Capacity::Default,
-            durability: Durability::Fast,
-            keep: Keep::default(),
-            origins: Vec::new(),
-            clock: crate::clock::twin::system(),
-        };
-        let store = Store::open(options, Metrics::new().unwrap()).unwrap();
+        let (cache, _root) = cache();
         let mut session = Session::new();
-        session.kept.begin(&store, None, None).await;
+        session.kept.begin(&cache.store, None, None).await;
         for n in 1..4 {
             session.kept.add(&vec![n; 1 << 20].into()).await;
         }

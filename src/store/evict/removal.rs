@@ -146,11 +146,11 @@ impl Inner {
         }
         let mut check = None;
         if layout::is_tag(path) {
-            match Records::look::<TagRecord>(&self.disk, path) {
-                Ok(Found::Record(record)) if record.digest != *digest => return Ok(true),
-                Ok(_) => {}
-                // It may name something else by now.
-                Err(error) => return Err(error),
+            // That it cannot be read is an error: it may name something else by now.
+            if let Found::Record(record) = Records::look::<TagRecord>(&self.disk, path)?
+                && record.digest != *digest
+            {
+                return Ok(true);
             }
             if let Some((up, repo, tag)) = layout::parse_tag(path) {
                 check = self.hints.check(&up, &repo, &tag);
