@@ -48,6 +48,35 @@ impl Source for InMemory {
     }
 }
 
+/// A disk on which nothing can be removed until this is dropped: another thread holds the lock for it.
+struct HeldNames {
+    unlock: Option<std::sync::mpsc::Sender<()>>,
+    holder: Option<std::thread::JoinHandle<()>>,
+}
+
+impl HeldNames {
+    fn of(store: &Store) -> Self {
+        let (tell, locked) = std::sync::mpsc::channel();
+        let (unlock, wait) = std::sync::mpsc::channel();
+        let inner = store.0.clone();
+        let holder = std::thread::spawn(move || {
+            let _names = inner.names.lock();
+            tell.send(()).unwrap();
+            let _ = wait.recv();
+        });
+        locked.recv().unwrap();
+        Self { unlock: Some(unlock), holder: Some(holder) }
+    }
+}
+
+impl Drop for HeldNames {
+    fn drop(&mut self) {
+        drop(self.unlock.take());
+        let ended = self.holder.take().map(std::thread::JoinHandle::join);
+        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))), "the holder panicked");
+    }
+}
+
 struct Fixture {
     root: tempfile::TempDir,
     metrics: Metrics,

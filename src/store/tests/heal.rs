@@ -364,17 +364,7 @@ async fn the_group_is_synced_while_content_expires() {
         sleep(Duration::from_secs(59)).await;
         store.0.books.with_order(|order| order.age_all(7200));
         // Nothing can be removed for now.
-        let (locked, unlock) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
-        let holder = std::thread::spawn({
-            let inner = store.0.clone();
-            let (tell, wait) = (locked.0, unlock.1);
-            move || {
-                let _names = inner.names.lock();
-                tell.send(()).unwrap();
-                let _ = wait.recv();
-            }
-        });
-        locked.1.recv().unwrap();
+        let held = HeldNames::of(store);
         tokio::time::advance(Duration::from_secs(2)).await;
         // Until the removal has begun, and waits.
         let mut turns = 0..10_000_000_u32;
@@ -392,8 +382,7 @@ async fn the_group_is_synced_while_content_expires() {
             tokio::time::advance(Duration::from_secs(1)).await;
             tokio::task::yield_now().await;
         }
-        drop(unlock.0);
-        holder.join().unwrap();
+        drop(held);
         stop.cancel();
     };
     tokio::join!(store.run(stop.clone()), during);

@@ -54,17 +54,7 @@ async fn while_much_must_go_others_are_answered_and_the_stop_is_quick() {
     }
     store.blob(&hot).await.unwrap().unwrap();
     // A disk on which nothing can be removed for now.
-    let (locked, unlock) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
-    let holder = std::thread::spawn({
-        let inner = store.0.clone();
-        let (tell, wait) = (locked.0, unlock.1);
-        move || {
-            let _names = inner.names.lock();
-            tell.send(()).unwrap();
-            let _ = wait.recv();
-        }
-    });
-    locked.1.recv().unwrap();
+    let held = HeldNames::of(store);
     let began = Instant::now();
     let pulls = (0..20_u8).map(|n| {
         let store = store.clone();
@@ -85,9 +75,8 @@ async fn while_much_must_go_others_are_answered_and_the_stop_is_quick() {
         async move { store.close().await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    drop(unlock.0);
+    drop(held);
     tokio::time::timeout(Duration::from_secs(10), close).await.expect("the stop waits for all that must go").unwrap();
-    holder.join().unwrap();
     assert!(left(&digests) >= 1_000 - 256, "it ended in the middle: {}", left(&digests));
 }
 
