@@ -21,6 +21,7 @@ pub mod daemon;
 pub mod direct;
 pub mod frames;
 pub mod invariants;
+pub mod left;
 pub mod logs;
 pub mod model;
 pub mod tls;

@@ -1,6 +1,6 @@
 //! A disk with bad blocks: reads, writes or both fail with EIO below ext4 (nbdkit's error filter → nbdfuse → loop) while
 //! the daemon works, and then no more. Answers are right or errors, and all is well without a restart, unless ext4 itself
-//! has made the file system read-only: then after it is mounted anew.
+//! has made the file system read-only: then after it is mounted anew, and repaired if need be.
 
 use std::fs::File;
 use std::time::Duration;
@@ -21,7 +21,13 @@ const VOLUME: u64 = 96 << 20;
 const RATES: [u8; 3] = [5, 30, 100];
 
 pub async fn run(options: &Options) -> Result<bool, String> {
-    let tools = [("mkfs.ext4", "e2fsprogs"), ("mount", "mount"), ("unshare", "util-linux"), ("nbdkit", "nbdkit")];
+    let tools = [
+        ("mkfs.ext4", "e2fsprogs"),
+        ("e2fsck", "e2fsprogs"),
+        ("mount", "mount"),
+        ("unshare", "util-linux"),
+        ("nbdkit", "nbdkit"),
+    ];
     need(true, &tools)?;
     need(true, &[("nbdfuse", "libnbd-bin"), ("fusermount3", "fuse3")])?;
     enter_namespace()?;
@@ -48,7 +54,7 @@ async fn bad_blocks(
 ) -> Result<(), String> {
     let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
     let disk = BadBlocks::new(directory.path(), VOLUME, rate).await?;
-    let volume = Volume::ext4_on(directory.path(), disk.path())?;
+    let volume = Volume::ext4_on(directory.path(), disk.path()).map_err(|error| format!("{case}: {error}"))?;
     let site = Site::new(rng, 8, &SIZES, Some(&volume.path().join("root"))).await;
     site.configure(Durability::Strict, "40MiB");
     let (mut daemon, _) = site.start().await?;
@@ -79,8 +85,11 @@ async fn bad_blocks(
         report.count("made_read_only_by_ext4", 1);
         let died = Instant::now();
         daemon.kill();
-        volume.power_on()?;
-        let Some(next) = checks::restart(&site, report, case, Durability::Strict, died, rng).await else {
+        let repaired = volume.power_on_or_repair().map_err(|error| format!("{case}: {error}"))?;
+        report.count("repaired_by_e2fsck", u64::from(repaired));
+        // A repair may cost what the disk did not take, synced or not.
+        let durability = if repaired { Durability::Fast } else { Durability::Strict };
+        let Some(next) = checks::restart(&site, report, case, durability, died, rng).await else {
             return Ok(());
         };
         daemon = next;

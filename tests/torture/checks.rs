@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::common::content::sha256;
 use crate::common::invariants::{stored, unrest, wrong_blobs};
-use crate::common::{Ask, Daemon};
+use crate::common::{Ask, Daemon, left};
 use crate::load::Load;
 use crate::report::Report;
 use crate::site::{Durability, Site};
@@ -39,7 +39,7 @@ pub async fn restart(
     rng: &mut Rng,
 ) -> Option<Daemon> {
     let world = &site.world;
-    world.model.settle(&world.upstream);
+    settle(site, None).await;
     world.model.forget_seen_since(died.checked_sub(synced_within()).unwrap_or(died));
     if durability == Durability::Strict {
         report.violations(
@@ -86,6 +86,21 @@ pub async fn restart(
     quiet(site, &daemon, durability, report, case).await;
     report.violations(case, world.model.take_wrong());
     Some(daemon)
+}
+
+/// Upstream's word on every tag holds from here on, once nothing is under way that a client asked for and then left.
+async fn settle(site: &Site, daemon: Option<&Daemon>) {
+    let world = &site.world;
+    let mut idle = true;
+    if let Some(daemon) = daemon {
+        idle &= left::are_dealt_with(daemon.client.0.port()).await;
+        Counted::at_rest(site, daemon).await;
+    }
+    idle &= left::are_dealt_with(world.upstream.port()).await;
+    if !idle {
+        world.model.wrong("connections whose clients have left are not closed".into());
+    }
+    world.model.settle(&world.upstream);
 }
 
 /// What was published longer ago is on the disk: it is synced in groups within a second, and that takes a while; longer
@@ -186,11 +201,11 @@ async fn recovers(load: &Load, report: &mut Report, case: &str) {
 /// What was wrong around a daemon that lives on is over: all is well without a restart.
 pub async fn go_on(site: &Site, daemon: &Daemon, report: &mut Report, case: &str, rng: &mut Rng) {
     let world = &site.world;
-    world.model.settle(&world.upstream);
-    world.upstream.forget();
     let load = world.at(daemon.client);
     // A breaker that opened for upstream is none of the disk's business, but takes its time.
     recovers(&load, report, case).await;
+    settle(site, Some(daemon)).await;
+    world.upstream.forget();
     load.give_up_uploads().await;
     healthy(site, daemon, 6, rng, report, case).await;
     quiet(site, daemon, Durability::Strict, report, case).await;

@@ -93,8 +93,28 @@ impl Volume {
 
     /// The power comes back: mounted anew, which replays the journal.
     pub fn power_on(&self) -> Result<(), String> {
-        run(Command::new("umount").arg(&self.at))?;
+        self.unmount()?;
         self.mount()
+    }
+
+    /// The same after the disk has failed: where it cannot be mounted it is repaired first, as its operator would do;
+    /// whether it was.
+    pub fn power_on_or_repair(&self) -> Result<bool, String> {
+        self.unmount()?;
+        let Err(error) = self.mount() else { return Ok(false) };
+        let Some(image) = &self.image else { return Err(error) };
+        // e2fsck(8): 1, errors corrected; 2, and the system should be rebooted, which is for a mounted one.
+        let mut fsck = Command::new("e2fsck");
+        let fsck = fsck.args(["-fy"]).arg(image).env("PATH", path()).output().map_err(|e| format!("e2fsck: {e}"))?;
+        if !matches!(fsck.status.code(), Some(0..=2)) {
+            return Err(format!("{error}; e2fsck: {}: {}", fsck.status, String::from_utf8_lossy(&fsck.stdout)));
+        }
+        self.mount()?;
+        Ok(true)
+    }
+
+    fn unmount(&self) -> Result<(), String> {
+        run(Command::new("umount").arg(&self.at))
     }
 
     fn mount(&self) -> Result<(), String> {
@@ -105,7 +125,7 @@ impl Volume {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        if run(Command::new("umount").arg(&self.at)).is_err() {
+        if self.unmount().is_err() {
             let _ = run(Command::new("umount").arg("-l").arg(&self.at));
         }
     }
@@ -188,10 +208,14 @@ fn sized(path: &Path, bytes: u64) -> Result<(), String> {
 
 /// Runs a command to its end.
 pub fn run(command: &mut Command) -> Result<(), String> {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let done = command.env("PATH", path).output().map_err(|e| format!("{command:?}: {e}"))?;
+    let done = command.env("PATH", path()).output().map_err(|e| format!("{command:?}: {e}"))?;
     if done.status.success() {
         return Ok(());
     }
     Err(format!("{command:?}: {}: {}", done.status, String::from_utf8_lossy(&done.stderr)))
+}
+
+/// Where the commands are, those of the administrator too.
+fn path() -> String {
+    std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin"
 }
