@@ -199,7 +199,14 @@ async fn recovers(load: &Load, report: &mut Report, case: &str) {
 }
 
 /// What was wrong around a daemon that lives on is over: all is well without a restart.
-pub async fn go_on(site: &Site, daemon: &Daemon, report: &mut Report, case: &str, rng: &mut Rng) {
+pub async fn go_on(
+    site: &Site,
+    daemon: &Daemon,
+    durability: Durability,
+    report: &mut Report,
+    case: &str,
+    rng: &mut Rng,
+) {
     let world = &site.world;
     let load = world.at(daemon.client);
     // A breaker that opened for upstream is none of the disk's business, but takes its time.
@@ -208,7 +215,7 @@ pub async fn go_on(site: &Site, daemon: &Daemon, report: &mut Report, case: &str
     world.upstream.forget();
     load.give_up_uploads().await;
     healthy(site, daemon, 6, rng, report, case).await;
-    quiet(site, daemon, Durability::Strict, report, case).await;
+    quiet(site, daemon, durability, report, case).await;
     report.violations(case, world.model.take_wrong());
     let lost = world.model.missing_upstream(&world.upstream);
     report.violations(case, lost.into_iter().map(|push| format!("an acknowledged push is not upstream: {push}")));

@@ -125,7 +125,7 @@ async fn on(site: &Site, daemon: &Daemon, report: &mut Report, case: &str, rng: 
     let running = site.world.at(daemon.client).run(rng, 4);
     tokio::time::sleep(Duration::from_millis(rng.u64(50..200))).await;
     running.end().await;
-    checks::go_on(site, daemon, report, case, rng).await;
+    checks::go_on(site, daemon, Durability::Strict, report, case, rng).await;
 }
 
 /// Whole or not at all: it is read at each look at the clock.

@@ -165,7 +165,7 @@ async fn inject(report: &mut Report, rng: &mut Rng, fault: &Fault, count: u64) -
             daemon = site.start().await?.0;
             continue;
         }
-        checks::go_on(&site, &daemon, report, &case, rng).await;
+        checks::go_on(&site, &daemon, Durability::Strict, report, &case, rng).await;
     }
     report.count("answers", site.world.model.answers());
     daemon.stop().await;

@@ -65,7 +65,7 @@ async fn starved(report: &mut Report, rng: &mut Rng, from: u64, count: u64) -> R
             daemon = site.start().await?.0;
             continue;
         }
-        checks::go_on(&site, &daemon, report, &name, rng).await;
+        checks::go_on(&site, &daemon, Durability::Strict, report, &name, rng).await;
     }
     report.count("answers", site.world.model.answers());
     daemon.stop().await;

@@ -71,7 +71,7 @@ async fn removed(report: &mut Report, rng: &mut Rng, case: &str, place: &str) ->
         // What the books still have is looked for, and found missing.
         site.world.model.settle(&site.world.upstream);
         checks::everything(&load, rng).await;
-        checks::go_on(&site, &daemon, report, case, rng).await;
+        checks::go_on(&site, &daemon, Durability::Strict, report, case, rng).await;
     }
     if place.is_empty() || rng.u8(..3) == 0 {
         site.world.set_faulty(true);
