@@ -1,5 +1,6 @@
 //! `ocistern serve`: the daemon, from its configuration to its end by a signal.
 
+use std::convert::Infallible;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{FAILED, USAGE, complain, log};
 use crate::clock::SystemClock;
@@ -22,6 +24,9 @@ const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(2);
 /// Signals within this time of the first are the same request: `timeout` and terminals signal the process and its
 /// group, so that one request comes twice.
 const SAME_REQUEST: Duration = Duration::from_millis(500);
+
+/// How often what the allocator keeps free is given back.
+const GIVE_BACK_EVERY: Duration = Duration::from_mins(1);
 
 /// SIGTERM and SIGINT, whichever comes; for a command also SIGHUP.
 pub(super) struct Signals {
@@ -91,7 +96,10 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
             }
             Err(error) => return fail(&error),
         };
-        signals.next().await;
+        tokio::select! {
+            () = signals.next() => {}
+            never = give_memory_back() => match never {},
+        }
         let first = Instant::now();
         tokio::select! {
             () = server.stop() => ExitCode::SUCCESS,
@@ -101,6 +109,16 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
             }
         }
     })
+}
+
+/// Gives back what the allocator keeps free, now and then: what a burst of requests has needed is not kept for ever.
+async fn give_memory_back() -> Infallible {
+    let mut ticks = interval_at(Instant::now() + GIVE_BACK_EVERY, GIVE_BACK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let _ = spawn_blocking(crate::sys::allocator::give_back).await;
+    }
 }
 
 /// Waits for a signal that is not the same request as the `first`.
