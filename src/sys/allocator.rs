@@ -49,7 +49,8 @@ pub(crate) fn set_up() {}
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn give_back() {}
 
-#[cfg(all(test, target_env = "gnu"))]
+#[cfg(test)]
+#[cfg(target_env = "gnu")]
 mod tests {
     use super::*;
 
