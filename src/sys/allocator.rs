@@ -50,18 +50,15 @@ pub(crate) fn set_up() {}
 pub(crate) fn give_back() {}
 
 #[cfg(test)]
-#[cfg(target_env = "gnu")]
 mod tests {
-    use super::*;
-
-    fn resident() -> usize {
-        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-    }
-
+    #[cfg(target_env = "gnu")]
     #[test]
     fn what_lies_between_things_in_use_goes_back() {
         const BUFFER: usize = 64 << 10;
+        let resident = || {
+            let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+            pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+        };
         let mut buffers: Vec<Option<Vec<u8>>> = (0..2000).map(|_| Some(vec![1; BUFFER])).collect();
         for (n, buffer) in buffers.iter_mut().enumerate() {
             if n % 50 != 0 {
@@ -69,7 +66,7 @@ mod tests {
             }
         }
         let before = resident();
-        give_back();
+        super::give_back();
         let after = resident();
         // Other tests take some meanwhile.
         assert!(after + 1000 * BUFFER < before, "{before} bytes before, {after} after");
