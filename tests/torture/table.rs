@@ -47,8 +47,10 @@ fn rows(batches: &[Batch]) -> String {
         let dates: Vec<&str> = dates.into_iter().collect();
         let (oldest, newest) = (dates.first().unwrap_or(&""), dates.last().unwrap_or(&""));
         let dates = if oldest == newest { (*oldest).to_owned() } else { format!("{oldest} to {newest}") };
-        let last = all.last().map_or(first.seed, |batch| batch.seed);
-        let seeds = if last == first.seed { first.seed.to_string() } else { format!("{} to {last}", first.seed) };
+        // Of several lanes the batches end in any order.
+        let (low, high) =
+            all.iter().fold((first.seed, first.seed), |(low, high), batch| (low.min(batch.seed), high.max(batch.seed)));
+        let seeds = if low == high { low.to_string() } else { format!("{low} to {high}") };
         let checked = CHECKED.iter().filter(|(figure, _)| sum(figure) > 0);
         let checked: Vec<String> = checked.map(|(figure, words)| format!("{} {words}", sum(figure))).collect();
         text += &format!(
