@@ -36,7 +36,7 @@ pub(super) struct RootLock {
     file: Mutex<File>,
     command: Option<&'static str>,
     /// None: this file system does not lock directories.
-    _directory: Option<File>,
+    directory: Option<File>,
 }
 
 // === impl Holder ===
@@ -86,7 +86,7 @@ impl RootLock {
         let path = Path::new(LOCK);
         let file = disk.open_or_create(path).map_err(|e| StoreError::io("open", path, e))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { file: Mutex::new(file), command, _directory: directory }),
+            Ok(()) => Ok(Self { file: Mutex::new(file), command, directory }),
             Err(Errno::WOULDBLOCK) => Err(locked()),
             Err(error) => Err(StoreError::io("lock", path, error.into())),
         }
@@ -100,6 +100,15 @@ impl RootLock {
         let file = self.file.lock();
         disk.set_len(&file, 0)?;
         disk.write_all_at(&file, &text, 0)
+    }
+}
+
+impl Drop for RootLock {
+    /// Gives both locks back by name. Closing alone leaves them, until it execs, with a child that is being started.
+    fn drop(&mut self) {
+        for file in std::iter::once(self.file.get_mut()).chain(&mut self.directory) {
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        }
     }
 }
 
@@ -126,6 +135,12 @@ mod tests {
         let error = RootLock::take(&disk, None).unwrap_err().to_string();
         assert!(error.contains("`ocistern verify`, process") && !error.contains("a.sock"), "{error}");
         drop(lock);
+        let lock = RootLock::take(&disk, None).unwrap();
+        // What a child has between fork and exec.
+        let child = (lock.file.lock().try_clone().unwrap(), lock.directory.as_ref().unwrap().try_clone().unwrap());
+        drop(lock);
+        drop(RootLock::take(&disk, None).unwrap());
+        drop(child);
         // As versions do it that know of the file alone.
         let file = File::open(root.path().join(LOCK)).unwrap();
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();

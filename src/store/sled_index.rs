@@ -4,7 +4,9 @@
 //! - a `snap.N.generating` left by a crash is taken for the newest snapshot, and opening fails for ever: removed first;
 //! - opening damaged files may panic, hang or fail: done on a thread of its own, with a time-out, and then the
 //!   directory is set aside and an empty index begun;
-//! - after ENOSPC every write fails until the handle is dropped: the owner drops it and opens again.
+//! - after ENOSPC every write fails until the handle is dropped: the owner drops it and opens again;
+//! - it gives its lock up by closing the file alone, and opening fails where the lock is not free at that moment: a
+//!   child of this process keeps it for the instant between fork and exec. It is waited for.
 
 use std::any::Any;
 use std::io;
@@ -12,13 +14,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
 
 use super::index::{Changes, Index, IndexError, Pairs};
 use super::layout::INDEX;
 
 /// Memory for pages; sled's own default is 1 GiB.
 const CACHE: u64 = 32 << 20;
+/// How long a child may take from fork to exec. Nobody else has the lock: the root's own is taken before.
+const CHILD: Duration = Duration::from_secs(2);
 
 /// An open sled database.
 pub(super) struct SledIndex {
@@ -83,9 +89,24 @@ fn open(path: &Path) -> Result<SledIndex, IndexError> {
     remove_half_snapshots(path).map_err(|e| fail(e.into()))?;
     // sled would make it readable to all. What else stands there is for sled to complain about.
     let _ = std::fs::DirBuilder::new().mode(0o750).create(path);
+    wait_for_lock(path);
     let config = sled::Config::new().path(path).cache_capacity(CACHE).mode(sled::Mode::LowSpace);
     let db = config.open().map_err(|e| fail(source(e)))?;
     Ok(SledIndex { db })
+}
+
+/// Waits until nobody has sled's lock. One that is not given up in time, or cannot be asked for, is for sled to report.
+fn wait_for_lock(path: &Path) {
+    let Ok(file) = std::fs::File::open(path.join("db")) else { return };
+    let begun = Instant::now();
+    while begun.elapsed() < CHILD {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
+            _ => break,
+        }
+    }
+    // Given back by name: closing alone would again leave it with a child.
+    let _ = rustix::fs::flock(&file, FlockOperation::Unlock);
 }
 
 fn remove_half_snapshots(path: &Path) -> io::Result<()> {
@@ -201,6 +222,20 @@ mod tests {
         }
         let index = SledIndex::open(root.path(), LIMIT).unwrap();
         assert_eq!(index.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
+    }
+
+    #[test]
+    fn a_child_that_has_the_lock_for_a_moment_does_no_harm() {
+        let root = tempfile::tempdir().unwrap();
+        drop(SledIndex::open(root.path(), LIMIT).unwrap());
+        let child = std::fs::File::open(root.path().join("index/db")).unwrap();
+        rustix::fs::flock(&child, FlockOperation::NonBlockingLockExclusive).unwrap();
+        std::thread::scope(|scope| {
+            let opened = scope.spawn(|| SledIndex::open(root.path(), LIMIT).map(drop));
+            std::thread::sleep(Duration::from_millis(50));
+            drop(child);
+            opened.join().unwrap().unwrap();
+        });
     }
 
     #[test]
