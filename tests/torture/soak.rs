@@ -45,7 +45,11 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         while began.elapsed() < lives {
             tokio::time::sleep(SAMPLE).await;
             site.world.upstream.forget();
-            samples.push((began.elapsed().as_secs_f64(), resident(&daemon)));
+            let memory = Memory::of(&daemon);
+            if last && samples.len() % 60 == 0 {
+                println!("{case}, minute {}: {memory}", samples.len() / 60);
+            }
+            samples.push((began.elapsed().as_secs_f64(), memory.resident as f64));
         }
         report.most("resident_kib", samples.iter().map(|(_, kib)| *kib as u64).max().unwrap_or(0));
         if last {
@@ -106,11 +110,32 @@ fn faults(upstream: &Upstream, rng: &mut Rng) {
     upstream.script("*", "*", .., act);
 }
 
-/// Resident memory in KiB.
-fn resident(daemon: &Daemon) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok()).unwrap_or(0.0)
+/// What a process has, of /proc/<pid>/status; in KiB.
+#[derive(Default)]
+struct Memory {
+    resident: u64,
+    /// What of it is not of files: heap and stacks.
+    anonymous: u64,
+    threads: u64,
+}
+
+impl Memory {
+    fn of(daemon: &Daemon) -> Self {
+        let path = format!("/proc/{}/status", daemon.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(path).unwrap_or_default();
+        let number = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+        };
+        Self { resident: number("VmRSS:"), anonymous: number("RssAnon:"), threads: number("Threads:") }
+    }
+}
+
+impl std::fmt::Display for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { resident, anonymous, threads } = self;
+        write!(f, "{resident} KiB resident, {anonymous} KiB of them anonymous, {threads} threads")
+    }
 }
 
 /// KiB a second, by least squares.
