@@ -64,13 +64,28 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(inherited) => inherited,
         Err(error) => return fail(&error),
     };
-    let runtime = match Builder::new_multi_thread().enable_all().thread_name("ocistern").build() {
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("ocistern")
+        .max_blocking_threads(blocking_threads())
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
     let code = serve(&runtime, config, inherited);
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     code
+}
+
+/// How many threads there may be for what blocks, which is work on files.
+///
+/// They take turns, so those of a burst live on for as long as there is something to do for any of them, and the allocator
+/// keeps for each what it has freed of each small size. More of them than a disk has requests at a time gain nothing. None
+/// waits for work that is still queued (the store's tests run with a single one), so few are no deadlock.
+fn blocking_threads() -> usize {
+    const LEAST: usize = 64;
+    std::thread::available_parallelism().map_or(LEAST, |processors| LEAST.max(4 * processors.get()))
 }
 
 fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {

@@ -1,11 +1,13 @@
 //! The scripted upstream and the client, tested against each other: what is scripted is what happens on the wire.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use crate::common::content::{blob, image, sha256};
+use crate::common::model::Moves;
 use crate::common::upstream::{Auth, Cut};
-use crate::common::{Ask, Cistern, Client, Gate, Upstream, acts};
+use crate::common::{Ask, Cistern, Client, Gate, Model, Upstream, acts};
 
 fn client(upstream: &Upstream) -> Client {
     Client(SocketAddr::from(([127, 0, 0, 1], upstream.port())))
@@ -190,4 +192,29 @@ async fn what_lies_outside_of_the_root_is_seen() {
     let climbed = cistern.root().join("../../x");
     std::fs::write(&climbed, "").unwrap();
     assert_eq!(cistern.strays(), [climbed.canonicalize().unwrap()]);
+}
+
+#[test]
+fn a_file_may_be_gone_by_what_was_asked_for_and_by_nothing_else() {
+    let (model, digest, other) = (Model::default(), sha256(b"a manifest"), sha256(b"another"));
+    let tag = ("some/app".to_owned(), "v1".to_owned());
+    let link = format!("refs/up/some/app/_links/sha256/{}", digest.hex());
+    let (link, record) = (Path::new(&link), Path::new("refs/up/some/app/_tags/v1"));
+    let content = format!("{{\"digest\":\"{digest}\"}}");
+    let published = SystemTime::now();
+    let gone = |model: &Model, file: &Path, at| model.may_be_gone(file, content.as_bytes(), at);
+    let later = published + Duration::from_hours(1);
+
+    model.begin(&tag, Moves::Through, Some(digest));
+    assert!(gone(&model, record, later), "it is under way");
+    model.end(&tag);
+    assert!(gone(&model, record, published) && !gone(&model, record, later), "it had ended");
+    assert!(!gone(&model, link, published) && !gone(&model, Path::new("blobs/sha256/00"), published));
+    model.deleting("some/app", other);
+    model.deleting("some", digest);
+    assert!(!gone(&model, link, published) && !gone(&model, record, later), "of something else");
+    model.deleting("some/app", digest);
+    assert!(gone(&model, link, later) && gone(&model, record, later), "the manifest goes, and the tag with it");
+    model.deleted("some/app", digest);
+    assert!(gone(&model, link, published) && !gone(&model, link, later) && !gone(&model, record, later));
 }

@@ -142,14 +142,21 @@ impl Seen {
         self.files.len()
     }
 
-    /// Which of these files are gone or other ones, of those that had not changed for so long.
-    pub fn lost(&self, root: &Path, unchanged_for: Duration) -> Vec<String> {
+    /// Which of these files are gone or other ones, of those that had not changed for so long; but for those, by path, content
+    /// and time of the last change, of which that is to be expected.
+    pub fn lost(
+        &self,
+        root: &Path,
+        unchanged_for: Duration,
+        expected: impl Fn(&Path, &[u8], SystemTime) -> bool,
+    ) -> Vec<String> {
         let at = self.at.unwrap();
         let old = self
             .files
             .iter()
             .filter(|(_, (changed, _))| at.duration_since(*changed).is_ok_and(|age| age >= unchanged_for));
-        old.filter(|(path, (_, content))| !is_there(root, path, content.as_deref()))
+        let lost = old.filter(|(path, (_, content))| !is_there(root, path, content.as_deref()));
+        lost.filter(|(path, (changed, content))| !expected(path, content.as_deref().unwrap_or_default(), *changed))
             .map(|(path, (changed, _))| {
                 format!("{} ({:?} old)", path.display(), at.duration_since(*changed).unwrap_or_default())
             })

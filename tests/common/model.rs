@@ -1,6 +1,7 @@
 //! What was acknowledged to clients, and what an answer may therefore say: the memory of tests that kill and damage.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -33,6 +34,10 @@ struct State {
     tags: BTreeMap<TagName, History>,
     /// With the time of the acknowledgement.
     pushed: BTreeMap<(String, Digest), SystemTime>,
+    /// Changes of tags.
+    changes: BTreeMap<TagName, Doing>,
+    /// Deletes by digest.
+    deletes: BTreeMap<(String, Digest), Doing>,
     wrong: Vec<String>,
     answers: u64,
 }
@@ -53,6 +58,14 @@ struct Value {
     seen: Option<Instant>,
 }
 
+/// When something was done last.
+#[derive(Debug, Default)]
+struct Doing {
+    /// So many began, and their end is not known.
+    under_way: usize,
+    ended: Option<SystemTime>,
+}
+
 /// How long an answer that is shared may be older than the request.
 const SHARED: Duration = Duration::from_secs(2);
 
@@ -62,11 +75,14 @@ impl Model {
         let mut state = self.0.lock();
         let history = state.tags.entry(tag.clone()).or_insert_with(|| History { moves, values: Vec::new() });
         history.values.push(Value { digest, superseded: None, seen: None });
+        state.changes.entry(tag.clone()).or_default().begin();
     }
 
     /// The change of it that began last was acknowledged.
     pub fn end(&self, tag: &TagName) {
-        self.0.lock().tags.get_mut(tag).unwrap().supersede();
+        let mut state = self.0.lock();
+        state.tags.get_mut(tag).unwrap().supersede();
+        state.changes.get_mut(tag).unwrap().end();
     }
 
     /// A push of this content was acknowledged.
@@ -76,7 +92,33 @@ impl Model {
 
     /// A delete of it is about to be asked for.
     pub fn deleting(&self, repo: &str, digest: Digest) {
-        self.0.lock().pushed.remove(&(repo.to_owned(), digest));
+        let (mut state, named) = (self.0.lock(), (repo.to_owned(), digest));
+        state.pushed.remove(&named);
+        state.deletes.entry(named).or_default().begin();
+    }
+
+    /// That delete was answered.
+    pub fn deleted(&self, repo: &str, digest: Digest) {
+        self.0.lock().deletes.get_mut(&(repo.to_owned(), digest)).unwrap().end();
+    }
+
+    /// Whether a tag's record, or a link, may be gone or another one although it had been published at that time: because of
+    /// something that was asked for and had not ended by then. Blobs are not deleted.
+    pub fn may_be_gone(&self, file: &Path, content: &[u8], published: SystemTime) -> bool {
+        let state = self.0.lock();
+        let since = |doing: &Doing| doing.since(published);
+        let Some((repo, kind, name)) = reference(file) else { return false };
+        let deleted = |digest: &Digest| state.deletes.get(&(repo.clone(), *digest)).is_some_and(since);
+        match kind {
+            "_links" => name.parse().is_ok_and(|digest| deleted(&digest)),
+            _ => {
+                let content = String::from_utf8_lossy(content);
+                let mut of_repo =
+                    state.deletes.keys().filter(|(of, digest)| *of == repo && content.contains(&digest.hex()));
+                state.changes.get(&(repo.clone(), name)).is_some_and(since)
+                    || of_repo.any(|(_, digest)| deleted(digest))
+            }
+        }
     }
 
     /// What was pushed and acknowledged, and not deleted since: repository, digest, and when it was acknowledged last.
@@ -131,6 +173,8 @@ impl Model {
     /// differ, except that what is asked at every request may be older while upstream cannot be asked.
     pub fn settle(&self, upstream: &Upstream) {
         let mut state = self.0.lock();
+        let State { changes, deletes, .. } = &mut *state;
+        changes.values_mut().chain(deletes.values_mut()).filter(|doing| doing.under_way > 0).for_each(Doing::settle);
         for ((repo, tag), history) in &mut state.tags {
             let truth = upstream.registry(|registry| registry.repos.get(repo)?.tags.get(tag).copied());
             if history.values.last().is_none_or(|last| last.digest != truth) {
@@ -192,6 +236,38 @@ impl Model {
     pub fn tags(&self) -> Vec<TagName> {
         self.0.lock().tags.keys().cloned().collect()
     }
+}
+
+impl Doing {
+    fn begin(&mut self) {
+        self.under_way += 1;
+    }
+
+    fn end(&mut self) {
+        self.under_way -= 1;
+        self.ended = Some(super::clock::wall());
+    }
+
+    /// Nobody does it any more.
+    fn settle(&mut self) {
+        *self = Self { under_way: 0, ended: Some(super::clock::wall()) };
+    }
+
+    /// Whether it was still being done at that time, or later. What was asked of upstream before its end may be written down
+    /// after it.
+    fn since(&self, time: SystemTime) -> bool {
+        self.under_way > 0 || self.ended.is_some_and(|ended| ended + SHARED >= time)
+    }
+}
+
+/// Repository, kind (`_tags` or `_links`) and name of a file below `refs/UPSTREAM/`; the name of a link as a digest.
+fn reference(file: &Path) -> Option<(String, &'static str, String)> {
+    let parts: Vec<&str> = file.iter().skip(2).map(|part| part.to_str()).collect::<Option<_>>()?;
+    let (at, kind) = parts.iter().enumerate().find_map(|(at, part)| {
+        let kind = ["_tags", "_links"].into_iter().find(|kind| kind == part)?;
+        Some((at, kind))
+    })?;
+    Some((parts[..at].join("/"), kind, parts[at + 1..].join(":")))
 }
 
 impl History {

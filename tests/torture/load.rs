@@ -192,6 +192,7 @@ impl Load {
             (1, Some(digest)) => {
                 self.world.model.deleting(&name.0, digest);
                 self.delete(&name, &digest.to_string()).await;
+                self.world.model.deleted(&name.0, digest);
             }
             _ => {
                 let variants = &self.world.library.pushed[number];

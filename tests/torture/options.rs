@@ -17,7 +17,7 @@ const SUBJECTS: [(&str, &[&str]); 12] = [
     ("limits", &["cases"]),
     ("removed", &["cases"]),
     ("clock", &["cases"]),
-    ("soak", &["minutes"]),
+    ("soak", &["minutes", "killing"]),
 ];
 /// Forms of the whole suite, with what may be counted in them. No filter begins like this.
 const FORMS: [(&str, &[&str]); 2] = [

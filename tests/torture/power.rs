@@ -1,5 +1,6 @@
 //! Power cuts: ext4 on a loop file loses what is not in its journal while pulls, pushes, deletes and evictions run.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -79,10 +80,13 @@ async fn run_batch(
         report.count(if durability == Durability::Strict { "cuts_strict" } else { "cuts_fast" }, 1);
         if durability == Durability::Strict {
             report.count("files_at_cuts", seen.len() as u64);
-            let lost = seen.lost(&site.root, checks::synced_within());
-            // In full run a tag may be deleted or moved between the look and the cut.
-            let lost = lost.into_iter().filter(|file| frozen || !file.contains("/_tags/"));
-            report.violations(&case, lost.map(|file| format!("published and lost: {file}")));
+            // In full run a tag or manifest may be deleted or moved between the look and the cut.
+            let deleted = |file: &Path, content: &[u8], published| {
+                !frozen && site.world.model.may_be_gone(file, content, published)
+            };
+            let lost = seen.lost(&site.root, checks::synced_within(), deleted);
+            let moment = if frozen { "standing still" } else { "in full run" };
+            report.violations(&case, lost.iter().map(|file| format!("published and lost, {moment}: {file}")));
             for (_, digest, at) in acknowledged {
                 // In the small store a push may find no room, and what is there be of a fill that has just published it, or
                 // be evicted and fetched again: other publications, which the acknowledgement says nothing about.

@@ -27,6 +27,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("soak", options.seed, &options.text);
     let mut rng = Rng::with_seed(options.seed);
     let half = Duration::from_secs(30 * options.count("minutes"));
+    let kills_for = Duration::from_secs(60 * options.count_or("killing", options.count("minutes") / 2));
     let site = Site::new(&mut rng, 60, &SIZES, None).await;
     let all: usize = site.world.library.all().flat_map(|(_, image)| &image.layers).map(bytes::Bytes::len).sum();
     site.configure(Durability::Strict, &format!("{}KiB", all / 10 / 1024));
@@ -34,7 +35,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
     report.count("minutes", options.count("minutes"));
     let (mut round, killing) = (0, Instant::now());
     loop {
-        let last = killing.elapsed() >= half;
+        let last = killing.elapsed() >= kills_for;
         let case = format!("round {round}");
         round += 1;
         faults(&site.world.upstream, &mut rng);
