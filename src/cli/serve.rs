@@ -18,6 +18,12 @@ use crate::http::respond::causes;
 use crate::oci::UpstreamName;
 use crate::server::{Inherited, Server, raise_limit};
 
+/// How long a thread for what blocks (files, mostly) waits for more to do.
+///
+/// These threads take turns: whatever there is to do for any of them keeps all alive, those of a burst too, and the C
+/// library's allocator keeps for each some 200 KiB of what it has freed. Short, so that there are as many as are needed
+/// now. To make one costs less than any access to a disk.
+const IDLE_THREAD: Duration = Duration::from_millis(20);
 /// How long the runtime waits for what still blocks a thread after the stop.
 const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -67,7 +73,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .thread_name("ocistern")
-        .max_blocking_threads(blocking_threads())
+        .thread_keep_alive(IDLE_THREAD)
         .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -76,16 +82,6 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     let code = serve(&runtime, config, inherited);
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     code
-}
-
-/// How many threads there may be for what blocks, which is work on files.
-///
-/// They take turns, so those of a burst live on for as long as there is something to do for any of them, and the allocator
-/// keeps for each what it has freed of each small size. More of them than a disk has requests at a time gain nothing. None
-/// waits for work that is still queued (the store's tests run with a single one), so few are no deadlock.
-fn blocking_threads() -> usize {
-    const LEAST: usize = 64;
-    std::thread::available_parallelism().map_or(LEAST, |processors| LEAST.max(4 * processors.get()))
 }
 
 fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
