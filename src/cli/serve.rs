@@ -70,11 +70,8 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(inherited) => inherited,
         Err(error) => return fail(&error),
     };
-    let runtime = Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("ocistern")
-        .thread_keep_alive(IDLE_THREAD)
-        .build();
+    let runtime =
+        Builder::new_multi_thread().enable_all().thread_name("ocistern").thread_keep_alive(IDLE_THREAD).build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),

@@ -14,7 +14,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -23,9 +23,6 @@ use super::layout::INDEX;
 
 /// Memory for pages; sled's own default is 1 GiB.
 const CACHE: u64 = 32 << 20;
-/// How long a child may take from fork to exec. Nobody else has the lock: the root's own is taken before.
-const CHILD: Duration = Duration::from_secs(2);
-
 /// An open sled database.
 pub(super) struct SledIndex {
     db: sled::Db,
@@ -95,16 +92,11 @@ fn open(path: &Path) -> Result<SledIndex, IndexError> {
     Ok(SledIndex { db })
 }
 
-/// Waits until nobody has sled's lock. One that is not given up in time, or cannot be asked for, is for sled to report.
+/// Waits until nobody has sled's lock, within the time that opening may take. Nobody but a child that has yet to exec can
+/// have it: the root's own lock is taken before. A lock that cannot be asked for is for sled to complain about.
 fn wait_for_lock(path: &Path) {
     let Ok(file) = std::fs::File::open(path.join("db")) else { return };
-    let begun = Instant::now();
-    while begun.elapsed() < CHILD {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(2)),
-            _ => break,
-        }
-    }
+    while rustix::fs::flock(&file, FlockOperation::LockExclusive) == Err(rustix::io::Errno::INTR) {}
     // Given back by name: closing alone would again leave it with a child.
     let _ = rustix::fs::flock(&file, FlockOperation::Unlock);
 }
@@ -230,11 +222,12 @@ mod tests {
         drop(SledIndex::open(root.path(), LIMIT).unwrap());
         let child = std::fs::File::open(root.path().join("index/db")).unwrap();
         rustix::fs::flock(&child, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let (sender, opened) = mpsc::channel();
         std::thread::scope(|scope| {
-            let opened = scope.spawn(|| SledIndex::open(root.path(), LIMIT).map(drop));
-            std::thread::sleep(Duration::from_millis(50));
+            scope.spawn(|| sender.send(SledIndex::open(root.path(), LIMIT).map(drop)));
+            assert!(opened.recv_timeout(Duration::from_millis(50)).is_err(), "it waits");
             drop(child);
-            opened.join().unwrap().unwrap();
+            opened.recv().unwrap().unwrap();
         });
     }
 

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use crate::common::clock::wall;
 use crate::common::content::{blob, image, sha256};
 use crate::common::model::Moves;
 use crate::common::upstream::{Auth, Cut};
@@ -201,7 +202,7 @@ fn a_file_may_be_gone_by_what_was_asked_for_and_by_nothing_else() {
     let link = format!("refs/up/some/app/_links/sha256/{}", digest.hex());
     let (link, record) = (Path::new(&link), Path::new("refs/up/some/app/_tags/v1"));
     let content = format!("{{\"digest\":\"{digest}\"}}");
-    let published = SystemTime::now();
+    let published = wall();
     let gone = |model: &Model, file: &Path, at| model.may_be_gone(file, content.as_bytes(), at);
     let later = published + Duration::from_hours(1);
 

@@ -109,16 +109,12 @@ impl Model {
         let since = |doing: &Doing| doing.since(published);
         let Some((repo, kind, name)) = reference(file) else { return false };
         let deleted = |digest: &Digest| state.deletes.get(&(repo.clone(), *digest)).is_some_and(since);
-        match kind {
-            "_links" => name.parse().is_ok_and(|digest| deleted(&digest)),
-            _ => {
-                let content = String::from_utf8_lossy(content);
-                let mut of_repo =
-                    state.deletes.keys().filter(|(of, digest)| *of == repo && content.contains(&digest.hex()));
-                state.changes.get(&(repo.clone(), name)).is_some_and(since)
-                    || of_repo.any(|(_, digest)| deleted(digest))
-            }
+        if kind == "_links" {
+            return name.parse().is_ok_and(|digest| deleted(&digest));
         }
+        let content = String::from_utf8_lossy(content);
+        let mut of_repo = state.deletes.keys().filter(|(of, digest)| *of == repo && content.contains(&digest.hex()));
+        state.changes.get(&(repo.clone(), name)).is_some_and(since) || of_repo.any(|(_, digest)| deleted(digest))
     }
 
     /// What was pushed and acknowledged, and not deleted since: repository, digest, and when it was acknowledged last.
