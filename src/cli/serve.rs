@@ -21,8 +21,8 @@ use crate::server::{Inherited, Server, raise_limit};
 /// How long a thread for what blocks (files, mostly) waits for more to do.
 ///
 /// These threads take turns: whatever there is to do for any of them keeps all alive, those of a burst too, and the C
-/// library's allocator keeps for each some 200 KiB of what it has freed. Short, so that there are as many as are needed
-/// now. To make one costs less than any access to a disk.
+/// library's allocator keeps for each a hundred KiB and more of what it has freed (ADR 0017). Short, so that there are as
+/// many as are needed now. To make one costs less than any access to a disk.
 const IDLE_THREAD: Duration = Duration::from_millis(20);
 /// How long the runtime waits for what still blocks a thread after the stop.
 const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(2);

@@ -16,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::index::{Changes, Index, IndexError, Pairs};
 use super::layout::INDEX;
 
 /// Memory for pages; sled's own default is 1 GiB.
 const CACHE: u64 = 32 << 20;
+
 /// An open sled database.
 pub(super) struct SledIndex {
     db: sled::Db,
@@ -95,7 +96,9 @@ fn open(path: &Path) -> Result<SledIndex, IndexError> {
 /// Waits until nobody has sled's lock, within the time that opening may take. Nobody but a child that has yet to exec can
 /// have it: the root's own lock is taken before. A lock that cannot be asked for is for sled to complain about.
 fn wait_for_lock(path: &Path) {
-    let Ok(file) = std::fs::File::open(path.join("db")) else { return };
+    // What stands there may be damaged in any way: a pipe would have to wait for somebody who writes.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(path.join("db"), flags, Mode::empty()) else { return };
     while rustix::fs::flock(&file, FlockOperation::LockExclusive) == Err(rustix::io::Errno::INTR) {}
     // Given back by name: closing alone would again leave it with a child.
     let _ = rustix::fs::flock(&file, FlockOperation::Unlock);

@@ -203,7 +203,7 @@ fn a_file_may_be_gone_by_what_was_asked_for_and_by_nothing_else() {
     let (link, record) = (Path::new(&link), Path::new("refs/up/some/app/_tags/v1"));
     let content = format!("{{\"digest\":\"{digest}\"}}");
     let published = wall();
-    let gone = |model: &Model, file: &Path, at| model.may_be_gone(file, content.as_bytes(), at);
+    let gone = |model: &Model, file: &Path, at| model.may_be_gone(file, content.as_bytes(), at, wall());
     let later = published + Duration::from_hours(1);
 
     model.begin(&tag, Moves::Through, Some(digest));
@@ -216,6 +216,7 @@ fn a_file_may_be_gone_by_what_was_asked_for_and_by_nothing_else() {
     assert!(!gone(&model, link, published) && !gone(&model, record, later), "of something else");
     model.deleting("some/app", digest);
     assert!(gone(&model, link, later) && gone(&model, record, later), "the manifest goes, and the tag with it");
+    assert!(!model.may_be_gone(link, content.as_bytes(), published, published), "it had not been asked for by then");
     model.deleted("some/app", digest);
     assert!(gone(&model, link, published) && !gone(&model, link, later) && !gone(&model, record, later));
 }

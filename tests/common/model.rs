@@ -58,13 +58,9 @@ struct Value {
     seen: Option<Instant>,
 }
 
-/// When something was done last.
+/// When something was done: each time its begin, and its end if that is known.
 #[derive(Debug, Default)]
-struct Doing {
-    /// So many began, and their end is not known.
-    under_way: usize,
-    ended: Option<SystemTime>,
-}
+struct Doing(Vec<(SystemTime, Option<SystemTime>)>);
 
 /// How long an answer that is shared may be older than the request.
 const SHARED: Duration = Duration::from_secs(2);
@@ -102,11 +98,11 @@ impl Model {
         self.0.lock().deletes.get_mut(&(repo.to_owned(), digest)).unwrap().end();
     }
 
-    /// Whether a tag's record, or a link, may be gone or another one although it had been published at that time: because of
-    /// something that was asked for and had not ended by then. Blobs are not deleted.
-    pub fn may_be_gone(&self, file: &Path, content: &[u8], published: SystemTime) -> bool {
+    /// Whether a tag's record, or a link, may be gone or another one at the time `by`, although it had been published: because
+    /// of something that was asked for by then and had not ended when it was published. Blobs are not deleted.
+    pub fn may_be_gone(&self, file: &Path, content: &[u8], published: SystemTime, by: SystemTime) -> bool {
         let state = self.0.lock();
-        let since = |doing: &Doing| doing.since(published);
+        let since = |doing: &Doing| doing.between(published, by);
         let Some((repo, kind, name)) = reference(file) else { return false };
         let deleted = |digest: &Digest| state.deletes.get(&(repo.clone(), *digest)).is_some_and(since);
         if kind == "_links" {
@@ -170,7 +166,7 @@ impl Model {
     pub fn settle(&self, upstream: &Upstream) {
         let mut state = self.0.lock();
         let State { changes, deletes, .. } = &mut *state;
-        changes.values_mut().chain(deletes.values_mut()).filter(|doing| doing.under_way > 0).for_each(Doing::settle);
+        changes.values_mut().chain(deletes.values_mut()).for_each(Doing::settle);
         for ((repo, tag), history) in &mut state.tags {
             let truth = upstream.registry(|registry| registry.repos.get(repo)?.tags.get(tag).copied());
             if history.values.last().is_none_or(|last| last.digest != truth) {
@@ -236,23 +232,25 @@ impl Model {
 
 impl Doing {
     fn begin(&mut self) {
-        self.under_way += 1;
+        self.0.push((super::clock::wall(), None));
     }
 
+    /// What began last has ended.
     fn end(&mut self) {
-        self.under_way -= 1;
-        self.ended = Some(super::clock::wall());
+        self.0.last_mut().unwrap().1 = Some(super::clock::wall());
     }
 
-    /// Nobody does it any more.
+    /// Nobody does it any more. Only the last time counts from now on.
     fn settle(&mut self) {
-        *self = Self { under_way: 0, ended: Some(super::clock::wall()) };
+        let last = self.0.last().map(|(begun, _)| *begun);
+        let ended = self.0.iter().map(|(_, ended)| ended.unwrap_or_else(super::clock::wall)).max();
+        self.0 = last.zip(ended).map(|(begun, ended)| (begun, Some(ended))).into_iter().collect();
     }
 
-    /// Whether it was still being done at that time, or later. What was asked of upstream before its end may be written down
-    /// after it.
-    fn since(&self, time: SystemTime) -> bool {
-        self.under_way > 0 || self.ended.is_some_and(|ended| ended + SHARED >= time)
+    /// Whether it had begun by then, and was still being done when `published`, or later. What was asked of upstream before
+    /// its end may be written down after it.
+    fn between(&self, published: SystemTime, by: SystemTime) -> bool {
+        self.0.iter().any(|(begun, ended)| *begun <= by && ended.is_none_or(|ended| ended + SHARED >= published))
     }
 }
 

@@ -82,7 +82,12 @@ impl Options {
 
     /// A count that was given, else this.
     pub fn count_or(&self, name: &str, otherwise: u64) -> u64 {
-        self.counts.iter().find(|(given, _)| given == name).map_or(otherwise, |(_, value)| *value)
+        self.given(name).unwrap_or(otherwise)
+    }
+
+    /// A count, if it was given.
+    pub fn given(&self, name: &str) -> Option<u64> {
+        self.counts.iter().find(|(given, _)| given == name).map(|(_, value)| *value)
     }
 
     /// A text that was given.

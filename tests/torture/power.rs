@@ -10,6 +10,7 @@ use ocistern::oci::Digest;
 
 use crate::checks;
 use crate::common::Daemon;
+use crate::common::clock::wall;
 use crate::common::invariants::Seen;
 use crate::options::{Options, need};
 use crate::report::Report;
@@ -70,10 +71,9 @@ async fn run_batch(
         let evicts = capacity == CAPACITIES[1];
         // Where evictions run, what is there at the cut is known only if they stand still; else it happens in full run.
         let log = daemon.log();
-        let evictions = log.iter().filter(|event| event["message"] == "evicted the least recently used blobs");
-        report.count("evicted_bytes", evictions.filter_map(|event| event["bytes"].as_u64()).sum());
+        report.count("evicted_bytes", checks::evictions(&log).filter_map(|event| event["bytes"].as_u64()).sum());
         let frozen = evicts || rng.bool();
-        let (acknowledged, seen, died) = cut_power(&site, &volume, daemon, frozen).await?;
+        let (acknowledged, seen, cut_at, died) = cut_power(&site, &volume, daemon, frozen).await?;
         running.end().await;
         volume.power_on()?;
         report.count("cuts", 1);
@@ -82,7 +82,7 @@ async fn run_batch(
             report.count("files_at_cuts", seen.len() as u64);
             // In full run a tag or manifest may be deleted or moved between the look and the cut.
             let deleted = |file: &Path, content: &[u8], published| {
-                !frozen && site.world.model.may_be_gone(file, content, published)
+                !frozen && site.world.model.may_be_gone(file, content, published, cut_at)
             };
             let lost = seen.lost(&site.root, checks::synced_within(), deleted);
             let moment = if frozen { "standing still" } else { "in full run" };
@@ -115,7 +115,7 @@ async fn cut_power(
     volume: &Volume,
     daemon: Daemon,
     frozen: bool,
-) -> Result<(Vec<Acknowledged>, Seen, Instant), String> {
+) -> Result<(Vec<Acknowledged>, Seen, SystemTime, Instant), String> {
     if frozen {
         site.world.set_faulty(true);
         daemon.freeze();
@@ -125,7 +125,7 @@ async fn cut_power(
     let seen = Seen::now(&site.root);
     site.world.set_faulty(true);
     volume.cut()?;
-    let died = Instant::now();
+    let (cut_at, died) = (wall(), Instant::now());
     if !frozen {
         // What it says while its disk is gone must be right, too.
         tokio::time::sleep(Duration::from_millis(30)).await;
@@ -133,5 +133,5 @@ async fn cut_power(
     daemon.kill();
     // What was under way to upstream arrives.
     tokio::time::sleep(Duration::from_millis(30)).await;
-    Ok((acknowledged, seen, died))
+    Ok((acknowledged, seen, cut_at, died))
 }

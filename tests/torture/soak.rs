@@ -1,5 +1,6 @@
 //! A soak: twenty clients, a store of a tenth of the content, and an upstream that fails one request in twenty. In the
-//! first half SIGKILL comes every 20 to 60 seconds; in the second half one daemon lives on, and its memory is watched.
+//! first half (or as many minutes as --killing says) SIGKILL comes every 20 to 60 seconds; then one daemon lives on for
+//! half of the time, and its memory is watched.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("soak", options.seed, &options.text);
     let mut rng = Rng::with_seed(options.seed);
     let half = Duration::from_secs(30 * options.count("minutes"));
-    let kills_for = Duration::from_secs(60 * options.count_or("killing", options.count("minutes") / 2));
+    let kills_for = options.given("killing").map_or(half, Duration::from_mins);
     let site = Site::new(&mut rng, 60, &SIZES, None).await;
     let all: usize = site.world.library.all().flat_map(|(_, image)| &image.layers).map(bytes::Bytes::len).sum();
     site.configure(Durability::Strict, &format!("{}KiB", all / 10 / 1024));
@@ -112,7 +113,6 @@ fn faults(upstream: &Upstream, rng: &mut Rng) {
 }
 
 /// What a process has, of /proc/<pid>/status; in KiB.
-#[derive(Default)]
 struct Memory {
     resident: u64,
     /// What of it is not of files: heap and stacks.
