@@ -1,8 +1,20 @@
-//! How the C library's allocator is set up, and made to give back what it keeps free.
+//! How the allocator is set up, and made to give back what it keeps free: jemalloc where the program is built with it, else
+//! the C library's.
 #![cfg_attr(
     target_env = "gnu",
-    expect(unsafe_code, reason = "mallopt and malloc_trim; each block says why it is sound")
+    expect(unsafe_code, reason = "mallopt, malloc_trim and a symbol of jemalloc's; each says why it is sound")
 )]
+
+/// What jemalloc reads before anything is allocated: an arena for each processor, since threads are many and short-lived; of
+/// what a thread has freed only pieces of up to 2 KiB are kept for it; pages with nothing in use go back after 2 s, by a thread
+/// of jemalloc's own (its name is `jemalloc_bg_thd`), also while nobody allocates.
+// SAFETY: jemalloc declares the symbol as `const char *` and only reads it: a pointer to a string that ends with NUL and lives
+// for ever.
+#[cfg(all(target_env = "gnu", feature = "jemalloc"))]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+#[used]
+static SETTINGS: &[u8; 97] =
+    b"percpu_arena:percpu,lg_tcache_max:11,dirty_decay_ms:2000,muzzy_decay_ms:0,background_thread:true\0";
 
 /// Sets the allocator up for buffers of bodies, which are large, many and short-lived, and for threads that are many and
 /// mostly idle. To be called before there are threads.
@@ -12,7 +24,7 @@
 ///   memory as is in use.
 /// * Buffers are taken from the arenas, and what is free at their ends is given back only where it is much: to map and
 ///   unmap each buffer costs a tenth of a cold pull in page faults.
-#[cfg(target_env = "gnu")]
+#[cfg(all(target_env = "gnu", not(feature = "jemalloc")))]
 pub(crate) fn set_up() {
     const LARGEST_BUFFER: i32 = 8 << 20;
     const KEPT: i32 = 16 << 20;
@@ -35,23 +47,23 @@ pub(crate) fn set_up() {
 /// Gives the system the pages back in which nothing is in use, wherever they lie. By itself the allocator gives back only
 /// what is free at an arena's end, and one small record that lives on keeps megabytes before it. Takes milliseconds, in
 /// which other threads may wait for memory: to be called now and then, on a thread that may block.
-#[cfg(target_env = "gnu")]
+#[cfg(all(target_env = "gnu", not(feature = "jemalloc")))]
 pub(crate) fn give_back() {
     // SAFETY: malloc_trim takes each arena's lock and touches only what nobody holds.
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Another C library's is not used: see the binary.
-#[cfg(not(target_env = "gnu"))]
+/// jemalloc has its settings from the start; another C library's allocator is not used: see the binary.
+#[cfg(any(not(target_env = "gnu"), feature = "jemalloc"))]
 pub(crate) fn set_up() {}
 
-/// The same.
-#[cfg(not(target_env = "gnu"))]
+/// What is used in their place gives pages back by itself.
+#[cfg(any(not(target_env = "gnu"), feature = "jemalloc"))]
 pub(crate) fn give_back() {}
 
 #[cfg(test)]
 mod tests {
-    #[cfg(target_env = "gnu")]
+    #[cfg(all(target_env = "gnu", not(feature = "jemalloc")))]
     #[test]
     fn what_lies_between_things_in_use_goes_back() {
         const BUFFER: usize = 64 << 10;
