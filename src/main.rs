@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// What a daemon that runs for long is built with (ADR 0017); its settings are in `sys::allocator`.
+/// Only where it is asked for (ADR 0017); its settings are in `sys::allocator`.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

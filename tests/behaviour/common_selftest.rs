@@ -219,4 +219,10 @@ fn a_file_may_be_gone_by_what_was_asked_for_and_by_nothing_else() {
     assert!(!model.may_be_gone(link, content.as_bytes(), published, published), "it had not been asked for by then");
     model.deleted("some/app", digest);
     assert!(gone(&model, link, published) && !gone(&model, link, later) && !gone(&model, record, later));
+    model.deleting("some/app", digest);
+    model.deleting("some/app", digest);
+    model.deleted("some/app", digest);
+    assert!(gone(&model, link, later), "one of two is still under way");
+    model.deleted("some/app", digest);
+    assert!(!gone(&model, link, later), "both have ended");
 }

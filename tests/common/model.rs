@@ -235,9 +235,12 @@ impl Doing {
         self.0.push((super::clock::wall(), None));
     }
 
-    /// What began last has ended.
+    /// One that began has ended: of several under way it is taken for the last, so that the time of all is covered until all
+    /// have. One that was settled meanwhile ends again.
     fn end(&mut self) {
-        self.0.last_mut().unwrap().1 = Some(super::clock::wall());
+        let open = self.0.iter().rposition(|(_, ended)| ended.is_none());
+        let ended = open.unwrap_or(self.0.len() - 1);
+        self.0[ended].1 = Some(super::clock::wall());
     }
 
     /// Nobody does it any more. Only the last time counts from now on.
