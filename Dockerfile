@@ -7,7 +7,7 @@ ARG BASE_IMAGE=gcr.io/distroless/cc-debian12
 FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked --bin ocistern \
+RUN cargo build --release --locked --features jemalloc --bin ocistern \
     && install -D target/release/ocistern /out/usr/bin/ocistern \
     && install -D LICENSE /out/usr/share/doc/ocistern/LICENSE
 # The base image has no shell to make it with, and a new volume takes over owner and mode of what it covers.

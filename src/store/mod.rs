@@ -417,7 +417,8 @@ impl Inner {
         self.disk.remove_left();
         self.write_order();
         self.hints.close();
-        if !synced {
+        if !synced || self.group.has_lost() {
+            // Then the next run verifies all anew.
             return Err(StoreError::io("sync", self.disk.path(), std::io::Error::other("the log says why")));
         }
         if self.durability == Durability::Fast {

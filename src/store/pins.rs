@@ -6,7 +6,9 @@
 //! repository links stays.
 
 use std::collections::{BTreeSet, HashSet};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,12 +19,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::gated::Gated;
+use super::images::MANIFEST;
 use super::layout::{self, STATE};
 use super::order::Short;
 use super::record::{Found, Records};
 use super::refs::TagRecord;
 use super::sync::GroupSync;
-use super::{Disk, Inner, Store, StoreError};
+use super::{Disk, Inner, Store, StoreError, StoredBlob};
 use crate::config::Pin;
 use crate::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName};
 
@@ -390,6 +393,14 @@ impl Inner {
         }
     }
 
+    /// A blob has come: what a manifest names is pinned with it, also where a tag meant it before it was here. Blocks.
+    pub(super) fn pin_with_parts(&self, digest: &Digest, blob: &StoredBlob) {
+        let is_pinned = blob.len <= MANIFEST && self.books.with_order(|order| order.is_pinned(&Short::from(digest)));
+        if is_pinned && begins_as_json(&blob.file) {
+            self.pin_parts(digest, &self.parts_of(digest));
+        }
+    }
+
     fn add_pinned(&self, more: Vec<Short>) {
         let mut state = self.pins.state.lock();
         if let Some(meanwhile) = &mut state.meanwhile {
@@ -397,6 +408,12 @@ impl Inner {
         }
         self.books.with_order(|order| order.pin(more));
     }
+}
+
+/// Spares a layer being read whole.
+fn begins_as_json(file: &File) -> bool {
+    let mut first = [0];
+    file.read_exact_at(&mut first, 0).is_ok() && matches!(first, [b'{' | b' ' | b'\t' | b'\r' | b'\n'])
 }
 
 /// `state/pins`.

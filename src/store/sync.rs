@@ -28,6 +28,8 @@ pub(super) struct GroupSync {
     running: Gated<()>,
     /// The last run could not sync all. It is tried again each second, and said once.
     failing: AtomicBool,
+    /// A sync of the whole file system has failed in this run.
+    lost: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +85,7 @@ impl GroupSync {
             && let Err(error) = disk.sync_everything()
         {
             self.say(disk.path(), &error, "the file system could not be synced");
+            self.lost.store(true, Ordering::Relaxed);
             self.dirty.lock().everything = true;
             is_done = false;
         }
@@ -125,6 +128,12 @@ impl GroupSync {
             tracing::info!("what could not be synced is on the disk now, or gone");
         }
         is_done
+    }
+
+    /// Whether something may be lost of which nobody knows what it is: see [`GroupSync::condemn`], which cannot be done for a
+    /// whole file system.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     fn say(&self, path: &Path, error: &io::Error, what: &str) {

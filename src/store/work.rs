@@ -185,6 +185,7 @@ impl Work {
         if let Some(aside) = aside {
             inner.quarantined(digest, &aside);
         }
+        inner.pin_with_parts(digest, &blob);
         inner.sync_names(digest);
         Ok(blob)
     }

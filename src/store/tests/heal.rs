@@ -4,10 +4,11 @@
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::time::sleep;
 
 use super::images::{Images, content};
-use super::sim::{Sim, SimFs};
+use super::sim::{Fault, Harm, Sim, SimFs};
 use super::*;
 use crate::config::{Config, Pin, Scrub};
 use crate::store::record::{Found, Records};
@@ -19,10 +20,15 @@ const HOUR: Duration = Duration::from_hours(1);
 fn over_sim(capacity: u64) -> (Fixture, Arc<Sim>) {
     let root = tempfile::tempdir().unwrap();
     let sim = Sim::new(root.path());
+    let options = options(root.path(), capacity);
+    (opened(root, &sim, options), sim)
+}
+
+fn opened(root: tempfile::TempDir, sim: &Arc<Sim>, options: StoreOptions) -> Fixture {
     let metrics = Metrics::new().unwrap();
     let disk = Arc::new(Disk::over(Box::new(SimFs(sim.clone())), root.path().canonicalize().unwrap()));
-    let store = Store::open_on(disk, options(root.path(), capacity), metrics.clone(), |_| Box::new(InMemory)).unwrap();
-    (Fixture { root, metrics, store }, sim)
+    let store = Store::open_on(disk, options, metrics.clone(), |_| Box::new(InMemory)).unwrap();
+    Fixture { root, metrics, store }
 }
 
 fn blobs() -> PathBuf {
@@ -387,4 +393,29 @@ async fn the_group_is_synced_while_content_expires() {
     };
     tokio::join!(store.run(stop.clone()), during);
     assert!(!fixture.path(&old).exists());
+}
+
+/// What the kernel could not write it calls written from then on, so a later sync that succeeds says nothing of it.
+#[tokio::test]
+async fn a_stop_is_not_clean_where_a_sync_of_all_has_failed() {
+    for fails in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let sim = Sim::new(root.path());
+        let options = StoreOptions { durability: Durability::Fast, ..options(root.path(), 1 << 30) };
+        // The first run of a root syncs all there is.
+        let Fixture { root, store, .. } = opened(root, &sim, options);
+        put(&store, b"content").await;
+        let inner = store.0.clone();
+        if fails {
+            sim.arm(Fault { harm: Harm::Fail(Errno::IO), at: 1, times: 1 }, 0);
+        }
+        let is_synced = inner.group.run(&inner.disk);
+        sim.heal();
+        assert_eq!(is_synced, !fails);
+        assert!(inner.group.run(&inner.disk), "the next one succeeds");
+        store.close().await;
+        drop((inner, store));
+        let epoch = std::fs::read_to_string(root.path().join("state/epoch")).unwrap();
+        assert_eq!(epoch.contains("\"clean\":true"), !fails, "{epoch}");
+    }
 }

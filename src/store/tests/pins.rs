@@ -2,6 +2,7 @@
 
 use super::images::{Images, content};
 use super::*;
+use crate::clock::twin::wall;
 use crate::config::Pin;
 use crate::store::order::Short;
 
@@ -158,4 +159,19 @@ async fn a_pin_that_is_lost_is_told_until_it_is_made_again() {
     }
     assert!(fixture.store.pin(pin()).await.unwrap());
     assert!(fixture.store.verify(None, None, false).await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn a_manifest_that_comes_after_its_tag_keeps_what_it_names() {
+    let fixture = fixture(1 << 30);
+    fixture.store.pin(pin()).await.unwrap();
+    let layer = put(&fixture.store, &content(1, 1000)).await;
+    let text = evict::manifest(&sha256(b"config"), &[layer]);
+    let (up, repo) = ("docker.io".parse().unwrap(), "team/tool".parse().unwrap());
+    let record =
+        TagRecord { digest: sha256(text.as_bytes()), media_type: "m".into(), size: text.len() as u64, etag: None };
+    fixture.store.set_tag(&up, &repo, &"1".parse().unwrap(), &record, wall()).await.unwrap();
+    assert!(!is_pinned(&fixture, &layer), "nobody can know");
+    put(&fixture.store, text.as_bytes()).await;
+    assert!(is_pinned(&fixture, &layer) && is_pinned(&fixture, &sha256(b"config")));
 }

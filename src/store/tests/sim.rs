@@ -148,6 +148,8 @@ struct State {
     begun: Vec<Range<u64>>,
     /// The size of the disk, if it is a real one.
     size: Option<u64>,
+    /// A sync of all has failed.
+    has_lost: bool,
 }
 
 /// The file system.
@@ -271,6 +273,7 @@ impl Sim {
             kept: None,
             begun: Vec::new(),
             size: None,
+            has_lost: false,
         };
         state.load(&root, 0);
         state.base = state.names.clone();
@@ -331,6 +334,11 @@ impl Sim {
     pub(in crate::store) fn may_fail_to_sync(&self) -> bool {
         let harm = self.state.lock().fault.map(|fault| fault.harm);
         matches!(harm, Some(Harm::Fail(Errno::NOSPC | Errno::IO)))
+    }
+
+    /// Whether a sync of all has failed since the last call.
+    pub(in crate::store) fn take_lost(&self) -> bool {
+        std::mem::take(&mut self.state.lock().has_lost)
     }
 
     /// The process is killed now.
@@ -528,6 +536,21 @@ impl State {
         }
     }
 
+    /// A sync of all has failed: of any file may be lost what was not on the disk, unless the process is no more.
+    fn lose_any(&mut self) {
+        if self.dead {
+            return;
+        }
+        self.has_lost = true;
+        for node in &mut self.nodes {
+            if let Node::File(content) = node
+                && self.rng.bool()
+            {
+                content.since.iter_mut().for_each(|write| write.lost = true);
+            }
+        }
+    }
+
     fn sync_changes(&mut self, of: impl Fn(&NameChange) -> bool) {
         let mut synced: Vec<bool> = self.changes.iter().map(|change| change.synced || of(change)).collect();
         self.close_over(&mut synced);
@@ -712,7 +735,8 @@ impl Fs for SimFs {
             Ok(_) => Err(Errno::IO.into()),
             Err(error) => {
                 let mut state = self.0.state.lock();
-                let id = Sim::file(&mut state, file);
+                // What a process that is no more had written is in the page cache as before.
+                let id = if state.dead { return Err(error) } else { Sim::file(&mut state, file) };
                 if let Node::File(content) = &mut state.nodes[id] {
                     content.since.iter_mut().for_each(|write| write.lost = true);
                 }
@@ -733,7 +757,13 @@ impl Fs for SimFs {
     }
 
     fn sync_everything(&self) -> io::Result<()> {
-        let (mut state, harm) = self.0.begin(Call::SyncAll)?;
+        let (mut state, harm) = match self.0.begin(Call::SyncAll) {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.0.state.lock().lose_any();
+                return Err(error);
+            }
+        };
         if harm.is_some() {
             return Err(Errno::IO.into());
         }

@@ -132,6 +132,8 @@ pub(in crate::store) struct World {
     keys: Vec<[u8; 32]>,
     /// A sync of a file may have failed since: the file goes, with that sync or the next.
     sync_failed: bool,
+    /// What was not on the disk when a sync of all failed: no later sync says that it is.
+    doubtful: BTreeSet<Thing>,
     log: Vec<Op>,
 }
 
@@ -262,6 +264,7 @@ impl World {
             seen: BTreeMap::new(),
             keys: Vec::new(),
             sync_failed: false,
+            doubtful: BTreeSet::new(),
             log: Vec::new(),
         };
         world.open().unwrap();
@@ -381,6 +384,9 @@ impl World {
 
     /// It waits for the disk: if it says that it has succeeded, that is on the disk.
     fn durable(&mut self, thing: Thing) {
+        if self.doubtful.contains(&thing) {
+            return;
+        }
         let now = self.look(thing);
         self.claims.get_mut(&thing).unwrap().disk = BTreeSet::from([now]);
     }
@@ -413,6 +419,10 @@ impl World {
         self.before(op);
         let outcome = self.act(op);
         let harmed = self.sim.fired() > armed_before;
+        if self.sim.take_lost() {
+            let claims = self.claims.iter().filter(|(_, claim)| claim.disk.len() > 1);
+            self.doubtful.extend(claims.map(|(thing, _)| *thing));
+        }
         if self.sim.is_dead() {
             return;
         }
@@ -739,6 +749,7 @@ impl World {
             self.index = after_cut(&self.index, &remains.stamps, seed);
             self.root = remains.root;
             self.sim = Sim::new(self.root.path());
+            self.doubtful.clear();
             for claim in self.claims.values_mut() {
                 claim.now.clone_from(&claim.disk);
             }
