@@ -1,6 +1,6 @@
 //! A soak: twenty clients, a store of a tenth of the content, and an upstream that fails one request in twenty. In the
-//! first half (or as many minutes as --killing says) SIGKILL comes every 20 to 60 seconds; then one daemon lives on for
-//! half of the time, and its memory is watched.
+//! first quarter (or as many minutes as --killing says) SIGKILL comes every 20 to 60 seconds; then one daemon lives on for
+//! the rest of the time, and its memory is watched.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ use crate::power::SIZES;
 use crate::report::Report;
 use crate::site::{Durability, Site};
 
-/// The part of the second half before memory is looked at: buffers and pools fill up.
+/// The part of the last life before memory is looked at: buffers and pools fill up.
 const WARM_UP: f64 = 0.3;
-/// The shortest second half whose memory is judged, and the most, in KiB, that it may grow by in ten minutes.
+/// The shortest last life whose memory is judged, and the most, in KiB, that it may grow by in ten minutes.
 const JUDGED: Duration = Duration::from_mins(30);
 const MOST_GROWTH: f64 = 1024.0;
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -27,13 +27,15 @@ const SAMPLE: Duration = Duration::from_secs(1);
 pub async fn run(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("soak", options.seed, &options.text);
     let mut rng = Rng::with_seed(options.seed);
-    let half = Duration::from_secs(30 * options.count("minutes"));
-    let kills_for = options.given("killing").map_or(half, Duration::from_mins);
+    let minutes = options.count("minutes");
+    let all_of_it = Duration::from_mins(minutes);
+    let kills_for = options.given("killing").map_or(all_of_it / 4, Duration::from_mins).min(all_of_it);
+    let life = all_of_it - kills_for;
     let site = Site::new(&mut rng, 60, &SIZES, None).await;
     let all: usize = site.world.library.all().flat_map(|(_, image)| &image.layers).map(bytes::Bytes::len).sum();
     site.configure(Durability::Strict, &format!("{}KiB", all / 10 / 1024));
     let (mut daemon, _) = site.start().await?;
-    report.count("minutes", options.count("minutes"));
+    report.count("minutes", minutes);
     let (mut round, killing) = (0, Instant::now());
     loop {
         let last = killing.elapsed() >= kills_for;
@@ -41,7 +43,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         round += 1;
         faults(&site.world.upstream, &mut rng);
         let running = site.world.at(daemon.client).run(&mut rng, 16);
-        let lives = if last { half } else { Duration::from_secs(rng.u64(20..=60)).min(half) };
+        let lives = if last { life } else { Duration::from_secs(rng.u64(20..=60)).min(life) };
         let began = Instant::now();
         let mut samples = Vec::new();
         while began.elapsed() < lives {
@@ -55,12 +57,12 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         }
         report.most("resident_kib", samples.iter().map(|(_, kib)| *kib as u64).max().unwrap_or(0));
         if last {
-            samples.retain(|(at, _)| *at > WARM_UP * half.as_secs_f64());
+            samples.retain(|(at, _)| *at > WARM_UP * life.as_secs_f64());
             if let Some(slope) = slope(&samples) {
                 let grown = slope * 600.0;
                 println!("resident memory after warm-up: {grown:+.0} KiB in 10 minutes");
                 // A debug build's memory is not what anybody runs, and what a few minutes show is noise.
-                if half >= JUDGED && !cfg!(debug_assertions) {
+                if life >= JUDGED && !cfg!(debug_assertions) {
                     report.most("resident_kib_more_in_10_minutes", grown.max(0.0) as u64);
                     if grown > MOST_GROWTH {
                         report.violation(&case, &format!("resident memory grows by {grown:.0} KiB in 10 minutes"));
