@@ -91,6 +91,13 @@ impl Kept {
         }
     }
 
+    /// Waits until what was added is in the file, or the file is given up.
+    pub(super) async fn write_out(&mut self) {
+        // Who reads it is asked for because that waits.
+        drop(self.reader().await);
+        self.settle().await;
+    }
+
     /// Goes on without the file.
     fn fail(&mut self, error: &StoreError) {
         report(error);
@@ -148,5 +155,39 @@ fn report(error: &StoreError) {
             error = error as &dyn std::error::Error,
             "an upload cannot be kept; it goes through all the same"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Capacity, Durability};
+    use crate::metrics::Metrics;
+    use crate::store::{Keep, StoreOptions};
+
+    /// The last piece is accepted before anybody knows that there is no room for it.
+    #[tokio::test]
+    async fn the_room_of_a_file_that_failed_at_its_end_is_given_back() {
+        let root = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().unwrap();
+        let options = StoreOptions {
+            root: root.path().to_owned(),
+            capacity: Capacity::Bytes(1 << 20),
+            durability: Durability::Fast,
+            keep: Keep::default(),
+            origins: Vec::new(),
+            clock: crate::clock::twin::system(),
+        };
+        let store = Store::open(options, metrics.clone()).unwrap();
+        let mut kept = Kept::Nothing;
+        kept.begin(&store, None, None).await;
+        let piece = Bytes::from(vec![7; 3 << 20]);
+        kept.add(&piece).await;
+        assert!(kept.is_whole(), "it was accepted");
+        kept.write_out().await;
+        assert!(!kept.is_whole());
+        assert_eq!(metrics.store_bytes.get(), 0);
+        assert_eq!(kept.digest(Algorithm::Sha256).await, Some(Digest::of(Algorithm::Sha256, &piece)));
+        assert_eq!(kept.digest(Algorithm::Sha512).await, Some(Digest::of(Algorithm::Sha512, &piece)));
     }
 }

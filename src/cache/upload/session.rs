@@ -308,7 +308,10 @@ impl Session {
             self.check(last, pump).await?;
             return Ok(Said { whole: true, ..said.clone() });
         }
-        self.settle(context, said, pump)
+        let said = self.settle(context, said, pump)?;
+        // Else the room of a file that has failed would be taken until the next part comes, or never does.
+        self.kept.write_out().await;
+        Ok(said)
     }
 
     /// What a relayed request means for the upload.
