@@ -30,7 +30,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
     let minutes = options.count("minutes");
     let all_of_it = Duration::from_mins(minutes);
     let kills_for = options.given("killing").map_or(all_of_it / 4, Duration::from_mins).min(all_of_it);
-    let life = all_of_it - kills_for;
+    let life = all_of_it.saturating_sub(kills_for);
     let site = Site::new(&mut rng, 60, &SIZES, None).await;
     let all: usize = site.world.library.all().flat_map(|(_, image)| &image.layers).map(bytes::Bytes::len).sum();
     site.configure(Durability::Strict, &format!("{}KiB", all / 10 / 1024));
