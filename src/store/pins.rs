@@ -8,7 +8,6 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -396,7 +395,7 @@ impl Inner {
     /// A blob has come: what a manifest names is pinned with it, also where a tag meant it before it was here. Blocks.
     pub(super) fn pin_with_parts(&self, digest: &Digest, blob: &StoredBlob) {
         let is_pinned = blob.len <= MANIFEST && self.books.with_order(|order| order.is_pinned(&Short::from(digest)));
-        if is_pinned && begins_as_json(&blob.file) {
+        if is_pinned && begins_as_json(&self.disk, &blob.file) {
             self.pin_parts(digest, &self.parts_of(digest));
         }
     }
@@ -410,10 +409,10 @@ impl Inner {
     }
 }
 
-/// Spares a layer being read whole.
-fn begins_as_json(file: &File) -> bool {
+/// Whether it may be a manifest: spares a layer being read whole.
+fn begins_as_json(disk: &Disk, file: &File) -> bool {
     let mut first = [0];
-    file.read_exact_at(&mut first, 0).is_ok() && matches!(first, [b'{' | b' ' | b'\t' | b'\r' | b'\n'])
+    disk.read_exact_at(file, &mut first, 0).is_err() || matches!(first, [b'{' | b' ' | b'\t' | b'\r' | b'\n'])
 }
 
 /// `state/pins`.

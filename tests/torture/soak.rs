@@ -43,7 +43,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         round += 1;
         faults(&site.world.upstream, &mut rng);
         let running = site.world.at(daemon.client).run(&mut rng, 16);
-        let lives = if last { life } else { Duration::from_secs(rng.u64(20..=60)).min(life) };
+        let lives = if last { life } else { Duration::from_secs(rng.u64(20..=60)).min(all_of_it / 2) };
         let began = Instant::now();
         let mut samples = Vec::new();
         while began.elapsed() < lives {

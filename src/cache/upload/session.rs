@@ -308,10 +308,10 @@ impl Session {
             self.check(last, pump).await?;
             return Ok(Said { whole: true, ..said.clone() });
         }
-        let said = self.settle(context, said, pump)?;
-        // Else the room of a file that has failed would be taken until the next part comes, or never does.
+        // Else the room of a file that has failed would be taken until the next part comes, or never does. Before anything of the
+        // answer is noted: a client that leaves here has left before it.
         self.kept.write_out().await;
-        Ok(said)
+        self.settle(context, said, pump)
     }
 
     /// What a relayed request means for the upload.

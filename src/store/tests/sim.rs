@@ -736,7 +736,10 @@ impl Fs for SimFs {
             Err(error) => {
                 let mut state = self.0.state.lock();
                 // What a process that is no more had written is in the page cache as before.
-                let id = if state.dead { return Err(error) } else { Sim::file(&mut state, file) };
+                if state.dead {
+                    return Err(error);
+                }
+                let id = Sim::file(&mut state, file);
                 if let Node::File(content) = &mut state.nodes[id] {
                     content.since.iter_mut().for_each(|write| write.lost = true);
                 }
