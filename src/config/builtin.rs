@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BaseUrl, Credentials, PushBy, TagPolicy, Upstream};
+use super::{BaseUrl, Credentials, PushBy, TagPolicy, Transfer, Upstream};
 use crate::oci::UpstreamName;
 
 /// The upstream that a bare name means where nothing else was said.
@@ -49,6 +49,8 @@ pub(super) fn fresh(name: UpstreamName, url: BaseUrl) -> Upstream {
         ca: None,
         token_hosts: if hub { vec![DOCKER_HUB_TOKENS.to_owned()] } else { Vec::new() },
         connect: Vec::new(),
+        mirrors: Vec::new(),
+        transfer: Transfer::default(),
         push: PushBy::Client,
         public_for: super::DEFAULT_PUBLIC,
         access_ttl: super::DEFAULT_ACCESS,

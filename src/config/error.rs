@@ -50,9 +50,6 @@ pub enum Fault {
         /// Path of a known key that was probably meant.
         nearest: Option<String>,
     },
-    /// A key that other versions have.
-    #[error("unknown key: this version of ocistern does not have {0} yet; remove it")]
-    NotInThisVersion(String),
     /// `[upstream.docker.io]` without quotes makes a table in a table.
     #[error("unknown key; a name with dots needs quotes: write [upstream.\"{0}\"]")]
     UnquotedName(String),
@@ -109,6 +106,11 @@ pub enum Fault {
         "{0} is an address that ocistern itself listens on, so it would ask itself for ever; name the registry's own address, with `connect` if the system resolves its name to ocistern"
     )]
     OwnAddress(String),
+    /// A mirror that is the upstream itself, or is written twice.
+    #[error(
+        "{0} is where this upstream is asked already; each of `mirrors` is another place that has the same content"
+    )]
+    SameMirror(String),
     /// A key that has no meaning beside another one's value.
     #[error("{0}")]
     Unfit(&'static str),

@@ -3,15 +3,12 @@
 //! `config/ocistern.toml` documents the keys for operators; a test compares both.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserialize, Deserializer, Visitor};
-use serde::ser::{Serialize, Serializer};
-
-use super::error::{ConfigError, Fault};
+use super::error::ConfigError;
 use super::keys;
 use super::place::{Document, KeyPath, Problems, Step};
+pub(super) use super::scalar::{Scalar, ScrubValue};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, serde::Deserialize, serde::Serialize)]
@@ -101,15 +98,12 @@ pub(super) struct StoreTable {
     pub(super) max_age: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) scrub: Option<ScrubValue>,
-}
-
-/// `scrub = false`, or `{ … }`
-#[derive(Debug, Clone)]
-pub(super) enum ScrubValue {
-    /// Off, or what does not fit.
-    Scalar(Scalar),
-    /// How.
-    Table(ScrubTable),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) range_fill: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unverified_ranges: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) abandon: Option<Scalar>,
 }
 
 /// `scrub = { … }` of the store
@@ -156,6 +150,10 @@ pub(super) struct LimitsTable {
     pub(super) min_rate_window: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) drain: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_rate: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) schedule: Option<Scalar>,
 }
 
 /// `[log]`
@@ -187,6 +185,8 @@ pub(super) struct UpstreamTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connect: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mirrors: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) push: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) public_for: Option<Scalar>,
@@ -196,6 +196,20 @@ pub(super) struct UpstreamTable {
     pub(super) access_stale: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) relay_credentials: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stall: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) min_rate: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) resume_for: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) blob_connections: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_connections: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_rate: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) schedule: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rule: Option<Vec<RuleTable>>,
 }
@@ -244,14 +258,6 @@ pub(super) struct RuleTable {
     pub(super) tags: Option<Scalar>,
 }
 
-/// One value as written. From the environment everything is text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Scalar {
-    Text(String),
-    Integer(i64),
-    Bool(bool),
-}
-
 // === impl File ===
 
 impl File {
@@ -282,7 +288,7 @@ impl File {
 
     /// The scalars of the fixed tables: their keys and where they are kept. These are the ones that the environment can
     /// set.
-    pub(super) fn scalars(&mut self) -> [(&'static str, &mut Option<Scalar>); 19] {
+    pub(super) fn scalars(&mut self) -> [(&'static str, &mut Option<Scalar>); 24] {
         [
             ("root", &mut self.root),
             ("builtin_upstreams", &mut self.builtin_upstreams),
@@ -293,6 +299,9 @@ impl File {
             ("store.durability", &mut self.store.durability),
             ("store.max_manifest", &mut self.store.max_manifest),
             ("store.max_age", &mut self.store.max_age),
+            ("store.range_fill", &mut self.store.range_fill),
+            ("store.unverified_ranges", &mut self.store.unverified_ranges),
+            ("store.abandon", &mut self.store.abandon),
             ("limits.connections", &mut self.limits.connections),
             ("limits.connections_per_address", &mut self.limits.connections_per_address),
             ("limits.first_byte", &mut self.limits.first_byte),
@@ -301,6 +310,8 @@ impl File {
             ("limits.min_rate", &mut self.limits.min_rate),
             ("limits.min_rate_window", &mut self.limits.min_rate_window),
             ("limits.drain", &mut self.limits.drain),
+            ("limits.max_rate", &mut self.limits.max_rate),
+            ("limits.schedule", &mut self.limits.schedule),
             ("log.format", &mut self.log.format),
             ("log.filter", &mut self.log.filter),
         ]
@@ -376,108 +387,4 @@ fn key_path(path: &serde_ignored::Path<'_>) -> KeyPath {
         };
     }
     steps.into_iter().rev().collect()
-}
-
-// === impl Scalar ===
-
-impl Scalar {
-    /// The value as text, for parsers of values with a unit or a grammar.
-    pub(super) fn text(&self, want: &'static str) -> Result<&str, Fault> {
-        match self {
-            Self::Text(text) => Ok(text),
-            other => Err(Fault::Type { got: other.to_string(), want }),
-        }
-    }
-}
-
-impl Serialize for ScrubValue {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Scalar(scalar) => scalar.serialize(serializer),
-            Self::Table(table) => table.serialize(serializer),
-        }
-    }
-}
-
-// By hand: through an untagged enum nobody would notice a key that does not exist.
-impl<'de> Deserialize<'de> for ScrubValue {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = ScrubValue;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("false, or a table with rate, every and hours")
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<ScrubValue, E> {
-                Ok(ScrubValue::Scalar(Scalar::Bool(value)))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<ScrubValue, E> {
-                Ok(ScrubValue::Scalar(Scalar::Text(text.to_owned())))
-            }
-
-            fn visit_i64<E>(self, number: i64) -> Result<ScrubValue, E> {
-                Ok(ScrubValue::Scalar(Scalar::Integer(number)))
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<ScrubValue, A::Error> {
-                ScrubTable::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(ScrubValue::Table)
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
-impl fmt::Display for Scalar {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(text) => f.write_str(text),
-            Self::Integer(number) => number.fmt(f),
-            Self::Bool(value) => value.fmt(f),
-        }
-    }
-}
-
-impl From<String> for Scalar {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
-}
-
-impl Serialize for Scalar {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Text(text) => serializer.serialize_str(text),
-            Self::Integer(number) => serializer.serialize_i64(*number),
-            Self::Bool(value) => serializer.serialize_bool(*value),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Scalar {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl Visitor<'_> for Any {
-            type Value = Scalar;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text in quotes, a whole number, true or false")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
-                Ok(Scalar::Text(text.to_owned()))
-            }
-
-            fn visit_i64<E>(self, number: i64) -> Result<Scalar, E> {
-                Ok(Scalar::Integer(number))
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
-                Ok(Scalar::Bool(value))
-            }
-        }
-        deserializer.deserialize_any(Any)
-    }
 }

@@ -1,4 +1,4 @@
-//! What to say about a key that does not exist: the nearest one that does, or that another version has it.
+//! What to say about a key that does not exist: the nearest one that does.
 //!
 //! The known keys are not written down a second time; they are asked of the structs that the file is read into.
 
@@ -12,12 +12,6 @@ use super::file::{
     ScrubTable, StoreTable, TlsTable, UpstreamTable,
 };
 use super::place::{Document, KeyPath, Step};
-
-/// Keys that stand in documentation of later versions: named apart, so that nobody looks for a typing error.
-const LATER: [(Table, &[&str]); 2] = [
-    (Table::Store, &["abandon", "range_fill", "unverified_ranges"]),
-    (Table::Upstream, &["mirrors", "max_rate", "max_connections", "schedule"]),
-];
 
 /// What somebody writes who has the secret itself at hand.
 const SECRETS: [&str; 7] =
@@ -55,9 +49,6 @@ pub(super) fn unknown(path: &KeyPath, document: &Document) -> Fault {
         return Fault::UnknownKey { nearest: None };
     };
     let table = Table::at(parents);
-    if LATER.iter().any(|(owner, keys)| *owner == table && keys.contains(&key.as_str())) {
-        return Fault::NotInThisVersion(format!("{key:?}"));
-    }
     if table == Table::Credentials && SECRETS.contains(&key.as_str()) {
         return Fault::PasswordInline;
     }
@@ -118,6 +109,7 @@ pub(super) fn shape_hint(path: &KeyPath) -> &'static str {
             "rule" => "; write [[upstream.\"NAME\".rule]] with two brackets",
             "certificates" => "; write a list, such as [{ certificate = \"FILE\", key = \"FILE\" }]",
             "token_hosts" | "connect" => "; write a list, such as [\"HOST\"]",
+            "mirrors" => "; write a list, such as [\"https://mirror.example\"]",
             "upstream" => "; write [upstream.\"NAME\"]",
             _ => "",
         },

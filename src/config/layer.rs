@@ -11,8 +11,8 @@ use super::error::{ConfigError, Fault};
 use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, ScrubValue, StoreTable};
 use super::place::{At, Document, KeyPath, Problems};
 use super::{
-    Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Pin, Pinned, Scrub, Store, listeners, parse,
-    pattern, upstreams,
+    Abandon, Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Pin, Pinned, RangeFill, Scrub, Store,
+    UnverifiedRanges, listeners, parse, pattern, upstreams,
 };
 use crate::oci::UpstreamName;
 
@@ -27,6 +27,7 @@ const SHORTEST_AGE: Duration = Duration::from_hours(1);
 const PINNED_UPSTREAM: &str = "the name of a configured upstream";
 const INCOMPLETE_PIN: &str =
     "a pin needs upstream and repository, such as upstream = \"docker.io\", repository = \"library/*\"";
+const NEVER_VERIFIED: &str = "\"wait\" is for blobs that are downloaded as a whole, and with this range_fill most never are, so that a part would be waited for in vain: write range_fill = \"always\", or \"serve\" here";
 const FORMAT: &str = "a log format: write \"auto\", \"human\" or \"json\"";
 const FILTER: &str =
     "a log filter: write levels (error, warn, info, debug, trace), such as \"info\" or \"info,ocistern=debug\"";
@@ -209,6 +210,15 @@ fn store(table: &StoreTable, problems: &mut Problems) -> Store {
         if age.is_none_or(|age| age >= SHORTEST_AGE) { Ok(age) } else { Err(Fault::value(&text, MAX_AGE)) }
     };
     let default = Store::default();
+    let range_fill = |scalar: &Scalar| RangeFill::parse(&scalar.to_string());
+    let range_fill = value(problems, &at.key("range_fill"), table.range_fill.as_ref(), range_fill).unwrap_or_default();
+    let unverified = |scalar: &Scalar| UnverifiedRanges::parse(&scalar.to_string());
+    let unverified_ranges =
+        value(problems, &at.key("unverified_ranges"), table.unverified_ranges.as_ref(), unverified).unwrap_or_default();
+    if unverified_ranges == UnverifiedRanges::Wait && range_fill != RangeFill::Always {
+        problems.add(at.key("unverified_ranges"), Fault::Unfit(NEVER_VERIFIED));
+    }
+    let abandon = |scalar: &Scalar| Abandon::parse(&scalar.to_string());
     Store {
         capacity: value(problems, &at.key("capacity"), table.capacity.as_ref(), |s| parse::capacity(&s.to_string()))
             .unwrap_or(Capacity::Default),
@@ -218,6 +228,9 @@ fn store(table: &StoreTable, problems: &mut Problems) -> Store {
         max_manifest: value(problems, &at.key("max_manifest"), table.max_manifest.as_ref(), manifest)
             .unwrap_or(default.max_manifest),
         scrub: Scrub::read(table.scrub.as_ref(), &at.key("scrub"), problems),
+        range_fill,
+        unverified_ranges,
+        abandon: value(problems, &at.key("abandon"), table.abandon.as_ref(), abandon).unwrap_or_default(),
     }
 }
 
@@ -279,6 +292,7 @@ fn limits(table: &LimitsTable, problems: &mut Problems) -> Limits {
         drain: time("drain", &table.drain, true, default.drain),
         min_rate: value(problems, &at.key("min_rate"), table.min_rate.as_ref(), |s| parse::size(&s.to_string()))
             .unwrap_or(default.min_rate),
+        max_rate: default.max_rate.merge(&at, table.max_rate.as_ref(), table.schedule.as_ref(), problems),
     }
 }
 

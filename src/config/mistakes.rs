@@ -46,12 +46,8 @@ const MISTAKES: &[(&str, &str)] = &[
         "line 2: upstream.\"a.b\".push: \"never\" is not who pushes: write \"client\" (callers with their own credential)",
     ),
     (
-        "[upstream.\"a.b\"]\nmirrors = [\"https://x\"]",
-        "line 2: upstream.\"a.b\".mirrors: unknown key: this version of ocistern does not have \"mirrors\" yet",
-    ),
-    (
-        "[store]\nabandon = \"park\"",
-        "line 2: store.abandon: unknown key: this version of ocistern does not have \"abandon\" yet",
+        "[upstream.\"a.b\"]\nmirror = [\"https://x\"]",
+        "line 2: upstream.\"a.b\".mirror: unknown key; did you mean upstream.\"a.b\".mirrors?",
     ),
     (
         "[upstream.\"a.b\"]\ncredentials = { password = \"hunter2\" }",
@@ -264,6 +260,79 @@ const MISTAKES: &[(&str, &str)] = &[
     (
         "[upstream.\"a.b\"]\nconnect = [\"u:hunter2@x:443\"]",
         "line 2: upstream.\"a.b\".connect[0]: \"…@x:443\" is not an address to dial",
+    ),
+    // Transfers.
+    (
+        "[store]\nrange_fill = \"100%\"",
+        "line 2: store.range_fill: \"100%\" is not what a request for a part brings: write",
+    ),
+    ("[store]\nrange_fill = true", "line 2: store.range_fill: \"true\" is not what a request for a part brings"),
+    ("[store]\nunverified_ranges = \"no\"", "line 2: store.unverified_ranges: \"no\" is not what becomes of a part"),
+    (
+        "[store]\nrange_fill = \"25%\"\nunverified_ranges = \"wait\"",
+        "line 3: store.unverified_ranges: \"wait\" is for blobs that are downloaded as a whole",
+    ),
+    ("[store]\nabandon = \"stop\"", "line 2: store.abandon: \"stop\" is not what becomes of a download"),
+    (
+        "[limits]\nmax_rate = \"20\"",
+        "line 2: limits.max_rate: \"20\" is not a rate: write a size with its unit for each second",
+    ),
+    ("[limits]\nschedule = \"22-6\"", "line 2: limits.schedule: \"22-6\" is not hours of the day"),
+    (
+        "[limits]\nschedule = \"22:00-06:00\"",
+        "line 2: limits.schedule: these are the hours in which max_rate does not hold, and there is none",
+    ),
+    ("[upstream.\"a.b\"]\nstall = \"500ms\"", "line 2: upstream.\"a.b\".stall: \"500ms\" is not a time of silence"),
+    ("[upstream.\"a.b\"]\nstall = \"11m\"", "line 2: upstream.\"a.b\".stall: \"11m\" is not a time of silence"),
+    ("[upstream.\"a.b\"]\nmin_rate = \"slow\"", "line 2: upstream.\"a.b\".min_rate: \"slow\" is not a size"),
+    (
+        "[upstream.\"a.b\"]\nresume_for = \"2d\"",
+        "line 2: upstream.\"a.b\".resume_for: \"2d\" is not a time to try again",
+    ),
+    (
+        "[upstream.\"a.b\"]\nblob_connections = 0",
+        "line 2: upstream.\"a.b\".blob_connections: \"0\" is not a number of requests for one blob",
+    ),
+    (
+        "[upstream.\"a.b\"]\nblob_connections = 65",
+        "line 2: upstream.\"a.b\".blob_connections: \"65\" is not a number of requests for one blob",
+    ),
+    (
+        "[upstream.\"a.b\"]\nmax_connections = 0",
+        "line 2: upstream.\"a.b\".max_connections: \"0\" is not a number of requests at once",
+    ),
+    ("[upstream.\"a.b\"]\nmax_rate = \"0MiB\"", "line 2: upstream.\"a.b\".max_rate: \"0MiB\" is not a rate"),
+    (
+        "[upstream.\"a.b\"]\nmax_rate = 5\nschedule = \"22:00-06:00\"",
+        "line 2: upstream.\"a.b\".max_rate: \"5\" is not a rate: write a size with its unit for each second, such as \"20MiB\", or \"off\" for no limit",
+    ),
+    (
+        "[upstream.\"a.b\"]\nschedule = \"22:00-06:00\"",
+        "line 2: upstream.\"a.b\".schedule: these are the hours in which max_rate does not hold, and there is none",
+    ),
+    (
+        "[upstream.\"a.b\"]\nmirrors = \"https://x\"",
+        "line 2: upstream.\"a.b\".mirrors: invalid type: string \"https://x\", expected a sequence; write a list, such as [\"https://mirror.example\"]",
+    ),
+    (
+        "[upstream.\"a.b\"]\nmirrors = [\"https://x\", \"https://u:hunter2@x\"]",
+        "line 2: upstream.\"a.b\".mirrors[1]: a URL must not carry",
+    ),
+    (
+        "[upstream.\"a.b\"]\nmirrors = [\"https://x?y\"]",
+        "line 2: upstream.\"a.b\".mirrors[0]: \"https://x?y\" is not a registry's URL",
+    ),
+    (
+        "[upstream.\"a.b\"]\nmirrors = [\"https://x\", \"https://X/v2/\"]",
+        "line 2: upstream.\"a.b\".mirrors[1]: https://x is where this upstream is asked already",
+    ),
+    (
+        "[upstream.\"docker.io\"]\nmirrors = [\"https://index.docker.io\"]",
+        "line 2: upstream.\"docker.io\".mirrors[0]: https://registry-1.docker.io is where this upstream is asked already",
+    ),
+    (
+        "[upstream.\"a.b\"]\nmirrors = [\"http://127.0.0.1:5000\"]",
+        "line 2: upstream.\"a.b\".mirrors[0]: 127.0.0.1:5000 is an address that ocistern itself listens on",
     ),
     // Asking itself.
     (

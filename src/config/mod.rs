@@ -4,6 +4,7 @@ mod builtin;
 mod credentials;
 mod error;
 mod file;
+mod fills;
 mod flags;
 mod images;
 mod keys;
@@ -15,10 +16,12 @@ mod parse;
 mod pattern;
 mod pin;
 mod place;
+mod scalar;
 mod scrub;
 mod show;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod upstreams;
 mod url;
 
@@ -31,11 +34,13 @@ use std::time::Duration;
 
 pub use self::credentials::{AwsKeys, Credentials};
 pub use self::error::{ConfigError, Fault, Problem};
+pub use self::fills::{Abandon, RangeFill, UnverifiedRanges};
 pub use self::flags::Flags;
 pub use self::images::{ImagePattern, InvalidPattern};
 pub use self::parse::size;
 pub use self::pin::{Pin, PinError, Pinned};
 pub use self::scrub::{Hours, Scrub, TimeOfDay, rate};
+pub use self::transfer::{MaxRate, Transfer};
 use crate::oci::UpstreamName;
 
 /// Where clients connect if nobody said.
@@ -69,7 +74,7 @@ pub struct Config {
     pub upstreams: BTreeMap<UpstreamName, Arc<Upstream>>,
     /// Names whose content is never evicted.
     pub pins: Vec<Pin>,
-    /// Limits on clients.
+    /// Limits on clients, and on all upstreams together.
     pub limits: Limits,
     /// What the log looks like.
     pub log: Log,
@@ -159,6 +164,12 @@ pub struct Store {
     pub max_manifest: u64,
     /// How what is stored is hashed again in the background; none: it is not.
     pub scrub: Option<Scrub>,
+    /// Whether a request for a part of a blob brings the whole.
+    pub range_fill: RangeFill,
+    /// What is done with a part of a blob that is not verified yet; with `Wait`, `range_fill` is `Always`.
+    pub unverified_ranges: UnverifiedRanges,
+    /// What becomes of a download that nobody waits for any more.
+    pub abandon: Abandon,
 }
 
 /// How much the store may hold.
@@ -203,6 +214,10 @@ pub struct Upstream {
     /// Addresses (`IP:PORT` or `HOST:PORT`) to dial instead of what the system resolves; name, SNI and certificate
     /// stay those of `url`.
     pub connect: Vec<String>,
+    /// Where the same content is besides `url`: asked without any credential, and only for what everybody may have.
+    pub mirrors: Vec<BaseUrl>,
+    /// How content is fetched from `url` and `mirrors`.
+    pub transfer: Transfer,
     /// Who pushes and deletes.
     pub push: PushBy,
     /// How long a repository that upstream showed to everybody counts as public.
@@ -265,7 +280,7 @@ pub struct Rule {
     pub tags: TagPolicy,
 }
 
-/// Limits on clients; each has a default that suits a build farm.
+/// Limits on clients, and on all upstreams together; each has a default that suits a build farm.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections at once, all listeners together.
@@ -284,6 +299,8 @@ pub struct Limits {
     pub min_rate_window: Duration,
     /// How long a stop waits for running answers.
     pub drain: Duration,
+    /// Bytes a second from all upstreams together. Changeable while ocistern runs.
+    pub max_rate: MaxRate,
 }
 
 /// The slowest client that is served.
@@ -345,6 +362,9 @@ impl Default for Store {
             max_age: None,
             max_manifest: 4 << 20,
             scrub: Some(Scrub::default()),
+            range_fill: RangeFill::default(),
+            unverified_ranges: UnverifiedRanges::default(),
+            abandon: Abandon::default(),
         }
     }
 }
@@ -372,6 +392,7 @@ impl Default for Limits {
             min_rate: 1 << 10,
             min_rate_window: Duration::from_mins(1),
             drain: Duration::from_secs(30),
+            max_rate: MaxRate::default(),
         }
     }
 }

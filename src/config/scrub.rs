@@ -96,7 +96,8 @@ pub fn rate(text: &str) -> Result<u64, Fault> {
     size.filter(|size| *size > 0).ok_or_else(|| Fault::value(text, RATE))
 }
 
-fn hours(text: &str) -> Result<Hours, Fault> {
+/// Two times of the day: `22:00-06:00`.
+pub(super) fn hours(text: &str) -> Result<Hours, Fault> {
     let minutes = |time: &str| {
         let (hours, minutes) = time.trim().split_once(':')?;
         let digits = |text: &str| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());

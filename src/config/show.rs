@@ -114,6 +114,9 @@ fn store(store: &Store) -> StoreTable {
         max_age: text(store.max_age.map_or_else(|| "off".to_owned(), show_duration)),
         max_manifest: text(show_size(store.max_manifest)),
         scrub: Some(Scrub::show(store.scrub.as_ref())),
+        range_fill: text(store.range_fill.to_string()),
+        unverified_ranges: text(store.unverified_ranges.as_str()),
+        abandon: text(store.abandon.as_str()),
     }
 }
 
@@ -127,10 +130,13 @@ fn limits(limits: &Limits) -> LimitsTable {
         min_rate: text(show_size(limits.min_rate)),
         min_rate_window: text(show_duration(limits.min_rate_window)),
         drain: text(show_duration(limits.drain)),
+        max_rate: text(limits.max_rate.show()),
+        schedule: limits.max_rate.schedule.and_then(|hours| text(hours.to_string())),
     }
 }
 
 fn upstream(upstream: &Upstream) -> UpstreamTable {
+    let transfer = &upstream.transfer;
     UpstreamTable {
         url: text(upstream.url.to_string()),
         credentials: Some(credentials(&upstream.credentials)),
@@ -144,6 +150,14 @@ fn upstream(upstream: &Upstream) -> UpstreamTable {
         access_ttl: text(show_duration(upstream.access_ttl)),
         access_stale: text(show_duration(upstream.access_stale)),
         relay_credentials: Some(Scalar::Bool(upstream.relay_credentials)),
+        mirrors: Some(upstream.mirrors.iter().map(ToString::to_string).collect()),
+        stall: text(show_duration(transfer.stall)),
+        min_rate: text(show_size(transfer.min_rate)),
+        resume_for: text(show_duration(transfer.resume_for)),
+        blob_connections: number(transfer.blob_connections),
+        max_connections: transfer.max_connections.and_then(number),
+        max_rate: text(transfer.max_rate.show()),
+        schedule: transfer.max_rate.schedule.and_then(|hours| text(hours.to_string())),
         rule: (!upstream.rules.is_empty()).then(|| upstream.rules.iter().map(rule).collect()),
     }
 }

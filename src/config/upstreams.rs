@@ -101,6 +101,10 @@ fn merge(at: &KeyPath, mut upstream: Upstream, table: &UpstreamTable, problems: 
     if let Some(push) = value(problems, &at.key("push"), table.push.as_ref(), |s| parse::push(&text(s)?)) {
         upstream.push = push;
     }
+    if let Some(list) = &table.mirrors {
+        upstream.mirrors = each(&at.key("mirrors"), list, mirror, problems);
+    }
+    upstream.transfer = upstream.transfer.merge(at, table, problems);
     for (key, scalar, set) in [
         ("public_for", &table.public_for, &mut upstream.public_for),
         ("access_ttl", &table.access_ttl, &mut upstream.access_ttl),
@@ -136,6 +140,10 @@ fn merge(at: &KeyPath, mut upstream: Upstream, table: &UpstreamTable, problems: 
 fn each<T>(at: &KeyPath, list: &[String], parse: fn(&str) -> Result<T, Fault>, problems: &mut Problems) -> Vec<T> {
     let items = list.iter().enumerate();
     items.filter_map(|(index, text)| problems.check(at.index(index), parse(text))).collect()
+}
+
+fn mirror(text: &str) -> Result<BaseUrl, Fault> {
+    text.parse().map(builtin::api_url)
 }
 
 fn rule(at: &KeyPath, table: &RuleTable, library: bool, problems: &mut Problems) -> Option<Rule> {
@@ -244,6 +252,7 @@ pub(super) fn refuse_own_addresses(
     let own = |host: &str, port: u16| {
         listeners.iter().any(|l| matches!(&l.address, Address::Tcp(address) if parse::reaches(address, host, port)))
     };
+    refuse_odd_mirrors(file, upstreams, own, problems);
     for upstream in upstreams.values() {
         let table = file.upstream.keys().find(|key| name(key).as_ref() == Ok(&upstream.name));
         let at = || match (table, words.first()) {
@@ -259,6 +268,24 @@ pub(super) fn refuse_own_addresses(
             {
                 problems.add(at(), Fault::OwnAddress(dial.clone()));
             }
+        }
+    }
+}
+
+/// Only tables have mirrors; but a flag or a variable may have set the URL that they must differ from.
+fn refuse_odd_mirrors(file: &File, upstreams: &Named, own: impl Fn(&str, u16) -> bool, problems: &mut Problems) {
+    for (key, table) in &file.upstream {
+        let Some(upstream) = name(key).ok().and_then(|name| upstreams.get(&name)) else { continue };
+        let at = KeyPath::dotted("upstream").key(key).key("mirrors");
+        let mut asked = vec![upstream.url.clone()];
+        for (index, text) in table.mirrors.iter().flatten().enumerate() {
+            let Ok(url) = mirror(text) else { continue };
+            if asked.contains(&url) {
+                problems.add(at.index(index), Fault::SameMirror(url.to_string()));
+            } else if own(&url.host, url.port) {
+                problems.add(at.index(index), Fault::OwnAddress(url.authority()));
+            }
+            asked.push(url);
         }
     }
 }

@@ -461,6 +461,8 @@ mod tests {
             access_ttl: std::time::Duration::from_mins(1),
             access_stale: std::time::Duration::ZERO,
             relay_credentials: false,
+            mirrors: vec![],
+            transfer: crate::config::Transfer::default(),
             sealed: false,
             name: name.clone(),
         };

@@ -23,7 +23,7 @@ use super::connection::{Handler, Run, STREAMS, Serving};
 use super::listener::{Purpose, Socket};
 use super::permits::Permits;
 use super::tls::Tls;
-use crate::config::{CertificateFiles, Limits, ListenerTls};
+use crate::config::{CertificateFiles, Limits, ListenerTls, MaxRate};
 use crate::http::MAX_HEAD;
 use crate::http::access::Peer;
 use crate::http::respond::{Body, BodyError, full};
@@ -109,6 +109,7 @@ fn limits() -> Limits {
         min_rate: 1024,
         min_rate_window: LONG,
         drain: LONG,
+        max_rate: MaxRate::default(),
     }
 }
 

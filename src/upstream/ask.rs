@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tokio::time::Instant;
 
 use super::body::UpstreamBody;
+use super::content_range::{ContentRange, Part};
 use super::right::Right;
 use crate::metrics::Kind;
 use crate::oci::{Digest, Reference, RepoName, Via, media};
@@ -92,11 +93,24 @@ impl Ask {
     /// Only from byte `from` on; with `if_range` (a strong entity tag) the whole if it changed.
     #[must_use]
     pub fn with_range(self, from: u64, if_range: Option<&str>) -> Self {
-        let ask = self.with_text(RANGE, &format!("bytes={from}-"));
+        self.with_part(from, None, if_range)
+    }
+
+    /// Only the bytes from `first` up to and with `last`, or to the end; with `if_range` (a strong entity tag) the whole if
+    /// it changed. Upstream may answer with the whole, or with a part that ends earlier (RFC 9110, 15.3.7).
+    #[must_use]
+    pub fn with_part(self, first: u64, last: Option<u64>, if_range: Option<&str>) -> Self {
+        let ask = self.with_text(RANGE, &Part::From(first, last).to_string());
         match if_range {
             Some(tag) => ask.with_text(IF_RANGE, tag),
             None => ask,
         }
+    }
+
+    /// Only the last `bytes` bytes, or the whole where it is shorter.
+    #[must_use]
+    pub fn with_suffix(self, bytes: u64) -> Self {
+        self.with_text(RANGE, &Part::Suffix(bytes).to_string())
     }
 
     /// With this right instead of what the configuration says.
@@ -139,14 +153,10 @@ impl Ask {
         }
     }
 
-    /// Whether a part that begins at `start` is what was asked for; of a suffix (`bytes=-N`) the start is not known.
-    pub(crate) fn wants_part_from(&self, start: Option<u64>) -> bool {
-        let range = self.headers.get(RANGE).and_then(|range| range.to_str().ok()?.strip_prefix("bytes="));
-        match (range.and_then(|range| range.split_once('-')), start) {
-            (Some(("", _)), Some(_)) => true,
-            (Some((first, _)), Some(start)) => first.parse() == Ok(start),
-            (None, _) | (_, None) => false,
-        }
+    /// Whether this part is what was asked for.
+    pub(crate) fn wants_part(&self, part: ContentRange) -> bool {
+        let asked = self.headers.get(RANGE).and_then(|range| Part::parse(range.to_str().ok()?));
+        asked.is_some_and(|asked| part.answers(asked))
     }
 }
 
@@ -162,6 +172,14 @@ fn with_query(path: &str, query: &str) -> String {
 }
 
 // === impl Answer ===
+
+impl Answer {
+    /// Which bytes of the whole these are; none: they are the whole (200), or nothing (304). A 206 always says it: it would
+    /// be an error otherwise.
+    pub fn part(&self) -> Option<ContentRange> {
+        if self.status == StatusCode::PARTIAL_CONTENT { ContentRange::of(&self.headers) } else { None }
+    }
+}
 
 impl fmt::Debug for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,10 +204,18 @@ mod tests {
         let part = Ask::blob(Method::GET, &repo, &digest, deadline).with_range(7, Some("\"tag\""));
         assert_eq!(part.headers[RANGE], "bytes=7-");
         assert_eq!(part.headers[IF_RANGE], "\"tag\"");
-        assert!(part.wants_part_from(Some(7)) && !part.wants_part_from(Some(0)) && !part.wants_part_from(None));
-        let suffix = part.clone().with_header(RANGE, HeaderValue::from_static("bytes=-5"));
-        assert!(suffix.wants_part_from(Some(3)) && !suffix.wants_part_from(None));
-        assert!(!Ask::catalog("", deadline).wants_part_from(Some(0)), "nobody asked for a part");
+        let range = |text: &str| ContentRange::parse(text).unwrap();
+        assert!(part.wants_part(range("bytes 7-9/10")) && !part.wants_part(range("bytes 0-9/10")));
+        let closed = Ask::blob(Method::GET, &repo, &digest, deadline).with_part(7, Some(8), None);
+        assert_eq!(
+            (&closed.headers[RANGE], closed.headers.contains_key(IF_RANGE)),
+            (&"bytes=7-8".parse().unwrap(), false)
+        );
+        assert!(closed.wants_part(range("bytes 7-7/10")) && !closed.wants_part(range("bytes 7-9/10")));
+        let suffix = Ask::blob(Method::GET, &repo, &digest, deadline).with_suffix(5);
+        assert_eq!(suffix.headers[RANGE], "bytes=-5");
+        assert!(suffix.wants_part(range("bytes 5-9/10")) && !suffix.wants_part(range("bytes 4-9/10")));
+        assert!(!Ask::catalog("", deadline).wants_part(range("bytes 0-9/10")), "nobody asked for a part");
         assert!(!part.with_range(7, Some("a\r\nb")).headers.contains_key("b"), "a header is not injected");
     }
 }

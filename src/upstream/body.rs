@@ -16,20 +16,27 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::error::{Fault, Phase, ProtocolFault, UpstreamError};
 use crate::oci::UpstreamName;
 
-/// Longest silence within a body. There is no limit on the whole: blobs may take hours.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Least that a body brings while it is waited for; below it, the connection is taken for a broken one, and the blob goes
-/// on by another. Connections of which only drops come are more common than links that are so slow.
-const MIN_RATE: u64 = 1024;
-/// Waiting over which the rate is measured, in seconds.
+/// Waiting over which the least rate is measured, in seconds.
 const RATE_WINDOW: u64 = 60;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// What all bodies of one upstream have in common.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) upstream: UpstreamName,
+    /// Bytes that have come.
+    pub(crate) counter: IntCounter,
+    /// Longest silence within a body. There is no limit on the whole: blobs may take hours.
+    pub(crate) stall: Duration,
+    /// Least bytes a second that a body brings while it is waited for; below it, the connection is taken for a broken one,
+    /// and the blob goes on by another.
+    pub(crate) min_rate: u64,
+}
+
 /// A body on its way from upstream. It ends cleanly only after all announced bytes; otherwise it ends in an error.
 pub struct UpstreamBody {
-    upstream: UpstreamName,
+    intake: Arc<Intake>,
     /// None after the end or an error: the connection is given back or closed at once.
     inner: Option<UnsyncBoxBody<Bytes, BoxError>>,
     /// Content-Length.
@@ -42,35 +49,24 @@ pub struct UpstreamBody {
     /// How long it was waited for, and what has come, in this window of the rate.
     waited: Duration,
     came: u64,
-    counter: IntCounter,
 }
 
 // === impl UpstreamBody ===
 
 impl UpstreamBody {
-    pub(crate) fn new<B>(upstream: UpstreamName, inner: B, expected: Option<u64>, counter: IntCounter) -> Self
+    pub(crate) fn new<B>(intake: &Arc<Intake>, inner: B, expected: Option<u64>) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let inner = Some(inner.map_err(Into::into).boxed_unsync());
-        Self {
-            upstream,
-            inner,
-            expected,
-            received: 0,
-            silence: None,
-            waiting: None,
-            waited: Duration::ZERO,
-            came: 0,
-            counter,
-        }
+        Self { inner, expected, ..Self::empty(intake) }
     }
 
     /// Nothing: of HEAD and 304.
-    pub(crate) fn empty(upstream: UpstreamName, counter: IntCounter) -> Self {
+    pub(crate) fn empty(intake: &Arc<Intake>) -> Self {
         Self {
-            upstream,
+            intake: Arc::clone(intake),
             inner: None,
             expected: None,
             received: 0,
@@ -78,7 +74,6 @@ impl UpstreamBody {
             waiting: None,
             waited: Duration::ZERO,
             came: 0,
-            counter,
         }
     }
 
@@ -89,7 +84,7 @@ impl UpstreamBody {
 
     fn fail(&mut self, fault: Fault) -> UpstreamError {
         self.inner = None;
-        fault.of(&self.upstream)
+        fault.of(&self.intake.upstream)
     }
 
     /// The length as announced and as it came, if they can no longer become equal.
@@ -106,17 +101,18 @@ impl UpstreamBody {
         if self.waited.as_secs() < RATE_WINDOW {
             return false;
         }
-        let too_slow = self.came < MIN_RATE * RATE_WINDOW;
+        let too_slow = self.came < self.intake.min_rate.saturating_mul(RATE_WINDOW);
         (self.waited, self.came) = (Duration::ZERO, 0);
         too_slow
     }
 
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(IDLE_TIMEOUT)));
+        let stall = self.intake.stall;
+        let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(stall)));
         if self.waiting.is_none() {
             let now = Instant::now();
             self.waiting = Some(now);
-            silence.as_mut().reset(now + IDLE_TIMEOUT);
+            silence.as_mut().reset(now + stall);
         }
         silence.as_mut().poll(context)
     }
@@ -143,7 +139,7 @@ impl Body for UpstreamBody {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Buf::remaining) as u64;
                 this.received += length;
-                this.counter.inc_by(length);
+                this.intake.counter.inc_by(length);
                 let is_whole = this.expected == Some(this.received);
                 let too_slow = this.is_too_slow(length) && !is_whole;
                 let fault = this.length_fault(false).or(too_slow.then_some(Fault::Timeout(Phase::Body)));
@@ -190,14 +186,21 @@ mod tests {
 
     use super::*;
 
+    const STALL: Duration = Duration::from_secs(7);
+
     type Item = Result<Frame<Bytes>, BoxError>;
+
+    fn intake(stall: Duration, min_rate: u64) -> Arc<Intake> {
+        let counter = IntCounter::new("x", "x").unwrap();
+        Arc::new(Intake { upstream: "reg".parse().unwrap(), counter, stall, min_rate })
+    }
 
     fn body(parts: Vec<Item>, then_stall: bool, expected: Option<u64>) -> (UpstreamBody, IntCounter) {
         use futures_util::StreamExt;
-        let counter = IntCounter::new("x", "x").unwrap();
+        let intake = intake(STALL, 1024);
         let tail = if then_stall { stream::pending().left_stream() } else { stream::empty().right_stream() };
         let inner = StreamBody::new(stream::iter(parts).chain(tail));
-        (UpstreamBody::new("reg".parse().unwrap(), inner, expected, counter.clone()), counter)
+        (UpstreamBody::new(&intake, inner, expected), intake.counter.clone())
     }
 
     fn data(text: &'static str) -> Frame<Bytes> {
@@ -232,16 +235,16 @@ mod tests {
     async fn silence_ends_the_body_but_a_slow_consumer_does_not() {
         let (mut stalled, _) = body(vec![Ok(data("ab"))], true, Some(3));
         assert!(stalled.frame().await.unwrap().is_ok());
-        tokio::time::advance(IDLE_TIMEOUT * 10).await;
+        tokio::time::advance(STALL * 10).await;
         let begun = Instant::now();
         let error = stalled.frame().await.unwrap().unwrap_err();
         assert!(matches!(error.fault, Fault::Timeout(Phase::Body)), "{error}");
-        assert_eq!(begun.elapsed().as_secs(), IDLE_TIMEOUT.as_secs(), "the consumer's own pause is not counted");
+        assert_eq!(begun.elapsed().as_secs(), STALL.as_secs(), "the consumer's own pause is not counted");
         assert!(stalled.frame().await.is_none(), "after an error the body is over");
     }
 
-    /// `bytes` every `pause` until `total` have come.
-    async fn dripped(bytes: &'static str, pause: u64, total: u64) -> (Result<Bytes, Fault>, u64) {
+    /// `bytes` every `pause` until `total` have come, where at least `min_rate` must.
+    async fn dripped(bytes: &'static str, pause: u64, total: u64, min_rate: u64) -> (Result<Bytes, Fault>, u64) {
         let parts = stream::unfold(0, move |sent| async move {
             if sent >= total {
                 return None;
@@ -249,21 +252,24 @@ mod tests {
             sleep(Duration::from_secs(pause)).await;
             Some((Ok::<_, BoxError>(data(bytes)), sent + bytes.len() as u64))
         });
-        let counter = IntCounter::new("x", "x").unwrap();
-        let body = UpstreamBody::new("reg".parse().unwrap(), StreamBody::new(parts), Some(total), counter);
+        let body = UpstreamBody::new(&intake(Duration::from_secs(30), min_rate), StreamBody::new(parts), Some(total));
         let begun = Instant::now();
         (outcome(body).await, begun.elapsed().as_secs())
     }
 
     #[tokio::test(start_paused = true)]
     async fn drops_are_no_body() {
-        let (result, seconds) = dripped("ab", 20, 2000).await;
+        let (result, seconds) = dripped("ab", 20, 2000, 1024).await;
         let fault = result.unwrap_err();
         assert!(matches!(fault, Fault::Timeout(Phase::Body)) && fault.is_retryable(), "{fault}");
         assert_eq!(seconds, RATE_WINDOW);
-        let (slow, seconds) = dripped(Box::leak("x".repeat(30 << 10).into_boxed_str()), 29, 300 << 10).await;
+        let (slow, seconds) = dripped(Box::leak("x".repeat(30 << 10).into_boxed_str()), 29, 300 << 10, 1024).await;
         assert_eq!(slow.unwrap().len(), 300 << 10, "above the least rate it may take {seconds} s");
-        let (last, _) = dripped("ab", 20, 6).await;
+        let (last, _) = dripped("ab", 20, 6, 1024).await;
         assert_eq!(last.unwrap(), "ababab", "what is whole is not too slow");
+        let (any, _) = dripped("ab", 20, 20, 0).await;
+        assert_eq!(any.unwrap().len(), 20, "0 switches it off");
+        let (less, _) = dripped("ab", 1, 200, 2).await;
+        assert_eq!(less.unwrap().len(), 200, "as slow as is allowed");
     }
 }

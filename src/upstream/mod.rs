@@ -19,6 +19,7 @@ mod call;
 mod challenge;
 mod client;
 mod connect;
+mod content_range;
 mod credentials;
 mod error;
 mod exchange;
@@ -52,6 +53,7 @@ pub use body::UpstreamBody;
 pub use call::{Call, CallBody, CallTarget, Location, Reply};
 pub use challenge::{Bearer, Challenge, parse_challenges};
 pub use client::TrustError;
+pub use content_range::ContentRange;
 pub use credentials::{CredentialFault, HelperFault, Secret};
 pub use error::{
     Cause, Class, Demand, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError,

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use http::Response;
 use hyper::body::Incoming;
 use hyper_util::client::proxy::matcher::Matcher;
-use prometheus::IntCounter;
 use tokio::time::{Duration, Instant, sleep};
 
 use super::ask::{Answer, Ask};
 use super::auth::Auth;
+use super::body::Intake;
 use super::breaker::Breaker;
 use super::client::{Client, Trust, TrustError};
 use super::connect::{Dial, OwnAddresses};
@@ -37,12 +37,33 @@ pub struct Registry {
     pub(super) wire: Wire,
     breaker: Breaker,
     metrics: Metrics,
-    pub(super) received: IntCounter,
+    pub(super) intake: Arc<Intake>,
     pub(super) schemes: SchemeMemory,
+    mirrors: Vec<Arc<Registry>>,
+    /// Another place of an upstream's content: asked as a stranger, and for nothing but content.
+    is_mirror: bool,
 }
 
 impl Registry {
     pub(super) fn new(
+        config: Arc<config::Upstream>,
+        observers: (&Metrics, &Arc<dyn Clock>),
+        trust: &Trust,
+        proxies: &Arc<Matcher>,
+        own: &OwnAddresses,
+    ) -> Result<Self, TrustError> {
+        let mirror = |url: &config::BaseUrl| {
+            let config = Arc::new(as_mirror(&config, url));
+            let mirror = Self::endpoint_of(config, observers, trust, proxies, own)?;
+            Ok(Arc::new(Self { is_mirror: true, ..mirror }))
+        };
+        let mirrors = config.mirrors.iter().map(mirror).collect::<Result<_, TrustError>>()?;
+        let registry = Self::endpoint_of(config, observers, trust, proxies, own)?;
+        Ok(Self { mirrors, ..registry })
+    }
+
+    /// One endpoint by itself.
+    fn endpoint_of(
         config: Arc<config::Upstream>,
         (metrics, clock): (&Metrics, &Arc<dyn Clock>),
         trust: &Trust,
@@ -61,7 +82,12 @@ impl Registry {
         };
         let credentials = Source::new(&config.credentials, &origin, wire_to)?;
         let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);
-        let received = metrics.upstream_received_bytes.with_label_values(&[config.name.as_str()]);
+        let intake = Intake {
+            upstream: config.name.clone(),
+            counter: metrics.upstream_received_bytes.with_label_values(&[config.name.as_str()]),
+            stall: config.transfer.stall,
+            min_rate: config.transfer.min_rate,
+        };
         Ok(Self {
             config,
             origin,
@@ -69,14 +95,29 @@ impl Registry {
             wire,
             breaker: Breaker::new(),
             metrics: metrics.clone(),
-            received,
+            intake: Arc::new(intake),
             schemes: SchemeMemory::default(),
+            mirrors: Vec::new(),
+            is_mirror: false,
         })
     }
 
     /// Its name.
     pub fn name(&self) -> &UpstreamName {
         &self.config.name
+    }
+
+    /// Where it is, as host, with the port where it is not the scheme's: for logs and for who wants to see which of the
+    /// upstream's places something comes from.
+    pub fn endpoint(&self) -> String {
+        self.config.url.authority()
+    }
+
+    /// Other places of the same content, in the order of the configuration. Each has its own connections, tokens and breaker;
+    /// name, metrics and limits are those of this one. They answer only what is asked by everybody's right: no credential
+    /// leaves its origin, and the caller sees to it that they are asked for nothing whose name is not everybody's, too.
+    pub fn mirrors(&self) -> &[Arc<Registry>] {
+        &self.mirrors
     }
 
     /// Its configuration.
@@ -99,7 +140,7 @@ impl Registry {
 
     /// Asks, with tokens, redirects and retries, until the head of a successful answer is there, or the deadline.
     pub async fn fetch(&self, ask: Ask) -> Result<Answer, UpstreamError> {
-        if self.config.sealed {
+        if self.is_closed_to(ask.right.as_ref()) {
             return Err(Fault::Sealed.of(self.name()));
         }
         let mut retries = Retries::until(ask.deadline);
@@ -112,10 +153,15 @@ impl Registry {
                 Err(fault) => fault,
             };
             let Some(pause) = retries.after(&fault) else { return Err(fault.of(self.name())) };
-            tracing::debug!(upstream = %self.name(), ?ask, %fault, ?pause, "asking again");
+            tracing::debug!(upstream = %self.name(), endpoint = self.endpoint(), ?ask, %fault, ?pause, "asking again");
             last = Some(fault);
             sleep(pause).await;
         }
+    }
+
+    /// Whether a request by this right is not sent at all.
+    pub(super) fn is_closed_to(&self, right: Option<&Right>) -> bool {
+        self.config.sealed || (self.is_mirror && right.is_some_and(|right| *right != Right::Anonymous))
     }
 
     /// Whether it failed so recently or so often that the next request is a probe.
@@ -141,7 +187,8 @@ impl Registry {
         match &result {
             Ok(response) => {
                 permit.reached();
-                if let Some(left) = ratelimit_remaining(response.headers()) {
+                // A mirror's word on its own limit would be taken for the upstream's.
+                if let Some(left) = ratelimit_remaining(response.headers()).filter(|_| !self.is_mirror) {
                     let gauge = &self.metrics.upstream_ratelimit_remaining;
                     gauge.with_label_values(&[self.name().as_str()]).set(left);
                 }
@@ -151,6 +198,20 @@ impl Registry {
             Err(_) => drop(permit),
         }
         result
+    }
+}
+
+/// The settings of a mirror: what belongs to `url` stays there. The hosts of tokens stay listed, since all they get from a
+/// stranger is a question.
+fn as_mirror(upstream: &config::Upstream, url: &config::BaseUrl) -> config::Upstream {
+    config::Upstream {
+        url: url.clone(),
+        credentials: config::Credentials::Anonymous,
+        connect: Vec::new(),
+        mirrors: Vec::new(),
+        push: config::PushBy::Off,
+        relay_credentials: false,
+        ..upstream.clone()
     }
 }
 

@@ -50,7 +50,7 @@ impl Registry {
     /// challenge asked for. A body that streams is sent once. Others are sent again with a fresh token after a 401,
     /// where upstream was not reached, and where the connection broke and the request does no harm twice.
     pub async fn relay(&self, call: Call) -> Result<Reply, UpstreamError> {
-        if self.config().sealed {
+        if self.is_closed_to(Some(&call.right)) {
             return Err(Fault::Sealed.of(self.name()));
         }
         let (is_idempotent, shape) = (call.is_idempotent(), call.body.shape());
@@ -258,17 +258,16 @@ impl Relay<'_> {
             Err(fault) if head.status == StatusCode::ACCEPTED => return Err(Fault::Redirect(fault)),
             location => location.ok().flatten(),
         };
-        let (name, received) = (self.registry.name().clone(), self.registry.received.clone());
         let bodiless = self.call.method == Method::HEAD
             || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let body = if bodiless {
-            UpstreamBody::empty(name, received)
+            UpstreamBody::empty(&self.registry.intake)
         } else {
             let body = body.map_err(move |error| {
                 let _ = &stopper;
                 BoxError::from(error)
             });
-            UpstreamBody::new(name, body, length, received)
+            UpstreamBody::new(&self.registry.intake, body, length)
         };
         let shown = self.shown.is_some();
         Ok(Reply { status: head.status, headers, body, via, shown, location, whole, repeated: false })

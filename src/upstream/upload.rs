@@ -17,12 +17,13 @@ use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::body::IDLE_TIMEOUT;
 use super::error::{Cause, Fault, Phase};
 
 /// What a streamed body's source may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Longest time in which upstream takes nothing of a body.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the answer to a body that was sent whole: a registry may have to copy all of it before it says yes.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_mins(5);
 

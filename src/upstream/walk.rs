@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::ask::{Answer, Ask};
 use super::auth::{Action, Shown, Want, repeatable};
 use super::body::UpstreamBody;
+use super::content_range::ContentRange;
 use super::error::{Fault, ProtocolFault, RedirectFault};
 use super::origin::Url;
 use super::read;
@@ -53,7 +54,7 @@ impl Registry {
             probe.method = Method::GET;
             probe.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
             if let Some(answer) = self.walk(&probe).await.ok().and_then(as_head) {
-                return Ok(Answer { body: UpstreamBody::empty(self.name().clone(), self.received.clone()), ..answer });
+                return Ok(Answer { body: UpstreamBody::empty(&self.intake), ..answer });
             }
         }
         result
@@ -176,23 +177,30 @@ impl Walk<'_> {
         if headers.get_all(CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return protocol(ProtocolFault::ContentEncoding);
         }
-        if head.status == StatusCode::PARTIAL_CONTENT && !self.ask.wants_part_from(part_start(&headers)) {
-            return protocol(ProtocolFault::Range);
-        }
+        let part = match head.status {
+            StatusCode::PARTIAL_CONTENT => match ContentRange::of(&headers) {
+                Some(part) if self.ask.wants_part(part) => Some(part),
+                _ => return protocol(ProtocolFault::Range),
+            },
+            _ => None,
+        };
         let length = match headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok()?.parse().ok()) {
             Some(None) => return protocol(ProtocolFault::ContentLength),
             Some(Some(length)) => Some(length),
-            None => None,
+            // Chunked: the range says how many bytes these are.
+            None => part.map(|part| part.len()),
         };
+        if part.is_some_and(|part| length != Some(part.len())) {
+            return protocol(ProtocolFault::Range);
+        }
         if let (Some(digest), false) = (self.digest, headers.contains_key(DOCKER_CONTENT_DIGEST)) {
             headers.insert(DOCKER_CONTENT_DIGEST, digest);
         }
-        let (name, received) = (self.registry.name().clone(), self.registry.received.clone());
         let bodiless = self.ask.method == Method::HEAD || head.status == StatusCode::NOT_MODIFIED;
         let body = if bodiless {
-            UpstreamBody::empty(name, received)
+            UpstreamBody::empty(&self.registry.intake)
         } else {
-            UpstreamBody::new(name, body, length, received)
+            UpstreamBody::new(&self.registry.intake, body, length)
         };
         Ok(Answer { status: head.status, headers, body, via })
     }
@@ -218,17 +226,11 @@ fn timed_out() -> Fault {
     Fault::Timeout(super::error::Phase::Header)
 }
 
-/// The first byte of a 206, if it is a single range.
-fn part_start(headers: &HeaderMap) -> Option<u64> {
-    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
-}
-
 /// The answer to HEAD that the answer to a one-byte GET implies.
 fn as_head(mut answer: Answer) -> Option<Answer> {
     if answer.status == StatusCode::PARTIAL_CONTENT {
-        let range = answer.headers.remove(CONTENT_RANGE)?;
-        let total: u64 = range.to_str().ok()?.rsplit_once('/')?.1.trim().parse().ok()?;
+        let total = ContentRange::of(&answer.headers)?.total?;
+        answer.headers.remove(CONTENT_RANGE);
         answer.headers.insert(CONTENT_LENGTH, total.into());
         answer.status = StatusCode::OK;
     }

@@ -133,6 +133,20 @@ async fn answers_that_cannot_be_used() {
         let (error, _) = error_of(script, blob(Method::GET).with_range(2, None)).await;
         assert!(matches!(error.fault, Fault::Protocol(ProtocolFault::Range)), "{range:?}: {error}");
     }
+    // Asked for "llo" without its end.
+    for (range, body) in [
+        ("bytes 2-4/5", "llo"),
+        ("bytes 1-3/5", "ell"),
+        ("bytes 3-3/5", "l"),
+        ("bytes 2-3/5", "l"),
+        ("bytes 2-3/5", "llo"),
+        ("bytes 2-3/3", "ll"),
+    ] {
+        let script = move |_: &Seen, _| reply(206, &[("content-range", range)], body);
+        let (error, count) = error_of(script, blob(Method::GET).with_part(2, Some(3), None)).await;
+        assert!(matches!(error.fault, Fault::Protocol(ProtocolFault::Range)), "{range:?}: {error}");
+        assert_eq!(count, 1);
+    }
     let (error, count) = error_of(|_, _| reply(200, &[], ""), Ask::tags(&repo(), "last=\u{7f} x", soon())).await;
     assert!(matches!(error.fault, Fault::Protocol(ProtocolFault::Target)), "{error}");
     assert_eq!(count, 0);

@@ -3,6 +3,7 @@
 mod clouds;
 mod faults;
 mod grants;
+mod mirrors;
 mod redirects;
 mod relay;
 mod rights;
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 use super::client::Trust;
 use super::*;
 use crate::clock::twin::system;
-use crate::config::{BaseUrl, Credentials, TagPolicy, Upstream};
+use crate::config::{BaseUrl, Credentials, TagPolicy, Transfer, Upstream};
 use crate::oci::{Algorithm, Digest, RepoName};
 
 /// A request as it arrived.
@@ -197,6 +198,8 @@ fn settings(address: SocketAddr) -> Upstream {
         access_ttl: Duration::from_mins(1),
         access_stale: Duration::ZERO,
         relay_credentials: false,
+        mirrors: Vec::new(),
+        transfer: Transfer::default(),
         sealed: false,
     }
 }
