@@ -11,9 +11,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use prometheus::IntCounter;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::error::{Fault, Phase, ProtocolFault, UpstreamError};
+use super::throttle::{Debt, Throttle};
 use crate::oci::UpstreamName;
 
 /// Waiting over which the least rate is measured, in seconds.
@@ -32,7 +33,12 @@ pub(crate) struct Intake {
     /// Least bytes a second that a body brings while it is waited for; below it, the connection is taken for a broken one,
     /// and the blob goes on by another.
     pub(crate) min_rate: u64,
+    /// What limits this upstream, and all together.
+    pub(crate) throttles: [Arc<Throttle>; 2],
 }
+
+/// What is owed to each of the throttles.
+type Debts = [Option<Debt>; 2];
 
 /// A body on its way from upstream. It ends cleanly only after all announced bytes; otherwise it ends in an error.
 pub struct UpstreamBody {
@@ -49,6 +55,25 @@ pub struct UpstreamBody {
     /// How long it was waited for, and what has come, in this window of the rate.
     waited: Duration,
     came: u64,
+    /// Whether it keeps to the throttles, or is only counted there.
+    paced: bool,
+    /// What has come and is not paid for.
+    debts: Debts,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+// === impl Intake ===
+
+impl Intake {
+    fn take(&self, bytes: u64) -> Debts {
+        self.throttles.each_ref().map(|throttle| throttle.take(bytes))
+    }
+
+    /// How long to wait until these are paid, or to ask again; none: they are.
+    fn wait(&self, debts: Debts) -> Option<Duration> {
+        let waits = self.throttles.iter().zip(debts).map(|(throttle, debt)| throttle.wait(debt?));
+        waits.flatten().max()
+    }
 }
 
 // === impl UpstreamBody ===
@@ -74,7 +99,16 @@ impl UpstreamBody {
             waiting: None,
             waited: Duration::ZERO,
             came: 0,
+            paced: false,
+            debts: Debts::default(),
+            pause: None,
         }
+    }
+
+    /// It comes no faster than the limits on bytes a second allow. What is not paced counts there too; but it is small, and
+    /// is not held up by blobs.
+    pub(crate) fn paced(self) -> Self {
+        Self { paced: true, ..self }
     }
 
     /// Bytes that have come so far.
@@ -106,6 +140,22 @@ impl UpstreamBody {
         too_slow
     }
 
+    /// Until what has come is paid for. Meanwhile upstream is not waited for, so that no silence and no rate is held
+    /// against it.
+    fn poll_debts(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while self.debts != Debts::default() {
+            let Some(wait) = self.intake.wait(self.debts) else {
+                self.debts = Debts::default();
+                break;
+            };
+            let until = Instant::now() + wait;
+            let pause = self.pause.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            pause.as_mut().reset(until);
+            ready!(pause.as_mut().poll(context));
+        }
+        Poll::Ready(())
+    }
+
     fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let stall = self.intake.stall;
         let silence = self.silence.get_or_insert_with(|| Box::pin(sleep(stall)));
@@ -127,6 +177,7 @@ impl Body for UpstreamBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         let this = &mut *self;
+        ready!(this.poll_debts(context));
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         let frame = match Pin::new(inner).poll_frame(context) {
             Poll::Ready(frame) => frame,
@@ -141,6 +192,10 @@ impl Body for UpstreamBody {
                 this.received += length;
                 this.intake.counter.inc_by(length);
                 let is_whole = this.expected == Some(this.received);
+                let debts = this.intake.take(length);
+                if this.paced && !is_whole {
+                    this.debts = debts;
+                }
                 let too_slow = this.is_too_slow(length) && !is_whole;
                 let fault = this.length_fault(false).or(too_slow.then_some(Fault::Timeout(Phase::Body)));
                 Poll::Ready(Some(fault.map_or(Ok(frame), |fault| Err(this.fail(fault)))))
@@ -185,6 +240,8 @@ mod tests {
     use http_body_util::StreamBody;
 
     use super::*;
+    use crate::clock::twin::system;
+    use crate::config::MaxRate;
 
     const STALL: Duration = Duration::from_secs(7);
 
@@ -192,7 +249,8 @@ mod tests {
 
     fn intake(stall: Duration, min_rate: u64) -> Arc<Intake> {
         let counter = IntCounter::new("x", "x").unwrap();
-        Arc::new(Intake { upstream: "reg".parse().unwrap(), counter, stall, min_rate })
+        let throttles = [(); 2].map(|()| Throttle::new(MaxRate::default(), system()));
+        Arc::new(Intake { upstream: "reg".parse().unwrap(), counter, stall, min_rate, throttles })
     }
 
     fn body(parts: Vec<Item>, then_stall: bool, expected: Option<u64>) -> (UpstreamBody, IntCounter) {
@@ -271,5 +329,32 @@ mod tests {
         assert_eq!(any.unwrap().len(), 20, "0 switches it off");
         let (less, _) = dripped("ab", 1, 200, 2).await;
         assert_eq!(less.unwrap().len(), 200, "as slow as is allowed");
+    }
+
+    /// Longer than both the stall and the window of the least rate, by a limit below that rate.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_its_turn_is_not_called_slow() {
+        let slow = MaxRate { rate: Some(10), schedule: None };
+        for which in 0..2 {
+            let intake = intake(STALL, 1024);
+            intake.throttles[which].set(slow);
+            let inner = StreamBody::new(stream::iter((0..60).map(|_| Ok::<_, BoxError>(data("0123456789")))));
+            let begun = Instant::now();
+            let bytes = outcome(UpstreamBody::new(&intake, inner, Some(600)).paced()).await.unwrap();
+            assert_eq!((bytes.len(), begun.elapsed().as_secs()), (600, 58), "all but the last frame is paid for");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_paced_counts_and_does_not_wait() {
+        let intake = intake(STALL, 1024);
+        intake.throttles[1].set(MaxRate { rate: Some(10), schedule: None });
+        let begun = Instant::now();
+        let inner = StreamBody::new(stream::iter([Ok::<_, BoxError>(data("0123456789")), Ok(data("0123456789"))]));
+        outcome(UpstreamBody::new(&intake, inner, None)).await.unwrap();
+        assert!(begun.elapsed().is_zero());
+        let inner = StreamBody::new(stream::iter([Ok::<_, BoxError>(data("0123456789")), Ok(data("0"))]));
+        outcome(UpstreamBody::new(&intake, inner, Some(11)).paced()).await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 2);
     }
 }

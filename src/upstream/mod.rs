@@ -26,6 +26,7 @@ mod exchange;
 pub mod fuzzing;
 mod grant;
 mod origin;
+mod places;
 mod read;
 mod realm;
 mod redirect;
@@ -33,6 +34,7 @@ mod registry;
 mod relay;
 mod retry;
 mod right;
+mod throttle;
 mod token;
 mod upload;
 mod walk;
@@ -61,6 +63,7 @@ pub use error::{
 pub use exchange::is_secret;
 pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};
 pub use origin::UrlFault;
+pub use places::{Place, Priority};
 pub use registry::Registry;
 pub use right::{Lent, Principal, Right};
 pub use upload::BoxError;
@@ -71,12 +74,16 @@ use crate::metrics::Metrics;
 use crate::oci::UpstreamName;
 use client::Trust;
 use connect::OwnAddresses;
+use registry::Common;
+use throttle::Throttle;
 
 /// All configured upstreams. Nothing else is ever dialled on a client's behalf.
 #[derive(Debug)]
 pub struct Upstreams {
     registries: BTreeMap<UpstreamName, Arc<Registry>>,
     own: OwnAddresses,
+    /// Of what comes from all of them.
+    throttle: Arc<Throttle>,
 }
 
 /// An upstream's configuration cannot be used.
@@ -98,18 +105,32 @@ impl Upstreams {
         let proxies = Arc::new(Matcher::from_env());
         let own = OwnAddresses::default();
         let trust = Trust::platform();
+        let throttle = Throttle::new(config.limits.max_rate, Arc::clone(&clock));
+        let common =
+            Common { metrics: &metrics, clock: &clock, trust: &trust, proxies: &proxies, own: &own, total: &throttle };
         let mut registries = BTreeMap::new();
         for (name, upstream) in &config.upstreams {
-            let registry = Registry::new(Arc::clone(upstream), (&metrics, &clock), &trust, &proxies, &own)
+            let registry = Registry::new(Arc::clone(upstream), common)
                 .map_err(|source| SetupError { upstream: name.clone(), source })?;
             registries.insert(name.clone(), Arc::new(registry));
         }
-        Ok(Self { registries, own })
+        Ok(Self { registries, own, throttle })
     }
 
     /// The upstream of that name.
     pub fn get(&self, name: &UpstreamName) -> Option<&Arc<Registry>> {
         self.registries.get(name)
+    }
+
+    /// From now on those limits of `config` hold that can be changed while ocistern runs: `max_rate`, `schedule` and
+    /// `max_connections` of upstreams, `max_rate` and `schedule` of all. An upstream that is not in it keeps its own.
+    pub fn set_limits(&self, config: &Config) {
+        self.throttle.set(config.limits.max_rate);
+        for (name, upstream) in &config.upstreams {
+            if let Some(registry) = self.registries.get(name) {
+                registry.set_limits(&upstream.transfer);
+            }
+        }
     }
 
     /// Tells on which addresses ocistern itself listens: they are never dialled.

@@ -18,8 +18,10 @@ use super::credentials::Source;
 use super::error::{Fault, ProtocolFault, UpstreamError};
 use super::grant::SchemeMemory;
 use super::origin::{Origin, Url};
+use super::places::{Place, Places, Priority};
 use super::retry::{Retries, ratelimit_remaining};
 use super::right::Right;
+use super::throttle::Throttle;
 use super::wire::{Outgoing, Wire};
 use crate::clock::Clock;
 use crate::config;
@@ -39,37 +41,49 @@ pub struct Registry {
     metrics: Metrics,
     pub(super) intake: Arc<Intake>,
     pub(super) schemes: SchemeMemory,
+    limits: Limits,
     mirrors: Vec<Arc<Registry>>,
     /// Another place of an upstream's content: asked as a stranger, and for nothing but content.
     is_mirror: bool,
 }
 
+/// What all registries have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Common<'a> {
+    pub(super) metrics: &'a Metrics,
+    pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) trust: &'a Trust,
+    pub(super) proxies: &'a Arc<Matcher>,
+    pub(super) own: &'a OwnAddresses,
+    /// Of everything that comes from any of them.
+    pub(super) total: &'a Arc<Throttle>,
+}
+
+/// What limits an upstream and its mirrors together.
+#[derive(Clone)]
+struct Limits {
+    throttle: Arc<Throttle>,
+    places: Arc<Places>,
+}
+
 impl Registry {
-    pub(super) fn new(
-        config: Arc<config::Upstream>,
-        observers: (&Metrics, &Arc<dyn Clock>),
-        trust: &Trust,
-        proxies: &Arc<Matcher>,
-        own: &OwnAddresses,
-    ) -> Result<Self, TrustError> {
+    pub(super) fn new(config: Arc<config::Upstream>, common: Common<'_>) -> Result<Self, TrustError> {
+        let limits = Limits {
+            throttle: Throttle::new(config.transfer.max_rate, Arc::clone(common.clock)),
+            places: Places::new(config.transfer.max_connections),
+        };
         let mirror = |url: &config::BaseUrl| {
-            let config = Arc::new(as_mirror(&config, url));
-            let mirror = Self::endpoint_of(config, observers, trust, proxies, own)?;
+            let mirror = Self::endpoint_of(Arc::new(as_mirror(&config, url)), &limits, common)?;
             Ok(Arc::new(Self { is_mirror: true, ..mirror }))
         };
         let mirrors = config.mirrors.iter().map(mirror).collect::<Result<_, TrustError>>()?;
-        let registry = Self::endpoint_of(config, observers, trust, proxies, own)?;
+        let registry = Self::endpoint_of(config, &limits, common)?;
         Ok(Self { mirrors, ..registry })
     }
 
     /// One endpoint by itself.
-    fn endpoint_of(
-        config: Arc<config::Upstream>,
-        (metrics, clock): (&Metrics, &Arc<dyn Clock>),
-        trust: &Trust,
-        proxies: &Arc<Matcher>,
-        own: &OwnAddresses,
-    ) -> Result<Self, TrustError> {
+    fn endpoint_of(config: Arc<config::Upstream>, limits: &Limits, common: Common<'_>) -> Result<Self, TrustError> {
+        let Common { metrics, clock, trust, proxies, own, total } = common;
         let origin = Origin::of_upstream(&config.url);
         let dial = Dial::new(origin.clone(), config.connect.clone(), Arc::clone(own));
         let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
@@ -87,6 +101,7 @@ impl Registry {
             counter: metrics.upstream_received_bytes.with_label_values(&[config.name.as_str()]),
             stall: config.transfer.stall,
             min_rate: config.transfer.min_rate,
+            throttles: [Arc::clone(&limits.throttle), Arc::clone(total)],
         };
         Ok(Self {
             config,
@@ -97,6 +112,7 @@ impl Registry {
             metrics: metrics.clone(),
             intake: Arc::new(intake),
             schemes: SchemeMemory::default(),
+            limits: limits.clone(),
             mirrors: Vec::new(),
             is_mirror: false,
         })
@@ -136,6 +152,25 @@ impl Registry {
             Via::Shared => Right::Shared,
             Via::Anonymous | Via::Client => Right::Anonymous,
         }
+    }
+
+    /// Waits for leave to fetch a blob, which `max_connections` makes scarce: the caller asks for it before each GET of a blob,
+    /// or of a part of one, and keeps it as long as the body. One place is for this upstream or any of its mirrors. `size`:
+    /// bytes that are to be fetched, if that is known. What is dropped before its turn leaves the queue. HEAD, manifests
+    /// and lists need none.
+    pub async fn place(&self, priority: Priority, size: Option<u64>) -> Place {
+        self.limits.places.place(priority, size).await
+    }
+
+    /// A place, if one is free and nobody waits for it: for one more connection of a blob that has one.
+    pub fn try_place(&self) -> Option<Place> {
+        self.limits.places.try_place()
+    }
+
+    /// From now on these limits hold, for what is running too.
+    pub(super) fn set_limits(&self, transfer: &config::Transfer) {
+        self.limits.throttle.set(transfer.max_rate);
+        self.limits.places.set_limit(transfer.max_connections);
     }
 
     /// Asks, with tokens, redirects and retries, until the head of a successful answer is there, or the deadline.

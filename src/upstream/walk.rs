@@ -200,7 +200,8 @@ impl Walk<'_> {
         let body = if bodiless {
             UpstreamBody::empty(&self.registry.intake)
         } else {
-            UpstreamBody::new(&self.registry.intake, body, length)
+            let body = UpstreamBody::new(&self.registry.intake, body, length);
+            if self.ask.kind == Kind::Blob { body.paced() } else { body }
         };
         Ok(Answer { status: head.status, headers, body, via })
     }

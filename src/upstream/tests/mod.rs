@@ -209,7 +209,10 @@ fn registry(upstream: Upstream) -> Registry {
 }
 
 fn registry_with(upstream: Upstream, metrics: &Metrics, proxies: Matcher, own: &OwnAddresses) -> Registry {
-    Registry::new(Arc::new(upstream), (metrics, &system()), &Trust::none(), &Arc::new(proxies), own).unwrap()
+    let (clock, trust, proxies) = (system(), Trust::none(), Arc::new(proxies));
+    let total = Throttle::new(crate::config::MaxRate::default(), system());
+    let common = Common { metrics, clock: &clock, trust: &trust, proxies: &proxies, own, total: &total };
+    Registry::new(Arc::new(upstream), common).unwrap()
 }
 
 /// Settings with the account `me` and the password `canary-password`; keep the file while it is used.
