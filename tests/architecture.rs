@@ -31,7 +31,7 @@ const RULE: &str = "dependencies point one way: main → cli → server → http
 const BLOCKING: &[(&str, &str)] = &[
     ("cli/config.rs", "`config check` is a program of its own, without a runtime"),
     ("cli/serve.rs", "at the start, of /proc"),
-    ("config/layer.rs", "before the runtime is there"),
+    ("config/layer.rs", "before the runtime is there, and at SIGHUP on the blocking pool"),
     ("http/htpasswd.rs", "on the blocking pool, with the hashes"),
     ("server/admin_socket.rs", "on the blocking pool, once at the start"),
     ("server/listener.rs", "a few calls at the start and at the end, for sockets that have a name"),

@@ -8,6 +8,7 @@ mod gc;
 mod log;
 mod ls;
 mod pin;
+mod reload;
 mod rm;
 mod serve;
 mod status;

@@ -11,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
+use super::reload::Reloader;
 use super::{FAILED, USAGE, complain, log};
 use crate::clock::SystemClock;
 use crate::config::{Config, Flags};
@@ -34,24 +35,22 @@ const SAME_REQUEST: Duration = Duration::from_millis(500);
 /// How often what the allocator keeps free is given back.
 const GIVE_BACK_EVERY: Duration = Duration::from_mins(1);
 
-/// SIGTERM and SIGINT, whichever comes; for a command also SIGHUP.
+/// SIGTERM and SIGINT, and SIGHUP.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// None: whoever started the process has it ignored.
+    /// None: whoever started the command has it ignored.
     hangup: Option<Signal>,
-    on_hangup: OnHangup,
 }
 
-/// What becomes of SIGHUP.
-enum OnHangup {
-    /// It ends a command.
-    End,
-    /// A terminal that closes, or an operator who expects the configuration to be read again: a daemon goes on, and says
-    /// that nothing comes of it.
-    Say,
-    /// That was said.
-    Ignore,
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// An end.
+    Stop,
+    /// SIGHUP: of a daemon, that it reads its configuration again; of a command, an end too, because its terminal was
+    /// closed. A daemon goes on also then.
+    Reload,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -76,12 +75,12 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let code = serve(&runtime, config, inherited);
+    let code = serve(&runtime, flags, config, inherited);
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     code
 }
 
-fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
+fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited) -> ExitCode {
     runtime.block_on(async {
         // Listened to before the start, so that a stop in its middle is a proper one.
         let mut signals = match Signals::new() {
@@ -92,9 +91,10 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
             tracing::info!(file = %file.display(), "configuration read");
         }
         announce(&config);
+        let mut reloader = Reloader::new(flags.clone(), config.clone());
         let started = tokio::select! {
             started = Server::start_with(config, inherited, Arc::new(SystemClock)) => started,
-            () = signals.next() => return ExitCode::SUCCESS,
+            () = signals.stop() => return ExitCode::SUCCESS,
         };
         let server = match started {
             Ok(server) => server,
@@ -105,18 +105,29 @@ fn serve(runtime: &Runtime, config: Config, inherited: Inherited) -> ExitCode {
             Err(error) => return fail(&error),
         };
         tokio::select! {
-            () = signals.next() => {}
+            () = until_stop(&mut signals, &mut reloader, &server) => {}
             never = give_memory_back() => match never {},
         }
         let first = Instant::now();
         tokio::select! {
             () = server.stop() => ExitCode::SUCCESS,
-            () = another(first, async || signals.next().await) => {
+            () = another(first, async || signals.stop().await) => {
                 tracing::warn!("a second signal: ending at once");
                 ExitCode::from(FAILED)
             }
         }
     })
+}
+
+/// Reads the configuration again as often as it is asked to.
+async fn until_stop(signals: &mut Signals, reloader: &mut Reloader, server: &Server) {
+    while signals.next().await == Wanted::Reload {
+        // A file system that hangs does not hold up the stop.
+        tokio::select! {
+            () = reloader.reload(server) => {}
+            () = signals.stop() => return,
+        }
+    }
 }
 
 /// Gives back what the allocator keeps free, now and then: what a burst of requests has needed is not kept for ever.
@@ -169,36 +180,39 @@ impl Signals {
     /// For a daemon.
     pub(super) fn new() -> io::Result<Self> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let hangup = if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
-        Ok(Self { terminate, interrupt, hangup, on_hangup: OnHangup::Say })
+        Ok(Self { terminate, interrupt, hangup: Some(signal(SignalKind::hangup())?) })
     }
 
     /// For a command: when its terminal is closed it ends too, unless it was started so that it does not (`nohup`).
     pub(super) fn of_command() -> io::Result<Self> {
-        Ok(Self { on_hangup: OnHangup::End, ..Self::new()? })
+        if is_ignored(SignalKind::hangup()) {
+            let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+            return Ok(Self { terminate, interrupt, hangup: None });
+        }
+        Self::new()
     }
 
-    pub(super) async fn next(&mut self) {
-        loop {
-            let hung_up = async {
-                match &mut self.hangup {
-                    Some(hangup) => drop(hangup.recv().await),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                () = hung_up => {}
+    /// The next signal.
+    pub(super) async fn next(&mut self) -> Wanted {
+        let Self { terminate, interrupt, hangup } = self;
+        let hung_up = async {
+            match hangup {
+                Some(hangup) => drop(hangup.recv().await),
+                None => std::future::pending().await,
             }
-            match self.on_hangup {
-                OnHangup::End => return,
-                OnHangup::Say => {
-                    tracing::warn!("SIGHUP is ignored: for another configuration start ocistern again");
-                    self.on_hangup = OnHangup::Ignore;
-                }
-                OnHangup::Ignore => {}
-            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => Wanted::Stop,
+            _ = interrupt.recv() => Wanted::Stop,
+            () = hung_up => Wanted::Reload,
+        }
+    }
+
+    /// The next signal that asks for an end. A SIGHUP meanwhile is not lost: [`Signals::next`] tells of it afterwards.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

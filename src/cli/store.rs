@@ -141,7 +141,7 @@ impl Ask {
             let mut finding = pin!(Way::find(config, self.command));
             let way = tokio::select! {
                 way = &mut finding => way?,
-                () = signals.next() => {
+                _ = signals.next() => {
                     // A store that is just being opened must be closed; it takes no time that anybody would notice.
                     if let Ok(Way::Here(store, _)) = finding.await {
                         store.close().await;
@@ -153,12 +153,12 @@ impl Ask {
                 // A daemon ends what nobody waits for any more.
                 Way::Daemon(stream, holder) => tokio::select! {
                     answer = self.send_to(stream, holder) => answer,
-                    () = signals.next() => Err(interrupted()),
+                    _ = signals.next() => Err(interrupted()),
                 },
                 Way::Here(store, admin) => {
                     let answer = tokio::select! {
                         answer = self.answer_here(&store, &admin) => answer,
-                        () = signals.next() => Err(interrupted()),
+                        _ = signals.next() => Err(interrupted()),
                     };
                     // Else the next start would take the store for one after a crash.
                     store.close().await;

@@ -68,6 +68,7 @@ pub struct Server {
     readiness: Readiness,
     store: Store,
     cache: Arc<Cache>,
+    upstreams: Arc<Upstreams>,
     drain: Duration,
     registry: Run,
     admin: Run,
@@ -221,6 +222,7 @@ impl Server {
             readiness,
             store,
             cache,
+            upstreams,
             drain: config.limits.drain,
             registry,
             admin: admin_run,
@@ -242,6 +244,11 @@ impl Server {
     /// All metrics.
     pub const fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// From now on the limits of transfers hold that `config` has: see [`Upstreams::set_limits`].
+    pub fn set_limits(&self, config: &Config) {
+        self.upstreams.set_limits(config);
     }
 
     /// Stops: running answers have until the deadline of `limits.drain`.

@@ -278,7 +278,7 @@ mod tests {
         advance(LONG - Duration::from_millis(1)).await;
         asking.extend((0..6).map(|size| ask(&places, Priority::Waiting, Some(size))));
         advance(Duration::from_millis(1)).await;
-        assert_eq!(order(asking, first), [1, 2, 3, 0, 4, 5, 6, 7], "the oldest; then one place in four");
+        assert_eq!(order(asking, first), [1, 2, 0, 3, 4, 5, 6, 7], "the oldest; and one place in four");
     }
 
     #[tokio::test(start_paused = true)]

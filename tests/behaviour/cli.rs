@@ -65,6 +65,18 @@ impl Daemon {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// The next event of the log with this message.
+    fn until(&mut self, message: &str) -> serde_json::Value {
+        loop {
+            let mut line = String::new();
+            assert!(self.log.read_line(&mut line).unwrap() > 0, "it has ended and never said: {message}");
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if event["message"] == message {
+                return event;
+            }
+        }
+    }
+
     /// The exit code, and the rest of the log.
     fn end(mut self) -> (Option<i32>, String) {
         let mut log = String::new();
@@ -247,18 +259,13 @@ fn busy(root: &Path) -> (Daemon, TcpStream) {
     (daemon, stream)
 }
 
-/// A terminal that closes is no reason to stop serving; others are told so by the log, once.
+/// A terminal that closes is no reason to stop serving, also where there is no file to read again.
 #[test]
 fn a_hangup_does_not_end_the_daemon() {
     let directory = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(directory.path());
     daemon.signal(Signal::HUP);
-    let mut line = String::new();
-    while !line.contains("SIGHUP") {
-        line.clear();
-        assert!(daemon.log.read_line(&mut line).unwrap() > 0, "it has ended");
-    }
-    daemon.signal(Signal::HUP);
+    daemon.until("configuration read again: no limit of transfers has changed");
     let mut stream = TcpStream::connect(daemon.address).unwrap();
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -267,7 +274,42 @@ fn a_hangup_does_not_end_the_daemon() {
     daemon.signal(Signal::TERM);
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0), "{log}");
-    assert!(!log.contains("SIGHUP"), "once is enough: {log}");
+}
+
+#[test]
+fn limits_of_transfers_change_at_a_hangup() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    write("[upstream.\"docker.io\"]\nmax_rate = \"1MiB\"");
+    let mut daemon = Daemon::start_with(directory.path(), &["--sealed", "--config", file.to_str().unwrap()]);
+    write(
+        "[limits]\nmax_rate = \"20MiB\"\nidle = \"5m\"\n[upstream.\"docker.io\"]\nmax_rate = \"2MiB\"\nmax_connections = 4",
+    );
+    daemon.signal(Signal::HUP);
+    let event = daemon.until("configuration read again: these hold from now on");
+    let changed = "limits.max_rate = \"20MiB\", upstream.\"docker.io\".max_connections = 4, upstream.\"docker.io\".max_rate = \"2MiB\"";
+    assert_eq!((&event["changed"], &event["level"]), (&changed.into(), &"INFO".into()));
+    assert_eq!(event["file"], file.to_str().unwrap());
+    let event = daemon.until("what else has changed in the configuration needs a restart");
+    assert_eq!((&event["keys"], &event["level"]), (&"limits.idle".into(), &"WARN".into()));
+
+    write("[limits]\nmax_rate = \"fast\"\nidle = \"0s\"");
+    daemon.signal(Signal::HUP);
+    let event = daemon.until("the configuration has mistakes: everything stays as it was");
+    let mistakes = event["mistakes"].as_str().unwrap();
+    assert!(mistakes.contains("config.toml:3: limits.idle: \"0s\" is not a time limit"), "{mistakes}");
+    assert!(mistakes.contains("config.toml:2: limits.max_rate: \"fast\" is not a rate"), "{mistakes}");
+    assert_eq!(event["level"], "ERROR");
+
+    write("[upstream.\"docker.io\"]\nmax_rate = \"2MiB\"");
+    daemon.signal(Signal::HUP);
+    let event = daemon.until("configuration read again: these hold from now on");
+    assert_eq!(event["changed"], "limits.max_rate = \"off\", upstream.\"docker.io\".max_connections left out");
+    daemon.signal(Signal::TERM);
+    let (code, log) = daemon.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("needs a restart"), "it is as it was at the start: {log}");
 }
 
 /// As `timeout` does it: the child is signalled, and its group.
