@@ -111,6 +111,11 @@ impl UpstreamBody {
         Self { paced: true, ..self }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_paced(&self) -> bool {
+        self.paced
+    }
+
     /// Bytes that have come so far.
     pub fn received(&self) -> u64 {
         self.received

@@ -234,7 +234,7 @@ mod tests {
     fn served(asking: &mut [Option<Asking>], held: &mut Vec<Place>) -> Vec<usize> {
         let mut who = Vec::new();
         for (index, slot) in asking.iter_mut().enumerate() {
-            if let Some(place) = slot.as_mut().and_then(|asking| asking.now_or_never()) {
+            if let Some(place) = slot.as_mut().and_then(FutureExt::now_or_never) {
                 *slot = None;
                 held.push(place);
                 who.push(index);
@@ -275,9 +275,9 @@ mod tests {
         let places = Places::new(Some(1));
         let first = places.place(Priority::Waiting, None).await;
         let mut asking = vec![ask(&places, Priority::Ahead, None), ask(&places, Priority::Waiting, Some(1000))];
-        advance(LONG - Duration::from_millis(1)).await;
+        advance(LONG / 2).await;
         asking.extend((0..6).map(|size| ask(&places, Priority::Waiting, Some(size))));
-        advance(Duration::from_millis(1)).await;
+        advance(LONG / 2).await;
         assert_eq!(order(asking, first), [1, 2, 0, 3, 4, 5, 6, 7], "the oldest; and one place in four");
     }
 

@@ -3,6 +3,7 @@
 mod clouds;
 mod faults;
 mod grants;
+mod limits;
 mod mirrors;
 mod redirects;
 mod relay;
