@@ -43,6 +43,7 @@ pub use self::pin::{Pin, PinError, Pinned};
 pub use self::reload::Reload;
 pub use self::scrub::{Hours, Scrub, TimeOfDay, rate};
 pub use self::transfer::{MaxRate, Transfer};
+pub use self::url::BaseUrl;
 use crate::oci::UpstreamName;
 
 /// Where clients connect if nobody said.
@@ -232,19 +233,6 @@ pub struct Upstream {
     pub relay_credentials: bool,
     /// Never asked at all.
     pub sealed: bool,
-}
-
-/// Scheme, host, port and path prefix of an upstream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BaseUrl {
-    /// https, else http.
-    pub https: bool,
-    /// Host name or address, lower case, IPv6 in brackets.
-    pub host: String,
-    /// Port, the scheme's default filled in.
-    pub port: u16,
-    /// Path before `/v2/`: empty, or `/prefix` without a trailing slash.
-    pub prefix: String,
 }
 
 /// Who pushes to an upstream, and deletes there.

@@ -4,25 +4,22 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{
-    Abandon, Address, Capacity, CertificateFiles, Config, Credentials, Durability, Flags, LogFormat, MaxRate,
-    RangeFill, TagPolicy, UnverifiedRanges, layer,
-};
+use super::{Address, Capacity, CertificateFiles, Config, Credentials, Durability, Flags, LogFormat, TagPolicy, layer};
 use crate::oci::UpstreamName;
 
 /// No file where a test does not make one.
 const NOWHERE: &str = "/nonexistent/ocistern.toml";
 
-fn load(flags: &Flags, env: &[(&str, &str)]) -> Config {
+pub(super) fn load(flags: &Flags, env: &[(&str, &str)]) -> Config {
     try_load(flags, env).unwrap()
 }
 
-fn try_load(flags: &Flags, env: &[(&str, &str)]) -> Result<Config, String> {
+pub(super) fn try_load(flags: &Flags, env: &[(&str, &str)]) -> Result<Config, String> {
     let env: HashMap<&str, &str> = env.iter().copied().collect();
     layer::load(flags, &|name| env.get(name).map(ToString::to_string), Path::new(NOWHERE)).map_err(|e| e.to_string())
 }
 
-fn parse(text: &str) -> Config {
+pub(super) fn parse(text: &str) -> Config {
     Config::from_toml(text).unwrap_or_else(|error| panic!("{text}\n{error}"))
 }
 
@@ -42,11 +39,11 @@ fn default_of(config: &Config, index: usize) -> Option<&str> {
     config.listeners[index].default_upstream.as_ref().map(UpstreamName::as_str)
 }
 
-fn upstream<'a>(config: &'a Config, name: &str) -> &'a super::Upstream {
+pub(super) fn upstream<'a>(config: &'a Config, name: &str) -> &'a super::Upstream {
     &config.upstreams[&name.parse().unwrap()]
 }
 
-fn flags() -> Flags {
+pub(super) fn flags() -> Flags {
     Flags::default()
 }
 
@@ -551,57 +548,6 @@ fn the_scrub_is_switched_off_by_the_environment_too() {
     assert!(shown.contains("rate = \"1MiB/s\"") && shown.contains("hours = \"22:00-06:30\""), "{shown}");
     assert!(parse(&shown).store.scrub.is_some_and(|scrub| scrub.hours.is_some()));
     assert_eq!(parse(&parse("[store]\nscrub = false").show()).store.scrub, None);
-}
-
-#[test]
-fn transfers_of_each_kind() {
-    let config = parse("");
-    let hub = &upstream(&config, "docker.io").transfer;
-    assert_eq!((hub.stall, hub.min_rate, hub.blob_connections), (Duration::from_secs(30), 1024, 8));
-    assert_eq!((hub.resume_for, hub.max_connections), (Duration::from_mins(15), None));
-    assert_eq!((hub.max_rate, config.limits.max_rate), (MaxRate::default(), MaxRate::default()));
-    assert!(upstream(&config, "docker.io").mirrors.is_empty());
-    assert_eq!((config.store.range_fill, config.store.abandon), (RangeFill::Always, Abandon::Auto));
-    assert_eq!(config.store.unverified_ranges, UnverifiedRanges::Serve);
-
-    let config = parse(
-        "[store]\nrange_fill = \"25%\"\nabandon = \"park\"\n\
-         [limits]\nmax_rate = \"1GiB\"\n\
-         [upstream.\"docker.io\"]\nmirrors = [\"mirror.example/hub/\", \"http://10.0.0.9:5000\"]\nstall = \"1s\"\n\
-         min_rate = 0\nresume_for = \"0s\"\nblob_connections = 64\nmax_connections = 1\nmax_rate = \"20MiB/s\"\n\
-         schedule = \"22:00-06:00\"\n\
-         [upstream.\"ghcr.io\"]\nmax_rate = \"off\"\nschedule = \"22:00-06:00\"",
-    );
-    let hub = upstream(&config, "docker.io");
-    let mirrors: Vec<_> = hub.mirrors.iter().map(ToString::to_string).collect();
-    assert_eq!(mirrors, ["https://mirror.example/hub", "http://10.0.0.9:5000"]);
-    assert_eq!(
-        (hub.transfer.stall, hub.transfer.min_rate, hub.transfer.resume_for),
-        (Duration::from_secs(1), 0, Duration::ZERO)
-    );
-    assert_eq!((hub.transfer.blob_connections, hub.transfer.max_connections), (64, Some(1)));
-    assert_eq!(hub.transfer.max_rate.rate, Some(20 << 20));
-    assert!(hub.transfer.max_rate.schedule.is_some());
-    assert_eq!(config.limits.max_rate.rate, Some(1 << 30));
-    assert_eq!((config.store.range_fill, config.store.abandon), (RangeFill::From(25), Abandon::Park));
-    assert_eq!(upstream(&config, "ghcr.io").transfer.max_rate.rate, None, "the hours may stay when the limit is off");
-    assert_eq!(format!("{:?}", parse(&config.show())), format!("{config:?}"));
-
-    let wait = parse("[store]\nunverified_ranges = \"wait\"\nrange_fill = \"always\"");
-    assert_eq!(wait.store.unverified_ranges, UnverifiedRanges::Wait);
-    let config = load(&flags(), &[("OCISTERN_LIMITS__MAX_RATE", "5MiB"), ("OCISTERN_STORE__ABANDON", "finish")]);
-    assert_eq!((config.limits.max_rate.rate, config.store.abandon), (Some(5 << 20), Abandon::Finish));
-}
-
-#[test]
-fn a_flag_does_not_make_a_mirror_the_upstream_itself() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("config.toml");
-    std::fs::write(&file, "[upstream.mine]\nurl = \"https://a.example\"\nmirrors = [\"https://b.example\"]").unwrap();
-    let flags = |url: &str| Flags { config: Some(file.clone()), upstream: vec![url.to_owned()], ..Flags::default() };
-    assert_eq!(upstream(&load(&flags("mine=https://c.example"), &[]), "mine").mirrors.len(), 1);
-    let error = try_load(&flags("mine=https://b.example"), &[]).unwrap_err();
-    assert!(error.contains("mirrors[0]: https://b.example is where this upstream is asked already"), "{error}");
 }
 
 #[test]

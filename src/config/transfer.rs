@@ -152,6 +152,8 @@ fn max_rate(text: &str) -> Result<Option<u64>, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{flags, load, parse, try_load, upstream};
+    use super::super::{Abandon, Flags, RangeFill, UnverifiedRanges};
     use super::*;
 
     #[test]
@@ -165,5 +167,62 @@ mod tests {
         for text in ["", "0", "0MiB", "20", "20Mbit", "-1MiB", "on", "/s"] {
             assert!(max_rate(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn defaults_and_values() {
+        let config = parse("");
+        let hub = &upstream(&config, "docker.io").transfer;
+        assert_eq!((hub.stall, hub.min_rate, hub.blob_connections), (Duration::from_secs(30), 1024, 8));
+        assert_eq!((hub.resume_for, hub.max_connections), (Duration::from_mins(15), None));
+        assert_eq!((hub.max_rate, config.limits.max_rate), (MaxRate::default(), MaxRate::default()));
+        assert!(upstream(&config, "docker.io").mirrors.is_empty());
+        assert_eq!((config.store.range_fill, config.store.abandon), (RangeFill::Always, Abandon::Auto));
+        assert_eq!(config.store.unverified_ranges, UnverifiedRanges::Serve);
+
+        let config = parse(
+            "[store]\nrange_fill = \"25%\"\nabandon = \"park\"\n\
+             [limits]\nmax_rate = \"1GiB\"\n\
+             [upstream.\"docker.io\"]\nmirrors = [\"mirror.example/hub/\", \"http://10.0.0.9:5000\"]\nstall = \"1s\"\n\
+             min_rate = 0\nresume_for = \"0s\"\nblob_connections = 64\nmax_connections = 1\nmax_rate = \"20MiB/s\"\n\
+             schedule = \"22:00-06:00\"\n\
+             [upstream.\"ghcr.io\"]\nmax_rate = \"off\"\nschedule = \"22:00-06:00\"",
+        );
+        let hub = upstream(&config, "docker.io");
+        let mirrors: Vec<_> = hub.mirrors.iter().map(ToString::to_string).collect();
+        assert_eq!(mirrors, ["https://mirror.example/hub", "http://10.0.0.9:5000"]);
+        assert_eq!(
+            (hub.transfer.stall, hub.transfer.min_rate, hub.transfer.resume_for),
+            (Duration::from_secs(1), 0, Duration::ZERO)
+        );
+        assert_eq!((hub.transfer.blob_connections, hub.transfer.max_connections), (64, Some(1)));
+        assert_eq!(hub.transfer.max_rate.rate, Some(20 << 20));
+        assert!(hub.transfer.max_rate.schedule.is_some());
+        assert_eq!(config.limits.max_rate.rate, Some(1 << 30));
+        assert_eq!((config.store.range_fill, config.store.abandon), (RangeFill::From(25), Abandon::Park));
+        assert_eq!(
+            upstream(&config, "ghcr.io").transfer.max_rate.rate,
+            None,
+            "the hours may stay when the limit is off"
+        );
+        assert_eq!(format!("{:?}", parse(&config.show())), format!("{config:?}"));
+
+        let wait = parse("[store]\nunverified_ranges = \"wait\"\nrange_fill = \"always\"");
+        assert_eq!(wait.store.unverified_ranges, UnverifiedRanges::Wait);
+        let config = load(&flags(), &[("OCISTERN_LIMITS__MAX_RATE", "5MiB"), ("OCISTERN_STORE__ABANDON", "finish")]);
+        assert_eq!((config.limits.max_rate.rate, config.store.abandon), (Some(5 << 20), Abandon::Finish));
+    }
+
+    #[test]
+    fn a_flag_does_not_make_a_mirror_the_upstream_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, "[upstream.mine]\nurl = \"https://a.example\"\nmirrors = [\"https://b.example\"]")
+            .unwrap();
+        let flags =
+            |url: &str| Flags { config: Some(file.clone()), upstream: vec![url.to_owned()], ..Flags::default() };
+        assert_eq!(upstream(&load(&flags("mine=https://c.example"), &[]), "mine").mirrors.len(), 1);
+        let error = try_load(&flags("mine=https://b.example"), &[]).unwrap_err();
+        assert!(error.contains("mirrors[0]: https://b.example is where this upstream is asked already"), "{error}");
     }
 }

@@ -4,10 +4,23 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::error::Fault;
-use super::{BaseUrl, parse};
+use super::parse;
 
 const URL: &str = "a registry's URL: write a host with https:// (or http:// where it speaks no TLS), such as \"https://registry.example\" or \"http://localhost:5001\"";
 const PUBLIC: &str = "the URL that clients see: write scheme and host, such as \"https://cache.example\"";
+
+/// Scheme, host, port and path prefix of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    /// https, else http.
+    pub https: bool,
+    /// Host name or address, lower case, IPv6 in brackets.
+    pub host: String,
+    /// Port, the scheme's default filled in.
+    pub port: u16,
+    /// Path before `/v2/`: empty, or `/prefix` without a trailing slash.
+    pub prefix: String,
+}
 
 // === impl BaseUrl ===
 
