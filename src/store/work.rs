@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::capacity::Reservation;
 use super::disk::Disk;
 use super::evict::Room;
 use super::layout::{self, FILLS};
+use super::ranges::ByteRanges;
 use super::stamp::Stamp;
 use super::temporary::Temporary;
 use super::writer::Remnant;
@@ -29,9 +31,26 @@ const ALLOCATE: u64 = 64 << 10;
 pub(super) struct Work {
     temporary: Temporary<Arc<Disk>>,
     reservation: Reservation,
-    written: u64,
-    /// How long the file is: longer than what counts of it, where it was rewound.
-    extent: u64,
+    /// What was ever written of the file, and so has its blocks: more than what counts of it, where it was rewound.
+    taken: ByteRanges,
+    /// What the disk was not told to begin with yet: so many bytes, within this range.
+    unsent: (u64, Range<u64>),
+}
+
+/// Bytes, and where in the file they belong.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) at: u64,
+    pub(super) bytes: Bytes,
+}
+
+// === impl Placed ===
+
+impl Placed {
+    /// Where in the file they belong.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.at..self.at + self.bytes.len() as u64
+    }
 }
 
 // === impl Work ===
@@ -75,65 +94,77 @@ impl Work {
                 reservation.allocated(length);
             }
         }
-        Ok(Self { temporary, reservation, written: 0, extent: 0 })
+        Ok(Self { temporary, reservation, taken: ByteRanges::default(), unsent: (0, 0..0) })
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
         self.temporary.file()
     }
 
-    /// Bytes of the chunks that are in the file whole.
-    pub(super) fn written(&self) -> u64 {
-        self.written
-    }
-
     /// Only the first bytes count; what is written next takes the place of those after them.
     pub(super) fn rewind(&mut self, length: u64) {
-        self.written = self.written.min(length);
+        // What comes there now is new to the disk.
+        let (bytes, range) = &mut self.unsent;
+        *range = range.start.min(length)..range.end.min(length);
+        *bytes = (*bytes).min(range.end - range.start);
     }
 
-    /// Appends the chunks. Those that are not in the file whole, because of an error, are taken from the list.
+    /// Writes the chunks. Those that are not in the file whole, because of an error, are taken from the list.
     pub(super) fn write(
         &mut self,
         inner: &Arc<Inner>,
-        chunks: &mut Vec<Bytes>,
-    ) -> (Vec<Bytes>, Result<(), StoreError>) {
+        chunks: &mut Vec<Placed>,
+    ) -> (Vec<Placed>, Result<(), StoreError>) {
         let mut whole = 0;
         let outcome = self.write_each(inner, chunks, &mut whole);
         (chunks.split_off(whole), outcome)
     }
 
-    fn write_each(&mut self, inner: &Arc<Inner>, chunks: &[Bytes], whole: &mut usize) -> Result<(), StoreError> {
-        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        if self.written + bytes > self.reservation.bytes() {
-            let more = self.written + bytes - self.reservation.bytes();
+    fn write_each(&mut self, inner: &Arc<Inner>, chunks: &[Placed], whole: &mut usize) -> Result<(), StoreError> {
+        let end = chunks.iter().map(|chunk| chunk.range().end).max().unwrap_or(0);
+        if end > self.reservation.bytes() {
+            let more = end - self.reservation.bytes();
             // A large step first; near the limit what is needed now must do.
             inner.reserve_more(&mut self.reservation, more.max(STEP), more)?;
         }
         for chunk in chunks {
-            let write = || inner.disk.write_all_at(self.temporary.file(), chunk, self.written);
-            inner.with_room(chunk.len() as u64, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
-            self.written += chunk.len() as u64;
-            self.reservation.allocated(self.written.saturating_sub(self.extent));
-            self.extent = self.extent.max(self.written);
+            let (range, bytes) = (chunk.range(), chunk.bytes.len() as u64);
+            let write = || inner.disk.write_all_at(self.temporary.file(), &chunk.bytes, chunk.at);
+            inner.with_room(bytes, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
+            let fresh = self.taken.gaps(range.clone()).iter().map(|gap| gap.end - gap.start).sum();
+            self.reservation.allocated(fresh);
+            let (unsent, within) = &mut self.unsent;
+            *within =
+                if *unsent == 0 { range.clone() } else { within.start.min(range.start)..within.end.max(range.end) };
+            *unsent += bytes;
+            self.taken.insert(range);
             *whole += 1;
         }
         Ok(())
     }
 
-    /// Ends the writing where it failed.
-    pub(super) fn into_remnant(self, hasher: Hasher) -> Remnant {
-        let Self { temporary, mut reservation, written, .. } = self;
+    /// Of what was written since the last time the range that holds it, if it is so much.
+    pub(super) fn take_unsent(&mut self, least: u64) -> Option<Range<u64>> {
+        let (bytes, range) = &mut self.unsent;
+        (*bytes >= least).then(|| {
+            *bytes = 0;
+            range.clone()
+        })
+    }
+
+    /// Ends the writing where it failed; so much, from the start, was written and is in the hash.
+    pub(super) fn into_remnant(self, written: u64, hasher: Hasher) -> Remnant {
+        let Self { temporary, mut reservation, taken, .. } = self;
         drop(temporary);
-        reservation.keep_only(written);
+        reservation.keep_only(taken.total());
         Remnant { written, hasher, _reservation: reservation }
     }
 
-    /// Gives the file its name. Its content was verified.
-    pub(super) fn publish(self, inner: &Arc<Inner>, digest: &Digest) -> Result<StoredBlob, StoreError> {
-        let Self { temporary, reservation, written, extent } = self;
+    /// Gives the file its name. Its content, so many bytes, was verified.
+    pub(super) fn publish(self, inner: &Arc<Inner>, digest: &Digest, written: u64) -> Result<StoredBlob, StoreError> {
+        let Self { temporary, reservation, taken, .. } = self;
         let (path, directory) = (layout::blob(digest), layout::blob_dir(digest.algorithm()));
-        if extent > written {
+        if taken.end() > written {
             // Before it has a name: later it may be mapped, and then it must not shrink.
             inner
                 .disk
