@@ -86,6 +86,7 @@ use gated::Gated;
 use hints::{Hints, SledSource, Source};
 use images::Uses;
 use lock::RootLock;
+use partial::Partials;
 use pins::Pins;
 use record::Records;
 use stamp::Epoch;
@@ -165,6 +166,8 @@ struct Inner {
     suspicions: Table,
     pins: Pins,
     uses: Uses,
+    /// What fills have left that did not end.
+    partials: Arc<Partials>,
     /// How often the index had been begun anew when a whole scan began that brought it all blobs.
     scanned: AtomicU64,
     max_age: Option<Duration>,
@@ -258,7 +261,7 @@ impl Store {
             tracing::warn!(%error, "the lock file could not be written");
         }
         layout::prepare(&disk)?;
-        recover::remove_temporary(&disk);
+        let left = partial::clear(&disk);
         let records = Records::default();
         let group = GroupSync::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk, &group));
@@ -281,6 +284,7 @@ impl Store {
             suspicions: Table::new(timeline.clone()),
             pins,
             uses: Uses::default(),
+            partials: Arc::default(),
             scanned: AtomicU64::new(0),
             max_age: keep.max_age,
             shortage: Shortage::default(),
@@ -295,6 +299,7 @@ impl Store {
             timeline,
         };
         inner.check_origins(&origins)?;
+        inner.adopt(left);
         inner.group.run(&inner.disk);
         if !goes_on {
             // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
@@ -370,6 +375,7 @@ impl Store {
                 inner.books.look_at_clock();
                 inner.books.with_order(|order| order.place_from(UNPLACED));
                 inner.expire();
+                inner.expire_partials();
                 Ok(())
             };
             if self.blocking(work).await.is_err() {
@@ -378,8 +384,8 @@ impl Store {
         }
     }
 
-    /// Writes out what is in memory and marks the stop as clean. Fills that still run are lost. Further calls do
-    /// nothing.
+    /// Writes out what is in memory and marks the stop as clean. Fills that still run are lost; what those leave that were
+    /// given up before is put down. Further calls do nothing.
     pub async fn close(&self) {
         if self.0.closed.swap(true, Ordering::SeqCst) {
             return;

@@ -16,8 +16,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
+mod checkpoint;
 mod sum;
 
+use checkpoint::Checkpoints;
 use sum::Sum;
 
 use super::disk::Disk;
@@ -34,13 +36,23 @@ const WAITING: usize = 2 << 20;
 /// The disk is told to write a file in parts of at least this size.
 const SEND_OUT: u64 = 16 << 20;
 
-/// A temporary file that is being written and hashed. Dropping it removes the file.
+/// A temporary file that is being written and hashed. Dropping it removes the file, unless it can be gone on with.
 pub(super) struct Pipeline {
     shared: Arc<Shared>,
     progress: watch::Receiver<u64>,
     runtime: Handle,
     /// Where [`Pipeline::write`] goes on.
     cursor: u64,
+}
+
+/// What is known of a file when it is given to a pipeline.
+#[derive(Default)]
+pub(super) struct Begun {
+    /// What was announced.
+    pub(super) length: Option<u64>,
+    /// What is in the file.
+    pub(super) present: ByteRanges,
+    pub(super) mark: PartialMark,
 }
 
 struct Shared {
@@ -59,6 +71,7 @@ struct Shared {
     /// a job beside the one that writes: where the disk is slow, it waits.
     sending_out: AtomicBool,
     mark: Mutex<PartialMark>,
+    checkpoints: Option<Checkpoints>,
 }
 
 /// Who is told which bytes are in the file.
@@ -76,6 +89,8 @@ struct Queue {
     accepted: ByteRanges,
     /// What of it is in the file.
     present: ByteRanges,
+    /// What was accepted is not what was asked for, or it is given up for good.
+    is_wrong: bool,
     state: State,
     sum: Sum,
 }
@@ -86,7 +101,7 @@ enum State {
     Idle(Box<Work>),
     /// A job has it.
     Running,
-    /// A job has it, and is to drop it.
+    /// A job has it, and is to give it up.
     Aborted,
     /// Writing failed. The error is there until somebody has it; what was written is there unless the job panicked, and
     /// what was accepted and is not in the file.
@@ -107,15 +122,11 @@ struct Left {
 // === impl Pipeline ===
 
 impl Pipeline {
-    /// Takes a file that was begun, and has these bytes already; `length` is what was announced.
-    pub(super) fn start(
-        inner: Arc<Inner>,
-        work: Work,
-        algorithm: Algorithm,
-        length: Option<u64>,
-        present: ByteRanges,
-    ) -> Self {
+    /// Takes a file that was begun.
+    pub(super) fn start(inner: Arc<Inner>, work: Work, algorithm: Algorithm, begun: Begun) -> Self {
+        let Begun { length, present, mark } = begun;
         let file = work.file().clone();
+        let checkpoints = Checkpoints::of(&work, &present);
         let cursor = present.end_of_run(0);
         let (sender, progress) = watch::channel(cursor);
         let queue = Queue {
@@ -125,6 +136,7 @@ impl Pipeline {
             waiting: 0,
             accepted: present.clone(),
             present,
+            is_wrong: false,
             state: State::Idle(Box::new(work)),
             sum: Sum::Idle(Box::new(Hasher::new(algorithm))),
         };
@@ -137,7 +149,8 @@ impl Pipeline {
             progress: sender,
             follower: OnceLock::new(),
             sending_out: AtomicBool::new(false),
-            mark: Mutex::default(),
+            mark: Mutex::new(mark),
+            checkpoints,
         });
         // What is there is hashed while the rest comes.
         shared.hash();
@@ -232,7 +245,10 @@ impl Pipeline {
         let present = self.present();
         match self.shared.length.unwrap_or(present.end()) {
             expected if expected == length => Ok((length, hasher)),
-            expected => Err(StoreError::LengthMismatch { expected, actual: present.total() }),
+            expected => {
+                self.is_wrong();
+                Err(StoreError::LengthMismatch { expected, actual: present.total() })
+            }
         }
     }
 
@@ -291,8 +307,15 @@ impl Pipeline {
     }
 
     /// Nothing of it stays.
-    pub(super) fn discard(self) {
-        drop(self);
+    pub(super) fn is_wrong(&self) {
+        self.shared.queue.lock().is_wrong = true;
+    }
+
+    /// Puts down what is there, as it is done from time to time.
+    #[cfg(test)]
+    pub(super) async fn checkpoint(&self) {
+        let shared = self.shared.clone();
+        self.shared.inner.jobs.spawn_blocking(move || shared.checkpoint()).await.unwrap();
     }
 
     /// Publishes what was written, all of which was settled and found to be right.
@@ -307,6 +330,10 @@ impl Pipeline {
                 State::Idle(work) if !shared.inner.closed.load(Ordering::SeqCst) => {
                     work.publish(&shared.inner, &digest, length)
                 }
+                State::Idle(work) => {
+                    shared.give_up(work);
+                    Err(StoreError::Stopped)
+                }
                 _ => Err(StoreError::Stopped),
             }
         };
@@ -317,13 +344,26 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        let mut queue = self.shared.queue.lock();
+        let Self { shared, runtime, .. } = self;
+        let mut queue = shared.queue.lock();
         (queue.to_write, queue.to_hash) = (Vec::new(), Vec::new());
-        match std::mem::replace(&mut queue.state, State::Gone) {
-            State::Running => queue.state = State::Aborted,
-            State::Idle(work) | State::Failed(_, Some(work), _) => {
-                // Removing a file may block; this may be an async worker.
-                drop(self.shared.inner.jobs.spawn_blocking_on(move || drop(work), &self.runtime));
+        let state = std::mem::replace(&mut queue.state, State::Gone);
+        if matches!(state, State::Running) {
+            queue.state = State::Aborted;
+        }
+        let can_stay = shared.can_stay(&queue);
+        // Should a job never run, since the process ends, what it was given is dropped here.
+        drop(queue);
+        match state {
+            State::Idle(mut work) => {
+                // Then the next start finds what was put down last.
+                work.set_stays(can_stay);
+                let shared = shared.clone();
+                // Removing a file, and syncing it even more, may block; this may be an async worker.
+                drop(self.shared.inner.jobs.spawn_blocking_on(move || shared.give_up(work), runtime));
+            }
+            State::Failed(_, Some(work), _) => {
+                drop(shared.inner.jobs.spawn_blocking_on(move || drop(work), runtime));
             }
             _ => {}
         }
@@ -339,6 +379,7 @@ impl Shared {
         queue.check()?;
         let end = at.saturating_add(chunk.len() as u64);
         if let Some(expected) = self.length.filter(|expected| end > *expected) {
+            queue.is_wrong = true;
             return Err(StoreError::LengthMismatch { expected, actual: end });
         }
         let gaps = queue.accepted.gaps(at..end);
@@ -413,7 +454,7 @@ impl Shared {
                 if matches!(queue.state, State::Aborted) {
                     queue.state = State::Gone;
                     drop(queue);
-                    return drop(work);
+                    return self.give_up(work);
                 }
                 if queue.to_write.is_empty() {
                     queue.state = State::Idle(work);
@@ -427,6 +468,7 @@ impl Shared {
             let (unwritten, outcome) = work.write(&self.inner, &mut chunks);
             self.wrote(chunks);
             self.send_out(work);
+            self.checkpoint_if_due();
             self.hash();
             if let Err(error) = outcome {
                 let work = job.work.take();

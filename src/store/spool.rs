@@ -12,8 +12,7 @@ use tokio::sync::watch;
 
 use super::disk::Disk;
 use super::layout::FILLS;
-use super::pipeline::Pipeline;
-use super::ranges::ByteRanges;
+use super::pipeline::{Begun, Pipeline};
 use super::work::Work;
 use super::writer::compare;
 use super::{Store, StoreError, StoredBlob};
@@ -55,8 +54,8 @@ impl Store {
             return Err(StoreError::TooLarge { length, capacity });
         }
         let work = Work::begin(self, None, None).await?;
-        let nothing = ByteRanges::default();
-        let pipeline = Pipeline::start(self.0.clone(), work, Algorithm::Sha256, length, nothing);
+        let begun = Begun { length, ..Begun::default() };
+        let pipeline = Pipeline::start(self.0.clone(), work, Algorithm::Sha256, begun);
         Ok(Spool { pipeline, overtaken: Arc::default() })
     }
 }

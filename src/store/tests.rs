@@ -23,6 +23,7 @@ mod images;
 mod keys;
 mod marks;
 mod model;
+mod partial;
 mod pins;
 mod removal;
 mod room;

@@ -10,13 +10,14 @@ use bytes::Bytes;
 
 use super::capacity::Reservation;
 use super::partial::PartialMark;
-use super::pipeline::Pipeline;
+use super::pipeline::{Begun, Pipeline};
 use super::ranges::ByteRanges;
 use super::work::Work;
 use super::{Store, StoreError, StoredBlob};
 use crate::oci::{Digest, Hasher};
 
-/// A blob that is being written. Dropping it without [`BlobWriter::finish`] removes what was written.
+/// A blob that is being written. Dropping it without [`BlobWriter::finish`] leaves what was written to who takes it up, if
+/// its length is known and that is much, and else removes it.
 pub struct BlobWriter {
     pipeline: Pipeline,
     digest: Digest,
@@ -45,15 +46,19 @@ impl Store {
             return Err(StoreError::Stopped);
         }
         let work = Work::begin(self, Some(*digest), length).await?;
-        let (inner, algorithm) = (self.0.clone(), digest.algorithm());
-        let pipeline = Pipeline::start(inner, work, algorithm, length, ByteRanges::default());
-        Ok(BlobWriter { pipeline, digest: *digest })
+        let begun = Begun { length, ..Begun::default() };
+        let pipeline = Pipeline::start(self.0.clone(), work, digest.algorithm(), begun);
+        Ok(BlobWriter::new(pipeline, *digest))
     }
 }
 
 // === impl BlobWriter ===
 
 impl BlobWriter {
+    pub(super) fn new(pipeline: Pipeline, digest: Digest) -> Self {
+        Self { pipeline, digest }
+    }
+
     /// The growing file; what is [present](BlobWriter::present) can be read with `read_at`.
     pub fn file(&self) -> Arc<File> {
         self.pipeline.file()
@@ -103,7 +108,8 @@ impl BlobWriter {
     /// the last bytes may be shown to clients; they do not have to wait for the disk. Returns how many bytes there are.
     pub async fn verify(&mut self) -> Result<u64, StoreError> {
         let (length, hasher) = self.pipeline.settle_whole().await?;
-        compare(self.digest, hasher.finish()).map(|()| length)
+        compare(self.digest, hasher.finish()).inspect_err(|_| self.pipeline.is_wrong())?;
+        Ok(length)
     }
 
     /// What was written before writing failed, for readers to go on from. None if it did not fail, or in a way that
@@ -122,9 +128,15 @@ impl BlobWriter {
         self.pipeline.publish(self.digest).await
     }
 
+    /// Puts down what is there, as the writing job does from time to time.
+    #[cfg(test)]
+    pub(super) async fn checkpoint(&self) {
+        self.pipeline.checkpoint().await;
+    }
+
     /// Gives it up: nothing of it stays.
     pub fn discard(self) {
-        self.pipeline.discard();
+        self.pipeline.is_wrong();
     }
 }
 
