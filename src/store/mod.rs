@@ -261,7 +261,7 @@ impl Store {
             tracing::warn!(%error, "the lock file could not be written");
         }
         layout::prepare(&disk)?;
-        let left = partial::clear(&disk);
+        partial::remove_temporary(&disk);
         let records = Records::default();
         let group = GroupSync::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk, &group));
@@ -299,7 +299,7 @@ impl Store {
             timeline,
         };
         inner.check_origins(&origins)?;
-        inner.adopt(left);
+        inner.find_partials();
         inner.group.run(&inner.disk);
         if !goes_on {
             // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
@@ -354,8 +354,10 @@ impl Store {
                 inner.books.look_at_clock();
                 inner.group.run(&inner.disk);
                 inner.disk.remove_left();
+                inner.find_partials();
                 if order {
                     inner.write_order();
+                    inner.forget_lost_partials();
                 }
                 inner.trim(floor);
                 Ok(())

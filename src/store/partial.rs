@@ -18,7 +18,7 @@ mod start;
 mod table;
 
 pub(super) use map::{Map, Mapped};
-pub(super) use start::clear;
+pub(super) use start::remove_temporary;
 pub(super) use table::{Claim, Left, Parked, Partials};
 
 use super::capacity::{Reservation, seconds};
@@ -58,13 +58,13 @@ pub struct Partial {
 // === impl Store ===
 
 impl Store {
-    /// What an earlier fill of `digest` has left, if nobody else has it.
-    // Async like its siblings: what it costs may change.
-    #[expect(clippy::unused_async, reason = "nothing that it does waits, for now")]
+    /// What an earlier fill of `digest` has left, if nobody else has it. Of one that was given up a moment ago that is
+    /// waited for.
     pub async fn take_up(&self, digest: &Digest) -> Option<Partial> {
         if self.0.closed.load(Ordering::SeqCst) {
             return None;
         }
+        self.0.partials.settle(digest).await;
         let (claim, parked) = self.0.partials.take(digest)?;
         let Left { length, present, mark, .. } = &parked.left;
         let (length, mut present, mark) = (*length, present.clone(), mark.clone());
@@ -199,8 +199,20 @@ impl Inner {
         Ok(Some((file, promised)))
     }
 
-    /// Takes over what was found at the start, the latest first, as far as there is room for it.
-    pub(super) fn adopt(&self, mut found: Vec<(Digest, Left, u64)>) {
+    /// After the start: finds out what dead processes have left, or tries it again. The latest is taken over first, as far as
+    /// there is room for it. Blocks.
+    pub(super) fn find_partials(&self) {
+        if self.partials.are_known() {
+            return;
+        }
+        let mut found = match start::find(&self.disk) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%error, "it cannot be found out now which downloads can be gone on with");
+                return;
+            }
+        };
+        self.partials.set_known();
         if found.is_empty() {
             return;
         }
@@ -218,6 +230,27 @@ impl Inner {
             self.partials.put_back(claim, Box::new(Parked { left, reservation }));
         }
         tracing::info!(downloads = count, bytes = sum, "unfinished downloads can be gone on with");
+    }
+
+    /// What somebody has removed from the directory is not there any more, and counts for nothing. Blocks.
+    pub(super) fn forget_lost_partials(&self) {
+        let is_lost = |digest: &Digest, path: &Path| {
+            let is_gone = |path: &Path| self.disk.metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+            is_gone(path) || is_gone(&layout::map(digest))
+        };
+        for (digest, path) in self.partials.paths() {
+            // Looked at again when nobody else can have it: it may have been gone on with meanwhile.
+            if is_lost(&digest, &path)
+                && let Some((claim, parked)) = self.partials.take(&digest)
+            {
+                if is_lost(&digest, &parked.left.path) {
+                    tracing::info!(%digest, "the file of an unfinished download was removed by somebody else");
+                    self.forget_partial(claim, *parked);
+                } else {
+                    self.partials.put_back(claim, parked);
+                }
+            }
+        }
     }
 
     /// Removes what fills have left, the oldest first, until so many bytes are free; returns how many are. Blocks.

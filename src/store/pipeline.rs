@@ -352,8 +352,12 @@ impl Drop for Pipeline {
             queue.state = State::Aborted;
         }
         let can_stay = shared.can_stay(&queue);
+        let ends = matches!(state, State::Running | State::Idle(_) | State::Failed(_, Some(_), _));
         // Should a job never run, since the process ends, what it was given is dropped here.
         drop(queue);
+        if let Some(checkpoints) = shared.checkpoints.as_ref().filter(|_| ends) {
+            checkpoints.end();
+        }
         match state {
             State::Idle(mut work) => {
                 // Then the next start finds what was put down last.

@@ -45,6 +45,8 @@ impl Store {
         if self.0.closed.load(Ordering::SeqCst) {
             return Err(StoreError::Stopped);
         }
+        // The name of the map may be about to become free.
+        self.0.partials.settle(digest).await;
         let work = Work::begin(self, Some(*digest), length).await?;
         let begun = Begun { length, ..Begun::default() };
         let pipeline = Pipeline::start(self.0.clone(), work, digest.algorithm(), begun);

@@ -121,6 +121,11 @@ impl Map {
         Ok(touched)
     }
 
+    /// It is at its end soon. Takes no lock that is held over a call to the disk.
+    pub(in crate::store) fn ends(&self) {
+        self.inner.partials.ends(&self.digest);
+    }
+
     /// From here on nothing is put down, and the map there is stays until the file has another name.
     ///
     /// # Errors

@@ -1,24 +1,42 @@
 //! After a start: what dead processes have left in `fills/`.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::map::Record;
 use super::{Left, fits, held};
 use crate::oci::Digest;
 use crate::store::disk::Disk;
+use crate::store::fs::Entry;
 use crate::store::layout::{self, FILLS, PART, TEMPORARY};
 use crate::store::ranges::ByteRanges;
 use crate::store::record::Records;
 
-/// Removes what can be of no use, and returns what can be gone on with, with the bytes that each takes. The root's lock is
-/// held, so whoever wrote it is dead. What the maps claim is not read: it was on the disk before they were, and the whole is
-/// verified before it is published.
-pub(in crate::store) fn clear(disk: &Disk) -> Vec<(Digest, Left, u64)> {
-    let directory = Path::new(FILLS);
-    let Ok(listing) = disk.list(directory) else { return Vec::new() };
+/// What a map says, of which digest, and how many bytes the file takes.
+pub(super) type Found = (Digest, Left, u64);
+
+/// Removes temporary files. The root's lock is held, so whoever wrote them is dead.
+pub(in crate::store) fn remove_temporary(disk: &Disk) {
+    let Ok(listing) = disk.list(Path::new(FILLS)) else { return };
     // Collected first: removing entries while reading a directory may skip some.
-    let names: Vec<String> = listing.flatten().filter(|entry| !entry.is_dir).map(|entry| entry.name).collect();
+    let left: Vec<Entry> = listing.flatten().filter(|e| !e.is_dir && e.name.ends_with(TEMPORARY)).collect();
+    let paths: Vec<PathBuf> = left.iter().map(|entry| Path::new(FILLS).join(&entry.name)).collect();
+    remove(disk, &paths);
+}
+
+/// What can be gone on with, with the bytes that each takes; what is of no use is removed. What the maps claim is not read:
+/// it was on the disk before they were, and the whole is verified before it is published. Nobody may have a map meanwhile.
+///
+/// # Errors
+/// That it cannot be found out now what is there. Then nothing is removed.
+pub(super) fn find(disk: &Disk) -> io::Result<Vec<Found>> {
+    let directory = Path::new(FILLS);
+    let names: Vec<String> = match disk.list(directory) {
+        Ok(listing) => listing.map(|entry| entry.map(|entry| entry.name)).collect::<io::Result<_>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
     let (mut found, mut known, mut useless) = (Vec::new(), HashSet::new(), Vec::new());
     for name in &names {
         let Some(digest) = layout::parse_map(name) else { continue };
@@ -28,11 +46,10 @@ pub(in crate::store) fn clear(disk: &Disk) -> Vec<(Digest, Left, u64)> {
         }
     }
     // After the maps: what none of them names is nothing.
-    let ends = |name: &&String| name.ends_with(TEMPORARY) || name.ends_with(PART);
-    let files = names.iter().filter(ends).map(|name| directory.join(name));
-    useless.extend(files.filter(|path| !known.contains(path)));
+    let parts = names.iter().filter(|name| name.ends_with(PART)).map(|name| directory.join(name));
+    useless.extend(parts.filter(|path| !known.contains(path)));
     remove(disk, &useless);
-    found
+    Ok(found)
 }
 
 /// What a map says, if it can be used.
@@ -53,7 +70,7 @@ fn read(disk: &Disk, digest: &Digest) -> Option<(Left, u64)> {
 fn remove(disk: &Disk, useless: &[PathBuf]) {
     for path in useless {
         if let Err(error) = disk.unlink(path) {
-            tracing::warn!(path = %path.display(), %error, "a left-over temporary file could not be removed");
+            tracing::warn!(path = %path.display(), %error, "a left-over file of a download could not be removed");
             disk.leave(path);
         }
     }

@@ -1,11 +1,16 @@
 //! Which fills have left something, and who goes on with what.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 #[cfg(test)]
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::PartialMark;
 use crate::oci::Digest;
@@ -13,6 +18,8 @@ use crate::store::capacity::Reservation;
 use crate::store::gated::Gated;
 use crate::store::ranges::ByteRanges;
 
+/// How long is waited for a fill that was given up: it syncs its file.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What is shorter is not worth it.
 const LEAST: u64 = 1 << 20;
 
@@ -21,6 +28,10 @@ const LEAST: u64 = 1 << 20;
 pub(in crate::store) struct Partials {
     /// The lock of the books comes after it.
     table: Gated<Table>,
+    /// What dead processes have left is in the table, or removed. Until then nobody writes a map.
+    are_known: AtomicBool,
+    /// A claim has ended.
+    ended: Notify,
     /// Files of tests are small.
     #[cfg(test)]
     least: AtomicU64,
@@ -28,8 +39,8 @@ pub(in crate::store) struct Partials {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// Of which somebody has the map.
-    claimed: HashSet<Digest>,
+    /// Of which somebody has the map, and whether that is about to end.
+    claimed: HashMap<Digest, bool>,
     parked: HashMap<Digest, Box<Parked>>,
 }
 
@@ -70,7 +81,7 @@ impl Partials {
     /// checkpoints.
     pub(in crate::store) fn least(&self) -> u64 {
         #[cfg(test)]
-        if let least @ 1.. = self.least.load(std::sync::atomic::Ordering::Relaxed) {
+        if let least @ 1.. = self.least.load(Ordering::Relaxed) {
             return least;
         }
         LEAST
@@ -78,15 +89,27 @@ impl Partials {
 
     #[cfg(test)]
     pub(in crate::store) fn set_least(&self, least: u64) {
-        self.least.store(least, std::sync::atomic::Ordering::Relaxed);
+        self.least.store(least, Ordering::Relaxed);
+    }
+
+    pub(super) fn are_known(&self) -> bool {
+        self.are_known.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_known(&self) {
+        self.are_known.store(true, Ordering::Release);
     }
 
     /// The map of a digest, if nobody has it and nothing is left of it.
     pub(in crate::store) fn claim(self: &Arc<Self>, digest: &Digest) -> Option<Claim> {
-        let mut table = self.table.lock();
-        if table.parked.contains_key(digest) || !table.claimed.insert(*digest) {
+        if !self.are_known() {
             return None;
         }
+        let mut table = self.table.lock();
+        if table.parked.contains_key(digest) || table.claimed.contains_key(digest) {
+            return None;
+        }
+        table.claimed.insert(*digest, false);
         Some(self.claimed(*digest))
     }
 
@@ -98,7 +121,7 @@ impl Partials {
     pub(in crate::store) fn take(self: &Arc<Self>, digest: &Digest) -> Option<(Claim, Box<Parked>)> {
         let mut table = self.table.lock();
         let mut parked = table.parked.remove(digest)?;
-        table.claimed.insert(*digest);
+        table.claimed.insert(*digest, false);
         // Under the lock: what counts as parked can be found in the table.
         parked.reservation.take_up(digest);
         Some((self.claimed(*digest), parked))
@@ -111,7 +134,7 @@ impl Partials {
         let digest =
             such.min_by_key(|(digest, parked)| (parked.left.touched, digest.hex())).map(|(digest, _)| *digest)?;
         let mut parked = table.parked.remove(&digest)?;
-        table.claimed.insert(digest);
+        table.claimed.insert(digest, false);
         parked.reservation.take_up(&digest);
         Some((self.claimed(digest), parked))
     }
@@ -126,6 +149,32 @@ impl Partials {
         if let Entry::Vacant(place) = table.parked.entry(claim.digest) {
             place.insert(parked);
         }
+        drop(table);
+        self.ended.notify_waiters();
+    }
+
+    /// Whoever has the map of this digest gives it up, as soon as that can be.
+    pub(in crate::store) fn ends(&self, digest: &Digest) {
+        if let Some(is_ending) = self.table.lock().claimed.get_mut(digest) {
+            *is_ending = true;
+        }
+    }
+
+    /// Waits for a fill of this digest that was given up a moment ago: what it leaves is not to be missed.
+    pub(in crate::store) async fn settle(&self, digest: &Digest) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let ended = self.ended.notified();
+            let is_ending = self.table.lock().claimed.get(digest).copied().unwrap_or(false);
+            if !is_ending || timeout_at(until, ended).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The files of all that is left.
+    pub(super) fn paths(&self) -> Vec<(Digest, PathBuf)> {
+        self.table.lock().parked.iter().map(|(digest, parked)| (*digest, parked.left.path.clone())).collect()
     }
 
     /// A time that is later than now was that of a wrong clock.
@@ -160,6 +209,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if !self.is_over {
             self.partials.table.lock().claimed.remove(&self.digest);
+            self.partials.ended.notify_waiters();
         }
     }
 }

@@ -40,6 +40,11 @@ impl Checkpoints {
         let next = Next { at: Instant::now() + EVERY, total: present.total(), is_running: false };
         Some(Self { map, next: Mutex::new(next) })
     }
+
+    /// The fill was given up: who comes for it from here on waits for what it leaves.
+    pub(super) fn end(&self) {
+        self.map.ends();
+    }
 }
 
 // === impl Shared ===

@@ -90,6 +90,14 @@ impl Fixture {
     }
 }
 
+async fn forget_lost(store: &Store) {
+    let forget = |inner: &Arc<Inner>| {
+        inner.forget_lost_partials();
+        Ok(())
+    };
+    store.blocking(forget).await.unwrap();
+}
+
 /// Goes on with what is left, and ends it.
 async fn end(store: &Store, content: &[u8]) {
     let partial = store.take_up(&sha256(content)).await.unwrap();
@@ -248,6 +256,34 @@ async fn a_fill_that_is_given_up_is_gone_on_with_after_a_restart() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_for_it_at_once_waits_for_what_is_left() {
+    let fixture = fixture(1 << 30);
+    let content = content(14, 4 * MIB);
+    let digest = sha256(&content);
+    let mut writer = begin(&fixture.store, &content).await;
+    let mut at = 0;
+    while at < 4 * MIB {
+        let end = at + MIB;
+        writer.write_at(at, part(&content, at..end)).await.unwrap();
+        written(&writer, end).await;
+        drop(writer);
+        let partial = fixture.store.take_up(&digest).await.unwrap();
+        at = end.min(4 * MIB - 4096);
+        assert_eq!(partial.present(), &ByteRanges::from(0..at));
+        writer = partial.resume().await.unwrap();
+        if end == 4 * MIB {
+            break;
+        }
+    }
+    // One that goes for good leaves its place to the next.
+    writer.discard();
+    assert!(fixture.store.take_up(&digest).await.is_none());
+    let next = begin(&fixture.store, &content).await;
+    assert_eq!(fixture.fills().await, ["part"]);
+    next.discard();
+}
+
 #[tokio::test]
 async fn a_kill_leaves_what_was_put_down_last() {
     let fixture = fixture(1 << 30);
@@ -274,21 +310,36 @@ async fn a_kill_leaves_what_was_put_down_last() {
     drop(writer);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_there_is_put_down_from_time_to_time() {
     let fixture = fixture(1 << 30);
     let content = content(7, 8 * MIB);
+    let digest = sha256(&content);
     let writer = begin(&fixture.store, &content).await;
-    write(&writer, &content, &[0..2 * MIB]).await;
-    written(&writer, 2 * MIB).await;
-    assert_eq!(fixture.fills().await, ["part"], "not in the first second");
-    let mut at = 2 * MIB;
-    while !fixture.fills().await.contains(&"map".to_owned()) {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        at += 50_000;
-        write(&writer, &content, &[at - 50_000..at]).await;
-        assert!(at < 8 * MIB, "never");
-    }
+    let put_down = || async {
+        let killed = fixture.crashed(InMemory).await;
+        killed.store.take_up(&digest).await.map_or(0, |partial| partial.present().total())
+    };
+    let on = |until: u64| {
+        let (writer, content) = (&writer, &content);
+        async move {
+            write(writer, content, &[0..until]).await;
+            written(writer, until).await;
+        }
+    };
+    on(2 * MIB).await;
+    assert_eq!(put_down().await, 0, "not in the first second");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    on(2 * MIB + 5).await;
+    assert_eq!(put_down().await, 2 * MIB + 5);
+    on(3 * MIB + 5).await;
+    assert_eq!(put_down().await, 2 * MIB + 5, "not again in the same second");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    on(3 * MIB + 6).await;
+    assert_eq!(put_down().await, 3 * MIB + 6);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    on(4 * MIB).await;
+    assert_eq!(put_down().await, 3 * MIB + 6, "it is little");
     writer.discard();
     assert!(fixture.fills().await.is_empty());
     assert_eq!(fixture.bytes(), 0);
@@ -361,6 +412,17 @@ async fn what_is_discarded_is_gone_and_what_has_no_file_too() {
     std::fs::remove_file(fixture.part_file()).unwrap();
     assert!(fixture.store.take_up(&digest).await.unwrap().resume().await.is_err());
     assert!(fixture.fills().await.is_empty() && fixture.store.take_up(&digest).await.is_none());
+    for path in [None, Some(fixture.root.path().join(layout::map(&digest)))] {
+        fixture.leave(&content, &[0..2 * MIB]).await;
+        // The name of the file is another one each time.
+        std::fs::remove_file(path.unwrap_or_else(|| fixture.part_file())).unwrap();
+        forget_lost(&fixture.store).await;
+        assert!(fixture.fills().await.is_empty());
+    }
+    fixture.leave(&content, &[0..2 * MIB]).await;
+    forget_lost(&fixture.store).await;
+    assert_eq!(fixture.fills().await, ["map", "part"]);
+    fixture.store.take_up(&digest).await.unwrap().discard().await;
     fixture.leave(&content, &[0..2 * MIB]).await;
     std::fs::OpenOptions::new().write(true).open(fixture.part_file()).unwrap().set_len(MIB).unwrap();
     assert!(fixture.store.take_up(&digest).await.unwrap().resume().await.is_err());
@@ -536,7 +598,7 @@ async fn what_nobody_goes_on_with_for_a_week_goes() {
     assert!(fixture.store.0.partials.touched(&ahead).unwrap() <= now);
     for _ in 0..6 * 24 {
         tokio::time::advance(hour).await;
-        drop(fixture.store.timeline().settled());
+        let _ = fixture.store.timeline().settled();
     }
     assert_eq!(expire().await, 4);
     // Going on with it is a use.
@@ -547,7 +609,7 @@ async fn what_nobody_goes_on_with_for_a_week_goes() {
     fixture.idle().await;
     for _ in 0..2 * 24 {
         tokio::time::advance(hour).await;
-        drop(fixture.store.timeline().settled());
+        let _ = fixture.store.timeline().settled();
     }
     assert_eq!(expire().await, 2);
     assert!(fixture.store.take_up(&digest).await.is_some());
