@@ -289,8 +289,10 @@ impl Inner {
 
     /// Removes what a fill has left; returns how many bytes are free by that.
     fn forget_partial(&self, claim: Claim, parked: Parked) -> u64 {
-        let bytes = parked.reservation.bytes();
-        let is_gone = self.remove_part(claim.digest(), &parked.left.path);
+        let Parked { left, reservation } = parked;
+        let bytes = reservation.bytes();
+        let is_gone = self.remove_part(claim.digest(), &left.path);
+        drop(reservation);
         // Only now: another fill of the same may write a map from here on.
         drop(claim);
         if is_gone { bytes } else { 0 }

@@ -27,7 +27,7 @@ impl ByteRanges {
         };
         let start = touched.first().map_or(range.start, |run| run.start.min(range.start));
         let end = touched.last().map_or(range.end, |run| run.end.max(range.end));
-        self.0.splice(first..last, [start..end]);
+        self.0.splice(first..last, std::iter::once(start..end));
     }
 
     /// Takes these away.
@@ -220,7 +220,7 @@ mod tests {
             prop_assert!(gaps.iter().all(|gap| !gap.is_empty()));
             prop_assert_eq!(gaps.into_iter().flatten().collect::<Vec<u64>>(), missing);
             let at = asked.start;
-            prop_assert_eq!(ranges.end_of_run(at), (at..).find(|byte| !model.contains(byte)).unwrap());
+            prop_assert_eq!(ranges.end_of_run(at), (at..=BYTES).find(|byte| !model.contains(byte)).unwrap());
             let starts = |byte: &u64| model.contains(byte) && (*byte == 0 || !model.contains(&(byte - 1)));
             prop_assert_eq!(ranges.next_start(at), (at..BYTES).find(starts));
         }

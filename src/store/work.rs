@@ -261,9 +261,9 @@ impl Work {
         let replaced = inner.disk.metadata(&path).ok();
         match named.publish(&path) {
             Ok(()) => {}
-            Err((named, error)) if error.kind() == io::ErrorKind::NotFound => {
+            Err((unpublished, error)) if error.kind() == io::ErrorKind::NotFound => {
                 inner.disk.make_dirs(&directory).map_err(|e| StoreError::io("make", &directory, e))?;
-                named.publish(&path).map_err(|(_, e)| StoreError::io("publish", &path, e))?;
+                unpublished.publish(&path).map_err(|(_, e)| StoreError::io("publish", &path, e))?;
             }
             Err((_, error)) => return Err(StoreError::io("publish", &path, error)),
         }

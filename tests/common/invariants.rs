@@ -110,7 +110,7 @@ fn partial(map: PathBuf) -> Option<Partial> {
     let sum = Digest::of(Algorithm::Sha256, format!("1:{}", envelope.data.get()).as_bytes());
     let Record { digest, length, file, present } = serde_json::from_str(envelope.data.get()).ok()?;
     let name = format!("{}-{}.map", digest.algorithm().as_str(), digest.hex());
-    let is_named = map.file_name()? == name.as_str() && file.ends_with(".part");
+    let is_named = map.file_name()? == name.as_str() && Path::new(&file).extension().is_some_and(|e| e == "part");
     let in_order = present.iter().all(|(start, end)| start < end)
         && present.iter().zip(present.iter().skip(1)).all(|((_, end), (next, _))| end < next);
     let (total, end) = (present.iter().map(|(start, end)| end - start).sum(), present.last()?.1);

@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
-#[cfg(test)]
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -24,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LEAST: u64 = 1 << 20;
 
 /// What fills have left.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::store) struct Partials {
     /// The lock of the books comes after it.
     table: Gated<Table>,
@@ -32,8 +30,6 @@ pub(in crate::store) struct Partials {
     are_known: AtomicBool,
     /// A claim has ended.
     ended: Notify,
-    /// Files of tests are small.
-    #[cfg(test)]
     least: AtomicU64,
 }
 
@@ -76,17 +72,25 @@ pub(in crate::store) struct Parked {
 
 // === impl Partials ===
 
+impl Default for Partials {
+    fn default() -> Self {
+        Self {
+            table: Gated::default(),
+            are_known: AtomicBool::new(false),
+            ended: Notify::new(),
+            least: AtomicU64::new(LEAST),
+        }
+    }
+}
+
 impl Partials {
     /// How many bytes a blob has at least that is gone on with, how many of it are there at least, and are new between two
     /// checkpoints.
     pub(in crate::store) fn least(&self) -> u64 {
-        #[cfg(test)]
-        if let least @ 1.. = self.least.load(Ordering::Relaxed) {
-            return least;
-        }
-        LEAST
+        self.least.load(Ordering::Relaxed)
     }
 
+    /// Files of tests are small.
     #[cfg(test)]
     pub(in crate::store) fn set_least(&self, least: u64) {
         self.least.store(least, Ordering::Relaxed);

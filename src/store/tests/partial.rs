@@ -1,5 +1,7 @@
 //! Fills that do not end, and are gone on with: what is put down when, what stays, and what goes first.
 
+#![expect(clippy::single_range_in_vec_init, reason = "what is written is a list of ranges")]
+
 use std::ops::Range;
 
 use super::sim::{Fault, Harm, Sim, SimFs, fast_directory};
@@ -129,11 +131,11 @@ async fn many_write_at_once_in_any_order_and_all_is_told() {
     });
     // The last quarter first, and all at once.
     let length = content.len() as u64;
-    let writes = (0..4).rev().map(|n| {
+    let quarters = (0..4).rev().map(|n| {
         let (writer, content) = (&writer, &content);
         async move { write(writer, content, &[n * length / 4..(n + 1) * length / 4]).await }
     });
-    futures_util::future::join_all(writes).await;
+    futures_util::future::join_all(quarters).await;
     assert_eq!(writer.verify().await.unwrap(), length);
     assert_eq!(*told.lock(), ByteRanges::from(0..length));
     writer.finish().await.unwrap();
