@@ -17,24 +17,21 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 mod checkpoint;
+mod queue;
 mod sum;
+mod write;
 
 use checkpoint::Checkpoints;
+use queue::{Left, Queue, State};
 use sum::Sum;
 
 use super::disk::Disk;
 use super::partial::PartialMark;
 use super::ranges::ByteRanges;
-use super::work::{Placed, Work};
+use super::work::Work;
 use super::writer::Remnant;
 use super::{Inner, StoreError, StoredBlob};
-use crate::config::Durability;
 use crate::oci::{Algorithm, Digest, Hasher};
-
-/// Bytes that may be held in memory for a blob: not written, or not hashed yet.
-const WAITING: usize = 2 << 20;
-/// The disk is told to write a file in parts of at least this size.
-const SEND_OUT: u64 = 16 << 20;
 
 /// A temporary file that is being written and hashed. Dropping it removes the file, unless it can be gone on with.
 pub(super) struct Pipeline {
@@ -76,48 +73,6 @@ struct Shared {
 
 /// Who is told which bytes are in the file.
 type Follower = Box<dyn Fn(Range<u64>) + Send + Sync>;
-
-struct Queue {
-    to_write: Vec<Placed>,
-    /// Written, and readable: what comes before `hash_end`.
-    to_hash: Vec<Bytes>,
-    /// Where what is in the hash, in the job that hashes, or waits for it ends.
-    hash_end: u64,
-    /// Bytes that are held in memory.
-    waiting: usize,
-    /// All that was accepted so far, or was there from the start.
-    accepted: ByteRanges,
-    /// What of it is in the file.
-    present: ByteRanges,
-    /// What was accepted is not what was asked for, or it is given up for good.
-    is_wrong: bool,
-    state: State,
-    sum: Sum,
-}
-
-/// Where the file is.
-enum State {
-    /// No job runs.
-    Idle(Box<Work>),
-    /// A job has it.
-    Running,
-    /// A job has it, and is to give it up.
-    Aborted,
-    /// Writing failed. The error is there until somebody has it; what was written is there unless the job panicked, and
-    /// what was accepted and is not in the file.
-    Failed(Option<StoreError>, Option<Box<Work>>, Vec<Placed>),
-    /// It was published or dropped.
-    Gone,
-}
-
-/// What a writer leaves that failed.
-struct Left {
-    work: Box<Work>,
-    /// Of so many bytes from the start of the file.
-    hasher: Hasher,
-    hashed: u64,
-    unwritten: Vec<Placed>,
-}
 
 // === impl Pipeline ===
 
@@ -370,212 +325,6 @@ impl Drop for Pipeline {
                 drop(shared.inner.jobs.spawn_blocking_on(move || drop(work), runtime));
             }
             _ => {}
-        }
-    }
-}
-
-// === impl Shared ===
-
-impl Shared {
-    /// Takes a chunk, if there is room for it, and sees to it that a job writes what is new of it.
-    fn accept(self: &Arc<Self>, at: u64, chunk: &Bytes) -> Result<bool, StoreError> {
-        let mut queue = self.queue.lock();
-        queue.check()?;
-        let end = at.saturating_add(chunk.len() as u64);
-        if let Some(expected) = self.length.filter(|expected| end > *expected) {
-            queue.is_wrong = true;
-            return Err(StoreError::LengthMismatch { expected, actual: end });
-        }
-        let gaps = queue.accepted.gaps(at..end);
-        if gaps.is_empty() {
-            return Ok(true);
-        }
-        if queue.waiting >= WAITING {
-            return Ok(false);
-        }
-        queue.accepted.insert(at..end);
-        for gap in gaps {
-            let [from, to] = [gap.start, gap.end].map(|place| usize::try_from(place - at).unwrap_or(chunk.len()));
-            let bytes = chunk.slice(from..to);
-            queue.waiting += bytes.len();
-            queue.to_write.push(Placed { at: gap.start, bytes });
-        }
-        match std::mem::replace(&mut queue.state, State::Running) {
-            State::Idle(work) => {
-                let shared = self.clone();
-                drop(self.inner.jobs.spawn_blocking(move || shared.run(work)));
-            }
-            other => queue.state = other,
-        }
-        Ok(true)
-    }
-
-    /// How many bytes are in the file, once that is all that was accepted; none while some are still being written.
-    fn flushed(&self) -> Option<Result<u64, StoreError>> {
-        let mut queue = self.queue.lock();
-        if let Err(error) = queue.check() {
-            return Some(Err(error));
-        }
-        matches!(queue.state, State::Idle(_)).then(|| Ok(queue.present.end_of_run(0)))
-    }
-
-    /// How much there is without a gap, and its hash; none while something is still being written or hashed.
-    fn settled(&self) -> Option<Result<(u64, Hasher), StoreError>> {
-        let mut queue = self.queue.lock();
-        if let Err(error) = queue.check() {
-            return Some(Err(error));
-        }
-        let (State::Idle(_), Sum::Idle(hasher)) = (&queue.state, &queue.sum) else { return None };
-        Some(Ok((queue.hash_end, Hasher::clone(hasher))))
-    }
-
-    /// What a failed writer leaves, if anything; none while it is still being hashed.
-    #[expect(clippy::option_option, reason = "not yet, nothing, and something are three things")]
-    fn left(&self) -> Option<Option<Left>> {
-        let mut queue = self.queue.lock();
-        if matches!(queue.sum, Sum::Running) {
-            return None;
-        }
-        let state = std::mem::replace(&mut queue.state, State::Gone);
-        match (state, std::mem::replace(&mut queue.sum, Sum::Lost(None))) {
-            (State::Failed(_, Some(work), unwritten), Sum::Idle(hasher)) => {
-                Some(Some(Left { work, hasher: *hasher, hashed: queue.hash_end, unwritten }))
-            }
-            (state, sum) => {
-                (queue.state, queue.sum) = (state, sum);
-                Some(None)
-            }
-        }
-    }
-
-    /// The writing job: writes what waits until nothing does.
-    fn run(self: Arc<Self>, work: Box<Work>) {
-        let mut job = Job { shared: &self, work: Some(work) };
-        loop {
-            let mut chunks = {
-                let mut queue = self.queue.lock();
-                let Some(work) = job.work.take() else { return };
-                if matches!(queue.state, State::Aborted) {
-                    queue.state = State::Gone;
-                    drop(queue);
-                    return self.give_up(work);
-                }
-                if queue.to_write.is_empty() {
-                    queue.state = State::Idle(work);
-                    drop(queue);
-                    return self.changed.notify_waiters();
-                }
-                job.work = Some(work);
-                std::mem::take(&mut queue.to_write)
-            };
-            let Some(work) = job.work.as_mut() else { return };
-            let (unwritten, outcome) = work.write(&self.inner, &mut chunks);
-            self.wrote(chunks);
-            self.send_out(work);
-            self.checkpoint_if_due();
-            self.hash();
-            if let Err(error) = outcome {
-                let work = job.work.take();
-                return job.fail(error, work, unwritten);
-            }
-        }
-    }
-
-    /// Tells that these are in the file.
-    fn wrote(&self, chunks: Vec<Placed>) {
-        // Neighbours are told as one.
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for range in chunks.iter().map(Placed::range) {
-            match ranges.last_mut().filter(|last| last.end == range.start) {
-                Some(last) => last.end = range.end,
-                None => ranges.push(range),
-            }
-        }
-        let mut queue = self.queue.lock();
-        for range in &ranges {
-            queue.present.insert(range.clone());
-        }
-        let written = queue.present.end_of_run(0);
-        let let_go = queue.give_to_hash(chunks);
-        drop(queue);
-        if !let_go.is_empty() {
-            drop(let_go);
-            self.changed.notify_waiters();
-        }
-        self.progress.send_if_modified(|progress| std::mem::replace(progress, written) != written);
-        if let Some(follower) = self.follower.get() {
-            ranges.into_iter().for_each(follower);
-        }
-    }
-
-    /// Has the disk begin with what was written since the last time, if that is much, and nothing holds it up.
-    fn send_out(self: &Arc<Self>, work: &mut Work) {
-        if self.inner.durability != Durability::Strict || self.sending_out.load(Ordering::Acquire) {
-            return;
-        }
-        let Some(range) = work.take_unsent(SEND_OUT) else { return };
-        self.sending_out.store(true, Ordering::Release);
-        let shared = self.clone();
-        drop(self.inner.jobs.spawn_blocking(move || {
-            shared.inner.disk.begin_sync(&shared.file, range);
-            shared.sending_out.store(false, Ordering::Release);
-        }));
-    }
-}
-
-/// A running writing job. Should it panic, the writer fails instead of waiting for ever.
-struct Job<'s> {
-    shared: &'s Shared,
-    work: Option<Box<Work>>,
-}
-
-impl Job<'_> {
-    fn fail(&mut self, error: StoreError, work: Option<Box<Work>>, mut unwritten: Vec<Placed>) {
-        let mut queue = self.shared.queue.lock();
-        unwritten.append(&mut queue.to_write);
-        let left = if matches!(queue.state, State::Aborted) {
-            queue.state = State::Gone;
-            work
-        } else {
-            queue.state = State::Failed(Some(error), work, unwritten);
-            None
-        };
-        drop(queue);
-        drop(left);
-        self.shared.changed.notify_waiters();
-    }
-}
-
-impl Drop for Job<'_> {
-    fn drop(&mut self) {
-        if self.work.take().is_some() {
-            self.fail(StoreError::Stopped, None, Vec::new());
-        }
-    }
-}
-
-// === impl Queue, State ===
-
-impl Queue {
-    /// An error once writing or hashing has failed.
-    fn check(&mut self) -> Result<(), StoreError> {
-        self.state.check()?;
-        match &mut self.sum {
-            Sum::Lost(error) => Err(error.take().unwrap_or(StoreError::Stopped)),
-            Sum::Idle(_) | Sum::Running => Ok(()),
-        }
-    }
-}
-
-impl State {
-    /// An error once writing has failed. That there is no space is said each time: the caller acts on it.
-    fn check(&mut self) -> Result<(), StoreError> {
-        match self {
-            Self::Idle(_) | Self::Running => Ok(()),
-            Self::Failed(Some(StoreError::NoSpace), ..) => Err(StoreError::NoSpace),
-            Self::Failed(Some(StoreError::NoRoomInTime), ..) => Err(StoreError::NoRoomInTime),
-            Self::Failed(error, ..) => Err(error.take().unwrap_or(StoreError::Stopped)),
-            Self::Aborted | Self::Gone => Err(StoreError::Stopped),
         }
     }
 }

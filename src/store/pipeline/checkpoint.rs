@@ -6,8 +6,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::Shared;
+use super::queue::Queue;
 use super::sum::Sum;
-use super::{Queue, Shared};
 use crate::store::partial::{Map, PartialMark};
 use crate::store::ranges::ByteRanges;
 use crate::store::work::Work;

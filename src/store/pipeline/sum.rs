@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Queue, Shared, State};
+use super::Shared;
+use super::queue::{Queue, State};
 use crate::oci::Hasher;
 use crate::store::StoreError;
 use crate::store::layout::FILLS;
