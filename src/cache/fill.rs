@@ -257,16 +257,17 @@ impl FillTask {
         let mut writer = self.cache.store.create(digest, length).await?;
         // Before the head: who sees that may look.
         let _ = self.fill.shared.via.set(via);
-        writer.follow(self.reporter.growth());
+        // One writes, from the start on.
+        let growth = self.reporter.growth();
+        writer.follow(move |range| growth(range.end));
         self.reporter.head(Head { file: writer.file(), length });
 
-        match self.receive(&mut writer, &mut download).await {
-            Ok(()) => {}
+        // The digest matches: the readers get the tail before the disk has confirmed anything.
+        let bytes = match self.receive(&mut writer, &mut download).await {
+            Ok(bytes) => bytes,
             Err(Broken::Upstream(error)) => return Err(error),
             Err(Broken::Store(error)) => return self.cut(writer, download.mark(), error).await,
-        }
-        // The digest matches: the readers get the tail before the disk has confirmed anything.
-        let bytes = writer.written();
+        };
         self.reporter.verified(bytes);
         match writer.finish().await {
             Ok(stored) => self.reporter.guarded(stored),
@@ -315,9 +316,9 @@ impl FillTask {
         let _ = self.fill.shared.successor.set(fill);
     }
 
-    /// Receives and verifies the whole body. The writer gathers what comes while it writes and hashes, so receiving goes on
+    /// Receives and verifies the whole body, and returns its length. The writer gathers what comes while it writes and hashes, so receiving goes on
     /// meanwhile, and it tells the readers as the bytes reach the file.
-    async fn receive(&self, writer: &mut BlobWriter, download: &mut Download) -> Result<(), Broken> {
+    async fn receive(&self, writer: &mut BlobWriter, download: &mut Download) -> Result<u64, Broken> {
         while let Some(data) = download.next().await.map_err(Broken::Upstream)? {
             writer.write(data).await.map_err(Broken::Store)?;
         }

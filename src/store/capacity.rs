@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::MutexGuard;
 
+mod parked;
 mod queue;
 
 pub(super) use queue::{Answer, CHUNK, Round, Ticket, Want};
@@ -51,6 +52,8 @@ struct State {
     unallocated: u64,
     /// What fills have taken of the file system in all.
     allocated: u64,
+    /// Of `reserved`, what fills have left that nobody goes on with for now.
+    parked: u64,
     /// Bytes of removed files that a reader still holds.
     lingering: u64,
     /// Open files, by digest and inode. As many as there are readers.
@@ -77,6 +80,8 @@ pub(super) struct Reservation {
     bytes: u64,
     /// How much of `bytes` the file system still counts as free.
     unallocated: u64,
+    /// Nobody goes on with the fill for now.
+    parked: bool,
 }
 
 /// A reader of a file. While it lives the file's bytes are in the books, also when its name is gone.
@@ -113,6 +118,7 @@ impl Books {
             reserved: 0,
             unallocated: 0,
             allocated: 0,
+            parked: 0,
             lingering: 0,
             held: HashMap::new(),
             busy: HashMap::new(),
@@ -151,7 +157,7 @@ impl Books {
         if let Some(digest) = digest {
             state.begin(digest);
         }
-        Reservation { books: self.clone(), digest: digest.copied(), bytes, unallocated: bytes }
+        Reservation { books: self.clone(), digest: digest.copied(), bytes, unallocated: bytes, parked: false }
     }
 
     fn fits(&self, state: &State, bytes: u64, space: Space) -> Result<(), Shortage> {
@@ -366,11 +372,11 @@ impl State {
         }
     }
 
-    /// Bytes of all that may go: what is read or written may not, and what is stuck cannot.
+    /// Bytes of all that may go: what is read or written may not, and what is stuck cannot; what fills have left may.
     fn removable(&self) -> u64 {
         let stuck = self.queue.stuck.iter().filter(|short| !self.busy.contains_key(short));
         let stays: u64 = self.busy.keys().chain(stuck).map(|short| self.order.removable_len(short)).sum();
-        self.order.removable().saturating_sub(stays)
+        self.order.removable().saturating_sub(stays) + self.parked
     }
 
     fn put(&mut self, short: Short, len: u64, used: u32, touch: bool) {
@@ -440,6 +446,9 @@ impl Drop for Reservation {
         let mut state = self.books.state.lock();
         state.reserved -= self.bytes;
         state.unallocated -= self.unallocated;
+        if self.parked {
+            state.parked -= self.bytes;
+        }
         if let Some(digest) = &self.digest {
             state.end(digest);
         }

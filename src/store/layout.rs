@@ -12,7 +12,8 @@
 //!   refs/UPSTREAM/REPO/_suspect       since when every tag is suspect; _suspects/TAG the same of one
 //!   refs/UPSTREAM/REPO/_lists/…       tags, referrers-ALG-HEX; with ~QUERY where there was one
 //!   refs/UPSTREAM~aside-N/            refs of another URL under the same name
-//!   fills/*.tmp                       what is being written
+//!   fills/*.tmp                       what is being written, and is garbage when the process is dead
+//!   fills/*.part  fills/ALG-HEX.map   a fill that can be gone on with, and what of its file is there, see `partial`
 //!   state/epoch                       which run the verification stamps belong to
 //!   state/pins/HASH  HASH.copy        pins that were made by command, each twice: nobody else knows of them
 //!   state/scrub                       how far the scrub is
@@ -38,6 +39,10 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const FILLS: &str = "fills";
 /// End of the name of a file that belongs to the process that made it, and is garbage after it.
 pub(super) const TEMPORARY: &str = ".tmp";
+/// End of the name of a file that can be gone on with, if a map says so.
+pub(super) const PART: &str = ".part";
+/// End of the name of a map: what of such a file is there.
+pub(super) const MAP: &str = ".map";
 /// Directory of what failed verification.
 pub(super) const QUARANTINE: &str = "quarantine";
 /// Directory of refs.
@@ -170,6 +175,18 @@ pub(super) fn blob_dir(algorithm: Algorithm) -> PathBuf {
 /// `blobs/ALG/HEX`.
 pub(super) fn blob(digest: &Digest) -> PathBuf {
     blob_dir(digest.algorithm()).join(digest.hex())
+}
+
+/// `fills/ALG-HEX.map`.
+pub(super) fn map(digest: &Digest) -> PathBuf {
+    Path::new(FILLS).join(format!("{}-{}{MAP}", digest.algorithm().as_str(), digest.hex()))
+}
+
+/// The digest of the name of a [`map`].
+pub(super) fn parse_map(name: &str) -> Option<Digest> {
+    let (algorithm, hex) = name.strip_suffix(MAP)?.split_once('-')?;
+    let algorithm = Algorithm::ALL.into_iter().find(|a| a.as_str() == algorithm)?;
+    Digest::from_parts(algorithm, hex).ok()
 }
 
 /// `refs/UPSTREAM`.
@@ -417,6 +434,13 @@ mod tests {
         let path = link(&up, &repo, &digest);
         assert_eq!((parse_link(&path), parse_tag(&path)), (Some(digest), None));
         assert_eq!(parse_link(&access(&up, &repo)), None);
+        let path = map(&digest);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(parse_map(name), Some(digest));
+        assert!(name.len() <= 255);
+        for other in ["map", ".map", "sha256-.map", "sha256-00.map", &name[1..], &name[..name.len() - 1]] {
+            assert_eq!(parse_map(other), None, "{other}");
+        }
     }
 
     proptest! {

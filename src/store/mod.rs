@@ -38,8 +38,10 @@ mod lock;
 mod marks;
 mod order;
 mod origin;
+mod partial;
 mod pins;
 mod pipeline;
+mod ranges;
 mod real_fs;
 mod record;
 mod recover;
@@ -68,7 +70,9 @@ pub use inventory::{Image, Platform, RepositoryUsage, Usage};
 pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
 pub use marks::{SETTLES_WITHIN, Suspicion};
+pub use partial::{Partial, PartialMark};
 pub use pins::PinOf;
+pub use ranges::{ByteRanges, NotRanges};
 pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
 pub use rehash::{AtOnce, Before, Checked, Pace, Unreadable, Verified, WrongBlob};
 pub use remove::{Removed, RemovedFrom, RemovedImage};
@@ -82,6 +86,7 @@ use gated::Gated;
 use hints::{Hints, SledSource, Source};
 use images::Uses;
 use lock::RootLock;
+use partial::Partials;
 use pins::Pins;
 use record::Records;
 use stamp::Epoch;
@@ -161,6 +166,8 @@ struct Inner {
     suspicions: Table,
     pins: Pins,
     uses: Uses,
+    /// What fills have left that did not end.
+    partials: Arc<Partials>,
     /// How often the index had been begun anew when a whole scan began that brought it all blobs.
     scanned: AtomicU64,
     max_age: Option<Duration>,
@@ -254,7 +261,7 @@ impl Store {
             tracing::warn!(%error, "the lock file could not be written");
         }
         layout::prepare(&disk)?;
-        recover::remove_temporary(&disk);
+        partial::remove_temporary(&disk);
         let records = Records::default();
         let group = GroupSync::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk, &group));
@@ -277,6 +284,7 @@ impl Store {
             suspicions: Table::new(timeline.clone()),
             pins,
             uses: Uses::default(),
+            partials: Arc::default(),
             scanned: AtomicU64::new(0),
             max_age: keep.max_age,
             shortage: Shortage::default(),
@@ -291,6 +299,7 @@ impl Store {
             timeline,
         };
         inner.check_origins(&origins)?;
+        inner.find_partials();
         inner.group.run(&inner.disk);
         if !goes_on {
             // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
@@ -345,8 +354,10 @@ impl Store {
                 inner.books.look_at_clock();
                 inner.group.run(&inner.disk);
                 inner.disk.remove_left();
+                inner.find_partials();
                 if order {
                     inner.write_order();
+                    inner.forget_lost_partials();
                 }
                 inner.trim(floor);
                 Ok(())
@@ -366,6 +377,7 @@ impl Store {
                 inner.books.look_at_clock();
                 inner.books.with_order(|order| order.place_from(UNPLACED));
                 inner.expire();
+                inner.expire_partials();
                 Ok(())
             };
             if self.blocking(work).await.is_err() {
@@ -374,8 +386,8 @@ impl Store {
         }
     }
 
-    /// Writes out what is in memory and marks the stop as clean. Fills that still run are lost. Further calls do
-    /// nothing.
+    /// Writes out what is in memory and marks the stop as clean. Fills that still run are lost; what those leave that were
+    /// given up before is put down. Further calls do nothing.
     pub async fn close(&self) {
         if self.0.closed.swap(true, Ordering::SeqCst) {
             return;

@@ -141,7 +141,13 @@ impl Records {
         Ok(())
     }
 
-    /// The same, and when this returns the record is on the disk. Blocks.
+    /// Publishes `value` at `path` when its content is on the disk. Which name is there after a power cut is another thing.
+    /// Blocks.
+    pub(super) fn write_synced<T: Serialize>(&self, disk: &Disk, path: &Path, value: &T) -> Result<(), StoreError> {
+        self.publish(disk, path, value, Mode::Synced)
+    }
+
+    /// As [`Records::write`], and when this returns the record is on the disk. Blocks.
     pub(super) fn write_through<T: Serialize>(
         &self,
         disk: &Disk,

@@ -1,5 +1,4 @@
-//! After a start: what dead processes left behind is removed, and the files are compared with the index while the
-//! store already works.
+//! After a start: the files are compared with the index while the store already works.
 
 use std::collections::HashSet;
 use std::io;
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::capacity::seconds;
 use super::disk::Disk;
 use super::fs::{Entry, Listing};
-use super::layout::{self, FILLS, REFS, TEMPORARY};
+use super::layout::{self, REFS};
 use super::order::{Order, Short};
 use super::refs::TagRecord;
 use super::{Inner, Store, StoreError};
@@ -34,22 +33,6 @@ const YOUNG: Duration = Duration::from_hours(1);
 /// Files below a directory, in a walk that holds one open directory a level.
 pub(super) struct Walk {
     levels: Vec<(PathBuf, Listing)>,
-}
-
-/// Removes temporary files. The root's lock is held, so whoever wrote them is dead.
-pub(super) fn remove_temporary(disk: &Disk) {
-    let directory = Path::new(FILLS);
-    let Ok(listing) = disk.list(directory) else { return };
-    // Collected first: removing entries while reading a directory may skip some.
-    let left: Vec<Entry> = listing.flatten().filter(|e| !e.is_dir && e.name.ends_with(TEMPORARY)).collect();
-    for entry in &left {
-        if let Err(error) = disk.unlink(&directory.join(&entry.name)) {
-            tracing::warn!(name = entry.name, %error, "a left-over temporary file could not be removed");
-        }
-    }
-    if !left.is_empty() {
-        tracing::info!(files = left.len(), "removed what an unclean stop left half written");
-    }
 }
 
 // === impl Store ===

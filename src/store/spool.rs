@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::disk::Disk;
 use super::layout::FILLS;
-use super::pipeline::Pipeline;
+use super::pipeline::{Begun, Pipeline};
 use super::work::Work;
 use super::writer::compare;
 use super::{Store, StoreError, StoredBlob};
@@ -54,7 +54,8 @@ impl Store {
             return Err(StoreError::TooLarge { length, capacity });
         }
         let work = Work::begin(self, None, None).await?;
-        let pipeline = Pipeline::start(self.0.clone(), work, Algorithm::Sha256, length);
+        let begun = Begun { length, ..Begun::default() };
+        let pipeline = Pipeline::start(self.0.clone(), work, Algorithm::Sha256, begun);
         Ok(Spool { pipeline, overtaken: Arc::default() })
     }
 }
@@ -123,8 +124,7 @@ impl Spool {
     /// [`StoreError::LengthMismatch`], [`StoreError::DigestMismatch`], or what the file system said; in each case
     /// nothing is left of it.
     pub async fn finish(mut self, digest: &Digest) -> Result<StoredBlob, StoreError> {
-        let hasher = self.pipeline.settle_whole().await?;
-        let written = self.pipeline.written();
+        let (written, hasher) = self.pipeline.settle_whole().await?;
         compare(*digest, self.digest(digest.algorithm(), written, hasher).await?)?;
         self.pipeline.publish(*digest).await
     }

@@ -1,4 +1,5 @@
-//! A file that is being written: it has a name in `fills/` until it is published, and none if it is not.
+//! A file that is being written: it has a name in `fills/` until it is published, and none if it is not, unless it is kept
+//! for another time.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::disk::Disk;
-use super::layout::{FILLS, TEMPORARY};
+use super::layout::{FILLS, PART, TEMPORARY};
 
 /// Makes names distinct within the process.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -18,7 +19,8 @@ pub(super) struct Temporary<D: AsRef<Disk>> {
     disk: D,
     path: PathBuf,
     file: Arc<File>,
-    published: bool,
+    /// It was published, or is to stay.
+    stays: bool,
 }
 
 // === impl Temporary ===
@@ -26,15 +28,39 @@ pub(super) struct Temporary<D: AsRef<Disk>> {
 impl<D: AsRef<Disk>> Temporary<D> {
     /// Makes an empty one; `hint` makes the name readable.
     pub(super) fn create(disk: D, hint: &str) -> io::Result<Self> {
+        Self::create_named(disk, hint, TEMPORARY, || NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The same of one that can be gone on with. No other ever had its name: a map that comes back after a power cut must
+    /// not take this file for the one that it was made for.
+    pub(super) fn create_part(disk: D, hint: &str) -> io::Result<Self> {
+        Self::create_named(disk, hint, PART, || fastrand::u64(..))
+    }
+
+    fn create_named(disk: D, hint: &str, end: &str, number: impl Fn() -> u64) -> io::Result<Self> {
         loop {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = Path::new(FILLS).join(format!("{hint}-{}-{number}{TEMPORARY}", std::process::id()));
+            let path = Path::new(FILLS).join(format!("{hint}-{}-{}{end}", std::process::id(), number()));
             match disk.as_ref().create_new(&path) {
-                Ok(file) => return Ok(Self { disk, path, file: Arc::new(file), published: false }),
+                Ok(file) => return Ok(Self::of(disk, path, file)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// One that is there.
+    pub(super) fn of(disk: D, path: PathBuf, file: File) -> Self {
+        Self { disk, path, file: Arc::new(file), stays: false }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it stays when this is dropped.
+    pub(super) fn set_stays(&mut self, stays: bool) {
+        self.stays = stays;
     }
 
     /// The open file.
@@ -56,7 +82,7 @@ impl<D: AsRef<Disk>> Temporary<D> {
     pub(super) fn publish(mut self, to: &Path) -> Result<(), (Self, io::Error)> {
         match self.disk.as_ref().rename(&self.path, to) {
             Ok(()) => {
-                self.published = true;
+                self.stays = true;
                 Ok(())
             }
             Err(error) => Err((self, error)),
@@ -66,7 +92,7 @@ impl<D: AsRef<Disk>> Temporary<D> {
 
 impl<D: AsRef<Disk>> Drop for Temporary<D> {
     fn drop(&mut self) {
-        if !self.published
+        if !self.stays
             && let Err(error) = self.disk.as_ref().unlink(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "a temporary file could not be removed; tried again soon");

@@ -23,6 +23,7 @@ mod images;
 mod keys;
 mod marks;
 mod model;
+mod partial;
 mod pins;
 mod removal;
 mod room;
@@ -210,7 +211,14 @@ async fn readers_see_the_file_grow() {
     let fixture = fixture(1 << 30);
     let content = vec![1_u8; 5 << 20];
     let mut writer = fixture.store.create(&sha256(&content), Some(content.len() as u64)).await.unwrap();
-    let (file, mut progress) = (writer.file(), writer.progress());
+    let file = writer.file();
+    let (sender, mut progress) = tokio::sync::watch::channel(0);
+    writer.follow(move |range| {
+        sender.send_modify(|upto| {
+            assert_eq!(*upto, range.start, "each byte is told once, in order");
+            *upto = range.end;
+        });
+    });
     let reader = async {
         let mut at = 0;
         while at < content.len() as u64 {
@@ -226,13 +234,14 @@ async fn readers_see_the_file_grow() {
         for chunk in content.chunks(16 << 10) {
             writer.write(Bytes::copy_from_slice(chunk)).await.unwrap();
         }
-        writer.verify().await.unwrap();
+        assert_eq!(writer.verify().await.unwrap(), content.len() as u64);
     };
     tokio::join!(reader, write);
     assert!(fixture.store.blob(&sha256(&content)).await.unwrap().is_none(), "not published before finish");
-    assert!(progress.has_changed().is_ok(), "the channel is open while the writer lives");
+    assert!(progress.has_changed().is_ok(), "who writes is there while the writer lives");
     writer.finish().await.unwrap();
-    assert!(progress.has_changed().is_err(), "and closed after");
+    fixture.strays().await;
+    assert!(progress.has_changed().is_err(), "and gone after");
 }
 
 #[tokio::test]
@@ -430,7 +439,7 @@ async fn a_fill_of_unknown_length_stops_at_the_capacity() {
     for chunk in content.chunks(20_000) {
         outcome = writer.write(Bytes::copy_from_slice(chunk)).await;
         if outcome.is_ok() {
-            outcome = writer.verify().await.or_else(|e| match e {
+            outcome = writer.verify().await.map(drop).or_else(|e| match e {
                 StoreError::DigestMismatch { .. } => Ok(()),
                 other => Err(other),
             });

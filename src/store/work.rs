@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use super::capacity::Reservation;
 use super::disk::Disk;
 use super::evict::Room;
 use super::layout::{self, FILLS};
+use super::partial::{Map, Mapped, PartialMark};
+use super::ranges::ByteRanges;
 use super::stamp::Stamp;
 use super::temporary::Temporary;
 use super::writer::Remnant;
@@ -27,11 +30,58 @@ const ALLOCATE: u64 = 64 << 10;
 
 /// The file of a blob that is being written, and the bytes promised to it.
 pub(super) struct Work {
-    temporary: Temporary<Arc<Disk>>,
+    named: Named,
     reservation: Reservation,
-    written: u64,
-    /// How long the file is: longer than what counts of it, where it was rewound.
-    extent: u64,
+    /// What was ever written of the file, and so has its blocks: more than what counts of it, where it was rewound.
+    taken: ByteRanges,
+    /// What the disk was not told to begin with yet: so many bytes, within this range.
+    unsent: (u64, Range<u64>),
+}
+
+/// The names of a file. The map goes first, whatever ends it: without it the file is nothing.
+pub(super) struct Named {
+    pub(super) map: Option<Mapped>,
+    pub(super) temporary: Temporary<Arc<Disk>>,
+}
+
+/// Bytes, and where in the file they belong.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) at: u64,
+    pub(super) bytes: Bytes,
+}
+
+// === impl Named ===
+
+impl Named {
+    /// Gives the file its final name. After that the map leads nowhere, and goes; before, a crash in between would cost the
+    /// whole download.
+    fn publish(self, to: &Path) -> Result<(), (Self, io::Error)> {
+        let Self { map, temporary } = self;
+        match temporary.publish(to) {
+            Ok(()) => {
+                drop(map);
+                Ok(())
+            }
+            Err((temporary, error)) => Err((Self { map, temporary }, error)),
+        }
+    }
+
+    fn set_stays(&mut self, stays: bool) {
+        self.temporary.set_stays(stays);
+        if let Some(map) = &mut self.map {
+            map.set_stays(stays);
+        }
+    }
+}
+
+// === impl Placed ===
+
+impl Placed {
+    /// Where in the file they belong.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.at..self.at + self.bytes.len() as u64
+    }
 }
 
 // === impl Work ===
@@ -52,6 +102,14 @@ impl Work {
         store.blocking(move |inner| Self::create(inner, promised, digest.as_ref(), length)).await
     }
 
+    /// Promises so many bytes more to a fill of this digest; waits for room if there is none.
+    pub(super) async fn promise(store: &Store, digest: Digest, bytes: u64) -> Result<Reservation, StoreError> {
+        match store.blocking(move |inner| inner.ask_room(Some(&digest), bytes)).await? {
+            Room::Promised(promised) => Ok(promised),
+            Room::Later(waiting) => store.0.wait_for_room(waiting).await,
+        }
+    }
+
     fn create(
         inner: &Arc<Inner>,
         mut reservation: Reservation,
@@ -60,10 +118,14 @@ impl Work {
     ) -> Result<Self, StoreError> {
         let hint = digest.map_or_else(|| "upload".to_owned(), |digest| digest.hex().chars().take(16).collect());
         let directory = Path::new(FILLS);
-        let create = || match Temporary::create(inner.disk.clone(), &hint) {
+        // Another fill of the same may have the map, or have left one: then this one is as good as its end.
+        let goes_on = length.filter(|length| *length >= inner.partials.least()).zip(digest);
+        let claim = goes_on.and_then(|(length, digest)| Some((length, *digest, inner.partials.claim(digest)?)));
+        let make = if claim.is_some() { Temporary::create_part } else { Temporary::create };
+        let create = || match make(inner.disk.clone(), &hint) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 inner.disk.make_dirs(directory)?;
-                Temporary::create(inner.disk.clone(), &hint)
+                make(inner.disk.clone(), &hint)
             }
             other => other,
         };
@@ -75,91 +137,133 @@ impl Work {
                 reservation.allocated(length);
             }
         }
-        Ok(Self { temporary, reservation, written: 0, extent: 0 })
+        let map = claim.map(|(length, digest, claim)| {
+            Map::new(inner.clone(), digest, length, temporary.path().to_owned(), claim).into()
+        });
+        Ok(Self::go_on(Named { map, temporary }, reservation, ByteRanges::default()))
+    }
+
+    /// Goes on with a file that has these bytes.
+    pub(super) fn go_on(named: Named, reservation: Reservation, present: ByteRanges) -> Self {
+        Self { named, reservation, taken: present, unsent: (0, 0..0) }
     }
 
     pub(super) fn file(&self) -> &Arc<File> {
-        self.temporary.file()
+        self.named.temporary.file()
     }
 
-    /// Bytes of the chunks that are in the file whole.
-    pub(super) fn written(&self) -> u64 {
-        self.written
+    /// The map of what is there, if it is put down.
+    pub(super) fn map(&self) -> Option<&Arc<Map>> {
+        self.named.map.as_ref().map(Mapped::map)
+    }
+
+    /// Whether file and map stay when this is dropped.
+    pub(super) fn set_stays(&mut self, stays: bool) {
+        self.named.set_stays(stays);
+    }
+
+    /// Leaves what is there to who takes it up. If that fails, nothing stays.
+    pub(super) fn park(self, present: ByteRanges, mark: PartialMark) -> Result<(), StoreError> {
+        let Self { mut named, reservation, .. } = self;
+        let Some(mapped) = &named.map else { return Err(StoreError::Stopped) };
+        mapped.map().park(named.temporary.file(), present, mark, reservation)?;
+        named.set_stays(true);
+        Ok(())
     }
 
     /// Only the first bytes count; what is written next takes the place of those after them.
     pub(super) fn rewind(&mut self, length: u64) {
-        self.written = self.written.min(length);
+        // What comes there now is new to the disk.
+        let (bytes, range) = &mut self.unsent;
+        *range = range.start.min(length)..range.end.min(length);
+        *bytes = (*bytes).min(range.end - range.start);
     }
 
-    /// Appends the chunks. Those that are not in the file whole, because of an error, are taken from the list.
+    /// Writes the chunks. Those that are not in the file whole, because of an error, are taken from the list.
     pub(super) fn write(
         &mut self,
         inner: &Arc<Inner>,
-        chunks: &mut Vec<Bytes>,
-    ) -> (Vec<Bytes>, Result<(), StoreError>) {
+        chunks: &mut Vec<Placed>,
+    ) -> (Vec<Placed>, Result<(), StoreError>) {
         let mut whole = 0;
         let outcome = self.write_each(inner, chunks, &mut whole);
         (chunks.split_off(whole), outcome)
     }
 
-    fn write_each(&mut self, inner: &Arc<Inner>, chunks: &[Bytes], whole: &mut usize) -> Result<(), StoreError> {
-        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        if self.written + bytes > self.reservation.bytes() {
-            let more = self.written + bytes - self.reservation.bytes();
+    fn write_each(&mut self, inner: &Arc<Inner>, chunks: &[Placed], whole: &mut usize) -> Result<(), StoreError> {
+        let end = chunks.iter().map(|chunk| chunk.range().end).max().unwrap_or(0);
+        if end > self.reservation.bytes() {
+            let more = end - self.reservation.bytes();
             // A large step first; near the limit what is needed now must do.
             inner.reserve_more(&mut self.reservation, more.max(STEP), more)?;
         }
         for chunk in chunks {
-            let write = || inner.disk.write_all_at(self.temporary.file(), chunk, self.written);
-            inner.with_room(chunk.len() as u64, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
-            self.written += chunk.len() as u64;
-            self.reservation.allocated(self.written.saturating_sub(self.extent));
-            self.extent = self.extent.max(self.written);
+            let (range, bytes) = (chunk.range(), chunk.bytes.len() as u64);
+            let write = || inner.disk.write_all_at(self.named.temporary.file(), &chunk.bytes, chunk.at);
+            inner.with_room(bytes, write).map_err(|e| StoreError::io("write to", Path::new(FILLS), e))?;
+            let fresh = self.taken.gaps(range.clone()).iter().map(|gap| gap.end - gap.start).sum();
+            self.reservation.allocated(fresh);
+            let (unsent, within) = &mut self.unsent;
+            *within =
+                if *unsent == 0 { range.clone() } else { within.start.min(range.start)..within.end.max(range.end) };
+            *unsent += bytes;
+            self.taken.insert(range);
             *whole += 1;
         }
         Ok(())
     }
 
-    /// Ends the writing where it failed.
-    pub(super) fn into_remnant(self, hasher: Hasher) -> Remnant {
-        let Self { temporary, mut reservation, written, .. } = self;
-        drop(temporary);
-        reservation.keep_only(written);
+    /// Of what was written since the last time the range that holds it, if it is so much.
+    pub(super) fn take_unsent(&mut self, least: u64) -> Option<Range<u64>> {
+        let (bytes, range) = &mut self.unsent;
+        (*bytes >= least).then(|| {
+            *bytes = 0;
+            range.clone()
+        })
+    }
+
+    /// Ends the writing where it failed; so much, from the start, was written and is in the hash.
+    pub(super) fn into_remnant(self, written: u64, hasher: Hasher) -> Remnant {
+        let Self { named, mut reservation, taken, .. } = self;
+        drop(named);
+        reservation.keep_only(taken.total());
         Remnant { written, hasher, _reservation: reservation }
     }
 
-    /// Gives the file its name. Its content was verified.
-    pub(super) fn publish(self, inner: &Arc<Inner>, digest: &Digest) -> Result<StoredBlob, StoreError> {
-        let Self { temporary, reservation, written, extent } = self;
+    /// Gives the file its name. Its content, so many bytes, was verified.
+    pub(super) fn publish(self, inner: &Arc<Inner>, digest: &Digest, written: u64) -> Result<StoredBlob, StoreError> {
+        let Self { named, reservation, .. } = self;
+        let file = named.temporary.file().clone();
+        if let Some(map) = &named.map {
+            // From here on nobody else syncs the file: each error of that is told only once.
+            map.map().end()?;
+        }
         let (path, directory) = (layout::blob(digest), layout::blob_dir(digest.algorithm()));
-        if extent > written {
+        if file.metadata().is_ok_and(|found| found.len() > written) {
             // Before it has a name: later it may be mapped, and then it must not shrink.
-            inner
-                .disk
-                .set_len(temporary.file(), written)
-                .map_err(|e| StoreError::io("cut a file in", Path::new(FILLS), e))?;
+            inner.disk.set_len(&file, written).map_err(|e| StoreError::io("cut a file in", Path::new(FILLS), e))?;
         }
         if inner.durability == Durability::Strict {
-            temporary.sync().map_err(|e| StoreError::io("sync", &path, e))?;
+            named.temporary.sync().map_err(|e| StoreError::io("sync", &path, e))?;
         }
-        let file = temporary.file().clone();
         let names = inner.names.lock();
         if let Some(existing) = inner.verified_file(digest, written) {
             let (file, stamp) = existing;
             let blob = inner.stored_blob(digest, file, stamp, Trust::Verified);
             drop(names);
+            drop(named);
+            inner.forget_partial_of(digest);
             inner.sync_names(digest);
             return Ok(blob);
         }
         // A directory would not be replaced, and a link is evidence too.
         let aside = inner.set_aside(digest, |found| !found.is_file())?;
         let replaced = inner.disk.metadata(&path).ok();
-        match temporary.publish(&path) {
+        match named.publish(&path) {
             Ok(()) => {}
-            Err((temporary, error)) if error.kind() == io::ErrorKind::NotFound => {
+            Err((unpublished, error)) if error.kind() == io::ErrorKind::NotFound => {
                 inner.disk.make_dirs(&directory).map_err(|e| StoreError::io("make", &directory, e))?;
-                temporary.publish(&path).map_err(|(_, e)| StoreError::io("publish", &path, e))?;
+                unpublished.publish(&path).map_err(|(_, e)| StoreError::io("publish", &path, e))?;
             }
             Err((_, error)) => return Err(StoreError::io("publish", &path, error)),
         }
@@ -185,6 +289,7 @@ impl Work {
         if let Some(aside) = aside {
             inner.quarantined(digest, &aside);
         }
+        inner.forget_partial_of(digest);
         inner.pin_with_parts(digest, &blob);
         inner.sync_names(digest);
         Ok(blob)

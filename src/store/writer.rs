@@ -2,19 +2,22 @@
 //! and right, and gone if it is not. `pipeline` does the work.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::capacity::Reservation;
-use super::pipeline::Pipeline;
+use super::partial::PartialMark;
+use super::pipeline::{Begun, Pipeline};
+use super::ranges::ByteRanges;
 use super::work::Work;
 use super::{Store, StoreError, StoredBlob};
 use crate::oci::{Digest, Hasher};
 
-/// A blob that is being written. Dropping it without [`BlobWriter::finish`] removes what was written.
+/// A blob that is being written. Dropping it without [`BlobWriter::finish`] leaves what was written to who takes it up, if
+/// its length is known and that is much, and else removes it.
 pub struct BlobWriter {
     pipeline: Pipeline,
     digest: Digest,
@@ -23,7 +26,7 @@ pub struct BlobWriter {
 /// What a writer that failed has written. The file has no name any more, but can be read by whoever has it open; while
 /// this is held its bytes stay in the store's account.
 pub struct Remnant {
-    /// Bytes in the file.
+    /// So many bytes are in the file from its start on without a gap.
     pub written: u64,
     /// The hash of these bytes, to go on with.
     pub hasher: Hasher,
@@ -42,49 +45,73 @@ impl Store {
         if self.0.closed.load(Ordering::SeqCst) {
             return Err(StoreError::Stopped);
         }
+        // The name of the map may be about to become free.
+        self.0.partials.settle(digest).await;
         let work = Work::begin(self, Some(*digest), length).await?;
-        Ok(BlobWriter { pipeline: Pipeline::start(self.0.clone(), work, digest.algorithm(), length), digest: *digest })
+        let begun = Begun { length, ..Begun::default() };
+        let pipeline = Pipeline::start(self.0.clone(), work, digest.algorithm(), begun);
+        Ok(BlobWriter::new(pipeline, *digest))
     }
 }
 
 // === impl BlobWriter ===
 
 impl BlobWriter {
-    /// The growing file; what lies before [`BlobWriter::written`] can be read with `read_at`.
+    pub(super) fn new(pipeline: Pipeline, digest: Digest) -> Self {
+        Self { pipeline, digest }
+    }
+
+    /// The growing file; what is [present](BlobWriter::present) can be read with `read_at`.
     pub fn file(&self) -> Arc<File> {
         self.pipeline.file()
     }
 
-    /// How many bytes are in the file.
-    pub fn written(&self) -> u64 {
-        self.pipeline.written()
+    /// How many bytes it will have, if that was announced.
+    pub fn length(&self) -> Option<u64> {
+        self.pipeline.length()
     }
 
-    /// Has `follower` told how many bytes are in the file, whenever there are more. It is called by the job that writes,
-    /// and must not block.
-    pub fn follow(&self, follower: impl Fn(u64) + Send + Sync + 'static) {
+    /// What is in the file now.
+    pub fn present(&self) -> ByteRanges {
+        self.pipeline.present()
+    }
+
+    /// Has `follower` told of each range when it has reached the file. It is called by the job that writes, and must not
+    /// block. It is not told of what was there before.
+    pub fn follow(&self, follower: impl Fn(Range<u64>) + Send + Sync + 'static) {
         self.pipeline.follow(follower);
     }
 
-    /// Follows [`BlobWriter::written`]. When the writer is gone the channel is closed, whether it finished or not.
-    pub fn progress(&self) -> watch::Receiver<u64> {
-        self.pipeline.progress()
+    /// What the fill wants to be remembered if it does not end: it is there for who takes it up.
+    pub fn remember(&self, mark: PartialMark) {
+        self.pipeline.remember(mark);
     }
 
-    /// Adds bytes. Returns when they are accepted, which is at once unless the disk is slower than the caller;
-    /// [`BlobWriter::progress`] says when they can be read.
+    /// Adds bytes behind those of the last call, or behind those that were there from the start when there was none.
+    /// Returns when they are accepted, which is at once unless the disk is slower than the caller.
     ///
     /// # Errors
-    /// That this chunk or an earlier one could not be written, or is more than was announced. Nothing can be added
-    /// after an error.
+    /// That these bytes or earlier ones could not be written, or are more than was announced. Nothing can be added after an
+    /// error.
     pub async fn write(&mut self, chunk: Bytes) -> Result<(), StoreError> {
         self.pipeline.write(chunk).await
     }
 
+    /// Adds bytes that belong at `at`; any number of callers may do so at once. What was accepted before of these bytes
+    /// stays as it is: somebody may have read it.
+    ///
+    /// # Errors
+    /// As of [`BlobWriter::write`].
+    pub async fn write_at(&self, at: u64, chunk: Bytes) -> Result<(), StoreError> {
+        self.pipeline.write_at(at, chunk).await
+    }
+
     /// Waits until all bytes are in the file, and compares length and digest with what was asked for. After success
-    /// the last bytes may be shown to clients; they do not have to wait for the disk.
-    pub async fn verify(&mut self) -> Result<(), StoreError> {
-        compare(self.digest, self.pipeline.settle_whole().await?.finish())
+    /// the last bytes may be shown to clients; they do not have to wait for the disk. Returns how many bytes there are.
+    pub async fn verify(&mut self) -> Result<u64, StoreError> {
+        let (length, hasher) = self.pipeline.settle_whole().await?;
+        compare(self.digest, hasher.finish()).inspect_err(|_| self.pipeline.is_wrong())?;
+        Ok(length)
     }
 
     /// What was written before writing failed, for readers to go on from. None if it did not fail, or in a way that
@@ -101,6 +128,17 @@ impl BlobWriter {
     pub async fn finish(mut self) -> Result<StoredBlob, StoreError> {
         self.verify().await?;
         self.pipeline.publish(self.digest).await
+    }
+
+    /// Puts down what is there, as the writing job does from time to time.
+    #[cfg(test)]
+    pub(super) async fn checkpoint(&self) {
+        self.pipeline.checkpoint().await;
+    }
+
+    /// Gives it up: nothing of it stays.
+    pub fn discard(self) {
+        self.pipeline.is_wrong();
     }
 }
 
@@ -123,7 +161,7 @@ impl std::fmt::Debug for BlobWriter {
         f.debug_struct("BlobWriter")
             .field("digest", &self.digest)
             .field("length", &self.pipeline.length())
-            .field("written", &self.written())
+            .field("present", &self.present().total())
             .finish_non_exhaustive()
     }
 }

@@ -22,8 +22,16 @@ pub struct Seen {
     at: Option<SystemTime>,
 }
 
-/// Every file in `blobs/` hashes to its name, no partial download is left once the fills have settled, and nothing was
-/// written outside of the root.
+/// What is left of a fill: a map, the file that it names, and the bytes that this takes.
+#[derive(Debug)]
+pub struct Partial {
+    pub map: PathBuf,
+    pub file: PathBuf,
+    pub bytes: u64,
+}
+
+/// Every file in `blobs/` hashes to its name, once the fills have settled nothing of them is left but what can be gone on
+/// with, and nothing was written outside of the root.
 pub async fn check(cistern: &Cistern) {
     cistern.settle().await;
     check_blobs(cistern.root());
@@ -66,11 +74,54 @@ pub fn wrong_blobs(root: &Path) -> Vec<String> {
     wrong
 }
 
-/// Files that nobody will ever ask for again, when nothing is under way: all in `fills/`, and temporary ones elsewhere.
+/// Files that nobody will ever ask for again, when nothing is under way: all in `fills/`, but for what can be gone on with,
+/// and temporary ones elsewhere.
 pub fn strays(root: &Path) -> Vec<PathBuf> {
     let temporary = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tmp");
+    let known: Vec<PathBuf> = partials(root).into_iter().flat_map(|partial| [partial.map, partial.file]).collect();
     let all = files(root).into_iter().filter(|path| path.starts_with(root.join("fills")) || temporary(path));
-    all.collect()
+    all.filter(|path| !known.contains(path)).collect()
+}
+
+/// What is left of fills: each map in `fills/` that is whole, and whose file has all that it claims.
+pub fn partials(root: &Path) -> Vec<Partial> {
+    let maps = files(&root.join("fills")).into_iter().filter(|path| path.extension().is_some_and(|e| e == "map"));
+    maps.filter_map(partial).collect()
+}
+
+fn partial(map: PathBuf) -> Option<Partial> {
+    #[derive(serde::Deserialize)]
+    struct Envelope<'a> {
+        version: u32,
+        checksum: String,
+        #[serde(borrow)]
+        data: &'a serde_json::value::RawValue,
+    }
+    #[derive(serde::Deserialize)]
+    struct Record {
+        digest: Digest,
+        length: u64,
+        file: String,
+        present: Vec<(u64, u64)>,
+    }
+
+    let bytes = fs::read(&map).ok()?;
+    let envelope: Envelope<'_> = serde_json::from_slice(&bytes).ok()?;
+    let sum = Digest::of(Algorithm::Sha256, format!("1:{}", envelope.data.get()).as_bytes());
+    let Record { digest, length, file, present } = serde_json::from_str(envelope.data.get()).ok()?;
+    let name = format!("{}-{}.map", digest.algorithm().as_str(), digest.hex());
+    let is_named = map.file_name()? == name.as_str() && Path::new(&file).extension().is_some_and(|e| e == "part");
+    let in_order = present.iter().all(|(start, end)| start < end)
+        && present.iter().zip(present.iter().skip(1)).all(|((_, end), (next, _))| end < next);
+    let (total, end) = (present.iter().map(|(start, end)| end - start).sum(), present.last()?.1);
+    let file = map.parent()?.join(file);
+    let found = file.metadata().ok()?;
+    let is_right = envelope.version == 1 && sum.hex().starts_with(&envelope.checksum) && envelope.checksum.len() == 32;
+    (is_right && is_named && in_order && end <= length && found.len() >= end).then(|| Partial {
+        map,
+        file,
+        bytes: (found.blocks() * 512).clamp(total, end),
+    })
 }
 
 /// What is not at rest or not in agreement, of a store on which nothing is under way: stray files, files of the store that
@@ -78,7 +129,8 @@ pub fn strays(root: &Path) -> Vec<PathBuf> {
 pub fn unrest(root: &Path, process: i32, filling: u64, (bytes, blobs): (u64, u64)) -> Vec<String> {
     let mut wrong = Vec::new();
     let (stray, open) = (strays(root), open_files(root, process));
-    let (there, files) = (stored_bytes(root), stored(root).len() as u64);
+    let left: u64 = partials(root).iter().map(|partial| partial.bytes).sum();
+    let (there, files) = (stored_bytes(root) + left, stored(root).len() as u64);
     if filling > 0 {
         wrong.push(format!("{filling} fills run"));
     }

@@ -47,6 +47,8 @@ pub(in crate::store) struct Ticket {
 /// What is to be done next.
 #[derive(Debug)]
 pub(in crate::store) enum Round {
+    /// What fills have left is to be removed: so many bytes of it, if there is as much.
+    Forget(u64),
     /// These are to be removed, or released.
     Remove(Vec<Claim>),
     /// Nothing; whoever evicts has ended with this answer.
@@ -159,6 +161,9 @@ impl Books {
         let missing = self.wanted(state, space, removable);
         if missing == 0 {
             return Round::Done;
+        }
+        if state.parked > 0 {
+            return Round::Forget(missing);
         }
         let State { order, busy, queue, .. } = state;
         let claims = order.claim(now, missing, CHUNK, |short| busy.contains_key(short) || queue.stuck.contains(short));
@@ -329,7 +334,7 @@ mod tests {
     fn claims(books: &Arc<Books>) -> Vec<Short> {
         match books.round(SPACE, true) {
             Round::Remove(claims) => claims.iter().map(|claim| claim.short).collect(),
-            Round::Done => Vec::new(),
+            Round::Done | Round::Forget(_) => Vec::new(),
         }
     }
 

@@ -183,6 +183,11 @@ impl Inner {
                     running.done = true;
                     return;
                 }
+                Round::Forget(bytes) => {
+                    let freed = self.forget_partials(bytes);
+                    estimate.freed(freed);
+                    self.books.freed(freed);
+                }
                 Round::Remove(claims) => {
                     let chunk = self.remove_chunk(&claims, &mut names, &mut enough);
                     estimate.freed(chunk.bytes);

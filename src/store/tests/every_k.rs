@@ -52,6 +52,21 @@ const REMOVE: &[Op] = &[Op::Remove(0), Op::Publish(3, true), Op::Collect, Op::Ti
 const ROT: &[Op] = &[Op::Damage(0), Op::Read(0), Op::Publish(0, true), Op::Damage(1), Op::Verify, Op::Tick];
 /// A stop and a start, twice: the second has a clean stop before it.
 const RESTART: &[Op] = &[Op::Key, Op::Restart, Op::Read(0), Op::Scan, Op::Restart, Op::Read(1)];
+/// A fill that is given up, gone on with, given up again and gone on with after a stop, to the end.
+const PARTIAL: &[Op] =
+    &[Op::Leave(2, 0), Op::Tick, Op::Leave(2, 1), Op::Restart, Op::Leave(2, 0), Op::GoOn(2), Op::Read(2), Op::Tick];
+/// What is left goes: for room, for a blob that others have brought, and with a fill that has all.
+const LEFT: &[Op] = &[
+    Op::Leave(2, 0),
+    Op::Evict(1),
+    Op::Leave(2, 1),
+    Op::Publish(2, true),
+    Op::Evict(71),
+    Op::Abandon(2),
+    Op::Restart,
+    Op::GoOn(2),
+    Op::Tick,
+];
 const NONE: &[Op] = &[];
 
 /// Its name, what is there before, and what is done.
@@ -68,6 +83,8 @@ const SCENARIOS: &[Scenario] = &[
     ("remove", &[PULL, PUSH], REMOVE),
     ("rot", &[PULL], ROT),
     ("restart", &[PULL], RESTART),
+    ("partial", &[NONE], PARTIAL),
+    ("left", &[NONE], LEFT),
 ];
 
 fn seeds() -> u64 {

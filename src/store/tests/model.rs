@@ -6,7 +6,7 @@ use proptest::test_runner::Config;
 use rustix::io::Errno;
 
 use super::sim::{Fault, Harm, Order};
-use super::world::{CONTENTS, Crash, IMAGES, Op, TAGS, World};
+use super::world::{CONTENTS, Crash, IMAGES, Op, PARTS, TAGS, World};
 use super::*;
 
 /// Cases of a usual run.
@@ -41,6 +41,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => content().prop_map(Op::Spool),
         1 => content().prop_map(Op::Wrong),
         1 => content().prop_map(Op::Abandon),
+        2 => (0..PARTS.len()).prop_map(|set| Op::Leave(2, set)),
+        1 => Just(Op::GoOn(2)),
         3 => content().prop_map(Op::Link),
         1 => content().prop_map(Op::Unlink),
         4 => (tag.clone(), IMAGES..CONTENTS).prop_map(|(t, n)| Op::Tag(t, n)),

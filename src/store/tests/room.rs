@@ -215,9 +215,15 @@ async fn fills_of_unknown_length_find_room_in_a_full_store_too() {
         TaskTracker::new().spawn(async move {
             let content = content(1, n, 90_000);
             let mut writer = store.create(&sha256(&content), None).await?;
+            let told = Arc::new(tokio::sync::Notify::new());
+            writer.follow({
+                let told = Arc::clone(&told);
+                move |_| told.notify_one()
+            });
             for chunk in content.chunks(30_000) {
                 writer.write(Bytes::copy_from_slice(chunk)).await?;
-                writer.progress().changed().await.unwrap();
+                // Or it has failed, which the next call says.
+                let _ = tokio::time::timeout(Duration::from_secs(2), told.notified()).await;
             }
             writer.finish().await.map(drop)
         })

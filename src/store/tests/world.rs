@@ -5,6 +5,7 @@
 //! which is narrowed only by what says that it waits for the disk, and by the sync that runs each second.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use tokio::runtime::Runtime;
@@ -20,6 +21,11 @@ use crate::store::stamp::{Epoch, Stamp};
 pub(in crate::store) const CONTENTS: usize = 7;
 /// The first that is a manifest.
 pub(in crate::store) const IMAGES: usize = 4;
+/// Blobs of so many bytes can be gone on with.
+const LEAST: u64 = 20_000;
+/// What of a blob is written, with what is there put down after each.
+pub(in crate::store) const PARTS: [[Range<u64>; 3]; 2] =
+    [[0..25_000, 40_000..50_000, 50_000..51_000], [30_000..45_000, 10_000..30_000, 69_000..70_000]];
 /// Tags.
 pub(in crate::store) const TAGS: usize = 3;
 /// One that nothing but [`World::works`] sets.
@@ -34,6 +40,10 @@ pub(in crate::store) enum Op {
     Wrong(usize),
     /// A fill that is given up half way.
     Abandon(usize),
+    /// One that goes on with what is left of another, writes one of the sets of [`PARTS`], and is given up.
+    Leave(usize, usize),
+    /// The same, to the end.
+    GoOn(usize),
     /// A push: the content comes without a digest.
     Spool(usize),
     /// What upstream has served in the repository.
@@ -283,7 +293,9 @@ impl World {
         let path = self.root.path().canonicalize().unwrap();
         let disk = Arc::new(Disk::over(Box::new(SimFs(self.sim.clone())), path));
         let source = Shared(self.index.clone());
-        self.store = Some(Store::open_on(disk, options, self.metrics.clone(), |_| Box::new(source))?);
+        let store = Store::open_on(disk, options, self.metrics.clone(), |_| Box::new(source))?;
+        store.0.partials.set_least(LEAST);
+        self.store = Some(store);
         let settle = |inner: &Arc<Inner>| {
             // As the upkeep does, which tries again.
             drop(inner.settle_pins().or_else(|_| inner.settle_pins()));
@@ -441,7 +453,7 @@ impl World {
     /// What it could do.
     fn before(&mut self, op: Op) {
         match op {
-            Op::Publish(n, _) | Op::Spool(n) => {
+            Op::Publish(n, _) | Op::Spool(n) | Op::GoOn(n) => {
                 self.widen(Thing::Blob(n), Value::There);
             }
             Op::Link(n) => self.widen(Thing::Link(n), Value::There),
@@ -512,7 +524,7 @@ impl World {
     /// What it has done for good.
     fn after(&mut self, op: Op) {
         match op {
-            Op::Publish(n, _) | Op::Spool(n) if self.durability == Durability::Strict => {
+            Op::Publish(n, _) | Op::Spool(n) | Op::GoOn(n) if self.durability == Durability::Strict => {
                 assert_eq!(self.look(Thing::Blob(n)), Value::There, "what was published is there");
                 self.durable(Thing::Blob(n));
             }
@@ -563,6 +575,31 @@ impl World {
                 self.write(n, false, &wrong, true)
             }
             Op::Abandon(n) => self.write(n, true, &known().contents[n].0, false),
+            Op::Leave(n, set) => {
+                let content = &known().contents[n].0;
+                self.block(async |store| {
+                    let writer = Self::begin(store, n).await?;
+                    for range in &PARTS[set] {
+                        let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap());
+                        let Some(bytes) = content.get(start..end) else { continue };
+                        writer.write_at(range.start, Bytes::copy_from_slice(bytes)).await?;
+                        writer.checkpoint().await;
+                    }
+                    Ok(())
+                })
+            }
+            Op::GoOn(n) => {
+                let content = &known().contents[n].0;
+                self.block(async |store| {
+                    let writer = Self::begin(store, n).await?;
+                    for gap in writer.present().gaps(0..content.len() as u64) {
+                        let [start, end] = [gap.start, gap.end].map(|at| usize::try_from(at).unwrap());
+                        writer.write_at(gap.start, Bytes::copy_from_slice(&content[start..end])).await?;
+                        writer.checkpoint().await;
+                    }
+                    writer.finish().await.map(drop)
+                })
+            }
             Op::Spool(n) => {
                 let (digest, content) = (Self::digest(n), known().contents[n].0.clone());
                 self.block(async |store| {
@@ -655,6 +692,7 @@ impl World {
                 let work = |inner: &Arc<Inner>| {
                     inner.group.run(&inner.disk);
                     inner.disk.remove_left();
+                    inner.find_partials();
                     inner.write_order();
                     Ok(())
                 };
@@ -695,6 +733,15 @@ impl World {
             }
             Ok(())
         })
+    }
+
+    /// Goes on with what is left of a blob, or begins.
+    async fn begin(store: &Store, n: usize) -> Result<BlobWriter, StoreError> {
+        let (digest, length) = (Self::digest(n), known().contents[n].0.len() as u64);
+        match store.take_up(&digest).await {
+            Some(partial) => partial.resume().await,
+            None => store.create(&digest, Some(length)).await,
+        }
     }
 
     /// Reads a blob as a server would: what is not verified is hashed on the way.
@@ -756,6 +803,7 @@ impl World {
         }
         self.sim.heal();
         self.tear();
+        self.check_maps(&format!("after {crash:?}"));
         self.open().unwrap_or_else(|error| panic!("the start is refused: {error}\n{:?}", self.log));
         self.audit(&format!("after {crash:?}"));
         if matches!(crash, Crash::Cut(..)) {
@@ -854,17 +902,42 @@ impl World {
                 count += 1;
             }
         }
+        bytes += self.store.as_ref().unwrap().0.partials.parked_bytes();
         let books = (self.metrics.store_bytes.get().cast_unsigned(), self.metrics.store_blobs.get().cast_unsigned());
         assert_eq!(books, (bytes, count), "{when}: the books equal the files\n{:?}", self.log);
         let used = self.store.as_ref().unwrap().0.books.used_bytes();
         assert_eq!(used, bytes, "{when}: nothing is promised to nobody\n{:?}", self.log);
     }
 
+    /// A map claims nothing that is not there, and right; its file may be gone. Returns the maps with their files.
+    fn check_maps(&mut self, when: &str) -> BTreeSet<std::ffi::OsString> {
+        let fills = self.root.path().join("fills");
+        let mut known_names = BTreeSet::new();
+        for n in 0..CONTENTS {
+            let (content, digest) = &known().contents[n];
+            let map = layout::map(digest);
+            let Ok(bytes) = std::fs::read(self.root.path().join(&map)) else { continue };
+            let record: serde_json::Value = record::decode(&bytes).unwrap_or_else(|e| panic!("{when}: a map: {e}"));
+            let file = record["file"].as_str().unwrap();
+            let Ok(there) = std::fs::read(fills.join(file)) else { continue };
+            let present: Vec<(usize, usize)> = serde_json::from_value(record["present"].clone()).unwrap();
+            for (start, end) in present {
+                assert!(
+                    there.get(start..end) == Some(&content[start..end]),
+                    "{when}: of {n} the map claims {start}..{end}\n{:?}",
+                    self.log
+                );
+            }
+            known_names.extend([map.file_name().unwrap().to_owned(), file.into()]);
+        }
+        known_names
+    }
+
     fn check_strays(&mut self, when: &str) {
-        let strays: Vec<_> = std::fs::read_dir(self.root.path().join("fills"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
+        let known = self.check_maps(when);
+        let names = std::fs::read_dir(self.root.path().join("fills")).unwrap();
+        let strays: Vec<_> =
+            names.map(|entry| entry.unwrap().file_name()).filter(|name| !known.contains(name)).collect();
         assert!(strays.is_empty(), "{when}: {strays:?}\n{:?}", self.log);
         for (name, content) in [("oci-layout", "{\"imageLayoutVersion\":\"1.0.0\"}"), ("VERSION", "1\n")] {
             let found = std::fs::read_to_string(self.root.path().join(name)).unwrap();

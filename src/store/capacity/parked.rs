@@ -1,0 +1,91 @@
+//! What fills have left counts as promised, and is the first to go.
+
+use std::sync::Arc;
+
+use super::{Books, Reservation};
+use crate::oci::Digest;
+
+// === impl Books ===
+
+impl Books {
+    /// So many bytes are there, found at the start; none if the store may not hold them.
+    pub(in crate::store) fn adopt(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        let mut state = self.state.lock();
+        if state.used().saturating_add(bytes) > self.capacity {
+            return None;
+        }
+        state.reserved += bytes;
+        state.parked += bytes;
+        self.show(&state);
+        Some(Reservation { books: self.clone(), digest: None, bytes, unallocated: 0, parked: true })
+    }
+}
+
+// === impl Reservation ===
+
+impl Reservation {
+    /// Nobody goes on with the fill for now. Its file has taken so many bytes of the file system; the rest is given back.
+    pub(in crate::store) fn park(&mut self, bytes: u64) {
+        self.keep_only(bytes);
+        let mut state = self.books.state.lock();
+        if !std::mem::replace(&mut self.parked, true) {
+            state.parked += self.bytes;
+        }
+        if let Some(digest) = self.digest.take() {
+            state.end(&digest);
+        }
+    }
+
+    /// Somebody goes on with the fill of `digest`.
+    pub(in crate::store) fn take_up(&mut self, digest: &Digest) {
+        let mut state = self.books.state.lock();
+        if std::mem::take(&mut self.parked) {
+            state.parked -= self.bytes;
+        }
+        if self.digest.is_none() {
+            self.digest = Some(*digest);
+            state.begin(digest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{SPACE, books, digest};
+    use super::super::{Answer, Round, Want};
+
+    #[test]
+    fn what_is_left_counts_until_it_goes_and_is_no_room_while_it_is_taken_up() {
+        let books = books(100);
+        let mut left = books.reserve(Some(&digest(1)), 60, SPACE).unwrap();
+        assert!(books.is_busy(&digest(1)));
+        left.park(30);
+        assert!(!books.is_busy(&digest(1)));
+        assert_eq!((books.used_bytes(), books.state.lock().parked), (30, 30));
+        let adopted = books.adopt(70).unwrap();
+        assert!(books.adopt(1).is_none(), "there is no room for more");
+        assert_eq!(books.state.lock().parked, 100);
+        left.take_up(&digest(1));
+        assert!(books.is_busy(&digest(1)));
+        assert_eq!((books.used_bytes(), books.state.lock().parked), (100, 70));
+        drop(adopted);
+        drop(left);
+        assert_eq!((books.used_bytes(), books.state.lock().parked), (0, 0));
+        assert!(!books.is_busy(&digest(1)));
+    }
+
+    #[test]
+    fn it_goes_before_any_blob_and_not_in_vain() {
+        let books = books(100);
+        books.used(&digest(1), 40);
+        let left = books.adopt(30).unwrap();
+        let mut much = books.wait(Want::Promise { digest: None, bytes: 110 });
+        let mut some = books.wait(Want::Promise { digest: None, bytes: 50 });
+        assert!(books.begins_evicting());
+        assert!(matches!(books.round(SPACE, true), Round::Forget(20)), "the blob stays for now");
+        assert!(matches!(much.answer.try_recv(), Ok(Answer::Nothing)), "all would not be enough");
+        drop(left);
+        assert!(matches!(books.round(SPACE, true), Round::Done));
+        assert!(matches!(some.answer.try_recv(), Ok(Answer::Promised(_))));
+    }
+}

@@ -1,0 +1,338 @@
+//! What is left of a fill that did not end, and can be gone on with: its file, and a map of what of it is there.
+//!
+//! A map (`map`) is written when the bytes that it claims are on the disk, so it never claims others. What fills have left
+//! counts as promised, and waits in a table (`table`) until somebody goes on with it, room is needed or it is too old.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+mod map;
+mod start;
+mod table;
+
+pub(super) use map::{Map, Mapped};
+pub(super) use start::remove_temporary;
+pub(super) use table::{Claim, Left, Parked, Partials};
+
+use super::capacity::{Reservation, seconds};
+use super::layout::{self, FILLS};
+use super::pipeline::{Begun, Pipeline};
+use super::ranges::ByteRanges;
+use super::temporary::Temporary;
+use super::work::{Named, Work};
+use super::{BlobWriter, Inner, Store, StoreError};
+use crate::oci::Digest;
+
+/// Of a file that has all its bytes so many are said to be missing at the end: upstream must be asked before anybody gets it.
+const TAIL: u64 = 4 << 10;
+/// What nobody has gone on with for longer goes.
+const TOO_OLD: Duration = Duration::from_hours(7 * 24);
+
+/// What a fill wants to be remembered of where its bytes came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartialMark {
+    /// Which upstream gave them.
+    pub upstream: Option<String>,
+    /// The validator that came with them.
+    pub etag: Option<String>,
+}
+
+/// What is left of a fill. Who has it has it alone; dropping it leaves it for another time.
+pub struct Partial {
+    store: Store,
+    digest: Digest,
+    length: u64,
+    present: ByteRanges,
+    mark: PartialMark,
+    /// None: it was gone on with, or removed.
+    taken: Option<(Claim, Box<Parked>)>,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// What an earlier fill of `digest` has left, if nobody else has it. Of one that was given up a moment ago that is
+    /// waited for.
+    pub async fn take_up(&self, digest: &Digest) -> Option<Partial> {
+        if self.0.closed.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.0.partials.settle(digest).await;
+        let (claim, parked) = self.0.partials.take(digest)?;
+        let Left { length, present, mark, .. } = &parked.left;
+        let (length, mut present, mark) = (*length, present.clone(), mark.clone());
+        if present.contains(&(0..length)) {
+            present.remove(&(length.saturating_sub(TAIL)..length));
+        }
+        let taken = Some((claim, parked));
+        Some(Partial { store: self.clone(), digest: *digest, length, present, mark, taken })
+    }
+}
+
+// === impl Partial ===
+
+impl Partial {
+    /// How many bytes the blob has.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// What of them is in the file; never all.
+    pub fn present(&self) -> &ByteRanges {
+        &self.present
+    }
+
+    /// What the fill wanted to be remembered.
+    pub fn mark(&self) -> &PartialMark {
+        &self.mark
+    }
+
+    /// Goes on with it: promises what is missing, evicting older blobs if needed.
+    ///
+    /// # Errors
+    /// As of [`Store::create`]; it stays then for another time, unless its file is not there any more.
+    pub async fn resume(mut self) -> Result<BlobWriter, StoreError> {
+        let store = self.store.clone();
+        if store.0.closed.load(Ordering::SeqCst) {
+            return Err(StoreError::Stopped);
+        }
+        let there = self.taken.as_ref().map_or(0, |(_, parked)| parked.reservation.bytes());
+        let promised = Work::promise(&store, self.digest, self.length.saturating_sub(there)).await?;
+        let (digest, present) = (self.digest, std::mem::take(&mut self.present));
+        let Some((claim, parked)) = self.taken.take() else { return Err(StoreError::Stopped) };
+        // The writer is made there too: should nobody wait for it any more, dropping it leaves the file for another time.
+        let go_on = move |inner: &Arc<Inner>| inner.go_on(digest, claim, parked, present, promised);
+        store.blocking(go_on).await
+    }
+
+    /// Removes it.
+    pub async fn discard(mut self) {
+        let Some((claim, parked)) = self.taken.take() else { return };
+        let discard = move |inner: &Arc<Inner>| {
+            inner.forget_partial(claim, *parked);
+            Ok(())
+        };
+        // That the store is stopping is no matter: what is left then is found at the next start.
+        let _ = self.store.blocking(discard).await;
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if let Some((claim, parked)) = self.taken.take() {
+            self.store.0.partials.put_back(claim, parked);
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn go_on(
+        self: &Arc<Self>,
+        digest: Digest,
+        claim: Claim,
+        parked: Box<Parked>,
+        present: ByteRanges,
+        promised: Reservation,
+    ) -> Result<BlobWriter, StoreError> {
+        let (file, promised) = match self.open_part(&parked.left, promised) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                let gone = StoreError::io("go on with", &parked.left.path, io::ErrorKind::NotFound.into());
+                self.forget_partial(claim, *parked);
+                return Err(gone);
+            }
+            Err(error) => {
+                self.partials.put_back(claim, parked);
+                return Err(error);
+            }
+        };
+        let Parked { left: Left { path, length, mark, .. }, mut reservation, .. } = *parked;
+        reservation.add(promised);
+        tracing::info!(%digest, bytes = present.total(), of = length, "an unfinished download is gone on with");
+        let map = Map::of_found(self.clone(), digest, length, path.clone(), claim);
+        let temporary = Temporary::of(self.disk.clone(), path, file);
+        let named = Named { map: Some(Mapped::from(map)), temporary };
+        let work = Work::go_on(named, reservation, present.clone());
+        let begun = Begun { length: Some(length), present, mark };
+        let pipeline = Pipeline::start(self.clone(), work, digest.algorithm(), begun);
+        Ok(BlobWriter::new(pipeline, digest))
+    }
+
+    /// Opens the file and takes blocks for what is missing of it; none if it is not what the map says.
+    fn open_part(
+        self: &Arc<Self>,
+        left: &Left,
+        mut promised: Reservation,
+    ) -> Result<Option<(File, Reservation)>, StoreError> {
+        let Left { path, length, present, .. } = left;
+        let fail = |error| StoreError::io("go on with", path, error);
+        // Looked at first: opening would make it.
+        match self.disk.metadata(path) {
+            Ok(found) if fits(&found, left) => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail(error)),
+        }
+        let file = self.disk.open_or_create(path).map_err(fail)?;
+        if !file.metadata().is_ok_and(|found| fits(&found, left)) {
+            return Ok(None);
+        }
+        let missing = promised.bytes();
+        match self.with_room(missing, || self.disk.allocate(&file, *length)) {
+            Ok(true) => promised.allocated(missing),
+            Ok(false) => {}
+            Err(error) => {
+                // What it got of them is given back.
+                let _ = self.disk.set_len(&file, present.end());
+                return Err(fail(error));
+            }
+        }
+        Ok(Some((file, promised)))
+    }
+
+    /// After the start: finds out what dead processes have left, or tries it again. The latest is taken over first, as far as
+    /// there is room for it. Blocks.
+    pub(super) fn find_partials(&self) {
+        if self.partials.are_known() {
+            return;
+        }
+        let mut found = match start::find(&self.disk) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%error, "it cannot be found out now which downloads can be gone on with");
+                return;
+            }
+        };
+        self.partials.set_known();
+        if found.is_empty() {
+            return;
+        }
+        let now = seconds(self.timeline.now());
+        found.sort_by_key(|(_, left, _)| std::cmp::Reverse(left.touched.min(now)));
+        let (mut count, mut sum) = (0_usize, 0);
+        for (digest, left, bytes) in found {
+            let Some(claim) = self.partials.claim(&digest) else { continue };
+            let Some(reservation) = self.books.adopt(bytes) else {
+                tracing::info!(%digest, bytes, "an unfinished download has no room any more and is removed");
+                self.remove_part(&digest, &left.path);
+                continue;
+            };
+            (count, sum) = (count + 1, sum + bytes);
+            self.partials.put_back(claim, Box::new(Parked { left, reservation }));
+        }
+        tracing::info!(downloads = count, bytes = sum, "unfinished downloads can be gone on with");
+    }
+
+    /// What somebody has removed from the directory is not there any more, and counts for nothing. Blocks.
+    pub(super) fn forget_lost_partials(&self) {
+        let is_lost = |digest: &Digest, path: &Path| {
+            let is_gone = |path: &Path| self.disk.metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+            is_gone(path) || is_gone(&layout::map(digest))
+        };
+        for (digest, path) in self.partials.paths() {
+            // Looked at again when nobody else can have it: it may have been gone on with meanwhile.
+            if is_lost(&digest, &path)
+                && let Some((claim, parked)) = self.partials.take(&digest)
+            {
+                if is_lost(&digest, &parked.left.path) {
+                    tracing::info!(%digest, "the file of an unfinished download was removed by somebody else");
+                    self.forget_partial(claim, *parked);
+                } else {
+                    self.partials.put_back(claim, parked);
+                }
+            }
+        }
+    }
+
+    /// Removes what fills have left, the oldest first, until so many bytes are free; returns how many are. Blocks.
+    pub(super) fn forget_partials(&self, bytes: u64) -> u64 {
+        let (mut count, mut freed) = (0_usize, 0);
+        while freed < bytes
+            && let Some((claim, parked)) = self.partials.take_oldest(|_| true)
+        {
+            freed += self.forget_partial(claim, *parked);
+            count += 1;
+        }
+        if count > 0 {
+            tracing::info!(downloads = count, bytes = freed, "unfinished downloads were removed to make room");
+        }
+        freed
+    }
+
+    /// Removes what nobody has gone on with for long. Blocks.
+    pub(super) fn expire_partials(&self) {
+        let now = seconds(self.timeline.settled());
+        self.partials.bound(now);
+        let since = now.saturating_sub(u32::try_from(TOO_OLD.as_secs()).unwrap_or(u32::MAX));
+        while let Some((claim, parked)) = self.partials.take_oldest(|left| left.touched < since) {
+            let digest = *claim.digest();
+            let bytes = self.forget_partial(claim, *parked);
+            tracing::info!(%digest, bytes, "an unfinished download that nobody has gone on with for long was removed");
+        }
+    }
+
+    /// The blob is there: what another fill has left of it is of no use any more. Blocks.
+    pub(super) fn forget_partial_of(&self, digest: &Digest) {
+        if let Some((claim, parked)) = self.partials.take(digest) {
+            self.forget_partial(claim, *parked);
+        }
+    }
+
+    /// Removes what a fill has left; returns how many bytes are free by that.
+    fn forget_partial(&self, claim: Claim, parked: Parked) -> u64 {
+        let Parked { left, reservation } = parked;
+        let bytes = reservation.bytes();
+        let is_gone = self.remove_part(claim.digest(), &left.path);
+        drop(reservation);
+        // Only now: another fill of the same may write a map from here on.
+        drop(claim);
+        if is_gone { bytes } else { 0 }
+    }
+
+    /// The map first: without it the file is nothing. Whether the file is gone; what is not is removed later.
+    fn remove_part(&self, digest: &Digest, path: &Path) -> bool {
+        self.remove_or_leave(&layout::map(digest));
+        let is_gone = self.remove_or_leave(path);
+        self.group.directories([FILLS.into()]);
+        is_gone
+    }
+
+    fn remove_or_leave(&self, path: &Path) -> bool {
+        let removed = self.disk.unlink(path);
+        if let Err(error) = &removed {
+            tracing::warn!(path = %path.display(), %error, "an unfinished download could not be removed; tried again soon");
+            self.disk.leave(path);
+        }
+        removed.is_ok()
+    }
+}
+
+/// Whether it is a file that can have what the map says.
+fn fits(found: &Metadata, left: &Left) -> bool {
+    found.is_file() && found.len() >= left.present.end()
+}
+
+/// What the file system has given for the file: blocks that were taken in advance have none of its bytes, and count all the
+/// same.
+fn held(found: &Metadata, present: &ByteRanges) -> u64 {
+    found.blocks().saturating_mul(512).clamp(present.total(), present.end())
+}
+
+impl std::fmt::Debug for Partial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Partial")
+            .field("digest", &self.digest)
+            .field("length", &self.length)
+            .field("present", &self.present.total())
+            .finish_non_exhaustive()
+    }
+}

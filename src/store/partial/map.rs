@@ -1,0 +1,210 @@
+//! The map of a fill: which bytes of its file are there, put down from time to time.
+//!
+//! ```text
+//! what is in the file is looked up → the file is synced → the map is synced → it takes its name
+//! ```
+//!
+//! So whatever comes back after a crash, the bytes that the map claims are there. That the map names a file which is not
+//! there any more, or was published, is harmless.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Claim, Left, Parked, PartialMark, held};
+use crate::oci::Digest;
+use crate::store::capacity::{Reservation, seconds};
+use crate::store::gated::Gated;
+use crate::store::layout::{self, FILLS};
+use crate::store::ranges::ByteRanges;
+use crate::store::{Inner, StoreError};
+
+/// What stands in the file of a map.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) digest: Digest,
+    pub(super) length: u64,
+    /// The name of the file, in the same directory.
+    pub(super) file: String,
+    pub(super) mark: PartialMark,
+    /// When this was written, in seconds.
+    pub(super) touched: u32,
+    pub(super) present: Vec<(u64, u64)>,
+}
+
+/// The map of a file that is being written.
+pub(in crate::store) struct Map {
+    inner: Arc<Inner>,
+    digest: Digest,
+    length: u64,
+    path: PathBuf,
+    /// Held while it is written, so that nothing is put down of a file that is gone.
+    state: Gated<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// None: it is at its end.
+    claim: Option<Claim>,
+    /// There is one on the disk.
+    is_written: bool,
+    /// Nothing is put down any more.
+    is_over: bool,
+    /// The file could not be synced: a later sync would succeed and mean nothing.
+    has_failed: bool,
+}
+
+/// The map as the owner of the file has it: dropping it removes the map.
+pub(in crate::store) struct Mapped {
+    map: Arc<Map>,
+    stays: bool,
+}
+
+// === impl Map ===
+
+impl Map {
+    /// Of a new file.
+    pub(in crate::store) fn new(inner: Arc<Inner>, digest: Digest, length: u64, path: PathBuf, claim: Claim) -> Self {
+        let state = State { claim: Some(claim), is_written: false, is_over: false, has_failed: false };
+        Self { inner, digest, length, path, state: Gated::new(state) }
+    }
+
+    /// Of a file that has one.
+    pub(super) fn of_found(inner: Arc<Inner>, digest: Digest, length: u64, path: PathBuf, claim: Claim) -> Self {
+        let map = Self::new(inner, digest, length, path, claim);
+        map.state.lock().is_written = true;
+        map
+    }
+
+    /// Puts down what is in the file. Blocks.
+    pub(in crate::store) fn checkpoint(
+        &self,
+        file: &File,
+        look: impl FnOnce() -> (ByteRanges, PartialMark),
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        if state.is_over || state.has_failed {
+            return Ok(());
+        }
+        let (present, mark) = look();
+        self.put_down(&mut state, file, &present, mark).map(drop)
+    }
+
+    /// What is in the file must have been looked up before. Returns the time that was put down.
+    fn put_down(
+        &self,
+        state: &mut State,
+        file: &File,
+        present: &ByteRanges,
+        mark: PartialMark,
+    ) -> Result<u32, StoreError> {
+        if let Err(error) = self.inner.disk.sync_file(file) {
+            state.has_failed = true;
+            return Err(StoreError::io("sync", &self.path, error));
+        }
+        let touched = seconds(self.inner.timeline.now());
+        let record = Record {
+            digest: self.digest,
+            length: self.length,
+            file: self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned(),
+            mark,
+            touched,
+            present: present.into(),
+        };
+        // Also if this fails: it may have its name all the same.
+        state.is_written = true;
+        self.inner.records.write_synced(&self.inner.disk, &layout::map(&self.digest), &record)?;
+        self.inner.group.directories([FILLS.into()]);
+        Ok(touched)
+    }
+
+    /// It is at its end soon. Takes no lock that is held over a call to the disk.
+    pub(in crate::store) fn ends(&self) {
+        self.inner.partials.ends(&self.digest);
+    }
+
+    /// From here on nothing is put down, and the map there is stays until the file has another name.
+    ///
+    /// # Errors
+    /// That the file could not be synced before: it must not be published.
+    pub(in crate::store) fn end(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        state.is_over = true;
+        if state.has_failed {
+            let error = io::Error::other("it could not be synced before, and what was written may be lost");
+            return Err(StoreError::io("sync", &self.path, error));
+        }
+        Ok(())
+    }
+
+    /// Puts down for the last time what is in the file, gives the rest of its blocks back, and the whole to who comes next.
+    /// Blocks.
+    pub(in crate::store) fn park(
+        &self,
+        file: &File,
+        present: ByteRanges,
+        mark: PartialMark,
+        mut reservation: Reservation,
+    ) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        if state.is_over || state.has_failed {
+            return Err(StoreError::Stopped);
+        }
+        state.is_over = true;
+        // Also where it is as long already: blocks that were taken for what comes after go by that.
+        self.inner.disk.set_len(file, present.end()).map_err(|e| StoreError::io("cut", &self.path, e))?;
+        let touched = self.put_down(&mut state, file, &present, mark.clone())?;
+        let Some(claim) = state.claim.take() else { return Err(StoreError::Stopped) };
+        let bytes = file.metadata().map_or(present.end(), |found| held(&found, &present));
+        reservation.keep_only(bytes);
+        let (total, of) = (present.total(), self.length);
+        tracing::debug!(digest = %self.digest, bytes = total, of, "an unfinished download stays, to be gone on with");
+        let left = Left { path: self.path.clone(), length: self.length, present, mark, touched };
+        // Whoever takes it up has the map from here on.
+        state.is_written = false;
+        self.inner.partials.put_back(claim, Box::new(Parked { left, reservation }));
+        Ok(())
+    }
+
+    /// Removes it. What could not be removed is harmless without its file, and goes later.
+    fn remove(&self) {
+        let mut state = self.state.lock();
+        state.is_over = true;
+        if std::mem::take(&mut state.is_written) {
+            self.inner.remove_or_leave(&layout::map(&self.digest));
+            self.inner.group.directories([Path::new(FILLS).to_owned()]);
+        }
+        // Only now: another fill of the same may write one from here on.
+        state.claim = None;
+    }
+}
+
+// === impl Mapped ===
+
+impl Mapped {
+    pub(in crate::store) fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    /// Whether it stays when this is dropped.
+    pub(in crate::store) fn set_stays(&mut self, stays: bool) {
+        self.stays = stays;
+    }
+}
+
+impl From<Map> for Mapped {
+    fn from(map: Map) -> Self {
+        Self { map: Arc::new(map), stays: false }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.map.remove();
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! After a start: what dead processes have left in `fills/`.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::map::Record;
+use super::{Left, fits, held};
+use crate::oci::Digest;
+use crate::store::disk::Disk;
+use crate::store::fs::Entry;
+use crate::store::layout::{self, FILLS, PART, TEMPORARY};
+use crate::store::ranges::ByteRanges;
+use crate::store::record::Records;
+
+/// What a map says, of which digest, and how many bytes the file takes.
+pub(super) type Found = (Digest, Left, u64);
+
+/// Removes temporary files. The root's lock is held, so whoever wrote them is dead.
+pub(in crate::store) fn remove_temporary(disk: &Disk) {
+    let Ok(listing) = disk.list(Path::new(FILLS)) else { return };
+    // Collected first: removing entries while reading a directory may skip some.
+    let left: Vec<Entry> = listing.flatten().filter(|e| !e.is_dir && e.name.ends_with(TEMPORARY)).collect();
+    let paths: Vec<PathBuf> = left.iter().map(|entry| Path::new(FILLS).join(&entry.name)).collect();
+    remove(disk, &paths);
+}
+
+/// What can be gone on with, with the bytes that each takes; what is of no use is removed. What the maps claim is not read:
+/// it was on the disk before they were, and the whole is verified before it is published. Nobody may have a map meanwhile.
+///
+/// # Errors
+/// That it cannot be found out now what is there. Then nothing is removed.
+pub(super) fn find(disk: &Disk) -> io::Result<Vec<Found>> {
+    let directory = Path::new(FILLS);
+    let names: Vec<String> = match disk.list(directory) {
+        Ok(listing) => listing.map(|entry| entry.map(|entry| entry.name)).collect::<io::Result<_>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let (mut found, mut known, mut useless) = (Vec::new(), HashSet::new(), Vec::new());
+    for name in &names {
+        let Some(digest) = layout::parse_map(name) else { continue };
+        match read(disk, &digest) {
+            Some((left, bytes)) if known.insert(left.path.clone()) => found.push((digest, left, bytes)),
+            _ => useless.push(directory.join(name)),
+        }
+    }
+    // After the maps: what none of them names is nothing.
+    let parts = names.iter().filter(|name| name.ends_with(PART)).map(|name| directory.join(name));
+    useless.extend(parts.filter(|path| !known.contains(path)));
+    remove(disk, &useless);
+    Ok(found)
+}
+
+/// What a map says, if it can be used.
+fn read(disk: &Disk, digest: &Digest) -> Option<(Left, u64)> {
+    // One that cannot be read now is dropped too: it costs a download.
+    let record: Record = Records::look(disk, &layout::map(digest)).ok()?.record()?;
+    let Record { file, length, mark, touched, present, .. } = record;
+    let present = ByteRanges::try_from(present).ok()?;
+    let is_ours = record.digest == *digest && file.ends_with(PART) && !file.contains('/');
+    if !is_ours || present.is_empty() || present.end() > length {
+        return None;
+    }
+    let left = Left { path: Path::new(FILLS).join(file), length, present, mark, touched };
+    let found = disk.metadata(&left.path).ok()?;
+    fits(&found, &left).then(|| (held(&found, &left.present), left)).map(|(bytes, left)| (left, bytes))
+}
+
+fn remove(disk: &Disk, useless: &[PathBuf]) {
+    for path in useless {
+        if let Err(error) = disk.unlink(path) {
+            tracing::warn!(path = %path.display(), %error, "a left-over file of a download could not be removed");
+            disk.leave(path);
+        }
+    }
+    if !useless.is_empty() {
+        tracing::info!(files = useless.len(), "removed what an unclean stop left half written");
+    }
+}
