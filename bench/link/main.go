@@ -235,7 +235,6 @@ func (b *body) Write(p []byte) (int, error) {
 	n, err := b.ResponseWriter.Write(p)
 	if b.cut && err == nil {
 		err = http.NewResponseController(b.ResponseWriter).Flush()
-		carried.sever()
 	}
 	sent := int64(n)
 	if err != nil {
@@ -243,12 +242,14 @@ func (b *body) Write(p []byte) (int, error) {
 	}
 	carried.body += int64(n)
 	b.registry.lock.Lock()
-	defer b.registry.lock.Unlock()
 	b.request.Bytes += sent
 	b.registry.sent += sent
 	b.request.Cut = b.cut
 	b.request.BrokenOff = err != nil
+	b.registry.lock.Unlock()
 	if b.cut {
+		// Counted before: who sees the end may ask at once.
+		carried.sever()
 		return n, io.ErrClosedPipe
 	}
 	return n, err
