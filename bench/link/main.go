@@ -73,11 +73,12 @@ func main() {
 		log.Fatalf("link: %v", err)
 	}
 	registry := newRegistry(wanted, digests, &s)
-	public, err := net.Listen("tcp", *listen)
+	// The public one last: who gets through to it finds the other one, too.
+	private, err := net.Listen("tcp", *control)
 	if err != nil {
 		log.Fatalf("link: %v", err)
 	}
-	private, err := net.Listen("tcp", *control)
+	public, err := net.Listen("tcp", *listen)
 	if err != nil {
 		log.Fatalf("link: %v", err)
 	}
