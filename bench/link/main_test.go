@@ -112,7 +112,7 @@ func TestALinkIsNotFasterThanItsRate(t *testing.T) {
 		if _, got, err := fetch(t, url, "", ""); err != nil || int64(len(got)) != blob.Size {
 			t.Fatalf("%s: %d bytes, %v", name, len(got), err)
 		}
-		// A MiB at 8 MB/s less the burst, two round trips.
+		// A MiB at 8 MB/s, two round trips.
 		if took := time.Since(begun); took < 115*time.Millisecond {
 			t.Errorf("%s: %v", name, took)
 		}

@@ -13,8 +13,9 @@ import (
 const (
 	// piece is what one connection puts on the link before the next one's turn.
 	piece = 16 << 10
-	// burst is how far behind its rate a link may catch up, as the bucket of a tbf would let it.
-	burst = 5 * time.Millisecond
+	// lag is how late a busy machine may be without the link losing its rate. A link that was idle for longer has
+	// saved nothing up: a short answer takes the time that its bytes take.
+	lag = 25 * time.Millisecond
 	// sendBuffer is asked of the kernel, which takes twice as much, its own structures included.
 	sendBuffer = 32 << 10
 )
@@ -40,8 +41,8 @@ func (p *pace) wait(bytes int) {
 	}
 	p.lock.Lock()
 	now := time.Now()
-	if earliest := now.Add(-burst); p.next.Before(earliest) {
-		p.next = earliest
+	if now.Sub(p.next) > lag {
+		p.next = now
 	}
 	p.next = p.next.Add(time.Duration(float64(bytes) * p.perByte))
 	turn := p.next
