@@ -1,0 +1,3 @@
+module ocistern/bench/link
+
+go 1.25.0
