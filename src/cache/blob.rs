@@ -7,16 +7,18 @@ use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Content;
-use super::download::content_length;
+use super::download::{Part, content_length};
 use super::entitle::{Held, When};
 use super::fetch::announced_digest;
 use super::fill::{Fill, Joining};
 use super::flight::Role;
 use super::lenders::{Lender, Lent, Proven};
 use super::manifest::Want;
+use super::plan::{BLOCK, NEAR};
 use super::progress::Head;
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
+use crate::config::{RangeFill, UnverifiedRanges};
 use crate::oci::{Digest, Via};
 use crate::store::{Link, LinkKind, StoredBlob, Trust};
 use crate::upstream::Ask;
@@ -70,6 +72,16 @@ enum Unread {
     Foreign(CacheError),
 }
 
+/// The blocks in which a part lies.
+fn in_blocks(part: Part) -> Part {
+    match part {
+        Part::From(from, until) => {
+            Part::From(from - from % BLOCK, until.map(|until| until.checked_next_multiple_of(BLOCK).unwrap_or(until)))
+        }
+        part => part,
+    }
+}
+
 /// What upstream's HEAD proved.
 #[derive(Debug, Clone)]
 pub(super) struct Proof {
@@ -84,10 +96,11 @@ pub(super) struct Proof {
 // === impl Cache ===
 
 impl Cache {
-    /// The blob `digest` for a GET in `target`.
-    pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Blob, CacheError> {
+    /// The blob `digest` for a GET in `target`; `first` is the part of it that is wanted first.
+    pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest, first: Part) -> Result<Blob, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let in_time = self.blob_until(target, digest, deadline);
+        let first = self.asked_first(first);
+        let in_time = self.blob_until(target, digest, first, deadline);
         match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
             Err(error) => Err(self.told_by_digest(target, error)),
@@ -98,6 +111,7 @@ impl Cache {
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
+        first: Part,
         deadline: Instant,
     ) -> Result<Blob, CacheError> {
         self.admit(target)?;
@@ -109,7 +123,7 @@ impl Cache {
                 if stored.trust == Trust::Unreadable && anew.is_none() {
                     // A read of it has failed before, perhaps in the middle of an answer. Where upstream cannot help, it is
                     // read once more.
-                    let filled = self.filled(target, digest, false, &mut standing);
+                    let filled = self.filled(target, digest, (first, false), &mut standing);
                     match timeout(ANEW_PATIENCE, filled)
                         .await
                         .unwrap_or_else(|_| Err(Unread::Refused(out_of_time(target))))
@@ -142,7 +156,7 @@ impl Cache {
                     Err(error) => return Err(error),
                 }
             }
-            match self.filled(target, digest, turn == TRIES, &mut standing).await {
+            match self.filled(target, digest, (first, turn == TRIES), &mut standing).await {
                 Ok(blob) => return Ok(blob),
                 Err(Unread::NoRoom) => return self.passed(target, digest, deadline).await,
                 Err(Unread::Refused(error)) => return Err(error),
@@ -153,12 +167,20 @@ impl Cache {
         Err(last)
     }
 
+    /// What a fill asks for first, where `first` is wanted first. Where all of it is to come anyway, what begins near its
+    /// start comes soon enough.
+    fn asked_first(&self, first: Part) -> Part {
+        let is_near = matches!(first, Part::From(from, None) if from <= NEAR);
+        let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
+        if waits || (is_near && self.config.range_fill == RangeFill::Always) { Part::Whole } else { in_blocks(first) }
+    }
+
     /// The blob by a running fill that this caller may read, or by a new one; with `alone` by a new one in any case.
     async fn filled(
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
-        alone: bool,
+        (first, alone): (Part, bool),
         standing: &mut Option<Standing>,
     ) -> Result<Blob, Unread> {
         self.check_missing(target, Wanted::Blob(*digest)).map_err(Unread::Refused)?;
@@ -167,10 +189,12 @@ impl Cache {
             None => Joining::Any,
             Some(Standing { lender, .. }) => Joining::With(lender),
         };
-        let (fill, role) = self.fill(target, digest, joining).map_err(Unread::Refused)?;
+        let (fill, role) = self.fill(target, digest, joining, first).map_err(Unread::Refused)?;
         let (fill, head) = self.read_fill(target, digest, fill, role, standing).await?;
-        let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher, None);
-        let content = content.for_reader(self.origin(target, digest).map_err(Unread::Refused)?);
+        let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher.clone(), None);
+        let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
+        let origin = self.origin(target, digest).map_err(Unread::Refused)?;
+        let content = content.for_reader(origin, fill.demand(), waits);
         let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
         Ok(Blob { source: BlobSource::Content(content), status: found.into() })
     }
@@ -195,7 +219,7 @@ impl Cache {
             match fill.watcher.clone().head().await {
                 Ok(head) => return Ok((fill, head)),
                 Err(CacheError::NoSpace | CacheError::Store(_)) => return Err(Unread::NoRoom),
-                Err(error @ CacheError::Arrived(_)) => return Err(Unread::Foreign(error)),
+                Err(error @ (CacheError::Arrived(_) | CacheError::Parked(_))) => return Err(Unread::Foreign(error)),
                 Err(error) if own => return Err(Unread::Refused(error)),
                 // It failed in another caller's attempt: that says nothing about this one.
                 Err(error) => fill = fill.successor().ok_or(Unread::Foreign(error))?,

@@ -15,6 +15,7 @@ use futures_util::stream::{self, Stream};
 
 use super::CacheError;
 use super::bypass::{Passing, Rest};
+use super::demand::{Demand, Seat, Want};
 use super::download::Origin;
 use super::progress::{State, Watcher};
 use crate::sendfile::{Outlet, Part};
@@ -45,7 +46,21 @@ enum Source {
         _keep: Option<StoredBlob>,
         /// Where, and by whose right, the reader gets what the store cannot take.
         reader: Option<Arc<Origin>>,
+        /// What its fill knows of the reader.
+        view: View,
     },
+}
+
+/// What a reader wants of a blob that is on its way, as the fill knows it.
+#[derive(Debug, Clone, Default)]
+struct View {
+    /// None where nothing is filled: the file is only checked.
+    seat: Option<Arc<Seat>>,
+    want: Option<Arc<Want>>,
+    /// Less than the whole is wanted.
+    is_part: bool,
+    /// Nothing of a part is handed out before it is verified.
+    waits: bool,
 }
 
 /// Why a body ends before its end. The transfer is broken, never ended cleanly.
@@ -101,15 +116,29 @@ impl Content {
 
     /// A file that is being filled (`keep` is none) or checked (`keep` is the file's guard).
     pub(super) fn watched(file: Arc<File>, length: Option<u64>, watcher: Watcher, keep: Option<StoredBlob>) -> Self {
-        Self(Source::Watched { file, length, watcher, _keep: keep, reader: None })
+        Self(Source::Watched { file, length, watcher, _keep: keep, reader: None, view: View::default() })
     }
 
-    /// For a reader who gets from there what the store cannot take.
-    pub(super) fn for_reader(mut self, origin: Origin) -> Self {
-        if let Source::Watched { reader, .. } = &mut self.0 {
+    /// For a reader who gets from there what the store cannot take, and whose wants the fill is told; `waits` says whether
+    /// parts wait until they are verified.
+    pub(super) fn for_reader(mut self, origin: Origin, demand: &Arc<Demand>, waits: bool) -> Self {
+        if let Source::Watched { reader, view, .. } = &mut self.0 {
             *reader = Some(Arc::new(origin));
+            *view = View { seat: Some(Arc::new(Seat::take(demand))), waits, ..View::default() };
         }
         self
+    }
+
+    /// The same, to be read in this range alone (none: all of it), in one piece or in several.
+    #[must_use]
+    pub fn narrowed(&self, range: Option<&Range<u64>>) -> Self {
+        let mut content = self.clone();
+        if let Source::Watched { length, view, .. } = &mut content.0 {
+            let part = range.filter(|range| Some(range.end - range.start) != *length);
+            view.is_part = part.is_some();
+            view.want = view.seat.as_ref().map(|seat| Arc::new(seat.want(part)));
+        }
+        content
     }
 
     /// Bytes of the whole blob, if they are known.
@@ -204,24 +233,39 @@ impl Cursor {
     async fn readable(&mut self) -> Result<Readable, BodyError> {
         let end = self.end;
         let within = |limit: u64| Readable::To(end.map_or(limit, |end| end.min(limit)));
-        let (length, watcher) = match &mut self.source {
+        let (length, watcher, view) = match &mut self.source {
             Source::Stored(blob) => return Ok(within(blob.len)),
-            Source::Watched { length, watcher, .. } => (*length, watcher),
+            Source::Watched { length, watcher, view, .. } => (*length, watcher, view),
         };
+        if let Some(want) = &view.want {
+            want.reached(self.at);
+        }
         if end.is_some_and(|end| self.at >= end) {
             return Ok(Readable::To(self.at));
         }
         loop {
-            let safe = match watcher.next_state() {
+            let look = watcher.look(self.at);
+            let safe = match look.state {
                 State::Verified(bytes) => return Ok(within(bytes)),
                 State::Failed(error) => return Err(error.into()),
+                // It will not be verified any more.
+                State::Cut(_) if view.is_part && view.waits => return Err(CacheError::NoSpace.into()),
+                State::Growing if view.is_part && view.waits => self.at,
                 // More bytes follow, and the last of them wait for the verdict.
-                State::Cut(rest) if self.at >= rest.at() => return Ok(Readable::Rest(rest)),
+                State::Cut(rest) if self.at >= rest.at() => {
+                    if view.is_part && look.run > self.at {
+                        return Ok(within(look.run));
+                    }
+                    return Ok(Readable::Rest(rest));
+                }
                 State::Cut(rest) => rest.at(),
-                State::Growing(bytes) => match length {
-                    Some(length) => bytes.min(length.saturating_sub(HELD_BACK)),
+                // A part of what is not all there is handed out as it comes. Once all is there the verdict is near, and the
+                // end of the blob waits for it.
+                State::Growing if view.is_part && length.is_none_or(|length| look.total < length) => look.run,
+                State::Growing => match length {
+                    Some(length) => look.run.min(length.saturating_sub(HELD_BACK)),
                     // Of a blob of unknown length any byte may be the last one.
-                    None => bytes.saturating_sub(HELD_BACK),
+                    None => look.run.saturating_sub(HELD_BACK),
                 },
             };
             if safe > self.at {

@@ -7,15 +7,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures_util::stream::{self, Stream};
 use tokio::time::Instant;
 
 use super::body::BodyError;
-use super::download::{Download, Mark, Origin};
-use super::{ANSWER_WITHIN, Cache, CacheError, Target};
+use super::download::{Download, Mark, Origin, Part, Supply};
+use super::endpoints::Endpoints;
+use super::{Cache, CacheError, Target};
 use crate::oci::{Digest, Hasher};
 use crate::store::Remnant;
+use crate::upstream::Priority;
 
 /// A blob on its way through.
 pub struct Bypass {
@@ -27,6 +29,7 @@ pub struct Bypass {
 #[derive(Debug)]
 pub(super) struct Rest {
     origin: Origin,
+    /// What the fill knew of the blob.
     mark: Mark,
     remnant: Remnant,
 }
@@ -53,9 +56,12 @@ impl Cache {
         deadline: Instant,
     ) -> Result<Bypass, CacheError> {
         let origin = self.origin(target, digest)?;
-        let download = Download::whole(origin.clone(), deadline).await?;
-        let hasher = Hasher::new(digest.algorithm());
-        Ok(Bypass { length: download.length(), passing: Box::new(Passing::new(origin, download, hasher, 0)) })
+        let endpoints = Endpoints::new(&origin.registry, &target.right, &self.aside);
+        let supply = Supply::new(origin.clone(), endpoints, Mark::default(), None);
+        let download = Download::begin(Arc::clone(&supply), Part::Whole, deadline).await?;
+        supply.endpoints().given(download.via());
+        let (length, hasher) = (supply.mark().length, Hasher::new(digest.algorithm()));
+        Ok(Bypass { length, passing: Box::new(Passing::new(origin, download, hasher, 0)) })
     }
 
     /// Where a blob is downloaded from.
@@ -97,7 +103,7 @@ impl fmt::Debug for Bypass {
 impl Rest {
     /// What follows `remnant` of a blob of which `mark` was the last that was known.
     pub(super) fn new(origin: Origin, mark: Mark, remnant: Remnant) -> Self {
-        Self { origin, mark: Mark { at: remnant.written, ..mark }, remnant }
+        Self { origin, mark, remnant }
     }
 
     /// Where in the blob it begins: so many bytes are in the file. It is never empty.
@@ -107,9 +113,9 @@ impl Rest {
 
     /// Asks upstream for it, on behalf of one reader and by its right.
     pub(super) async fn open(&self, reader: Option<&Origin>) -> Result<Passing, CacheError> {
-        let deadline = Instant::now() + ANSWER_WITHIN;
         let origin = reader.unwrap_or(&self.origin).clone();
-        let download = Download::rest(origin.clone(), self.mark.clone(), deadline).await?;
+        let supply = Supply::new(origin.clone(), Endpoints::alone(&origin.registry), self.mark.clone(), None);
+        let download = Download::resumed(supply, (self.at(), None), Priority::Waiting).await?;
         Ok(Passing::new(origin, download, self.remnant.hasher.clone(), self.at()))
     }
 }
@@ -124,7 +130,7 @@ impl Passing {
     /// The next bytes, and where in the blob they begin; none at the end.
     pub(super) async fn next(&mut self) -> Result<Option<(u64, Bytes)>, BodyError> {
         while let Some(mut hasher) = self.hasher.take() {
-            let Some(data) = self.download.next().await? else {
+            let Some((at, mut data)) = self.download.next().await? else {
                 let actual = hasher.finish();
                 if actual != self.origin.digest {
                     let Origin { target, digest, .. } = &self.origin;
@@ -133,9 +139,15 @@ impl Passing {
                 let last = std::mem::take(&mut self.held);
                 return Ok(self.hand_out(last));
             };
+            // An upstream that does not know ranges repeats what is here already.
+            let known = (self.at + self.held.len() as u64).saturating_sub(at);
+            data.advance(usize::try_from(known).unwrap_or(usize::MAX).min(data.len()));
             // At most a frame of some 100 KiB: too little to be worth a trip to the blocking pool.
             hasher.update(&data);
             self.hasher = Some(hasher);
+            if data.is_empty() {
+                continue;
+            }
             let before = std::mem::replace(&mut self.held, data);
             if let Some(frame) = self.hand_out(before) {
                 return Ok(Some(frame));

@@ -1,23 +1,31 @@
-//! A download: the bytes of a blob as they come from upstream, continued by Range where they break off.
+//! A download: bytes of a blob as they come from upstream, gone on with by Range where they break off.
 //!
-//! Nothing is verified here: whoever takes the bytes hashes them.
+//! Several of them may bring parts of one blob; what they have in common is their [`Supply`]: by whose right upstream is
+//! asked, which of its endpoints, what is known of the blob, and the patience with it all. Nothing is verified here: whoever
+//! takes the bytes hashes them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::endpoints::{Endpoint, Endpoints};
 use super::lenders::Lenders;
+use super::patience::{PROGRESS, Patience};
 use super::{ANSWER_WITHIN, CacheError, Target};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Via};
-use crate::upstream::{Answer, Ask, Fault, Registry, UpstreamBody, UpstreamError};
+use crate::upstream::{
+    Answer, Ask, Class, ContentRange, Fault, Place, Priority, ProtocolFault, Registry, Right, UpstreamBody,
+    UpstreamError,
+};
 
-/// Tries to continue a broken body without a single byte of progress between them.
-const RESUMES_WITHOUT_PROGRESS: u32 = 3;
+/// Answers in a row to a question for a part that are of no use, after which the whole is asked for.
+const WRONG_ANSWERS: u32 = 3;
 
 /// Which blob, and where it is asked for.
 #[derive(Debug, Clone)]
@@ -30,72 +38,327 @@ pub(super) struct Origin {
 }
 
 /// What is known of a blob of which a part has come.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Mark {
-    /// How much has come.
-    pub(super) at: u64,
     /// Bytes of the whole blob, if upstream said so.
     pub(super) length: Option<u64>,
-    /// Its strong entity tag.
+    /// Its strong entity tag, as `url` of the upstream gave it.
     pub(super) etag: Option<String>,
 }
 
-/// A blob on its way from upstream.
-pub(super) struct Download {
-    origin: Origin,
-    mark: Mark,
-    via: Via,
-    body: UpstreamBody,
+/// Which part of a blob is asked for; ends are exclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it, without a Range.
+    Whole,
+    /// From a byte on, to its end or to another byte.
+    From(u64, Option<u64>),
+    /// So many bytes at its end.
+    Last(u64),
+}
+
+/// What all downloads of one blob have in common.
+pub(super) struct Supply {
+    pub(super) origin: Origin,
+    endpoints: Endpoints,
     /// Others who may have it too, by whose right it can go on.
     lenders: Option<Arc<Lenders>>,
+    patience: Patience,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    mark: Mark,
+    /// In whose name upstream is asked now.
+    target: Target,
     /// The right by which it began was refused since.
     withdrawn: bool,
-    /// Bytes to pass over, from an upstream that does not know ranges.
-    skip: u64,
-    /// Breaks since the last byte that came.
-    fruitless: u32,
+    /// Whether upstream gives parts.
+    parts: Parts,
+    /// How often a body was gone on with.
+    resumes: u64,
 }
+
+/// Whether upstream gives parts of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parts {
+    /// It has not been asked.
+    Unknown,
+    /// It has given one.
+    Given,
+    /// It gives the whole, whatever is asked for, or nonsense.
+    Refused,
+}
+
+/// A part of a blob on its way from upstream.
+pub(super) struct Download {
+    supply: Arc<Supply>,
+    /// Which was asked last.
+    endpoint: Endpoint,
+    /// Where the next byte belongs.
+    at: u64,
+    /// The furthest that it has been.
+    furthest: u64,
+    /// Where it is to end; none: at the end of the blob.
+    until: Option<u64>,
+    /// None where it has to be asked for.
+    body: Option<UpstreamBody>,
+    /// Leave to fetch, for as long as there is a body.
+    place: Option<Place>,
+    priority: Priority,
+    /// By whose right upstream gives it.
+    via: Via,
+    /// Bytes that were new since upstream was asked last.
+    gained: u64,
+    /// Tries in a row that brought next to nothing.
+    fruitless: u32,
+    /// Useless answers since then.
+    wrong: u32,
+}
+
+// === impl Supply ===
+
+impl Supply {
+    /// Of a blob of which nothing is known, or of which a part has come.
+    pub(super) fn new(origin: Origin, endpoints: Endpoints, mark: Mark, lenders: Option<Arc<Lenders>>) -> Arc<Self> {
+        let patience = Patience::new(origin.registry.config().transfer.resume_for);
+        let target = origin.target.clone();
+        let state = State { mark, target, withdrawn: false, parts: Parts::Unknown, resumes: 0 };
+        Arc::new(Self { origin, endpoints, lenders, patience, state: Mutex::new(state) })
+    }
+
+    /// What is known of the blob.
+    pub(super) fn mark(&self) -> Mark {
+        self.state.lock().mark.clone()
+    }
+
+    /// Whether upstream has refused since who it gave it to first.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.state.lock().withdrawn
+    }
+
+    /// Whether upstream gives parts.
+    pub(super) fn parts(&self) -> Parts {
+        self.state.lock().parts
+    }
+
+    /// How often a body was gone on with.
+    pub(super) fn resumes(&self) -> u64 {
+        self.state.lock().resumes
+    }
+
+    /// Which endpoints have brought bytes.
+    pub(super) fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// What came is not what its digest says: mirrors that may have brought it are not asked again for a while.
+    pub(super) fn distrust(&self) {
+        self.endpoints.distrust(&self.origin.digest);
+    }
+
+    /// An endpoint's answer to a question for this part, and where in the blob its body begins.
+    async fn ask(&self, endpoint: &Endpoint, part: Part, deadline: Instant) -> Result<(Answer, u64), CacheError> {
+        let (target, etag, parts) = {
+            let state = self.state.lock();
+            (state.target.clone(), state.mark.etag.clone(), state.parts)
+        };
+        let right = if endpoint.is_mirror { Right::Anonymous } else { target.right.clone() };
+        let ask = Ask::blob(Method::GET, &target.repo, &self.origin.digest, deadline).with_right(right);
+        let etag = etag.filter(|_| !endpoint.is_mirror);
+        let (ask, wanted) = match part {
+            _ if parts == Parts::Refused => (ask, None),
+            Part::Whole | Part::From(0, None) => (ask, None),
+            Part::From(from, until) => (ask.with_part(from, until.map(|until| until - 1), etag.as_deref()), Some(from)),
+            Part::Last(bytes) => (ask.with_suffix(bytes), None),
+        };
+        let asked_for_part = !matches!(part, Part::Whole | Part::From(0, None)) && parts != Parts::Refused;
+        let answer = endpoint.registry.fetch(ask).await?;
+        self.check_announced(&answer.headers)?;
+        let at = match answer.status {
+            StatusCode::PARTIAL_CONTENT if asked_for_part => {
+                let range = ContentRange::of(&answer.headers).ok_or_else(|| self.bad(OTHER_RANGE))?;
+                let total = range.total.ok_or_else(|| self.bad("a range of it without saying how long it is"))?;
+                if wanted.is_some_and(|wanted| wanted != range.start) {
+                    return Err(self.bad(OTHER_RANGE));
+                }
+                self.learn(Some(total))?;
+                self.state.lock().parts = Parts::Given;
+                range.start
+            }
+            StatusCode::OK => {
+                self.learn(content_length(&answer.headers))?;
+                let mut state = self.state.lock();
+                // Storage that knows no suffix ranges may know others.
+                if asked_for_part && etag.is_none() && !matches!(part, Part::Last(_)) {
+                    state.parts = Parts::Refused;
+                }
+                // With If-Range it says that there is another tag now; the digest is what counts.
+                state.mark.etag = None;
+                drop(state);
+                0
+            }
+            StatusCode::PARTIAL_CONTENT => return Err(self.bad("a part where the whole was asked for")),
+            _ => return Err(self.bad("a status other than 200 or 206 to a blob")),
+        };
+        let mut state = self.state.lock();
+        if !endpoint.is_mirror && state.mark.etag.is_none() {
+            state.mark.etag = strong_etag(&answer.headers);
+        }
+        drop(state);
+        if content_length(&answer.headers) == Some(0) && at == 0 {
+            // Nothing can be held back of what has no bytes, so it must be right before anybody has its head.
+            let actual = Digest::of(self.origin.digest.algorithm(), b"");
+            if actual != self.origin.digest {
+                return Err(CacheError::wrong_content(&self.origin.target.upstream, self.origin.digest, actual));
+            }
+        }
+        Ok((answer, at))
+    }
+
+    /// Upstream has said how long the blob is. Another length than before is another blob.
+    fn learn(&self, length: Option<u64>) -> Result<(), CacheError> {
+        let mut state = self.state.lock();
+        match (state.mark.length, length) {
+            (Some(known), Some(length)) if known != length => Err(self.bad("another length than before")),
+            (None, Some(length)) => {
+                state.mark.length = Some(length);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn count_resume(&self) {
+        self.state.lock().resumes += 1;
+        let upstream = &self.origin.target.upstream;
+        self.origin.metrics.fill_resumes.with_label_values(&[upstream.as_str()]).inc();
+    }
+
+    /// Goes on in the name of somebody else who may have the blob, where `refused` is the one by whom it is asked. False:
+    /// there is nobody.
+    fn borrow_another_right(&self, refused: &Target) -> bool {
+        let mut state = self.state.lock();
+        if state.target != *refused {
+            // Another download of this blob has borrowed one meanwhile.
+            return true;
+        }
+        let Some(next) = self.lenders.as_ref().and_then(|lenders| lenders.borrow(refused)) else { return false };
+        state.target = next;
+        state.withdrawn = true;
+        true
+    }
+
+    /// A `Docker-Content-Digest` that names other content than was asked for is believed before a byte is served.
+    fn check_announced(&self, headers: &HeaderMap) -> Result<(), CacheError> {
+        let announced = headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
+        let digest = self.origin.digest;
+        match announced {
+            Some(actual) if actual != digest && Digest::algorithm(&actual) == digest.algorithm() => {
+                Err(CacheError::wrong_content(&self.origin.target.upstream, digest, actual))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn no_place(&self) -> CacheError {
+        CacheError::NoPlace { upstream: self.origin.target.upstream.clone() }
+    }
+
+    fn bad(&self, reason: &'static str) -> CacheError {
+        CacheError::BadAnswer { upstream: self.origin.target.upstream.clone(), reason }
+    }
+}
+
+const OTHER_RANGE: &str = "a range other than the one asked for";
 
 // === impl Download ===
 
 impl Download {
-    /// Asks for the whole blob; returns when upstream's head is there.
-    pub(super) async fn whole(origin: Origin, deadline: Instant) -> Result<Self, CacheError> {
-        let answer = origin.registry.fetch(origin.ask(deadline)).await?;
-        if answer.status != StatusCode::OK {
-            return Err(origin.bad("a status other than 200 to a whole blob"));
-        }
-        origin.check_announced(&answer.headers)?;
-        if content_length(&answer.headers) == Some(0) {
-            // Nothing can be held back of what has no bytes, so it must be right before anybody has its head.
-            let actual = Digest::of(origin.digest.algorithm(), b"");
-            if actual != origin.digest {
-                return Err(CacheError::wrong_content(&origin.target.upstream, origin.digest, actual));
+    /// Asks for a part, for the first time; returns when upstream's head is there. Where an upstream that is asked for
+    /// everybody cannot be reached, its mirrors are. One that does not know how to give this part gives the whole.
+    pub(super) async fn begin(supply: Arc<Supply>, part: Part, deadline: Instant) -> Result<Self, CacheError> {
+        let mut part = part;
+        let place = supply.origin.registry.place(Priority::Waiting, None);
+        let place = tokio::time::timeout_at(deadline, place).await.map_err(|_| supply.no_place())?;
+        loop {
+            let (endpoint, until) = (supply.endpoints.current(), supply.endpoints.first_deadline(deadline));
+            match supply.ask(&endpoint, part, until).await {
+                Ok(answer) => return Ok(Self::begun(&supply, part, (endpoint, place), answer)),
+                // Azure's storage, for one, knows no suffix ranges. Where the end is the whole tells.
+                Err(error)
+                    if matches!(part, Part::Last(_)) && !error.is_unavailable() && !error.is_upstreams_word() =>
+                {
+                    part = Part::Whole;
+                }
+                Err(error) if part != Part::Whole && is_about_the_part(&error) => {
+                    // Perhaps it is shorter than somebody thinks: the whole tells. Nonsense is no part.
+                    if !matches!(&error, CacheError::Upstream(error) if is_beyond_the_end(error)) {
+                        supply.state.lock().parts = Parts::Refused;
+                    }
+                    part = Part::Whole;
+                }
+                // What a mirror says counts for itself alone.
+                Err(_) if supply.endpoints.leave(&endpoint) => {
+                    supply.endpoints.next_at_the_start();
+                }
+                Err(error) if error.is_of_upstream_as_a_whole() && supply.endpoints.next_at_the_start() => {}
+                Err(error) => return Err(error),
             }
         }
-        let mark = Mark { at: 0, length: content_length(&answer.headers), etag: strong_etag(&answer.headers) };
-        Ok(Self::begun(origin, mark, answer, 0))
     }
 
-    /// Goes on by the right of others where that of who began is withdrawn.
-    pub(super) fn with_lenders(self, lenders: Arc<Lenders>) -> Self {
-        Self { lenders: Some(lenders), ..self }
+    /// The same in the middle of a blob, with all the patience that there is.
+    pub(super) async fn resumed(
+        supply: Arc<Supply>,
+        (from, until): (u64, Option<u64>),
+        priority: Priority,
+    ) -> Result<Self, CacheError> {
+        let mut download = Self {
+            endpoint: supply.endpoints.current(),
+            supply,
+            at: from,
+            furthest: from,
+            until,
+            body: None,
+            place: None,
+            priority,
+            via: Via::Anonymous,
+            gained: 0,
+            fruitless: 0,
+            wrong: 0,
+        };
+        download.ask_on(None).await?;
+        Ok(download)
     }
 
-    /// Asks for what follows `mark`; returns when upstream's head is there.
-    pub(super) async fn rest(origin: Origin, mut mark: Mark, deadline: Instant) -> Result<Self, CacheError> {
-        let (answer, skip) = origin.ask_rest(&mut mark, deadline).await?;
-        Ok(Self::begun(origin, mark, answer, skip))
-    }
-
-    fn begun(origin: Origin, mark: Mark, answer: Answer, skip: u64) -> Self {
-        let Answer { via, body, .. } = answer;
-        Self { origin, mark, via, body, lenders: None, withdrawn: false, skip, fruitless: 0 }
-    }
-
-    /// Bytes of the whole blob, if upstream said so.
-    pub(super) fn length(&self) -> Option<u64> {
-        self.mark.length
+    fn begun(
+        supply: &Arc<Supply>,
+        part: Part,
+        (endpoint, place): (Endpoint, Place),
+        (answer, at): (Answer, u64),
+    ) -> Self {
+        let Answer { via, body, status, .. } = answer;
+        let until = match part {
+            Part::From(_, until) if status == StatusCode::PARTIAL_CONTENT => until,
+            _ => None,
+        };
+        supply.endpoints.answered(&endpoint);
+        Self {
+            endpoint,
+            supply: Arc::clone(supply),
+            at,
+            furthest: at,
+            until,
+            body: Some(body),
+            place: Some(place),
+            priority: Priority::Waiting,
+            via,
+            gained: 0,
+            fruitless: 0,
+            wrong: 0,
+        }
     }
 
     /// By whose right upstream gives it.
@@ -103,136 +366,182 @@ impl Download {
         self.via
     }
 
-    /// Whether upstream has refused since who it gave it to first.
-    pub(super) fn is_withdrawn(&self) -> bool {
-        self.withdrawn
+    /// Where the next byte belongs.
+    pub(super) fn at(&self) -> u64 {
+        self.at
     }
 
-    /// How far it is, and what continues it later.
-    pub(super) fn mark(&self) -> Mark {
-        self.mark.clone()
+    /// Where it ends; none: at the end of the blob, wherever that is.
+    pub(super) fn end(&self) -> Option<u64> {
+        let length = self.supply.mark().length;
+        // What is asked for in blocks may end behind the blob.
+        match (self.until, length) {
+            (Some(until), Some(length)) => Some(until.min(length)),
+            (until, length) => until.or(length),
+        }
     }
 
-    /// The next bytes, never none of them; none at the end.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, CacheError> {
+    /// It is to end there, before what it was to bring.
+    pub(super) fn shorten(&mut self, until: u64) {
+        self.until = Some(self.end().map_or(until, |end| end.min(until)));
+    }
+
+    /// It is to bring all that follows, since upstream gives it in any case.
+    pub(super) fn lengthen(&mut self) {
+        self.until = None;
+    }
+
+    /// The next bytes, never none of them, and where they belong; none at the end. What upstream repeats is repeated here.
+    pub(super) async fn next(&mut self) -> Result<Option<(u64, Bytes)>, CacheError> {
         loop {
             // Neither an upstream that keeps a stream open after its last byte, nor one that resets it there (HTTP/2),
             // concerns anybody: the digest decides.
-            if self.mark.length == Some(self.mark.at) {
+            let end = self.end();
+            if end.is_some_and(|end| self.at >= end) {
                 return Ok(None);
             }
-            let error = match self.body.frame().await {
+            let Some(body) = &mut self.body else {
+                self.ask_on(None).await?;
+                continue;
+            };
+            let error = match body.frame().await {
                 Some(Ok(frame)) => {
                     let Ok(mut data) = frame.into_data() else { continue };
-                    let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
-                    data.advance(skipped);
-                    self.skip -= skipped as u64;
                     if data.is_empty() {
                         continue;
                     }
-                    self.mark.at += data.len() as u64;
-                    self.fruitless = 0;
-                    if self.mark.length.is_some_and(|length| self.mark.at > length) {
-                        return Err(self.origin.bad("a body of another length than it announced"));
+                    let at = self.at;
+                    if let Some(left) = end.map(|end| end - at).filter(|left| *left < data.len() as u64) {
+                        if self.until.is_none() {
+                            return Err(self.supply.bad("a body of another length than it announced"));
+                        }
+                        data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                     }
-                    return Ok(Some(data));
+                    self.at += data.len() as u64;
+                    self.gain();
+                    return Ok(Some((at, data)));
                 }
-                None if self.mark.length.is_none() => return Ok(None),
-                None => self.origin.bad("a body shorter than it announced"),
+                None if end.is_none() => {
+                    self.supply.learn(Some(self.at))?;
+                    return Ok(None);
+                }
+                None => self.supply.bad("a body shorter than it announced"),
                 Some(Err(error)) => error.into(),
             };
             self.resume(error).await?;
         }
     }
 
-    /// Asks for what follows the mark, after `error`.
-    async fn resume(&mut self, mut error: CacheError) -> Result<(), CacheError> {
+    /// Counts what is new.
+    fn gain(&mut self) {
+        let new = self.at.saturating_sub(self.furthest);
+        if new == 0 {
+            return;
+        }
+        self.furthest = self.at;
+        self.gained += new;
+        self.wrong = 0;
+        self.supply.patience.came(new);
+        if self.gained >= PROGRESS {
+            self.fruitless = 0;
+        }
+    }
+
+    /// Goes on after `error`.
+    async fn resume(&mut self, error: CacheError) -> Result<(), CacheError> {
+        if self.wrong >= WRONG_ANSWERS {
+            // It says that there is nothing more, and the whole, which was asked for then, had nothing more either.
+            return Err(error);
+        }
+        let Target { upstream, repo, .. } = &self.supply.origin.target;
+        tracing::info!(
+            %upstream, repository = %repo, digest = %self.supply.origin.digest, mark = self.at,
+            endpoint = self.endpoint.registry.endpoint(), error = &error as &dyn std::error::Error,
+            "upstream broke a blob off; going on from the mark"
+        );
+        self.ask_on(Some(error)).await
+    }
+
+    /// Asks for what follows the mark, until there is an answer or no patience left. `error` is what made it necessary.
+    async fn ask_on(&mut self, mut error: Option<CacheError>) -> Result<(), CacheError> {
         loop {
-            self.fruitless += 1;
-            if self.fruitless > RESUMES_WITHOUT_PROGRESS {
-                return Err(error);
+            if let Some(last) = error.take() {
+                // What broke is not read on, and meanwhile others may fetch.
+                (self.body, self.place) = (None, None);
+                self.fruitless += 1;
+                let pause = self.pause(&last)?;
+                tokio::time::sleep(pause).await;
             }
-            let Target { upstream, repo, .. } = &self.origin.target;
-            tracing::info!(
-                %upstream, repository = %repo, digest = %self.origin.digest, mark = self.mark.at,
-                error = &error as &dyn std::error::Error, "upstream broke a blob off; going on from the mark"
-            );
-            self.origin.metrics.fill_resumes.with_label_values(&[upstream.as_str()]).inc();
-            tokio::time::sleep(backoff(self.fruitless)).await;
-            match self.origin.ask_rest(&mut self.mark, Instant::now() + ANSWER_WITHIN).await {
-                Ok((answer, skip)) => {
-                    (self.body, self.skip) = (answer.body, skip);
+            if self.place.is_none() {
+                let left = self.end().map(|end| end.saturating_sub(self.at));
+                self.place = Some(self.supply.origin.registry.place(self.priority, left).await);
+            }
+            let asked_as = self.supply.state.lock().target.clone();
+            // An end that is the blob's need not be said.
+            let until = self.until.filter(|until| self.supply.mark().length.is_none_or(|length| *until < length));
+            let part = if self.wrong >= WRONG_ANSWERS { Part::Whole } else { Part::From(self.at, until) };
+            self.endpoint = self.supply.endpoints.current();
+            error = Some(match self.supply.ask(&self.endpoint, part, Instant::now() + ANSWER_WITHIN).await {
+                Ok((answer, at)) => {
+                    self.supply.endpoints.answered(&self.endpoint);
+                    if self.fruitless > 0 {
+                        self.supply.count_resume();
+                    }
+                    (self.body, self.via, self.at, self.gained) = (Some(answer.body), answer.via, at, 0);
                     return Ok(());
                 }
                 // Without a length, all may have come before the body broke off: the digest decides.
-                Err(CacheError::Upstream(next)) if self.mark.length.is_none() && is_beyond_the_end(&next) => {
-                    self.mark.length = Some(self.mark.at);
-                    return Ok(());
+                Err(CacheError::Upstream(next)) if self.end().is_none() && is_beyond_the_end(&next) => {
+                    return self.supply.learn(Some(self.at));
                 }
-                Err(CacheError::Upstream(next)) if next.is_retryable() => error = CacheError::Upstream(next),
-                // It answers only for the one whose right was shown.
-                Err(next) if next.is_upstreams_word() && self.borrow_another_right() => error = next,
-                Err(next) => return Err(next),
-            }
+                Err(next) if next.is_upstreams_word() => {
+                    // It answers only for the one whose right was shown, and a mirror only for itself.
+                    if !self.supply.endpoints.leave(&self.endpoint) && !self.supply.borrow_another_right(&asked_as) {
+                        return Err(next);
+                    }
+                    next
+                }
+                Err(next @ (CacheError::BadAnswer { .. } | CacheError::WrongContent(_)))
+                    if self.supply.endpoints.leave(&self.endpoint) =>
+                {
+                    next
+                }
+                Err(next @ CacheError::Upstream(_)) if is_about_the_part(&next) => {
+                    self.wrong += 1;
+                    next
+                }
+                Err(CacheError::Upstream(next)) if !may_pass(&next) && !self.supply.endpoints.has_others() => {
+                    return Err(CacheError::Upstream(next));
+                }
+                Err(next @ (CacheError::BadAnswer { .. } | CacheError::WrongContent(_))) => {
+                    self.wrong += 1;
+                    if self.wrong > WRONG_ANSWERS {
+                        return Err(next);
+                    }
+                    next
+                }
+                Err(next) => next,
+            });
         }
     }
 
-    /// Goes on in the name of somebody else who may have the blob. False: there is nobody.
-    fn borrow_another_right(&mut self) -> bool {
-        let next = self.lenders.as_ref().and_then(|lenders| lenders.borrow(&self.origin.target));
-        let Some(next) = next else { return false };
-        self.origin.target = next;
-        self.withdrawn = true;
-        true
+    /// How long to wait before the next try, after `error`; the error where it is given up.
+    fn pause(&self, error: &CacheError) -> Result<Duration, CacheError> {
+        let endpoints = &self.supply.endpoints;
+        let asked = match error {
+            CacheError::Upstream(error) => error.fault.retry_after(),
+            _ => None,
+        };
+        let pause = self.supply.patience.pause(self.fruitless, asked).ok_or_else(|| error.clone())?;
+        // Another endpoint need not be waited for before it has failed too.
+        Ok(if endpoints.next(&self.endpoint) { Duration::ZERO } else { pause })
     }
 }
 
-// === impl Origin ===
-
-impl Origin {
-    fn ask(&self, deadline: Instant) -> Ask {
-        Ask::blob(Method::GET, &self.target.repo, &self.digest, deadline).with_right(self.target.right.clone())
-    }
-
-    /// Upstream's answer to what follows `mark`, and how many of its bytes come before that.
-    async fn ask_rest(&self, mark: &mut Mark, deadline: Instant) -> Result<(Answer, u64), CacheError> {
-        let mut ask = self.ask(deadline);
-        if mark.at > 0 {
-            ask = ask.with_range(mark.at, mark.etag.as_deref());
-        }
-        let answer = self.registry.fetch(ask).await?;
-        match answer.status {
-            StatusCode::PARTIAL_CONTENT => match content_range(&answer.headers) {
-                Some((start, total))
-                    if start == mark.at && (total.is_none() || mark.length.is_none() || total == mark.length) =>
-                {
-                    mark.length = mark.length.or(total);
-                    Ok((answer, 0))
-                }
-                _ => Err(self.bad("a range other than the one asked for")),
-            },
-            StatusCode::OK => {
-                mark.length = mark.length.or_else(|| content_length(&answer.headers));
-                Ok((answer, mark.at))
-            }
-            _ => Err(self.bad("a status other than 200 or 206 to a range")),
-        }
-    }
-
-    /// A `Docker-Content-Digest` that names other content than was asked for is believed before a byte is served.
-    fn check_announced(&self, headers: &HeaderMap) -> Result<(), CacheError> {
-        let announced = headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
-        match announced {
-            Some(actual) if actual != self.digest && Digest::algorithm(&actual) == self.digest.algorithm() => {
-                Err(CacheError::wrong_content(&self.target.upstream, self.digest, actual))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn bad(&self, reason: &'static str) -> CacheError {
-        CacheError::BadAnswer { upstream: self.target.upstream.clone(), reason }
-    }
+/// Whether it may be over after a while, however long that is.
+fn may_pass(error: &UpstreamError) -> bool {
+    let lasts = matches!(error.fault, Fault::Sealed | Fault::OwnListener);
+    !lasts && (error.is_retryable() || error.class() == Class::Unavailable)
 }
 
 /// Whether upstream says that nothing follows the mark.
@@ -240,13 +549,15 @@ fn is_beyond_the_end(error: &UpstreamError) -> bool {
     matches!(error.fault, Fault::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. })
 }
 
-/// Jittered, doubling from a quarter of a second; none before the first try.
-fn backoff(fruitless: u32) -> Duration {
-    if fruitless <= 1 {
-        return Duration::ZERO;
+/// Whether it is about which part was asked for, and not about the blob.
+fn is_about_the_part(error: &CacheError) -> bool {
+    match error {
+        CacheError::Upstream(error) => {
+            is_beyond_the_end(error) || matches!(error.fault, Fault::Protocol(ProtocolFault::Range))
+        }
+        CacheError::BadAnswer { reason, .. } => *reason == OTHER_RANGE,
+        _ => false,
     }
-    let base = Duration::from_millis(250) * 2_u32.saturating_pow(fruitless - 2).min(16);
-    base.mul_f64(0.5 + fastrand::f64())
 }
 
 /// `Content-Length`, if there is one that makes sense.
@@ -258,12 +569,4 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 fn strong_etag(headers: &HeaderMap) -> Option<String> {
     let etag = headers.get(header::ETAG)?.to_str().ok()?;
     etag.starts_with('"').then(|| etag.to_owned())
-}
-
-/// Start and total of `Content-Range: bytes START-END/TOTAL` (RFC 9110, 14.4).
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
-    let value = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
-    let (range, total) = value.split_once('/')?;
-    let start = range.split_once('-')?.0.parse().ok()?;
-    Some((start, if total == "*" { None } else { Some(total.parse().ok()?) }))
 }

@@ -79,6 +79,12 @@ pub enum CacheError {
     /// There is no room to keep it: the caller streams it without keeping.
     #[error("there is no room in the store")]
     NoSpace,
+    /// What an earlier download of it had left was not what it should be. It is removed; the next one begins anew.
+    #[error("what an earlier download of {0} had left was damaged and has been removed")]
+    BadPart(Box<Digest>),
+    /// The download was put aside, since nobody read it: look again.
+    #[error("the download of {0} was put aside a moment ago")]
+    Parked(Box<Digest>),
     /// It was stored between the look into the store and the start of a fill: look again.
     #[error("{0} was stored a moment ago")]
     Arrived(Box<Digest>),
@@ -86,6 +92,12 @@ pub enum CacheError {
     #[error("{upstream} did not answer in time")]
     Timeout {
         /// Who was asked.
+        upstream: UpstreamName,
+    },
+    /// Other downloads from there had all the requests that may run at once, for as long as this one could wait.
+    #[error("as many downloads from {upstream} run as upstream.max_connections allows")]
+    NoPlace {
+        /// From where.
         upstream: UpstreamName,
     },
     /// ocistern is stopping, or a task ended without a result.
@@ -113,7 +125,7 @@ impl CacheError {
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Upstream(error) => error.class() == Class::Unavailable,
-            Self::Timeout { .. } | Self::Arrived(_) | Self::Stopped => true,
+            Self::Timeout { .. } | Self::NoPlace { .. } | Self::Arrived(_) | Self::Parked(_) | Self::Stopped => true,
             _ => false,
         }
     }

@@ -1,11 +1,11 @@
 //! A fill: the one download of a blob, by a task that no client owns.
 //!
-//! Ask upstream → write and hash → tell the readers how far it is → verify → release the tail → publish. A body that
-//! breaks is continued by Range from the mark; the readers see a pause (ADR 0002). Where upstream refuses who began it,
-//! another fill begins by the right of a reader who may have the blob. Where the store cannot take the rest, the readers
-//! fetch it by themselves.
+//! Ask upstream → write and hash → tell the readers how far it is → verify → release the tail → publish ([`super::legs`]).
+//! Where upstream refuses who began it, another fill begins by the right of a reader who may have the blob. Where the store
+//! cannot take the rest, the readers fetch it by themselves. What an earlier fill has left is taken up (ADR 0019).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -13,14 +13,20 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::bypass::Rest;
-use super::download::{Download, Mark, Origin};
+use super::demand::Demand;
+use super::download::{Download, Mark, Origin, Part, Supply};
+use super::endpoints::Endpoints;
 use super::flight::Role;
+use super::leg::Broken;
+use super::legs::{Ended, Legs};
 use super::lenders::{self, Lender, Lenders, Lent, Proven};
+use super::plan::BLOCK;
 use super::progress::{self, Head, Reporter, Watcher};
+use super::report::Gauges;
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted, blame};
-use crate::oci::{Digest, Via};
-use crate::store::{BlobWriter, Link, StoreError, Trust};
+use crate::oci::{Digest, UpstreamName, Via};
+use crate::store::{BlobWriter, Link, Partial, PartialMark, StoreError, Trust};
 use crate::upstream::Right;
 
 /// The running fills, one per digest across all names and clients.
@@ -53,6 +59,10 @@ struct Shared {
     doubted: AtomicBool,
     /// The fill that goes on by another one's right, where who began this one was refused.
     successor: OnceLock<Fill>,
+    /// What its readers want.
+    demand: Arc<Demand>,
+    /// What is told of it.
+    gauges: Arc<Gauges>,
 }
 
 /// Which fill a reader is content with.
@@ -76,6 +86,11 @@ struct Landing {
 // === impl Fills ===
 
 impl Fills {
+    /// Those that run.
+    pub(super) fn running(&self) -> Vec<(Digest, Fill)> {
+        self.running.lock().iter().map(|(digest, fill)| (*digest, fill.clone())).collect()
+    }
+
     /// Upstream, asked then, said no to `target`: of `digest`, or whatever it asks for. That such a caller began a fill is
     /// no answer any more to who comes now.
     pub(super) fn doubt(&self, target: &Target, digest: Option<&Digest>, asked: &Asked) {
@@ -122,6 +137,16 @@ impl Fill {
         self.shared.successor.get().cloned()
     }
 
+    /// What its readers want.
+    pub(super) fn demand(&self) -> &Arc<Demand> {
+        &self.shared.demand
+    }
+
+    /// What is told of it.
+    pub(super) fn gauges(&self) -> &Gauges {
+        &self.shared.gauges
+    }
+
     fn is(&self, shared: &Arc<Shared>) -> bool {
         Arc::ptr_eq(&self.shared, shared)
     }
@@ -130,12 +155,13 @@ impl Fill {
 // === impl Cache ===
 
 impl Cache {
-    /// Joins the fill of `digest`, or starts one in the name of `target`.
+    /// Joins the fill of `digest`, or starts one in the name of `target`, with the part that is wanted first.
     pub(super) fn fill(
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
         joining: Joining<'_>,
+        first: Part,
     ) -> Result<(Fill, Role), CacheError> {
         let origin = self.origin(target, digest)?;
         let mut running = self.fills.running.lock();
@@ -151,7 +177,7 @@ impl Cache {
                 return Ok((fill.clone(), Role::Follower));
             }
         }
-        let fill = self.begin_fill(&mut running, origin, Arc::default());
+        let fill = self.begin_fill(&mut running, origin, Arc::default(), first);
         Ok((fill, Role::Leader))
     }
 
@@ -161,6 +187,7 @@ impl Cache {
         running: &mut HashMap<Digest, Fill>,
         origin: Origin,
         lenders: Arc<Lenders>,
+        first: Part,
     ) -> Fill {
         let (reporter, watcher) = progress::channel();
         let fill = Fill {
@@ -172,7 +199,7 @@ impl Cache {
         running.insert(origin.digest, fill.clone());
         self.metrics.fills_in_progress.inc();
         let landing = Landing { cache: Arc::clone(self), digest: origin.digest, shared: Arc::clone(&fill.shared) };
-        let task = FillTask { cache: Arc::clone(self), origin, reporter, fill: fill.clone() };
+        let task = FillTask { cache: Arc::clone(self), origin, reporter, fill: fill.clone(), first };
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             // The landing comes last: until the blob is published a new request finds the fill, and after it the file.
@@ -205,14 +232,8 @@ struct FillTask {
     origin: Origin,
     reporter: Reporter,
     fill: Fill,
-}
-
-/// Why receiving ended.
-enum Broken {
-    /// Upstream broke the body off, or it is not what was asked for.
-    Upstream(CacheError),
-    /// The store does not take it.
-    Store(StoreError),
+    /// What is wanted first.
+    first: Part,
 }
 
 // === impl FillTask ===
@@ -226,9 +247,17 @@ impl FillTask {
         }
         if let Err(error) = self.attempt().await {
             let Origin { target: Target { upstream, repo, .. }, digest, .. } = &self.origin;
-            if matches!(error, CacheError::NoSpace) {
+            match error {
                 // It is passed on all the same, and the store has said once that it has no room.
-                tracing::debug!(%upstream, repository = %repo, %digest, "there is no room for a blob");
+                CacheError::NoSpace => {
+                    tracing::debug!(%upstream, repository = %repo, %digest, "there is no room for a blob");
+                }
+                CacheError::Parked(_) => {
+                    tracing::info!(%upstream, repository = %repo, %digest, "nobody reads a blob; what has come of it is kept");
+                }
+                _ => {}
+            }
+            if matches!(error, CacheError::NoSpace | CacheError::Parked(_)) {
                 return self.reporter.failed(error);
             }
             tracing::warn!(
@@ -240,11 +269,20 @@ impl FillTask {
     }
 
     async fn attempt(&self) -> Result<(), CacheError> {
-        let Origin { target, digest, .. } = &self.origin;
-        let asked = self.fill.asked;
-        let download = Download::whole(self.origin.clone(), Instant::now() + ANSWER_WITHIN).await;
-        let mut download = match download {
-            Ok(download) => download.with_lenders(Arc::clone(&self.fill.shared.lenders)),
+        let Origin { target, digest, registry, .. } = &self.origin;
+        let (asked, shared) = (self.fill.asked, &self.fill.shared);
+        let left = self.cache.store.take_up(digest).await;
+        let endpoints = Endpoints::new(registry, &target.right, &self.cache.aside);
+        let supply = Supply::new(
+            self.origin.clone(),
+            endpoints,
+            marked(left.as_ref(), registry.name()),
+            Some(Arc::clone(&shared.lenders)),
+        );
+        let first = first_part(left.as_ref(), self.first);
+        let begun = Download::begin(Arc::clone(&supply), first, Instant::now() + ANSWER_WITHIN).await;
+        let download = match begun {
+            Ok(download) => download,
             Err(error) => {
                 self.cache.heard(target, &asked, Err(&error)).await;
                 // Before it is told: else who comes in between asks again.
@@ -253,21 +291,37 @@ impl FillTask {
                 return Err(error);
             }
         };
-        let (length, via) = (download.length(), download.via());
-        let mut writer = self.cache.store.create(digest, length).await?;
+        let (length, via) = (supply.mark().length, download.via());
+        supply.endpoints().given(via);
+        let (mut writer, taken_up) = self.writer(left, length).await?;
+        writer.remember(PartialMark { upstream: Some(registry.name().to_string()), etag: supply.mark().etag });
         // Before the head: who sees that may look.
-        let _ = self.fill.shared.via.set(via);
-        // One writes, from the start on.
-        let growth = self.reporter.growth();
-        writer.follow(move |range| growth(range.end));
+        let _ = shared.via.set(via);
+        self.reporter.present(writer.present());
+        writer.follow(self.reporter.growth());
+        shared.gauges.begin(&supply, length, writer.present().total());
         self.reporter.head(Head { file: writer.file(), length });
 
-        // The digest matches: the readers get the tail before the disk has confirmed anything.
-        let bytes = match self.receive(&mut writer, &mut download).await {
-            Ok(bytes) => bytes,
-            Err(Broken::Upstream(error)) => return Err(error),
-            Err(Broken::Store(error)) => return self.cut(writer, download.mark(), error).await,
+        let legs = Legs::new(&self.cache.config, &supply, &shared.demand, &shared.gauges);
+        let ended = legs.bring(&writer, download).await;
+        let verified = match ended {
+            Ok(Ended::Whole) => writer.verify().await.map_err(Broken::Store),
+            Ok(Ended::Unread) => {
+                writer.park().await;
+                return Err(CacheError::Parked(Box::new(*digest)));
+            }
+            Err(broken) => Err(broken),
         };
+        let bytes = match verified {
+            Ok(bytes) => bytes,
+            Err(Broken::Upstream(error)) => {
+                // Before it is told: who comes then goes on from here.
+                writer.park().await;
+                return Err(error);
+            }
+            Err(Broken::Store(error)) => return self.cut(writer, &supply, taken_up, error).await,
+        };
+        // The digest matches: the readers get the tail before the disk has confirmed anything.
         self.reporter.verified(bytes);
         match writer.finish().await {
             Ok(stored) => self.reporter.guarded(stored),
@@ -278,8 +332,25 @@ impl FillTask {
                 return Ok(());
             }
         }
-        self.link(Proven { via, asked }, download.is_withdrawn(), bytes).await;
+        self.link(Proven { via, asked }, supply.is_withdrawn(), bytes).await;
         Ok(())
+    }
+
+    /// The file that the blob goes into: the one that an earlier fill has left, if there is one and it can be the same
+    /// blob. Whether it is that.
+    async fn writer(&self, left: Option<Partial>, length: Option<u64>) -> Result<(BlobWriter, bool), CacheError> {
+        let digest = &self.origin.digest;
+        if let Some(partial) = left {
+            let present = partial.present().total();
+            if Some(partial.length()) == length {
+                let writer = partial.resume().await?;
+                tracing::info!(%digest, present, length, "going on with what an earlier download has left");
+                return Ok((writer, true));
+            }
+            tracing::warn!(%digest, present, length, "what an earlier download has left has another length; beginning anew");
+            partial.discard().await;
+        }
+        Ok((self.cache.store.create(digest, length).await?, false))
     }
 
     /// Links the names under which upstream has said that it has the blob, which is published.
@@ -312,23 +383,27 @@ impl FillTask {
             return;
         }
         let Ok(origin) = self.cache.origin(&next, digest) else { return };
-        let fill = self.cache.begin_fill(&mut running, origin, Arc::new(lenders));
+        let fill = self.cache.begin_fill(&mut running, origin, Arc::new(lenders), self.first);
         let _ = self.fill.shared.successor.set(fill);
-    }
-
-    /// Receives and verifies the whole body, and returns its length. The writer gathers what comes while it writes and hashes, so receiving goes on
-    /// meanwhile, and it tells the readers as the bytes reach the file.
-    async fn receive(&self, writer: &mut BlobWriter, download: &mut Download) -> Result<u64, Broken> {
-        while let Some(data) = download.next().await.map_err(Broken::Upstream)? {
-            writer.write(data).await.map_err(Broken::Store)?;
-        }
-        writer.verify().await.map_err(Broken::Store)
     }
 
     /// The store does not take the blob. If that is the store's fault, what it has taken is served, and the readers
     /// fetch the rest.
-    async fn cut(&self, writer: BlobWriter, mark: Mark, error: StoreError) -> Result<(), CacheError> {
+    async fn cut(
+        &self,
+        writer: BlobWriter,
+        supply: &Supply,
+        taken_up: bool,
+        error: StoreError,
+    ) -> Result<(), CacheError> {
         let Origin { target, digest, .. } = &self.origin;
+        if matches!(error, StoreError::DigestMismatch { .. }) {
+            supply.distrust();
+            if taken_up {
+                // Which of the two was wrong nobody knows; what was left is gone now.
+                return Err(CacheError::BadPart(Box::new(*digest)));
+            }
+        }
         let ours = !matches!(
             error,
             StoreError::DigestMismatch { .. } | StoreError::LengthMismatch { .. } | StoreError::Stopped
@@ -339,9 +414,35 @@ impl FillTask {
             %digest, at = remnant.written, error = &error as &dyn std::error::Error,
             "the store cannot take the rest of a blob; who reads it gets the rest from upstream"
         );
-        self.reporter.cut(Rest::new(self.origin.clone(), mark, remnant));
+        self.reporter.cut(Rest::new(self.origin.clone(), supply.mark(), remnant));
         Ok(())
     }
+}
+
+/// What was known of a blob when its last fill ended. An entity tag counts for the upstream that gave it.
+fn marked(left: Option<&Partial>, upstream: &UpstreamName) -> Mark {
+    let Some(left) = left else { return Mark::default() };
+    let PartialMark { upstream: of, etag } = left.mark();
+    let etag = etag.clone().filter(|_| of.as_deref() == Some(upstream.as_str()));
+    Mark { length: None, etag }
+}
+
+/// What is asked for first: what is wanted first, or what is missing of it.
+fn first_part(left: Option<&Partial>, wanted: Part) -> Part {
+    let Some(left) = left else { return wanted };
+    let (present, length) = (left.present(), left.length());
+    let within = match wanted {
+        Part::Whole => 0..length,
+        Part::From(from, until) => from.min(length)..until.unwrap_or(length).min(length),
+        Part::Last(bytes) => length.saturating_sub(bytes)..length,
+    };
+    let part = |gap: Range<u64>| Part::From(gap.start, (gap.end < length).then_some(gap.end));
+    if let Some(gap) = present.gaps(within).into_iter().next() {
+        return part(gap);
+    }
+    // All that is wanted is there. Upstream is asked all the same, whether it may be given out, for as little as possible.
+    let missing = present.gaps(0..length).into_iter().next();
+    missing.map_or(Part::Whole, |gap| part(gap.start..gap.end.min(gap.start + BLOCK)))
 }
 
 #[cfg(test)]
@@ -358,7 +459,7 @@ mod tests {
     async fn a_fill_of_what_has_arrived_meanwhile_does_not_ask_upstream() {
         let (cache, _root) = cache();
         let digest = Digest::of(Algorithm::Sha256, b"content");
-        let (fill, role) = cache.fill(&target(), &digest, Joining::Any).unwrap();
+        let (fill, role) = cache.fill(&target(), &digest, Joining::Any, Part::Whole).unwrap();
         assert_eq!(role, Role::Leader);
         let refused = fill.watcher.clone().head().await.unwrap_err();
         assert!(matches!(refused, CacheError::Upstream(_)), "not there: upstream is asked: {refused}");
@@ -369,7 +470,7 @@ mod tests {
         let mut writer = cache.store.create(&digest, None).await.unwrap();
         writer.write(Bytes::from_static(b"content")).await.unwrap();
         writer.finish().await.unwrap();
-        let (fill, role) = cache.fill(&target(), &digest, Joining::Any).unwrap();
+        let (fill, role) = cache.fill(&target(), &digest, Joining::Any, Part::Whole).unwrap();
         assert_eq!(role, Role::Leader);
         let arrived = fill.watcher.clone().head().await.unwrap_err();
         assert!(matches!(arrived, CacheError::Arrived(_)), "{arrived}");

@@ -6,7 +6,9 @@
 mod blob;
 mod body;
 mod bypass;
+mod demand;
 mod download;
+mod endpoints;
 mod entitle;
 mod error;
 mod fetch;
@@ -15,13 +17,18 @@ mod flight;
 mod freshness;
 mod hot;
 mod keep;
+mod leg;
+mod legs;
 mod lenders;
 mod lists;
 mod manifest;
+mod patience;
+mod plan;
 mod progress;
 mod published;
 mod push;
 mod recent;
+mod report;
 mod rights;
 mod status;
 #[cfg(test)]
@@ -30,6 +37,7 @@ mod upkeep;
 mod upload;
 mod verdict;
 mod verify;
+mod width;
 mod write;
 mod writes;
 
@@ -41,7 +49,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Slowest, Upstream};
+use crate::config::{Abandon, Config, RangeFill, Slowest, UnverifiedRanges, Upstream};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Reference, RepoName, Tag, UpstreamName};
 use crate::store::{Link, LinkKind, ListKind, Store, StoreError};
@@ -50,11 +58,13 @@ use crate::upstream::{Registry, Right, Upstreams};
 pub use blob::{Blob, BlobSource};
 pub use body::{BodyError, Content};
 pub use bypass::Bypass;
+pub use download::Part as BlobPart;
 pub use error::{CacheError, WrongContent};
 pub use lists::List;
 pub use manifest::{Manifest, Want};
 pub use published::PublishedManifest;
 pub use push::{Doomed, LARGEST_MANIFEST, Put};
+pub use report::FillReport;
 pub use status::{CacheStatus, Found};
 pub use upload::{Begun, ClientBody, ClientFault, Opening, Part, Upload, UploadId};
 pub use write::{Said, WriteError};
@@ -109,6 +119,8 @@ pub struct Cache {
     hot: hot::Hot,
     /// Downloads of blobs.
     fills: fill::Fills,
+    /// Mirrors that have brought something wrong a while ago.
+    aside: endpoints::Aside,
     /// Checks of stored files.
     checks: verify::Checks,
     /// GETs of manifests.
@@ -164,6 +176,9 @@ impl std::fmt::Debug for Cache {
 struct Settings {
     max_manifest: u64,
     slowest: Slowest,
+    range_fill: RangeFill,
+    unverified_ranges: UnverifiedRanges,
+    abandon: Abandon,
     upstreams: HashMap<UpstreamName, Arc<Upstream>>,
 }
 
@@ -182,6 +197,9 @@ impl Cache {
         let settings = Settings {
             max_manifest: config.store.max_manifest,
             slowest: config.limits.slowest(),
+            range_fill: config.store.range_fill,
+            unverified_ranges: config.store.unverified_ranges,
+            abandon: config.store.abandon,
             upstreams: config.upstreams.iter().map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect(),
         };
         let timeline = Arc::clone(store.timeline());
@@ -194,6 +212,7 @@ impl Cache {
             stop,
             hot: hot::Hot::default(),
             fills: fill::Fills::default(),
+            aside: Arc::new(recent::Recent::new(endpoints::ASIDE_FOR, MEMORY)),
             checks: verify::Checks::default(),
             fetches: flight::Flights::new(),
             descriptions: flight::Flights::new(),

@@ -4,13 +4,14 @@
 //! [`State::Failed`].
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::CacheError;
 use super::bypass::Rest;
-use crate::store::StoredBlob;
+use crate::store::{ByteRanges, StoredBlob};
 
 /// A blob that is on its way into the store, or that is being checked.
 #[derive(Debug, Clone)]
@@ -19,6 +20,8 @@ pub(super) struct Progress {
     pub(super) head: Option<Arc<Head>>,
     /// How far it is.
     pub(super) state: State,
+    /// Which bytes are in the file. Before the verdict they are not verified.
+    present: ByteRanges,
     /// The file's guard, so that the bytes of one that is published, and then removed while somebody reads it, stay in
     /// the store's account.
     guard: Option<StoredBlob>,
@@ -36,14 +39,24 @@ pub(super) struct Head {
 /// How far a blob is.
 #[derive(Debug, Clone)]
 pub(super) enum State {
-    /// So many bytes, from the start, are in the file. They are not verified.
-    Growing(u64),
+    /// Bytes come.
+    Growing,
     /// All bytes, so many, are in the file and hash to the digest.
     Verified(u64),
     /// The store could not take the rest. What the file has is served; every reader fetches what follows by itself.
     Cut(Arc<Rest>),
     /// It will not become whole.
     Failed(CacheError),
+}
+
+/// How far a blob is, for somebody who reads at a position.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    pub(super) state: State,
+    /// The end of the bytes that follow the position without a gap and are in the file; the position where there are none.
+    pub(super) run: u64,
+    /// Bytes that are in the file.
+    pub(super) total: u64,
 }
 
 /// The writer's side; dropping it without a final state is a failure.
@@ -56,7 +69,8 @@ pub(super) struct Watcher(watch::Receiver<Progress>);
 
 /// A new pair, with nothing known.
 pub(super) fn channel() -> (Reporter, Watcher) {
-    let (sender, receiver) = watch::channel(Progress { head: None, state: State::Growing(0), guard: None });
+    let (sender, receiver) =
+        watch::channel(Progress { head: None, state: State::Growing, present: ByteRanges::default(), guard: None });
     (Reporter(sender), Watcher(receiver))
 }
 
@@ -68,14 +82,19 @@ impl Reporter {
         self.0.send_modify(|progress| progress.head = Some(Arc::new(head)));
     }
 
-    /// What tells that so many bytes are in the file. Told too late it changes nothing.
-    pub(super) fn growth(&self) -> impl Fn(u64) + Send + Sync + use<> {
+    /// These bytes are in the file already.
+    pub(super) fn present(&self, present: ByteRanges) {
+        self.0.send_modify(|progress| progress.present = present);
+    }
+
+    /// What tells that more bytes are in the file. Told too late it changes nothing.
+    pub(super) fn growth(&self) -> impl Fn(Range<u64>) + Send + Sync + use<> {
         let sender = self.0.clone();
-        move |bytes| {
+        move |range| {
             sender.send_if_modified(|progress| {
-                let grows = matches!(progress.state, State::Growing(_));
+                let grows = matches!(progress.state, State::Growing);
                 if grows {
-                    progress.state = State::Growing(bytes);
+                    progress.present.insert(range);
                 }
                 grows
             });
@@ -127,13 +146,13 @@ impl Watcher {
     pub(super) async fn verdict(&mut self) -> Result<u64, CacheError> {
         let progress = self
             .0
-            .wait_for(|progress| !matches!(progress.state, State::Growing(_)))
+            .wait_for(|progress| !matches!(progress.state, State::Growing))
             .await
             .map_err(|_| CacheError::Stopped)?;
         match &progress.state {
             State::Verified(bytes) => Ok(*bytes),
             State::Failed(error) => Err(error.clone()),
-            State::Cut(_) | State::Growing(_) => Err(CacheError::NoSpace),
+            State::Cut(_) | State::Growing => Err(CacheError::NoSpace),
         }
     }
 
@@ -147,9 +166,11 @@ impl Watcher {
         matches!(self.0.borrow().state, State::Failed(_))
     }
 
-    /// The state now, marked as seen, so that [`Self::changed`] waits for a newer one.
-    pub(super) fn next_state(&mut self) -> State {
-        self.0.borrow_and_update().state.clone()
+    /// How far it is now, for who reads at this position; marked as seen, so that [`Self::changed`] waits for news.
+    pub(super) fn look(&mut self, at: u64) -> Look {
+        let progress = self.0.borrow_and_update();
+        let (run, total) = (progress.present.end_of_run(at), progress.present.total());
+        Look { state: progress.state.clone(), run, total }
     }
 
     /// Waits for another state than the last one seen.
@@ -188,11 +209,16 @@ mod tests {
     async fn growth_that_is_told_too_late_changes_nothing() {
         let (reporter, mut watcher) = channel();
         let growth = reporter.growth();
-        growth(5);
-        assert!(matches!(watcher.next_state(), State::Growing(5)));
+        growth(0..5);
+        growth(7..9);
+        let look = watcher.look(3);
+        assert!(matches!(look.state, State::Growing));
+        assert_eq!((look.run, look.total, watcher.look(5).run, watcher.look(7).run), (5, 7, 5, 9));
         reporter.failed(CacheError::NoSpace);
-        growth(6);
-        assert!(matches!(watcher.next_state(), State::Failed(CacheError::NoSpace)));
+        growth(5..6);
+        let look = watcher.look(3);
+        assert!(matches!(look.state, State::Failed(CacheError::NoSpace)));
+        assert_eq!(look.run, 5);
         drop(reporter);
         assert!(watcher.0.has_changed().is_ok(), "who writes is still there");
         drop(growth);

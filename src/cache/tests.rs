@@ -37,3 +37,11 @@ pub(super) fn cache_of(url: &str) -> (Arc<Cache>, tempfile::TempDir) {
 pub(super) fn target() -> Target {
     Target { upstream: "reg".parse().unwrap(), repo: "app".parse().unwrap(), right: Right::Anonymous }
 }
+
+/// An upstream that refuses connections, with these lines in its table.
+pub(super) fn registry_of(keys: &str) -> Arc<Registry> {
+    let config = format!("builtin_upstreams = false\n[upstream.reg]\nurl = \"http://127.0.0.1:9\"\n{keys}\n");
+    let config = Config::from_toml(&config).unwrap();
+    let upstreams = Upstreams::new(&config, Metrics::new().unwrap(), crate::clock::twin::system()).unwrap();
+    Arc::clone(upstreams.get(&target().upstream).unwrap())
+}

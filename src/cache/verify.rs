@@ -49,7 +49,7 @@ impl Cache {
         running.insert(*digest, (watcher.clone(), blob.clone()));
         drop(running);
         reporter.head(Head { file: Arc::clone(&blob.file), length: Some(blob.len) });
-        reporter.growth()(blob.len);
+        reporter.growth()(0..blob.len);
         let landing = Landing { cache: Arc::clone(self), digest: *digest };
         let (stop, checked) = (self.stop.clone(), blob.clone());
         self.tasks.spawn(async move {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     async fn content_of(cache: &Arc<Cache>, digest: &Digest) -> Vec<u8> {
-        let blob = cache.blob(&target(), digest).await.unwrap();
+        let blob = cache.blob(&target(), digest, super::super::download::Part::Whole).await.unwrap();
         let BlobSource::Content(content) = blob.source else { panic!("it is kept") };
         content.read(None, None).try_collect::<Vec<Bytes>>().await.unwrap().concat()
     }

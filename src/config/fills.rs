@@ -38,7 +38,7 @@ pub enum Abandon {
     Auto,
     /// It goes on to its end.
     Finish,
-    /// It is put aside at once; what has come is kept.
+    /// It is put aside within seconds; what has come is kept.
     Park,
 }
 

@@ -171,6 +171,26 @@ pub(super) fn explain(error: CacheError, kind: Kind) -> Failure {
             ErrorCode::Unknown,
             "ocistern's store failed; its log says why, by the request id in x-request-id",
         ),
+        CacheError::BadPart(digest) => Failure::new(
+            StatusCode::BAD_GATEWAY,
+            ErrorCode::Unavailable,
+            format!("what an earlier download of {digest} had left was damaged and is removed; ask again to have it fetched anew"),
+        ),
+        CacheError::NoPlace { upstream } => Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            format!(
+                "other downloads from upstream {upstream} took all the requests that its max_connections allows; try again \
+                 later, or raise it (no restart is needed: SIGHUP)"
+            ),
+        )
+        .with_retry_after(Some(Duration::from_secs(5))),
+        CacheError::Parked(_) => Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "the download was put aside a moment ago, since nobody read it; try again",
+        )
+        .with_retry_after(Some(Duration::from_secs(1))),
         CacheError::Arrived(_) => Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorCode::Unavailable,

@@ -1,11 +1,14 @@
 //! GET and HEAD of manifests and blobs.
 
+use http::header::{IF_RANGE, RANGE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Response};
 
 use super::Visit;
+use super::range::{self, First};
 use super::represent::{Payload, Representation};
 use super::respond::{Body, Failure};
-use crate::cache::{BlobSource, Target, Want};
+use crate::cache::{BlobPart, BlobSource, Target, Want};
 use crate::metrics::Kind;
 use crate::oci::{Digest, Reference, RepoName};
 
@@ -38,7 +41,7 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
     let found = if request.method == Method::HEAD {
         cache.describe_blob(&target, digest, visit.head()?).await
     } else {
-        cache.blob(&target, digest).await
+        cache.blob(&target, digest, first_part(request, digest)).await
     };
     let found = found.map_err(|error| visit.explain(error, Kind::Blob))?;
     let (length, payload) = match found.source {
@@ -49,6 +52,18 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
     let representation =
         Representation { digest: *digest, content_type: OCTETS, length, payload, status: found.status };
     representation.respond(request)
+}
+
+/// The part of a blob that a request wants first, by its header alone: how long the blob is may not be known.
+fn first_part(request: &Parts, digest: &Digest) -> BlobPart {
+    let etag = format!("\"{digest}\"");
+    let first = range::if_range(request.headers.get(IF_RANGE), &etag).then(|| range::first(request.headers.get(RANGE)));
+    match first.flatten() {
+        None => BlobPart::Whole,
+        Some(First::From(from)) => BlobPart::From(from, None),
+        Some(First::Between(from, until)) => BlobPart::From(from, Some(until)),
+        Some(First::Last(bytes)) => BlobPart::Last(bytes),
+    }
 }
 
 // === impl Visit ===

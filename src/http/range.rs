@@ -8,8 +8,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::HeaderValue;
 
-/// More ranges than this are not honoured: the answer is the whole blob (RFC 9110, 14.2 allows to ignore them).
-pub const MAX_RANGES: usize = 64;
+/// More ranges than this are not honoured: the answer is the whole blob (RFC 9110, 14.2 allows to ignore them). containers/image
+/// asks for so many parts of a zstd:chunked layer in one request.
+pub const MAX_RANGES: usize = 1024;
 
 /// Which bytes to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,17 @@ pub struct Part {
     pub head: Bytes,
     /// The bytes of the blob.
     pub range: Range<u64>,
+}
+
+/// What a request wants first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// From this byte on.
+    From(u64),
+    /// From this byte on, before the other.
+    Between(u64, u64),
+    /// So many bytes at the end.
+    Last(u64),
 }
 
 /// One element of a `Range` field, before the length is known.
@@ -86,6 +98,22 @@ pub fn parse(header: Option<&HeaderValue>, len: u64) -> Ranges {
         (_, 0) => Ranges::Unsatisfiable,
         (_, 1) => wanted.pop().map_or(Ranges::Unsatisfiable, Ranges::One),
         _ => Ranges::Many(wanted),
+    }
+}
+
+/// What a GET wants first of a blob whose length is not known yet; none: all of it, or what makes no sense.
+pub fn first(header: Option<&HeaderValue>) -> Option<First> {
+    let set = header.and_then(|value| value.to_str().ok()).and_then(bytes_unit)?;
+    let mut elements = set.split(',').map(|element| element.trim_matches([' ', '\t'])).filter(|one| !one.is_empty());
+    let first = Spec::parse(elements.next()?)?;
+    if elements.count() >= MAX_RANGES {
+        return None;
+    }
+    match first {
+        Spec::From(from) => Some(First::From(from)),
+        Spec::Between(from, last) if from <= last => Some(First::Between(from, last.checked_add(1)?)),
+        Spec::Between(..) | Spec::Last(0) => None,
+        Spec::Last(count) => Some(First::Last(count)),
     }
 }
 
@@ -198,6 +226,24 @@ mod tests {
 
     fn ranges(header: &str, len: u64) -> Ranges {
         parse(Some(&HeaderValue::from_str(header).unwrap()), len)
+    }
+
+    #[test]
+    fn what_is_wanted_first() {
+        let first = |text: &str| first(Some(&HeaderValue::from_str(text).unwrap()));
+        assert_eq!(first("bytes=5-"), Some(First::From(5)));
+        assert_eq!(first("bytes=5-9, 0-1"), Some(First::Between(5, 10)));
+        assert_eq!(first("bytes=,-7"), Some(First::Last(7)));
+        for text in ["bytes=9-5", "bytes=-0", "bytes=", "bytes=x", "lines=1-2", "bytes=0-18446744073709551615"] {
+            assert_eq!(first(text), None, "{text}");
+        }
+        assert_eq!(super::first(None), None);
+        assert_eq!(first(&format!("bytes={}", vec!["0-1"; MAX_RANGES].join(","))), Some(First::Between(0, 2)));
+        assert_eq!(
+            first(&format!("bytes={}", vec!["0-1"; MAX_RANGES + 1].join(","))),
+            None,
+            "it is ignored as a whole"
+        );
     }
 
     #[test]

@@ -155,10 +155,13 @@ impl Representation {
                 let part = range.map_or_else(|| bytes.clone(), |range| bytes.slice(at(range.start)..at(range.end)));
                 stream::once(std::future::ready(Ok(part))).boxed()
             }
-            Payload::Content(content) => match range.clone().or(self.length.map(|length| 0..length)) {
-                Some(range) if in_frames => frames(content.clone(), range),
-                _ => content.read(range, outlet).map(|chunk| chunk.map_err(Into::into)).boxed(),
-            },
+            Payload::Content(content) => {
+                let content = content.narrowed(range.as_ref());
+                match range.clone().or(self.length.map(|length| 0..length)) {
+                    Some(range) if in_frames => frames(content, range),
+                    _ => content.read(range, outlet).map(|chunk| chunk.map_err(Into::into)).boxed(),
+                }
+            }
             payload @ Payload::Bypass(_) => match std::mem::replace(payload, Payload::None) {
                 Payload::Bypass(bypass) => bypass.read().map(|chunk| chunk.map_err(Into::into)).boxed(),
                 _ => stream::empty().boxed(),

@@ -19,7 +19,7 @@ mod table;
 
 pub(super) use map::{Map, Mapped};
 pub(super) use start::remove_temporary;
-pub(super) use table::{Claim, Left, Parked, Partials};
+pub(super) use table::{Claim, LEAST, Left, Parked, Partials};
 
 use super::capacity::{Reservation, seconds};
 use super::layout::{self, FILLS};

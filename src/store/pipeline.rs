@@ -15,6 +15,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 mod checkpoint;
 mod queue;
@@ -145,6 +146,11 @@ impl Pipeline {
     /// What is to be known by who goes on with it.
     pub(super) fn remember(&self, mark: PartialMark) {
         *self.shared.mark.lock() = mark;
+    }
+
+    /// Has put down what is there, if that is due.
+    pub(super) fn tick(&self) {
+        self.shared.checkpoint_if_due();
     }
 
     /// What was announced.
@@ -299,6 +305,23 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
+        drop(self.end());
+    }
+}
+
+impl Pipeline {
+    /// Ends the writing where it is; returns when what can be gone on with is left for that.
+    pub(super) async fn park(mut self) {
+        // What was accepted reaches the file first. Where that fails, nothing stays.
+        let _ = self.flush().await;
+        if let Some(job) = self.end() {
+            // It fails where the process ends: then the next start finds what was put down last.
+            let _ = job.await;
+        }
+    }
+
+    /// Nobody writes any more: the job that sees to what is there, if there is one.
+    fn end(&mut self) -> Option<JoinHandle<()>> {
         let Self { shared, runtime, .. } = self;
         let mut queue = shared.queue.lock();
         (queue.to_write, queue.to_hash) = (Vec::new(), Vec::new());
@@ -319,12 +342,10 @@ impl Drop for Pipeline {
                 work.set_stays(can_stay);
                 let shared = shared.clone();
                 // Removing a file, and syncing it even more, may block; this may be an async worker.
-                drop(self.shared.inner.jobs.spawn_blocking_on(move || shared.give_up(work), runtime));
+                Some(self.shared.inner.jobs.spawn_blocking_on(move || shared.give_up(work), runtime))
             }
-            State::Failed(_, Some(work), _) => {
-                drop(shared.inner.jobs.spawn_blocking_on(move || drop(work), runtime));
-            }
-            _ => {}
+            State::Failed(_, Some(work), _) => Some(shared.inner.jobs.spawn_blocking_on(move || drop(work), runtime)),
+            _ => None,
         }
     }
 }

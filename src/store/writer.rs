@@ -57,6 +57,9 @@ impl Store {
 // === impl BlobWriter ===
 
 impl BlobWriter {
+    /// Shorter blobs are not kept where they are not whole.
+    pub const KEPT_FROM: u64 = super::partial::LEAST;
+
     pub(super) fn new(pipeline: Pipeline, digest: Digest) -> Self {
         Self { pipeline, digest }
     }
@@ -128,6 +131,17 @@ impl BlobWriter {
     pub async fn finish(mut self) -> Result<StoredBlob, StoreError> {
         self.verify().await?;
         self.pipeline.publish(self.digest).await
+    }
+
+    /// To be called about once a second, also while nothing comes: has what is there put down for another time. Does not
+    /// block.
+    pub fn tick(&self) {
+        self.pipeline.tick();
+    }
+
+    /// Ends it where it is. What can be gone on with later is there to be taken up when this returns.
+    pub async fn park(self) {
+        self.pipeline.park().await;
     }
 
     /// Puts down what is there, as the writing job does from time to time.

@@ -123,7 +123,7 @@ impl Stage {
         let password = directory.path().join("password");
         std::fs::write(&password, "CANARY-PASSWORD").unwrap();
         let mut keys = format!(
-            "tags = \"always\"\ncredentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}\n",
+            "tags = \"always\"\nresume_for = \"0s\"\ncredentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}\n",
             password.display()
         );
         if !self.ca.is_empty() {
@@ -131,6 +131,7 @@ impl Stage {
             std::fs::write(&path, &self.ca).unwrap();
             keys += &format!("ca = '{}'\n", path.display());
         }
+        // A few tries, and no patience beyond them: that is `resume.rs`.
         // On the warped clock a disk that takes its time to sync would look like an upstream that does.
         Cistern::setup().upstream("up", &self.upstream, &keys).store("durability = \"fast\"").start().await
     }

@@ -102,7 +102,7 @@ async fn several_ranges_are_multipart() {
     let one = cistern.send(Ask::get(&target).with("range", "bytes=10-19,200000-")).await;
     assert_part(&one, &bytes, 10, 20);
     // A flood of ranges must not cost a flood of bytes: as RFC 9110, 14.2 allows, it is no range at all.
-    let flood = vec!["0-"; 1000].join(",");
+    let flood = vec!["0-"; 2000].join(",");
     cistern.send(Ask::get(&target).with("range", &format!("bytes={flood}"))).await.assert_is(&bytes);
 }
 

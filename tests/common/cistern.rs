@@ -224,6 +224,12 @@ impl Cistern {
         sum(&self.metrics().await, name, labels)
     }
 
+    /// The fills that run, as the admin API tells them.
+    pub async fn fills(&self) -> serde_json::Value {
+        let admin = Client(self.server.as_ref().unwrap().admin_address().unwrap());
+        admin.get("/api/v1/fills").await.json()["fills"].clone()
+    }
+
     /// Waits until no fill is running.
     pub async fn settle(&self) {
         eventually("no fill is running", || async { self.metric("ocistern_fills_in_progress", &[]).await == 0 }).await;

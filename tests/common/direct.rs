@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use ocistern::cache::{Blob, BlobSource, Cache, CacheError, Found, List, Manifest, Target, Want};
+use ocistern::cache::{Blob, BlobPart, BlobSource, Cache, CacheError, Found, List, Manifest, Target, Want};
 use ocistern::clock::SystemClock;
 use ocistern::config::{Capacity, Config, Durability};
 use ocistern::metrics::Metrics;
@@ -126,7 +126,7 @@ impl Direct {
     }
 
     pub async fn blob(&self, right: &Right, repo: &str, digest: &Digest) -> Came {
-        match self.cache.blob(&target(right, repo), digest).await {
+        match self.cache.blob(&target(right, repo), digest, BlobPart::Whole).await {
             Ok(blob) => read(blob).await,
             Err(error) => error.into(),
         }

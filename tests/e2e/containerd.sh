@@ -1,5 +1,5 @@
 # containerd and ctr of any version: a daemon of its own, hosts.toml in each form. Sourced by clients/containerd*.sh,
-# which set CONTAINERD and CTR.
+# which set CONTAINERD and CTR; what is in CONTAINERD_CONFIG goes to the end of the daemon's configuration.
 # shellcheck shell=bash
 #
 #   ns        [host."http://OCISTERN"]: /v2/NAME?ns=UPSTREAM
@@ -56,6 +56,8 @@ address = "$STORAGE/containerd.sock"
 
 [ttrpc]
 address = "$STORAGE/containerd.sock.ttrpc"
+
+${CONTAINERD_CONFIG:-}
 TOML
     PATH=$(dirname "$CONTAINERD"):$PATH spawn containerd "$CONTAINERD" --config "$STORAGE/config.toml"
     wait_for 20 ctr_ version >/dev/null

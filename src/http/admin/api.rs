@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::super::form::Form;
 use super::super::respond::{Body, Failure, causes, json};
 use super::pins;
-use crate::cache::Cache;
+use crate::cache::{Cache, FillReport};
 use crate::config::{Config, ImagePattern};
 use crate::oci::ErrorCode;
 use crate::store::{Image, Store, StoreError};
@@ -35,6 +35,13 @@ pub struct Images {
     pub images: Vec<Image>,
 }
 
+/// The answer to `GET /api/v1/fills`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Fills {
+    /// In order of their digests.
+    pub fills: Vec<FillReport>,
+}
+
 /// What there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resource {
@@ -44,6 +51,8 @@ pub(super) enum Resource {
     Images,
     /// What is stored, by repository.
     Usage,
+    /// Downloads that run.
+    Fills,
     /// Removal of what nothing leads to.
     Gc,
     /// Hashing what is stored.
@@ -63,6 +72,7 @@ impl Resource {
             "status" => Self::Status,
             "images" => Self::Images,
             "usage" => Self::Usage,
+            "fills" => Self::Fills,
             "gc" => Self::Gc,
             "verify" => Self::Verify,
             "pins" => Self::Pins,
@@ -73,7 +83,7 @@ impl Resource {
     /// Its methods, as `Allow` has them.
     const fn methods(self) -> &'static str {
         match self {
-            Self::Status | Self::Usage => "GET, HEAD",
+            Self::Status | Self::Usage | Self::Fills => "GET, HEAD",
             Self::Images => "GET, HEAD, DELETE",
             Self::Gc | Self::Verify => "POST",
             Self::Pins => "GET, HEAD, POST, DELETE",
@@ -103,7 +113,9 @@ impl Api {
             (Resource::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
             (Resource::Verify, &Method::POST) => &["pattern", "rate", "repair"],
             (Resource::Pins, &Method::POST | &Method::DELETE) => &["name"],
-            (Resource::Usage | Resource::Status | Resource::Pins, &Method::GET | &Method::HEAD) => &[],
+            (Resource::Usage | Resource::Status | Resource::Fills | Resource::Pins, &Method::GET | &Method::HEAD) => {
+                &[]
+            }
             _ => {
                 let allow = HeaderValue::from_static(resource.methods());
                 let failure = Failure::method(format!("{} takes {}", uri.path(), resource.methods()));
@@ -116,6 +128,10 @@ impl Api {
             (Resource::Images, _) => {
                 let images = self.store.images(asked.pattern("pattern", config)?).await.map_err(failed)?;
                 written(&Images { images })
+            }
+            (Resource::Fills, _) => {
+                let fills = self.cache.as_ref().map(|cache| cache.fills()).unwrap_or_default();
+                written(&Fills { fills })
             }
             (Resource::Gc, _) => {
                 let (dry_run, evict) = (asked.flag("dry_run")?, asked.number("evict_bytes")?);

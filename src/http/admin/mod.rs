@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use self::api::Resource;
-pub use self::api::{Api, Images};
+pub use self::api::{Api, Fills, Images};
 pub use self::pins::{PinName, Pinning, Pins};
 use super::access::{Peer, is_loopback_host, is_relayed};
 use super::respond::{Body, Failure, full, json};

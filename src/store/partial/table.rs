@@ -19,7 +19,7 @@ use crate::store::ranges::ByteRanges;
 /// How long is waited for a fill that was given up: it syncs its file.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is shorter is not worth it.
-const LEAST: u64 = 1 << 20;
+pub(in crate::store) const LEAST: u64 = 1 << 20;
 
 /// What fills have left.
 #[derive(Debug)]

@@ -15,6 +15,9 @@ use crate::store::work::Work;
 
 /// From one checkpoint to the next at least.
 const EVERY: Duration = Duration::from_secs(1);
+/// Where next to nothing has come since the last one, the next is so much later: a link that stands still for long is likely
+/// to be gone for good, or the machine.
+const LITTLE_LATER: Duration = Duration::from_secs(9);
 /// Syncs take at most this part of the time, as a divisor.
 const SHARE: u32 = 20;
 
@@ -56,8 +59,9 @@ impl Shared {
         let Some(Checkpoints { next, .. }) = &self.checkpoints else { return };
         let total = self.queue.lock().present.total();
         let mut next = next.lock();
-        let is_due = total >= next.total + self.inner.partials.least() && Instant::now() >= next.at;
-        if next.is_running || !is_due {
+        let (least, new) = (self.inner.partials.least(), total.saturating_sub(next.total));
+        let from = if new >= least { next.at } else { next.at + LITTLE_LATER };
+        if next.is_running || new == 0 || total < least || Instant::now() < from {
             return;
         }
         (next.is_running, next.total) = (true, total);

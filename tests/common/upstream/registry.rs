@@ -301,6 +301,9 @@ fn ranged(request: &Request, whole: Reply) -> Reply {
         Some((from, to)) if !from.is_empty() => {
             (from.parse().unwrap_or(length), to.parse().map_or(length, |to: usize| (to + 1).min(length)))
         }
+        Some((_, last)) if last.parse::<usize>().is_ok_and(|last| last > 0) => {
+            (length.saturating_sub(last.parse().unwrap_or(length)), length)
+        }
         _ => return whole,
     };
     if from >= to {

@@ -1,0 +1,132 @@
+//! A leg: one of the requests that bring a blob into its file, each a part of it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Buf as _;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::CacheError;
+use super::download::{Download, Parts, Supply};
+use super::plan::Running;
+use crate::store::{BlobWriter, ByteRanges, StoreError};
+use crate::upstream::Priority;
+
+/// What the fill knows of a leg while it runs.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    id: u64,
+    /// Whether somebody waits for what it brings.
+    priority: Priority,
+    bounds: Arc<Bounds>,
+    stop: CancellationToken,
+}
+
+/// Where a leg is, and where it ends. It tells the one, and is told the other.
+#[derive(Debug)]
+struct Bounds {
+    at: AtomicU64,
+    end: AtomicU64,
+    /// Upstream gives no parts, and sends it all.
+    is_whole: AtomicBool,
+}
+
+/// Why receiving ended.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// Upstream broke the body off, or it is not what was asked for.
+    Upstream(CacheError),
+    /// The store does not take it.
+    Store(StoreError),
+}
+
+/// What legs write into.
+#[derive(Clone, Copy)]
+pub(super) struct Into<'a> {
+    pub(super) writer: &'a BlobWriter,
+    /// What has come, if only into memory.
+    pub(super) come: &'a Mutex<ByteRanges>,
+}
+
+// === impl Handle ===
+
+impl Handle {
+    /// Of a leg that is to bring this part; [`u64::MAX`] where its end is not known.
+    pub(super) fn new(id: u64, part: &Range<u64>, priority: Priority) -> Self {
+        let (at, end) = (AtomicU64::new(part.start), AtomicU64::new(part.end));
+        let bounds = Arc::new(Bounds { at, end, is_whole: AtomicBool::new(false) });
+        Self { id, priority, bounds, stop: CancellationToken::new() }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What it has yet to bring of a blob of this length.
+    pub(super) fn running(&self, length: u64) -> Running {
+        let end = self.bounds.end.load(Ordering::Relaxed).min(length);
+        Running { id: self.id, left: self.bounds.at.load(Ordering::Relaxed).min(end)..end }
+    }
+
+    /// Whether upstream sends it all, although a part was asked for.
+    pub(super) fn is_whole(&self) -> bool {
+        self.bounds.is_whole.load(Ordering::Relaxed)
+    }
+
+    /// It ends there.
+    pub(super) fn shorten(&self, end: u64) {
+        self.bounds.end.fetch_min(end, Ordering::Relaxed);
+    }
+
+    /// It ends now.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Runs it, with what was begun or else by a request of its own, until all of its part has come, or it is stopped.
+    pub(super) async fn run(self, supply: Arc<Supply>, begun: Option<Download>, into: Into<'_>) -> Result<u64, Broken> {
+        let running = self.receive(supply, begun, into);
+        self.stop.run_until_cancelled(running).await.unwrap_or(Ok(()))?;
+        Ok(self.id)
+    }
+
+    async fn receive(&self, supply: Arc<Supply>, begun: Option<Download>, into: Into<'_>) -> Result<(), Broken> {
+        let Bounds { at, end, is_whole } = &*self.bounds;
+        let mut download = if let Some(download) = begun {
+            download
+        } else {
+            let (from, until) = (at.load(Ordering::Relaxed), end.load(Ordering::Relaxed));
+            let until = (Some(until) != supply.mark().length && until != u64::MAX).then_some(until);
+            let resumed = Download::resumed(Arc::clone(&supply), (from, until), self.priority).await;
+            resumed.map_err(Broken::Upstream)?
+        };
+        loop {
+            if supply.parts() == Parts::Refused {
+                // Whatever it was to bring, this is all that there will be.
+                is_whole.store(true, Ordering::Relaxed);
+                end.store(u64::MAX, Ordering::Relaxed);
+                at.fetch_min(download.at(), Ordering::Relaxed);
+                download.lengthen();
+            } else {
+                let end = end.load(Ordering::Relaxed);
+                if end != u64::MAX {
+                    download.shorten(end);
+                }
+            }
+            let Some((from, mut data)) = download.next().await.map_err(Broken::Upstream)? else { return Ok(()) };
+            // What comes again, because upstream does not go on from the mark, is here already.
+            let known = at.load(Ordering::Relaxed).saturating_sub(from);
+            data.advance(usize::try_from(known).unwrap_or(usize::MAX).min(data.len()));
+            if data.is_empty() {
+                continue;
+            }
+            let from = from.max(at.load(Ordering::Relaxed));
+            let range = from..from + data.len() as u64;
+            into.writer.write_at(from, data).await.map_err(Broken::Store)?;
+            at.fetch_max(range.end, Ordering::Relaxed);
+            into.come.lock().insert(range);
+        }
+    }
+}

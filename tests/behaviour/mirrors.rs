@@ -1,0 +1,120 @@
+//! Mirrors: further endpoints of an upstream take over from it and from each other in the middle of a blob.
+
+use crate::common::content::blob;
+use crate::common::invariants::{check, check_no_secret, is_stored};
+use crate::common::upstream::{Auth, Cut, Reply};
+use crate::common::{Cistern, Gate, Upstream, acts, clock};
+use bytes::Bytes;
+use ocistern::oci::Digest;
+
+const LENGTH: usize = 900_000;
+
+/// An upstream, its mirror, and what both have.
+async fn pair(seed: u64) -> (Upstream, Upstream, Bytes, Digest, String) {
+    let (upstream, mirror) = (Upstream::start().await, Upstream::start().await);
+    let bytes = blob(seed, LENGTH);
+    let digest = upstream.blob("app", &bytes);
+    mirror.blob("app", &bytes);
+    (upstream, mirror, bytes, digest, format!("/v2/app/blobs/{digest}"))
+}
+
+fn keys(mirror: &Upstream) -> String {
+    format!("mirrors = [{:?}]", mirror.url())
+}
+
+#[tokio::test]
+async fn a_mirror_takes_over_in_the_middle() {
+    let (upstream, mirror, bytes, digest, target) = pair(1).await;
+    let gate = Gate::new();
+    upstream.script("GET", &target, 0..1, acts::hold_at(300_000, &gate));
+    let cistern = Cistern::start(&upstream, &keys(&mirror)).await;
+    let reader = cistern.open(&target).await;
+    gate.reached(1).await;
+    assert_eq!(mirror.count("*", "*"), 0, "it is not asked without need");
+    upstream.down();
+    reader.finish().await.assert_is(&bytes);
+    let both = upstream.sent("GET", &target) + mirror.sent("GET", &target);
+    assert!(both <= LENGTH as u64 + 10_000, "{both} bytes");
+    cistern.settle().await;
+    assert!(is_stored(&cistern, &digest));
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn they_take_over_from_each_other_as_often_as_one_breaks() {
+    let (upstream, mirror, bytes, _, target) = pair(2).await;
+    for one in [&upstream, &mirror] {
+        one.script("GET", &target, .., acts::cut_at(100_000, Cut::Reset));
+    }
+    let cistern = Cistern::start(&upstream, &keys(&mirror)).await;
+    let _warp = clock::warp();
+    cistern.get(&target).await.assert_is(&bytes);
+    assert!(upstream.count("GET", &target) >= 3 && mirror.count("GET", &target) >= 3);
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn public_content_comes_from_a_mirror_where_upstream_is_down_from_the_start() {
+    let (upstream, mirror, bytes, digest, target) = pair(3).await;
+    upstream.down();
+    let cistern = Cistern::start(&upstream, &keys(&mirror)).await;
+    let _warp = clock::warp();
+    cistern.get(&target).await.assert_is(&bytes);
+    cistern.settle().await;
+    assert!(is_stored(&cistern, &digest));
+    mirror.down();
+    cistern.get(&target).await.assert_is(&bytes);
+}
+
+#[tokio::test]
+async fn one_that_has_other_bytes_is_found_out_and_set_aside() {
+    let (upstream, mirror, bytes, digest, target) = pair(4).await;
+    let gate = Gate::new();
+    upstream.script("GET", &target, 0..1, acts::both(acts::hold_at(300_000, &gate), acts::cut_at(300_000, Cut::Fin)));
+    let wrong = blob(99, LENGTH - 300_000);
+    mirror.script("GET", &target, .., acts::change(move |reply| Reply { body: wrong.clone(), ..reply }));
+    let cistern = Cistern::start(&upstream, &keys(&mirror)).await;
+    let reader = cistern.open(&target).await;
+    gate.reached(1).await;
+    upstream.down();
+    gate.open();
+    let _warp = clock::warp();
+    let got = reader.finish().await;
+    assert!(got.cut.is_some() && got.length < LENGTH as u64, "a wrong end: {}", got.summary());
+    cistern.settle().await;
+    assert!(!is_stored(&cistern, &digest));
+    let asked = mirror.count("*", "*");
+    upstream.up();
+    upstream.unscript();
+    upstream.script("GET", &target, 0..1, acts::cut_at(300_000, Cut::Fin));
+    crate::common::eventually("upstream is found again", || async { cistern.get(&target).await.complete() }).await;
+    cistern.get(&target).await.assert_is(&bytes);
+    assert_eq!(mirror.count("*", "*"), asked, "it is not asked again");
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn no_mirror_is_told_of_what_is_not_everybodys() {
+    let (upstream, mirror, _, _, target) = pair(5).await;
+    upstream.registry(|registry| registry.auth = Auth::Bearer(Some(("user".into(), "CANARY-PASSWORD".into()))));
+    upstream.script("GET", &target, .., acts::where_status(200, acts::cut_at(300_000, Cut::Reset)));
+    let directory = tempfile::tempdir().unwrap();
+    let password = directory.path().join("password");
+    std::fs::write(&password, "CANARY-PASSWORD").unwrap();
+    let account = format!(
+        "{}\nresume_for = \"0s\"\ncredentials = {{ from = \"static\", username = \"user\", password_file = '{}' }}",
+        keys(&mirror),
+        password.display()
+    );
+    let cistern = Cistern::start(&upstream, &account).await;
+    let _warp = clock::warp();
+    let gate = Gate::new();
+    upstream.script("GET", &target, .., acts::hold_head(&gate));
+    let _ = &gate;
+    let got = cistern.get(&target).await;
+    assert!(got.complete() || got.cut.is_some(), "{}", got.summary());
+    upstream.down();
+    let _ = cistern.get(format!("{target}0")).await;
+    assert_eq!(mirror.connections(), 0);
+    check_no_secret(&mirror);
+}
