@@ -194,7 +194,9 @@ impl Cache {
         let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher.clone(), None);
         let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
         let origin = self.origin(target, digest).map_err(Unread::Refused)?;
-        let content = content.for_reader(origin, fill.demand(), waits);
+        let Some(content) = content.for_reader(origin, fill.demand(), waits) else {
+            return Err(Unread::Foreign(CacheError::Parked(Box::new(*digest))));
+        };
         let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
         Ok(Blob { source: BlobSource::Content(content), status: found.into() })
     }
@@ -302,7 +304,11 @@ impl Cache {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => Ok(Content::stored(stored)),
             Err(_) if stored.len == 0 => Err(CacheError::Damaged(Box::new(*digest))),
-            Err(_) => Ok(Content::watched(Arc::clone(&stored.file), Some(stored.len), watcher, Some(stored))),
+            Err(_) => {
+                let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
+                let content = Content::watched(Arc::clone(&stored.file), Some(stored.len), watcher, Some(stored));
+                Ok(content.waiting(waits))
+            }
         }
     }
 

@@ -82,6 +82,8 @@ struct Cursor {
     source: Source,
     at: u64,
     end: Option<u64>,
+    /// Bytes that are read at once.
+    chunk: usize,
     part: Sent,
     /// What follows the file of a fill that was cut.
     passing: Option<Box<Passing>>,
@@ -120,11 +122,19 @@ impl Content {
     }
 
     /// For a reader who gets from there what the store cannot take, and whose wants the fill is told; `waits` says whether
-    /// parts wait until they are verified.
-    pub(super) fn for_reader(mut self, origin: Origin, demand: &Arc<Demand>, waits: bool) -> Self {
+    /// parts wait until they are verified. None: the fill is about to end without being whole.
+    pub(super) fn for_reader(mut self, origin: Origin, demand: &Arc<Demand>, waits: bool) -> Option<Self> {
         if let Source::Watched { reader, view, .. } = &mut self.0 {
             *reader = Some(Arc::new(origin));
-            *view = View { seat: Some(Arc::new(Seat::take(demand))), waits, ..View::default() };
+            *view = View { seat: Some(Arc::new(Seat::take(demand)?)), waits, ..View::default() };
+        }
+        Some(self)
+    }
+
+    /// The same of a file that is checked.
+    pub(super) fn waiting(mut self, waits: bool) -> Self {
+        if let Source::Watched { view, .. } = &mut self.0 {
+            view.waits = waits;
         }
         self
     }
@@ -167,13 +177,23 @@ impl Content {
         range: Option<Range<u64>>,
         outlet: Option<&Outlet>,
     ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
+        self.read_in(range, outlet, CHUNK)
+    }
+
+    /// The same, of which at most so many bytes are read at once.
+    pub fn read_in(
+        &self,
+        range: Option<Range<u64>>,
+        outlet: Option<&Outlet>,
+        chunk: usize,
+    ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + use<> {
         let whole = range.clone().or_else(|| self.length().map(|length| 0..length));
         let part = match (outlet, whole) {
             (Some(outlet), Some(whole)) if whole.end - whole.start > READ_UP_TO => Sent::Later(outlet.clone(), whole),
             _ => Sent::Never,
         };
         let (at, end) = range.map_or((0, None), |range| (range.start, Some(range.end)));
-        let cursor = Cursor { source: self.0.clone(), at, end, part, passing: None };
+        let cursor = Cursor { source: self.0.clone(), at, end, chunk, part, passing: None };
         stream::try_unfold(cursor, |mut cursor| async move { Ok(cursor.next().await?.map(|bytes| (bytes, cursor))) })
     }
 }
@@ -199,7 +219,7 @@ impl Cursor {
             self.at += bytes.len() as u64;
             return Ok(Some(bytes));
         }
-        let length = usize::try_from(wanted).unwrap_or(CHUNK).min(CHUNK);
+        let length = usize::try_from(wanted).unwrap_or(self.chunk).min(self.chunk);
         let (file, at) = (Arc::clone(self.source.file()), self.at);
         let read = reader(length);
         let bytes = tokio::task::spawn_blocking(move || read(&file, at))

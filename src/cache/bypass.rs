@@ -14,10 +14,11 @@ use tokio::time::Instant;
 use super::body::BodyError;
 use super::download::{Download, Mark, Origin, Part, Supply};
 use super::endpoints::Endpoints;
+use super::entitle::When;
 use super::{Cache, CacheError, Target};
-use crate::oci::{Digest, Hasher};
+use crate::oci::{Digest, Hasher, Via};
 use crate::store::Remnant;
-use crate::upstream::Priority;
+use crate::upstream::{Priority, Right};
 
 /// A blob on its way through.
 pub struct Bypass {
@@ -56,12 +57,21 @@ impl Cache {
         deadline: Instant,
     ) -> Result<Bypass, CacheError> {
         let origin = self.origin(target, digest)?;
-        let endpoints = Endpoints::new(&origin.registry, &target.right, &self.aside);
+        let endpoints = Endpoints::new(&origin.registry, self.may_tell_mirrors(target).await, &self.aside);
         let supply = Supply::new(origin.clone(), endpoints, Mark::default(), None);
-        let download = Download::begin(Arc::clone(&supply), Part::Whole, deadline).await?;
-        supply.endpoints().given(download.via());
+        let mut download = Download::begin(Arc::clone(&supply), Part::Whole, deadline).await?;
+        download.give_place_back();
+        if !download.is_from_mirror() {
+            supply.endpoints().given(download.via());
+        }
         let (length, hasher) = (supply.mark().length, Hasher::new(digest.algorithm()));
         Ok(Bypass { length, passing: Box::new(Passing::new(origin, download, hasher, 0)) })
+    }
+
+    /// Whether mirrors may be told of what is asked for before upstream has answered: only where its last word is that
+    /// everybody may have it.
+    pub(super) async fn may_tell_mirrors(&self, target: &Target) -> bool {
+        target.right == Right::Anonymous && self.passes(target, Via::Anonymous, When::Away).await
     }
 
     /// Where a blob is downloaded from.

@@ -37,6 +37,8 @@ struct State {
     asked: ByteRanges,
     /// Somebody has asked for all of it.
     whole: bool,
+    /// Nobody is served any more.
+    shut: bool,
 }
 
 /// How far a reader is, and where it ends.
@@ -89,6 +91,23 @@ impl Demand {
         }
     }
 
+    /// Nobody is served any more who comes from here on.
+    pub(super) fn shut(&self) {
+        self.state.lock().shut = true;
+    }
+
+    /// The same, if nobody reads.
+    pub(super) fn shut_if_unread(&self) -> bool {
+        let mut state = self.state.lock();
+        state.shut = state.shut || state.readers == 0;
+        state.shut
+    }
+
+    /// Whether nobody is served any more who comes now.
+    pub(super) fn is_shut(&self) -> bool {
+        self.state.lock().shut
+    }
+
     /// Waits until a reader comes or goes; one who did so since the last time counts.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
@@ -98,11 +117,16 @@ impl Demand {
 // === impl Seat ===
 
 impl Seat {
-    /// Somebody reads.
-    pub(super) fn take(demand: &Arc<Demand>) -> Self {
-        demand.state.lock().readers += 1;
+    /// Somebody reads. None: the fill is about to end without being whole.
+    pub(super) fn take(demand: &Arc<Demand>) -> Option<Self> {
+        let mut state = demand.state.lock();
+        if state.shut {
+            return None;
+        }
+        state.readers += 1;
+        drop(state);
         demand.changed.notify_one();
-        Self(Arc::clone(demand))
+        Some(Self(Arc::clone(demand)))
     }
 
     /// It wants this part of the blob; none: all of it.
@@ -157,7 +181,8 @@ mod tests {
         let demand = Arc::new(Demand::default());
         assert_eq!(demand.now(), Wanted::default());
         assert!(!demand.now().ever);
-        let seat = Seat::take(&demand);
+        let seat = Seat::take(&demand).unwrap();
+        assert!(!demand.shut_if_unread(), "somebody reads");
         demand.changed().await;
         let (first, second) = (seat.want(Some(&(100..200))), seat.want(Some(&(150..300))));
         demand.changed().await;
@@ -174,12 +199,14 @@ mod tests {
         let left = demand.now();
         assert_eq!((left.readers, left.wants.len(), left.asked), (0, 0, 200), "that it was asked for stays known");
         assert!(left.ever);
+        assert!(demand.shut_if_unread() && demand.is_shut());
+        assert!(Seat::take(&demand).is_none(), "who comes then begins anew");
     }
 
     #[test]
     fn all_of_it_is_wanted_from_the_start_on() {
         let demand = Arc::new(Demand::default());
-        let seat = Seat::take(&demand);
+        let seat = Seat::take(&demand).unwrap();
         let want = seat.want(None);
         want.reached(7);
         let now = demand.now();

@@ -76,6 +76,8 @@ struct State {
     withdrawn: bool,
     /// Whether upstream gives parts.
     parts: Parts,
+    /// Upstream has several entity tags for it.
+    is_tag_useless: bool,
     /// How often a body was gone on with.
     resumes: u64,
 }
@@ -107,6 +109,8 @@ pub(super) struct Download {
     /// Leave to fetch, for as long as there is a body.
     place: Option<Place>,
     priority: Priority,
+    /// It was answered with all of the blob, not with a part.
+    is_whole: bool,
     /// By whose right upstream gives it.
     via: Via,
     /// Bytes that were new since upstream was asked last.
@@ -124,7 +128,7 @@ impl Supply {
     pub(super) fn new(origin: Origin, endpoints: Endpoints, mark: Mark, lenders: Option<Arc<Lenders>>) -> Arc<Self> {
         let patience = Patience::new(origin.registry.config().transfer.resume_for);
         let target = origin.target.clone();
-        let state = State { mark, target, withdrawn: false, parts: Parts::Unknown, resumes: 0 };
+        let state = State { mark, target, withdrawn: false, parts: Parts::Unknown, is_tag_useless: false, resumes: 0 };
         Arc::new(Self { origin, endpoints, lenders, patience, state: Mutex::new(state) })
     }
 
@@ -187,15 +191,23 @@ impl Supply {
                 self.state.lock().parts = Parts::Given;
                 range.start
             }
+            // Another validator: another place of the same upstream, or the same content stored anew. The digest is the
+            // identity, so the part is asked for all the same.
+            StatusCode::OK if asked_for_part && is_another(etag.as_deref(), &answer.headers) => {
+                self.forget_tag();
+                drop(answer);
+                return Box::pin(self.ask(endpoint, part, deadline)).await;
+            }
+            StatusCode::OK if asked_for_part && endpoint.is_mirror => {
+                return Err(self.bad("the whole where a part was asked for"));
+            }
             StatusCode::OK => {
                 self.learn(content_length(&answer.headers))?;
                 let mut state = self.state.lock();
                 // Storage that knows no suffix ranges may know others.
-                if asked_for_part && etag.is_none() && !matches!(part, Part::Last(_)) {
+                if asked_for_part && !matches!(part, Part::Last(_)) {
                     state.parts = Parts::Refused;
                 }
-                // With If-Range it says that there is another tag now; the digest is what counts.
-                state.mark.etag = None;
                 drop(state);
                 0
             }
@@ -203,7 +215,7 @@ impl Supply {
             _ => return Err(self.bad("a status other than 200 or 206 to a blob")),
         };
         let mut state = self.state.lock();
-        if !endpoint.is_mirror && state.mark.etag.is_none() {
+        if !endpoint.is_mirror && !state.is_tag_useless && state.mark.etag.is_none() {
             state.mark.etag = strong_etag(&answer.headers);
         }
         drop(state);
@@ -217,6 +229,11 @@ impl Supply {
         Ok((answer, at))
     }
 
+    fn forget_tag(&self) {
+        let mut state = self.state.lock();
+        (state.mark.etag, state.is_tag_useless) = (None, true);
+    }
+
     /// Upstream has said how long the blob is. Another length than before is another blob.
     fn learn(&self, length: Option<u64>) -> Result<(), CacheError> {
         let mut state = self.state.lock();
@@ -227,6 +244,14 @@ impl Supply {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Upstream is asked for a part again after a break: it costs nothing, and the next one may give it.
+    fn hope_for_parts(&self) {
+        let mut state = self.state.lock();
+        if state.parts == Parts::Refused {
+            state.parts = Parts::Unknown;
         }
     }
 
@@ -271,6 +296,8 @@ impl Supply {
     }
 }
 
+/// So much earlier than for an answer is a place given up.
+const PLACE_BEFORE: Duration = Duration::from_secs(1);
 const OTHER_RANGE: &str = "a range other than the one asked for";
 
 // === impl Download ===
@@ -281,7 +308,9 @@ impl Download {
     pub(super) async fn begin(supply: Arc<Supply>, part: Part, deadline: Instant) -> Result<Self, CacheError> {
         let mut part = part;
         let place = supply.origin.registry.place(Priority::Waiting, None);
-        let place = tokio::time::timeout_at(deadline, place).await.map_err(|_| supply.no_place())?;
+        // Earlier than the answer is given up, so that it is said what was waited for.
+        let until = deadline.checked_sub(PLACE_BEFORE).unwrap_or(deadline);
+        let place = tokio::time::timeout_at(until, place).await.map_err(|_| supply.no_place())?;
         loop {
             let (endpoint, until) = (supply.endpoints.current(), supply.endpoints.first_deadline(deadline));
             match supply.ask(&endpoint, part, until).await {
@@ -324,6 +353,7 @@ impl Download {
             body: None,
             place: None,
             priority,
+            is_whole: false,
             via: Via::Anonymous,
             gained: 0,
             fruitless: 0,
@@ -354,6 +384,7 @@ impl Download {
             body: Some(body),
             place: Some(place),
             priority: Priority::Waiting,
+            is_whole: status == StatusCode::OK,
             via,
             gained: 0,
             fruitless: 0,
@@ -364,6 +395,21 @@ impl Download {
     /// By whose right upstream gives it.
     pub(super) fn via(&self) -> Via {
         self.via
+    }
+
+    /// Gives its place to others, and goes on: of a client that reads when it likes nobody knows how long that takes.
+    pub(super) fn give_place_back(&mut self) {
+        self.place = None;
+    }
+
+    /// Whether a mirror gives it.
+    pub(super) fn is_from_mirror(&self) -> bool {
+        self.endpoint.is_mirror
+    }
+
+    /// Whether it was answered with all of the blob, not with a part.
+    pub(super) fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// Where the next byte belongs.
@@ -444,6 +490,7 @@ impl Download {
         self.supply.patience.came(new);
         if self.gained >= PROGRESS {
             self.fruitless = 0;
+            self.supply.endpoints.progressed();
         }
     }
 
@@ -468,6 +515,7 @@ impl Download {
             if let Some(last) = error.take() {
                 // What broke is not read on, and meanwhile others may fetch.
                 (self.body, self.place) = (None, None);
+                self.supply.hope_for_parts();
                 self.fruitless += 1;
                 let pause = self.pause(&last)?;
                 tokio::time::sleep(pause).await;
@@ -487,6 +535,7 @@ impl Download {
                     if self.fruitless > 0 {
                         self.supply.count_resume();
                     }
+                    self.is_whole = answer.status == StatusCode::OK;
                     (self.body, self.via, self.at, self.gained) = (Some(answer.body), answer.via, at, 0);
                     return Ok(());
                 }
@@ -558,6 +607,11 @@ fn is_about_the_part(error: &CacheError) -> bool {
         CacheError::BadAnswer { reason, .. } => *reason == OTHER_RANGE,
         _ => false,
     }
+}
+
+/// Whether an answer to If-Range with this tag says that there is another one now.
+fn is_another(sent: Option<&str>, headers: &HeaderMap) -> bool {
+    sent.is_some() && headers.contains_key(header::ETAG) && strong_etag(headers).as_deref() != sent
 }
 
 /// `Content-Length`, if there is one that makes sense.

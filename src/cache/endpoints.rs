@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::recent::Recent;
 use crate::oci::{Digest, Via};
-use crate::upstream::{Registry, Right};
+use crate::upstream::Registry;
 
 /// How long a mirror is not asked that may have brought something wrong.
 pub(super) const ASIDE_FOR: Duration = Duration::from_hours(1);
@@ -49,9 +49,10 @@ pub(super) struct Endpoint {
 // === impl Endpoints ===
 
 impl Endpoints {
-    /// Of an upstream that is asked by this right.
-    pub(super) fn new(own: &Arc<Registry>, right: &Right, aside: &Aside) -> Self {
-        let mirrors = if *right == Right::Anonymous { usable(own, aside) } else { Vec::new() };
+    /// Of an upstream. Mirrors are asked from the start on only where upstream's last word is that everybody may have what is
+    /// asked for.
+    pub(super) fn new(own: &Arc<Registry>, is_public: bool, aside: &Aside) -> Self {
+        let mirrors = if is_public { usable(own, aside) } else { Vec::new() };
         let state = State { mirrors, at: 0, failed: 0, used: Vec::new() };
         Self { own: Arc::clone(own), aside: Arc::clone(aside), state: Mutex::new(state) }
     }
@@ -62,7 +63,7 @@ impl Endpoints {
         Self { own: Arc::clone(own), aside: Arc::new(Recent::new(ASIDE_FOR, 1)), state: Mutex::new(state) }
     }
 
-    /// Upstream has given the blob by this right.
+    /// Upstream itself has given the blob by this right.
     pub(super) fn given(&self, via: Via) {
         let mut state = self.state.lock();
         if via != Via::Anonymous {
@@ -121,11 +122,15 @@ impl Endpoints {
         if others == 0 { deadline } else { deadline.checked_sub(left / 2).unwrap_or(deadline) }
     }
 
+    /// Bytes have come. A head alone is nothing: one that breaks every body off would be asked without a pause.
+    pub(super) fn progressed(&self) {
+        self.state.lock().failed = 0;
+    }
+
     /// This one has answered.
     pub(super) fn answered(&self, endpoint: &Endpoint) {
         let name = endpoint.registry.endpoint();
         let mut state = self.state.lock();
-        state.failed = 0;
         if endpoint.is_mirror && !state.used.contains(&name) {
             state.used.push(name);
         }
@@ -187,15 +192,15 @@ mod tests {
     use super::super::tests::registry_of;
     use super::*;
 
-    fn endpoints(right: &Right) -> (Endpoints, Aside) {
+    fn endpoints(is_public: bool) -> (Endpoints, Aside) {
         let registry = registry_of("mirrors = [\"http://127.0.0.2:9\", \"http://127.0.0.3:9\"]");
         let aside: Aside = Arc::new(Recent::new(ASIDE_FOR, 10));
-        (Endpoints::new(&registry, right, &aside), aside)
+        (Endpoints::new(&registry, is_public, &aside), aside)
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_is_asked_in_turn_and_a_wait_comes_after_all_of_them() {
-        let (endpoints, _) = endpoints(&Right::Anonymous);
+        let (endpoints, _) = endpoints(true);
         let turn = |_| (endpoints.name(), endpoints.next(&endpoints.current()));
         let turns: Vec<_> = (0..4).map(turn).collect();
         let named = |name: &str, goes_on| (name.to_owned(), goes_on);
@@ -210,14 +215,17 @@ mod tests {
         );
         let one = endpoints.current();
         endpoints.answered(&one);
-        assert!(endpoints.next(&one), "who answers begins it anew");
+        assert!(endpoints.next(&one));
+        assert!(!endpoints.next(&endpoints.current()) && endpoints.next(&endpoints.current()), "a head is no progress");
+        endpoints.progressed();
+        let one = endpoints.current();
+        assert!(endpoints.next(&one), "bytes begin it anew");
         assert!(endpoints.next(&one), "of several downloads that fail at once the first one moves on");
-        assert_eq!(endpoints.name(), "127.0.0.3:9");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_everybodys_is_asked_of_upstream_alone() {
-        let (endpoints, _) = endpoints(&Right::Shared);
+        let (endpoints, _) = endpoints(false);
         assert!(!endpoints.has_others());
         endpoints.given(Via::Shared);
         assert!(!endpoints.has_others());
@@ -230,7 +238,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_refuses_or_lies_is_left() {
-        let (endpoints, aside) = endpoints(&Right::Anonymous);
+        let (endpoints, aside) = endpoints(true);
         let own = endpoints.current();
         assert!(!endpoints.leave(&own), "upstream's own word counts");
         endpoints.next(&own);

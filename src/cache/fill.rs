@@ -166,7 +166,9 @@ impl Cache {
         let origin = self.origin(target, digest)?;
         let mut running = self.fills.running.lock();
         // One that has failed is about to leave the table; whoever comes now is not answered by it.
-        let alive = |fill: &&Fill| !fill.watcher.has_failed() && !fill.shared.lenders.are_closed();
+        let alive = |fill: &&Fill| {
+            !fill.watcher.has_failed() && !fill.shared.lenders.are_closed() && !fill.shared.demand.is_shut()
+        };
         if let Some(fill) = running.get(digest).filter(alive) {
             let joined = match joining {
                 Joining::Any => true,
@@ -272,7 +274,7 @@ impl FillTask {
         let Origin { target, digest, registry, .. } = &self.origin;
         let (asked, shared) = (self.fill.asked, &self.fill.shared);
         let left = self.cache.store.take_up(digest).await;
-        let endpoints = Endpoints::new(registry, &target.right, &self.cache.aside);
+        let endpoints = Endpoints::new(registry, self.cache.may_tell_mirrors(target).await, &self.cache.aside);
         let supply = Supply::new(
             self.origin.clone(),
             endpoints,
@@ -292,8 +294,12 @@ impl FillTask {
             }
         };
         let (length, via) = (supply.mark().length, download.via());
-        supply.endpoints().given(via);
-        let (mut writer, taken_up) = self.writer(left, length).await?;
+        // A mirror's word says nothing about who may read upstream.
+        let from_mirror = download.is_from_mirror();
+        if !from_mirror {
+            supply.endpoints().given(via);
+        }
+        let (mut writer, taken_up) = self.writer(left, length, from_mirror).await?;
         writer.remember(PartialMark { upstream: Some(registry.name().to_string()), etag: supply.mark().etag });
         // Before the head: who sees that may look.
         let _ = shared.via.set(via);
@@ -307,6 +313,7 @@ impl FillTask {
         let verified = match ended {
             Ok(Ended::Whole) => writer.verify().await.map_err(Broken::Store),
             Ok(Ended::Unread) => {
+                // Nobody joins any more: see `Legs::is_abandoned`.
                 writer.park().await;
                 return Err(CacheError::Parked(Box::new(*digest)));
             }
@@ -315,7 +322,8 @@ impl FillTask {
         let bytes = match verified {
             Ok(bytes) => bytes,
             Err(Broken::Upstream(error)) => {
-                // Before it is told: who comes then goes on from here.
+                // Who comes from here on begins another one, which goes on from what is put down before that is told.
+                shared.demand.shut();
                 writer.park().await;
                 return Err(error);
             }
@@ -332,13 +340,18 @@ impl FillTask {
                 return Ok(());
             }
         }
-        self.link(Proven { via, asked }, supply.is_withdrawn(), bytes).await;
+        self.link((Proven { via, asked }, from_mirror), supply.is_withdrawn(), bytes).await;
         Ok(())
     }
 
     /// The file that the blob goes into: the one that an earlier fill has left, if there is one and it can be the same
     /// blob. Whether it is that.
-    async fn writer(&self, left: Option<Partial>, length: Option<u64>) -> Result<(BlobWriter, bool), CacheError> {
+    async fn writer(
+        &self,
+        left: Option<Partial>,
+        length: Option<u64>,
+        from_mirror: bool,
+    ) -> Result<(BlobWriter, bool), CacheError> {
         let digest = &self.origin.digest;
         if let Some(partial) = left {
             let present = partial.present().total();
@@ -347,20 +360,28 @@ impl FillTask {
                 tracing::info!(%digest, present, length, "going on with what an earlier download has left");
                 return Ok((writer, true));
             }
-            tracing::warn!(%digest, present, length, "what an earlier download has left has another length; beginning anew");
-            partial.discard().await;
+            if from_mirror {
+                // It stays for who asks upstream itself.
+                drop(partial);
+            } else {
+                tracing::warn!(%digest, present, length, "what an earlier download has left has another length; beginning anew");
+                partial.discard().await;
+            }
         }
         Ok((self.cache.store.create(digest, length).await?, false))
     }
 
     /// Links the names under which upstream has said that it has the blob, which is published.
-    async fn link(&self, first: Proven, withdrawn: bool, bytes: u64) {
+    async fn link(&self, (first, from_mirror): (Proven, bool), withdrawn: bool, bytes: u64) {
         let Origin { target, digest, .. } = &self.origin;
         let mut proven = self.fill.shared.lenders.publish();
         if withdrawn || self.fill.is_doubted() {
             // That upstream began to give it says nothing any more about who may have it.
             let via = if first.via == Via::Shared { Via::Shared } else { Via::Client };
             self.cache.keep_link(target, digest, Link::blob(via, bytes), &first.asked).await;
+        } else if from_mirror {
+            // Upstream's last word was that everybody may have what is in this repository. Nothing new is known of that.
+            self.cache.keep_link(target, digest, Link::blob(first.via, bytes), &first.asked).await;
         } else {
             proven.push((target.clone(), first));
         }
@@ -442,7 +463,8 @@ fn first_part(left: Option<&Partial>, wanted: Part) -> Part {
     }
     // All that is wanted is there. Upstream is asked all the same, whether it may be given out, for as little as possible.
     let missing = present.gaps(0..length).into_iter().next();
-    missing.map_or(Part::Whole, |gap| part(gap.start..gap.end.min(gap.start + BLOCK)))
+    missing
+        .map_or(Part::From(length.saturating_sub(BLOCK), None), |gap| part(gap.start..gap.end.min(gap.start + BLOCK)))
 }
 
 #[cfg(test)]

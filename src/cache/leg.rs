@@ -103,7 +103,7 @@ impl Handle {
             resumed.map_err(Broken::Upstream)?
         };
         loop {
-            if supply.parts() == Parts::Refused {
+            if supply.parts() == Parts::Refused && download.is_whole() {
                 // Whatever it was to bring, this is all that there will be.
                 is_whole.store(true, Ordering::Relaxed);
                 end.store(u64::MAX, Ordering::Relaxed);

@@ -25,8 +25,10 @@ use crate::upstream::Priority;
 
 /// How often is looked at rates, and at whether somebody reads.
 const TICK: Duration = Duration::from_secs(1);
-/// How long a fill goes on that nobody reads and that is not to be finished: readers of parts come again.
+/// How long a fill goes on that nobody reads and that is not to be finished.
 const UNREAD: Duration = Duration::from_secs(10);
+/// The same where parts are all that was asked for: who reads these comes again.
+const UNREAD_PARTS: Duration = Duration::from_mins(1);
 /// Less than this is brought in any case.
 const SMALL: u64 = 64 << 20;
 /// What is not known of a blob's length.
@@ -94,6 +96,9 @@ impl<'a> Legs<'a> {
             self.decide_on_whole(&wanted, writer.length());
             for part in self.steps(&wanted, &come) {
                 let priority = if is_waited_for(&part, &wanted, &come) { Priority::Waiting } else { Priority::Ahead };
+                if priority == Priority::Ahead && !self.running.is_empty() && !self.has_place() {
+                    continue;
+                }
                 legs.push(self.leg(&part, priority).run(Arc::clone(self.supply), None, into));
             }
             if legs.is_empty() && self.is_whole(&come) {
@@ -158,7 +163,8 @@ impl<'a> Legs<'a> {
             wants: &wanted.wants,
             whole: self.whole,
             width: self.width.get(),
-            most: self.most,
+            // One more would wait for a place; but one that nobody waits for can give its own way.
+            most: if self.has_place() { self.most } else { self.running.len().clamp(1, self.most) },
         });
         let mut parts = Vec::new();
         for step in steps {
@@ -169,6 +175,11 @@ impl<'a> Legs<'a> {
             }
         }
         parts
+    }
+
+    /// Whether one more request may be made now.
+    fn has_place(&self) -> bool {
+        self.supply.origin.registry.try_place().is_some()
     }
 
     fn with(&self, id: u64, act: impl Fn(&Handle)) {
@@ -194,8 +205,13 @@ impl<'a> Legs<'a> {
             return false;
         }
         let since = *self.unread.get_or_insert_with(Instant::now);
+        let patience = if self.whole { UNREAD } else { UNREAD_PARTS };
+        if since.elapsed() < patience {
+            return false;
+        }
         // What cannot be put aside is finished.
         let Some(length) = self.supply.mark().length.filter(|length| *length >= BlobWriter::KEPT_FROM) else {
+            self.whole = true;
             return false;
         };
         let far_along = length - total.min(length) <= SMALL || total >= length / 2;
@@ -204,7 +220,7 @@ impl<'a> Legs<'a> {
             Abandon::Park => false,
             Abandon::Auto => far_along,
         };
-        since.elapsed() >= UNREAD && !(finish && self.whole)
+        !(finish && self.whole) && self.demand.shut_if_unread()
     }
 }
 

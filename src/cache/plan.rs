@@ -17,8 +17,9 @@ pub(super) const BLOCK: u64 = 4096;
 const WORTH_DIVIDING: u64 = 4 << 20;
 /// A request that has no more than this to bring is not stopped where nobody waits for it any more: as much is on its way.
 const WORTH_STOPPING: u64 = 256 << 10;
-/// More separate parts than this of one blob are not begun: the map is kept in memory, and written to the disk.
-const PARTS: usize = 8192;
+/// Where there are more separate parts than this of one blob, a new one also closes a gap: the map is kept in memory, and
+/// written to the disk.
+const PARTS: usize = if cfg!(test) { 4 } else { 8192 };
 
 /// A request that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,15 +63,24 @@ pub(super) enum Step {
 struct Draft<'a> {
     situation: &'a Situation<'a>,
     running: Vec<Running>,
+    /// See [`missing`].
+    missing: Vec<(u64, u64)>,
     steps: Vec<Step>,
 }
 
 /// What to do. Nothing, where all that is wanted is on its way.
 pub(super) fn plan(situation: &Situation<'_>) -> Vec<Step> {
-    let running = situation.running.iter().filter(|one| !one.left.is_empty()).cloned().collect();
-    let mut draft = Draft { situation, running, steps: Vec::new() };
+    let mut draft = Draft { situation, running: Vec::new(), missing: missing(situation), steps: Vec::new() };
+    for one in situation.running.iter().filter(|one| !one.left.is_empty()) {
+        // Upstream may have begun it where it liked.
+        if situation.come.contains(&one.left) {
+            draft.steps.push(Step::Stop(one.id));
+        } else {
+            draft.running.push(one.clone());
+        }
+    }
     let mut served = Vec::new();
-    for missing in draft.missing() {
+    for missing in draft.missing.clone() {
         match draft.serve(missing) {
             Some(id) => served.push(id),
             None => draft.begin_for(missing, &mut served),
@@ -84,32 +94,32 @@ pub(super) fn plan(situation: &Situation<'_>) -> Vec<Step> {
     draft.steps
 }
 
+/// The first byte that each reader lacks, with the end of what it wants: who has least before it comes first. Those who
+/// lack the same are one, and the furthest end counts.
+fn missing(situation: &Situation<'_>) -> Vec<(u64, u64)> {
+    let Situation { length, come, wants, .. } = situation;
+    let lacks = |want: &Range<u64>| {
+        let end = want.end.min(*length);
+        let at = come.end_of_run(want.start);
+        (at < end).then(|| (at - want.start, at, end))
+    };
+    let mut lacking: Vec<_> = wants.iter().filter_map(lacks).collect();
+    lacking.sort_by_key(|(ahead, ..)| *ahead);
+    let mut missing: Vec<(u64, u64)> = Vec::with_capacity(lacking.len());
+    let mut places = HashMap::with_capacity(lacking.len());
+    for (_, at, end) in lacking {
+        let place = *places.entry(at).or_insert(missing.len());
+        match missing.get_mut(place) {
+            Some((_, furthest)) => *furthest = end.max(*furthest),
+            None => missing.push((at, end)),
+        }
+    }
+    missing
+}
+
 // === impl Draft ===
 
 impl Draft<'_> {
-    /// The first byte that each reader lacks, with the end of what it wants: who has least before it comes first. Those who
-    /// lack the same are one, and the furthest end counts.
-    fn missing(&self) -> Vec<(u64, u64)> {
-        let Situation { length, come, wants, .. } = self.situation;
-        let lacks = |want: &Range<u64>| {
-            let end = want.end.min(*length);
-            let at = come.end_of_run(want.start);
-            (at < end).then(|| (at - want.start, at, end))
-        };
-        let mut lacking: Vec<_> = wants.iter().filter_map(lacks).collect();
-        lacking.sort_by_key(|(ahead, ..)| *ahead);
-        let mut missing: Vec<(u64, u64)> = Vec::with_capacity(lacking.len());
-        let mut places = HashMap::with_capacity(lacking.len());
-        for (_, at, end) in lacking {
-            let place = *places.entry(at).or_insert(missing.len());
-            match missing.get_mut(place) {
-                Some((_, furthest)) => *furthest = end.max(*furthest),
-                None => missing.push((at, end)),
-            }
-        }
-        missing
-    }
-
     /// The request that brings this byte soon, if there is one.
     fn serve(&self, (at, _): (u64, u64)) -> Option<u64> {
         let soon = |one: &&Running| one.left.contains(&at) && at - one.left.start <= NEAR;
@@ -119,9 +129,6 @@ impl Draft<'_> {
     /// A new request for who lacks this, if there may be one more, or one that nobody waits for gives way.
     fn begin_for(&mut self, (at, end): (u64, u64), served: &mut Vec<u64>) {
         let Situation { length, come, .. } = *self.situation;
-        if come.len() >= PARTS {
-            return;
-        }
         if self.running.len() >= self.situation.most && !self.give_way(served) {
             return;
         }
@@ -132,10 +139,25 @@ impl Draft<'_> {
         let mut stop = end.checked_next_multiple_of(BLOCK).unwrap_or(end).min(length);
         stop = come.next_start(at).map_or(stop, |next| stop.min(next));
         stop = self.running.iter().map(|one| one.left.start).filter(|next| *next > at).fold(stop, u64::min);
+        if come.len() >= PARTS && !self.running.iter().any(|one| one.left.contains(&start)) {
+            (start, stop) = self.closing(start..stop);
+        }
         if let Some(index) = self.running.iter().position(|one| one.left.contains(&start)) {
             stop = stop.min(self.shorten(index, start));
         }
         self.start(start..stop, served);
+    }
+
+    /// This part, and what is missing on the shorter side of it, so that there is no separate part more.
+    fn closing(&self, part: Range<u64>) -> (u64, u64) {
+        let Situation { length, come, .. } = self.situation;
+        let before = come.gaps(0..part.start + 1).pop().map_or(part.start, |gap| gap.start);
+        let ends = self.running.iter().map(|one| one.left.end).filter(|end| *end <= part.start);
+        let before = ends.fold(before, u64::max);
+        let after = come.next_start(part.end).unwrap_or(*length);
+        let after =
+            self.running.iter().map(|one| one.left.start).filter(|start| *start >= part.end).fold(after, u64::min);
+        if part.start - before <= after - part.end { (before, part.end) } else { (part.start, after) }
     }
 
     /// One that runs, or is to begin, ends there; where it would have ended.
@@ -164,7 +186,7 @@ impl Draft<'_> {
     /// Stops a request that nobody waits for: the one with most to bring. False: somebody waits for each.
     fn give_way(&mut self, served: &[u64]) -> bool {
         let waited = |one: &Running| {
-            served.contains(&one.id) || self.missing().iter().any(|missing| self.serve(*missing) == Some(one.id))
+            served.contains(&one.id) || self.missing.iter().any(|missing| self.serve(*missing) == Some(one.id))
         };
         let idle = self.running.iter().enumerate().filter(|(_, one)| one.id != u64::MAX && !waited(one));
         let Some((index, _)) = idle.max_by_key(|(_, one)| one.left.end - one.left.start) else { return false };

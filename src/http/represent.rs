@@ -53,7 +53,7 @@ pub(super) enum Payload {
 
 /// Bytes of a file that are read at once for a client of HTTP/2: a stream that its client does not read holds what was
 /// read for it, and a connection has a hundred of them.
-const HTTP2_CHUNK: u64 = 32 * 1024;
+const HTTP2_CHUNK: usize = 32 * 1024;
 
 type Chunks = BoxStream<'static, Result<Bytes, BodyError>>;
 
@@ -77,6 +77,15 @@ impl Representation {
                 range::parse(request.headers.get(RANGE), length)
             }
             _ => Ranges::Whole,
+        };
+        // Parts that are the whole together are verified like the whole: as one.
+        let ranges = match ranges {
+            Ranges::Many(parts)
+                if !self.is_verified() && Some(parts.iter().map(|part| part.end - part.start).sum()) == self.length =>
+            {
+                Ranges::Whole
+            }
+            ranges => ranges,
         };
         let outlet = request.extensions.get::<Outlet>().filter(|_| !in_frames);
         let part = matches!(ranges, Ranges::One(_) | Ranges::Many(_));
@@ -158,7 +167,7 @@ impl Representation {
             Payload::Content(content) => {
                 let content = content.narrowed(range.as_ref());
                 match range.clone().or(self.length.map(|length| 0..length)) {
-                    Some(range) if in_frames => frames(content, range),
+                    Some(range) if in_frames => frames(&content, range),
                     _ => content.read(range, outlet).map(|chunk| chunk.map_err(Into::into)).boxed(),
                 }
             }
@@ -200,10 +209,8 @@ impl Representation {
 }
 
 /// `range` of `content`, in small pieces. Nobody asks for more after an error.
-fn frames(content: Content, range: Range<u64>) -> Chunks {
-    let step = usize::try_from(HTTP2_CHUNK).unwrap_or(usize::MAX);
-    let piece = move |at: u64| content.read(Some(at..at.saturating_add(HTTP2_CHUNK).min(range.end)), None);
-    stream::iter((range.start..range.end).step_by(step)).flat_map(piece).map(|chunk| chunk.map_err(Into::into)).boxed()
+fn frames(content: &Content, range: Range<u64>) -> Chunks {
+    content.read_in(Some(range), None, HTTP2_CHUNK).map(|chunk| chunk.map_err(Into::into)).boxed()
 }
 
 /// `If-None-Match` holds an equal tag, weakly compared, or `*` (RFC 9110, 13.1.2).

@@ -30,8 +30,6 @@ use super::work::{Named, Work};
 use super::{BlobWriter, Inner, Store, StoreError};
 use crate::oci::Digest;
 
-/// Of a file that has all its bytes so many are said to be missing at the end: upstream must be asked before anybody gets it.
-const TAIL: u64 = 4 << 10;
 /// What nobody has gone on with for longer goes.
 const TOO_OLD: Duration = Duration::from_hours(7 * 24);
 
@@ -67,10 +65,7 @@ impl Store {
         self.0.partials.settle(digest).await;
         let (claim, parked) = self.0.partials.take(digest)?;
         let Left { length, present, mark, .. } = &parked.left;
-        let (length, mut present, mark) = (*length, present.clone(), mark.clone());
-        if present.contains(&(0..length)) {
-            present.remove(&(length.saturating_sub(TAIL)..length));
-        }
+        let (length, present, mark) = (*length, present.clone(), mark.clone());
         let taken = Some((claim, parked));
         Some(Partial { store: self.clone(), digest: *digest, length, present, mark, taken })
     }
@@ -84,7 +79,7 @@ impl Partial {
         self.length
     }
 
-    /// What of them is in the file; never all.
+    /// What of them is in the file; perhaps all, and it was never published.
     pub fn present(&self) -> &ByteRanges {
         &self.present
     }

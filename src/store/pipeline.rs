@@ -312,6 +312,9 @@ impl Drop for Pipeline {
 impl Pipeline {
     /// Ends the writing where it is; returns when what can be gone on with is left for that.
     pub(super) async fn park(mut self) {
+        if let Some(checkpoints) = &self.shared.checkpoints {
+            checkpoints.end();
+        }
         // What was accepted reaches the file first. Where that fails, nothing stays.
         let _ = self.flush().await;
         if let Some(job) = self.end() {

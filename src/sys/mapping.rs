@@ -126,8 +126,9 @@ impl Mapping {
         let Some((first, length)) = self.pages(range, 1) else { return &[] };
         // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self` and is no longer than a slice
         // may be. The bytes are initialised:
-        // they were in the file when `is_resident` said so. Nobody changes them meanwhile: a blob's file is written
-        // once, from the start on, no byte of it twice, and never truncated. Another process with rights to the store
+        // they were in the file when `is_resident` said so. Nobody changes them meanwhile: who reads a blob's file that
+        // grows is told of bytes when they are there, and from then on they are neither written again nor cut off, whatever is
+        // written beside them, and whoever goes on with the file later. Another process with rights to the store
         // could break that; as nothing reads through the slice where the file is sent by the kernel, it would be seen
         // by sendfile(2) as a short file, and is an error there.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast::<u8>().add(first), length) }

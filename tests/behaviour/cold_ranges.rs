@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::common::content::blob;
 use crate::common::invariants::{check, is_stored};
 use crate::common::upstream::{Reply, Request, registry};
-use crate::common::{Ask, Cistern, Gate, Got, Upstream, acts, eventually};
+use crate::common::{Ask, Cistern, Gate, Got, Upstream, acts, clock, eventually};
 use bytes::Bytes;
 use ocistern::oci::Digest;
 use tokio::task::JoinSet;
@@ -263,4 +263,57 @@ async fn what_runs_can_be_looked_at() {
     whole.finish().await.assert_is(&bytes);
     cistern.settle().await;
     assert_eq!(cistern.fills().await, serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_that_are_the_whole_together_are_verified_like_the_whole() {
+    for http2 in [false, true] {
+        let (cistern, upstream, bytes, _, target) = stage(13, 3 * MIB, "").await;
+        let act = move |request: &Request, honest: Reply| {
+            if request.header("range").is_some_and(|range| !range.starts_with("bytes=0-")) {
+                return honest;
+            }
+            let mut wrong = honest.body.to_vec();
+            wrong[100] ^= 1;
+            Reply { body: wrong.into(), ..honest }
+        };
+        upstream.script("GET", &target, .., Arc::new(act));
+        let half = bytes.len() / 2;
+        let ask = Ask::get(&target).with("range", &format!("bytes={half}-{},0-{}", bytes.len() - 1, half - 1));
+        let got = cistern.send(if http2 { ask.http2() } else { ask }).await;
+        assert!(got.cut.is_some(), "all of it came, and it ended cleanly: {}", got.summary());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_with_validators_and_without_ranges_is_downloaded_once() {
+    let (cistern, upstream, bytes, digest, target) = stage(14, 8 * MIB, "").await;
+    let whole = bytes.clone();
+    let act = move |request: &Request, _: Reply| {
+        let reply = Reply::new(200, "application/octet-stream", whole.clone()).with("ETag", "\"strong\"");
+        Reply { head_only: request.method == "HEAD", ..reply }
+    };
+    upstream.script("GET", &target, .., Arc::new(act));
+    let mut all = JoinSet::new();
+    for n in 0..8 {
+        let (client, target, bytes) = (cistern.client(), target.clone(), bytes.clone());
+        all.spawn(async move {
+            assert_part(&client.send(part(&target, n * MIB, n * MIB + 9000)).await, &bytes, n * MIB, n * MIB + 9000);
+        });
+    }
+    all.join_all().await;
+    cistern.settle().await;
+    assert!(is_stored(&cistern, &digest));
+    let received = cistern.metric("ocistern_upstream_received_bytes_total", &[]).await;
+    assert!(received <= 2 * bytes.len() as u64 + MIB as u64, "{received} bytes for {}", bytes.len());
+}
+
+#[tokio::test]
+async fn a_small_blob_that_was_read_in_parts_is_no_fill_for_ever() {
+    let (cistern, _upstream, bytes, digest, target) = stage(15, 800_000, "range_fill = \"never\"").await;
+    let _warp = clock::warp();
+    assert_part(&cistern.send(part(&target, 0, 100)).await, &bytes, 0, 100);
+    cistern.settle().await;
+    assert!(is_stored(&cistern, &digest), "what is too small to be put aside is finished");
+    check(&cistern).await;
 }

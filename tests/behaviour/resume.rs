@@ -93,9 +93,11 @@ async fn what_upstream_changes_in_the_middle_changes_nothing_for_clients() {
     let (upstream, bytes, _, target) = stage(5, 600_000).await;
     let cistern = Cistern::start(&upstream, "").await;
     let _warp = clock::warp();
-    // Another entity tag when it goes on: the whole comes again, and is consumed up to the mark.
+    // Another entity tag when it goes on: the digest is what counts, and the part is asked for without the tag.
     upstream.script("GET", &target, 0..1, acts::both(acts::header("ETag", "\"old\""), acts::cut_at(300_000, Cut::Fin)));
     cistern.get(&target).await.assert_is(&bytes);
+    let last = upstream.requests("GET", &target).pop().unwrap();
+    assert_eq!((last.status, last.request.header("if-range")), (206, None));
     check(&cistern).await;
     // Ranges are ignored.
     let (upstream, bytes, _, target) = stage(6, 600_000).await;
@@ -234,4 +236,22 @@ async fn visit(client: Client, target: String, wait: Duration, leaves: Option<u6
         }
         None => Some(live.finish().await),
     }
+}
+
+#[tokio::test]
+async fn an_upstream_that_breaks_every_body_off_is_not_asked_without_a_pause() {
+    let (upstream, mirror) = (Upstream::start().await, Upstream::start().await);
+    let bytes = blob(14, 600_000);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+    mirror.blob("app", &bytes);
+    for one in [&upstream, &mirror] {
+        one.script("GET", &target, .., acts::cut_at(0, Cut::Fin));
+    }
+    let keys = format!("mirrors = [{:?}]\nresume_for = \"1m\"", mirror.url());
+    let cistern = Cistern::start(&upstream, &keys).await;
+    let _warp = clock::warp();
+    let got = cistern.get(&target).await;
+    assert!(!got.complete());
+    let asked = upstream.count("GET", &target) + mirror.count("GET", &target);
+    assert!(asked < 60, "{asked} requests within a minute");
 }

@@ -18,6 +18,8 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Where next to nothing has come since the last one, the next is so much later: a link that stands still for long is likely
 /// to be gone for good, or the machine.
 const LITTLE_LATER: Duration = Duration::from_secs(9);
+/// Less than this is not worth a sync where a fill is given up.
+const LEAST_LEFT: u64 = 64 << 10;
 /// Syncs take at most this part of the time, as a divisor.
 const SHARE: u32 = 20;
 
@@ -91,7 +93,9 @@ impl Shared {
     /// Whether what is there can be gone on with.
     pub(super) fn can_stay(&self, queue: &Queue) -> bool {
         let is_right = !queue.is_wrong && !matches!(queue.sum, Sum::Lost(_));
-        self.checkpoints.is_some() && is_right && queue.present.total() >= self.inner.partials.least()
+        // Of a blob that is read in parts it may be little.
+        let least = self.inner.partials.least().min(LEAST_LEFT);
+        self.checkpoints.is_some() && is_right && queue.present.total() >= least
     }
 
     /// The fill was given up: what is there stays for another time, or goes. Blocks.
