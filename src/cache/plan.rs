@@ -414,5 +414,82 @@ mod tests {
                 prop_assert!(come.contains(&(0..length)));
             }
         }
+
+        /// Readers come, read on and leave, requests bring some bytes, break off and end, in any order, and each time it is
+        /// decided anew: nothing is ever asked for twice, no more requests run than may, and whoever stays gets all of its part.
+        #[test]
+        fn readers_come_and_go(
+            length in 1_u64..2_000_000,
+            (whole, width, most) in (any::<bool>(), 1_usize..4, 1_usize..5),
+            happenings in prop::collection::vec((0_u8..7, any::<usize>(), 0_u64..2_000_000), 1..120),
+        ) {
+            let mut come = ByteRanges::default();
+            let mut asked = ByteRanges::default();
+            let (mut running, mut wants): (Vec<Running>, Vec<Range<u64>>) = (Vec::new(), Vec::new());
+            let mut next = 0;
+            let mut happenings = happenings.into_iter();
+            for turn in 0.. {
+                prop_assert!(turn < 20_000, "it ends");
+                let situation = Situation { length, come: &come, running: &running, wants: &wants, whole, width, most };
+                for step in plan(&situation) {
+                    match step {
+                        Step::Shorten { id, end } => {
+                            let one = running.iter_mut().find(|one| one.id == id).unwrap();
+                            asked.remove(&(end..one.left.end));
+                            one.left.end = end;
+                        }
+                        Step::Stop(id) => {
+                            let index = running.iter().position(|one| one.id == id).unwrap();
+                            asked.remove(&running.swap_remove(index).left);
+                        }
+                        Step::Start(part) => {
+                            prop_assert_eq!(asked.gaps(part.clone()), vec![part.clone()], "it was asked for already");
+                            asked.insert(part.clone());
+                            running.push(Running { id: next, left: part });
+                            next += 1;
+                        }
+                    }
+                }
+                running.retain(|one| !one.left.is_empty());
+                prop_assert!(running.len() <= most);
+                // When nothing more happens, all that runs ends.
+                let (kind, which, bytes) = match happenings.next() {
+                    Some(happening) => happening,
+                    None if running.is_empty() => break,
+                    None => (6, 0, length),
+                };
+                match kind {
+                    0 => wants.push(bytes.min(length - 1)..(bytes + 1 + bytes / 3).min(length)),
+                    1 => wants.push(bytes.min(length - 1)..OPEN),
+                    2 if !wants.is_empty() => {
+                        wants.swap_remove(which % wants.len());
+                    }
+                    3 if !wants.is_empty() => {
+                        let index = which % wants.len();
+                        let want = &mut wants[index];
+                        // A reader gets no further than what is there.
+                        want.start = come.end_of_run(want.start).min(want.start + bytes).min(want.end);
+                    }
+                    // One breaks off for good: what it did not bring is asked for again.
+                    4 if !running.is_empty() => {
+                        asked.remove(&running.swap_remove(which % running.len()).left);
+                    }
+                    _ if !running.is_empty() => {
+                        let index = which % running.len();
+                        let one = &mut running[index];
+                        let at = (one.left.start + bytes + 1).min(one.left.end);
+                        come.insert(one.left.start..at);
+                        one.left.start = at;
+                        running.retain(|one| !one.left.is_empty());
+                    }
+                    _ => {}
+                }
+            }
+            for want in &wants {
+                let part = want.start..want.end.min(length).max(want.start);
+                prop_assert!(come.contains(&part), "{part:?} in {come:?}");
+            }
+            prop_assert!(!whole || come.contains(&(0..length)));
+        }
     }
 }
