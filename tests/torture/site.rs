@@ -165,7 +165,7 @@ impl Site {
              [[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"up\"\n\
              [admin]\naddress = \"127.0.0.1:0\"\n\
              [store]\ncapacity = \"{capacity}\"\ndurability = \"{durability}\"\n{}\n\
-             [upstream.up]\nurl = {url:?}\ntags = \"immutable\"\npublic_for = \"1h\"\n\
+             [upstream.up]\nurl = {url:?}\ntags = \"immutable\"\npublic_for = \"1h\"\nresume_for = \"5s\"\n\
              [[upstream.up.rule]]\nrepository = \"moved\"\ntags = \"always\"\n",
             self.keys
         );
