@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::common::content::sha256;
 use crate::common::invariants::{stored, unrest, wrong_blobs};
+use crate::common::upstream::Request;
 use crate::common::{Ask, Daemon, left};
 use crate::load::Load;
 use crate::report::Report;
@@ -304,10 +305,16 @@ struct Counted {
     /// Requests to upstream, by upstream, and by the daemon.
     received: u64,
     asked: u64,
-    /// GETs of each blob.
+    /// GETs of each blob, by where the part begins that they ask for: a download may be several, which never overlap.
     fetched: BTreeMap<String, u64>,
     gone: u64,
     bypassed: u64,
+}
+
+/// The first byte that a request wants.
+fn begins_at(request: &Request) -> u64 {
+    let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
+    range.and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0)
 }
 
 impl Counted {
@@ -316,7 +323,7 @@ impl Counted {
         let mut fetched = BTreeMap::new();
         for entry in log.iter().filter(|entry| entry.request.method == "GET" && entry.request.path.contains("/blobs/"))
         {
-            *fetched.entry(entry.request.path.clone()).or_default() += 1;
+            *fetched.entry(format!("{} from {}", entry.request.path, begins_at(&entry.request))).or_default() += 1;
         }
         let served = |kind| daemon.metric("ocistern_requests_total", kind);
         Self {
