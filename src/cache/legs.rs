@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a fill goes on that nobody reads and that is not to be finished.
 const UNREAD: Duration = Duration::from_secs(10);
 /// The same where parts are all that was asked for: who reads these comes again.
-const UNREAD_PARTS: Duration = Duration::from_mins(1);
+const UNREAD_PARTS: Duration = Duration::from_secs(20);
 /// Less than this is brought in any case.
 const SMALL: u64 = 64 << 20;
 /// What is not known of a blob's length.
