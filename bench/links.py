@@ -22,7 +22,7 @@ FULL = {
     "parallel": {"size": 512 * MIB, "rate": 400 * MBIT, "workers": 16, "chunk": 8 * MIB},
     "lazy": {"size": 500 * MIB, "rate": 100 * MBIT, "latency": "50ms", "length": 64 * KIB, "share": 0.05, "limit": 300},
     "herd-slow": {"size": 2 * GIB, "rate": 100 * MBIT, "clients": 64},
-    "throttled": {"size": 128 * MIB, "rate": 200 * MBIT, "per_connection": 20 * MBIT},
+    "throttled": {"size": 256 * MIB, "rate": 200 * MBIT, "per_connection": 20 * MBIT},
 }
 QUICK = {
     "cut": {"size": 64 * MIB, "every": 5 * MIB, "rate": 1000 * MBIT, "requests": 10},

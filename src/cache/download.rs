@@ -20,8 +20,7 @@ use super::{ANSWER_WITHIN, CacheError, Target};
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Via};
 use crate::upstream::{
-    Answer, Ask, Class, ContentRange, Fault, Place, Priority, ProtocolFault, Registry, Right, UpstreamBody,
-    UpstreamError,
+    Answer, Ask, Class, Fault, Place, Priority, ProtocolFault, Registry, Right, UpstreamBody, UpstreamError,
 };
 
 /// Answers in a row to a question for a part that are of no use, after which the whole is asked for.
@@ -182,7 +181,7 @@ impl Supply {
         self.check_announced(&answer.headers)?;
         let at = match answer.status {
             StatusCode::PARTIAL_CONTENT if asked_for_part => {
-                let range = ContentRange::of(&answer.headers).ok_or_else(|| self.bad(OTHER_RANGE))?;
+                let range = answer.part().ok_or_else(|| self.bad(OTHER_RANGE))?;
                 let total = range.total.ok_or_else(|| self.bad("a range of it without saying how long it is"))?;
                 if wanted.is_some_and(|wanted| wanted != range.start) {
                     return Err(self.bad(OTHER_RANGE));

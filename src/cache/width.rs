@@ -14,7 +14,11 @@ const WINDOW: Duration = Duration::from_secs(2);
 const WORTH: f64 = 1.15;
 /// When more is tried again after it did not pay.
 const AGAIN: Duration = Duration::from_secs(30);
-/// A download that is over sooner than that is left alone.
+/// A second request is tried where at the rate of one at least so much time is left: it cuts the first one short, and what is
+/// on its way of that by then is lost. Where the link, or this machine, does not hold the download up for long, each byte
+/// comes once.
+const LONG: Duration = Duration::from_mins(1);
+/// More than two are tried where at least so much is left.
 const SHORT: Duration = Duration::from_secs(3);
 
 /// How wide one download is.
@@ -67,7 +71,7 @@ impl Width {
             && running >= self.now
             && bytes > 0
             && Instant::now() >= self.rests_until
-            && left > rate * SHORT.as_secs_f64()
+            && left > rate * if self.now == 1 { LONG } else { SHORT }.as_secs_f64()
         {
             self.trial = Some((self.now, rate));
             self.now = (2 * self.now).min(self.most);
@@ -111,7 +115,7 @@ mod tests {
     async fn what_is_over_soon_or_stands_still_is_left_alone() {
         let mut width = Width::new(8);
         tokio::time::advance(WINDOW).await;
-        assert!(!width.measure(20_000_000, 10_000_000, 1), "one more second at this rate");
+        assert!(!width.measure(20_000_000, 590_000_000, 1), "59 seconds more at this rate");
         tokio::time::advance(WINDOW).await;
         assert!(!width.measure(20_000_000, 1 << 40, 1), "nothing has come");
         tokio::time::advance(WINDOW).await;

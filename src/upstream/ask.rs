@@ -90,12 +90,6 @@ impl Ask {
         }
     }
 
-    /// Only from byte `from` on; with `if_range` (a strong entity tag) the whole if it changed.
-    #[must_use]
-    pub fn with_range(self, from: u64, if_range: Option<&str>) -> Self {
-        self.with_part(from, None, if_range)
-    }
-
     /// Only the bytes from `first` up to and with `last`, or to the end; with `if_range` (a strong entity tag) the whole if
     /// it changed. Upstream may answer with the whole, or with a part that ends earlier (RFC 9110, 15.3.7).
     #[must_use]
@@ -201,7 +195,7 @@ mod tests {
         assert_eq!(Ask::manifest(Method::GET, &repo, &tag, deadline).path, "/v2/library/alpine/manifests/3.20");
         assert_eq!(Ask::tags(&repo, "n=2&last=a", deadline).path, "/v2/library/alpine/tags/list?n=2&last=a");
         assert_eq!(Ask::catalog("", deadline).path, "/v2/_catalog");
-        let part = Ask::blob(Method::GET, &repo, &digest, deadline).with_range(7, Some("\"tag\""));
+        let part = Ask::blob(Method::GET, &repo, &digest, deadline).with_part(7, None, Some("\"tag\""));
         assert_eq!(part.headers[RANGE], "bytes=7-");
         assert_eq!(part.headers[IF_RANGE], "\"tag\"");
         let range = |text: &str| ContentRange::parse(text).unwrap();
@@ -216,6 +210,6 @@ mod tests {
         assert_eq!(suffix.headers[RANGE], "bytes=-5");
         assert!(suffix.wants_part(range("bytes 5-9/10")) && !suffix.wants_part(range("bytes 4-9/10")));
         assert!(!Ask::catalog("", deadline).wants_part(range("bytes 0-9/10")), "nobody asked for a part");
-        assert!(!part.with_range(7, Some("a\r\nb")).headers.contains_key("b"), "a header is not injected");
+        assert!(!part.with_part(7, None, Some("a\r\nb")).headers.contains_key("b"), "a header is not injected");
     }
 }

@@ -130,7 +130,7 @@ async fn answers_that_cannot_be_used() {
     }
     for range in ["bytes 3-4/5", "bytes */5", "octets 2-4/5", ""] {
         let script = move |_: &Seen, _| reply(206, &[("content-range", range)], "llo");
-        let (error, _) = error_of(script, blob(Method::GET).with_range(2, None)).await;
+        let (error, _) = error_of(script, blob(Method::GET).with_part(2, None, None)).await;
         assert!(matches!(error.fault, Fault::Protocol(ProtocolFault::Range)), "{range:?}: {error}");
     }
     // Asked for "llo" without its end.

@@ -32,7 +32,7 @@ async fn storage_gets_the_exact_target_and_no_credential() {
     let server = redirecting(storage.url(target)).await;
     let (upstream, _file) = with_account(settings(server.address));
     let ask = blob(Method::GET)
-        .with_range(2, Some("\"tag\""))
+        .with_part(2, None, Some("\"tag\""))
         .with_header(http::header::COOKIE, HeaderValue::from_static("canary=1"))
         .with_header(http::header::AUTHORIZATION, HeaderValue::from_static("Bearer canary"));
     let answer = registry(upstream).fetch(ask).await.unwrap();
