@@ -2,6 +2,7 @@
 //! back, and of the files again when all is quiet.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -279,8 +280,12 @@ pub async fn healthy(site: &Site, daemon: &Daemon, blobs: usize, rng: &mut Rng, 
     }
     if after.gone == before.gone && after.bypassed == before.bypassed {
         report.count("upstream_counts_checked", 1);
-        let twice = after.fetched.iter().filter(|(blob, count)| **count > before.fetched.get(*blob).unwrap_or(&0) + 1);
-        report.violations(case, twice.map(|(blob, _)| format!("asked of upstream more than once: {blob}")));
+        let twice = after.fetched.iter().filter(|(blob, parts)| {
+            let known = before.fetched.get(*blob).map_or(0, Vec::len);
+            overlap(parts.get(known..).unwrap_or_default())
+        });
+        report
+            .violations(case, twice.map(|(blob, parts)| format!("asked of upstream more than once: {blob} {parts:?}")));
     }
 }
 
@@ -305,25 +310,35 @@ struct Counted {
     /// Requests to upstream, by upstream, and by the daemon.
     received: u64,
     asked: u64,
-    /// GETs of each blob, by where the part begins that they ask for: a download may be several, which never overlap.
-    fetched: BTreeMap<String, u64>,
+    /// The parts of each blob that were asked for by GET, in their order: a download may be several, which never overlap.
+    fetched: BTreeMap<String, Vec<Range<u64>>>,
     gone: u64,
     bypassed: u64,
 }
 
-/// The first byte that a request wants.
-fn begins_at(request: &Request) -> u64 {
-    let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
-    range.and_then(|range| range.split('-').next()?.parse().ok()).unwrap_or(0)
+/// The part of a blob that a request wants.
+fn part(request: &Request) -> Range<u64> {
+    let range = request.header("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    match range {
+        Some((from, last)) => from.parse().unwrap_or(0)..last.parse().map_or(u64::MAX, |last: u64| last + 1),
+        None => 0..u64::MAX,
+    }
+}
+
+/// Whether some byte was asked for twice, of parts in the order of their requests. One that begins within an earlier one has
+/// cut that short, for who reads far ahead.
+fn overlap(parts: &[Range<u64>]) -> bool {
+    let again = |later: &Range<u64>, earlier: &Range<u64>| later.start <= earlier.start && earlier.start < later.end;
+    parts.iter().enumerate().any(|(index, later)| parts.iter().take(index).any(|earlier| again(later, earlier)))
 }
 
 impl Counted {
     async fn now(site: &Site, daemon: &Daemon) -> Self {
         let log = site.world.upstream.log();
-        let mut fetched = BTreeMap::new();
+        let mut fetched: BTreeMap<String, Vec<Range<u64>>> = BTreeMap::new();
         for entry in log.iter().filter(|entry| entry.request.method == "GET" && entry.request.path.contains("/blobs/"))
         {
-            *fetched.entry(format!("{} from {}", entry.request.path, begins_at(&entry.request))).or_default() += 1;
+            fetched.entry(entry.request.path.clone()).or_default().push(part(&entry.request));
         }
         let served = |kind| daemon.metric("ocistern_requests_total", kind);
         Self {
