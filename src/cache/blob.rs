@@ -7,7 +7,6 @@ use http::{HeaderMap, Method, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::body::Content;
-use super::download::{Part, content_length};
 use super::entitle::{Held, When};
 use super::fetch::announced_digest;
 use super::fill::{Fill, Joining};
@@ -16,6 +15,7 @@ use super::lenders::{Lender, Lent, Proven};
 use super::manifest::Want;
 use super::plan::{BLOCK, NEAR};
 use super::progress::Head;
+use super::supply::{Part, content_length};
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
 use crate::config::{RangeFill, UnverifiedRanges};

@@ -16,8 +16,8 @@ use futures_util::stream::{self, Stream};
 use super::CacheError;
 use super::bypass::{Passing, Rest};
 use super::demand::{Demand, Seat, Want};
-use super::download::Origin;
 use super::progress::{State, Watcher};
+use super::supply::Origin;
 use crate::sendfile::{Outlet, Part};
 use crate::store::StoredBlob;
 

@@ -12,9 +12,10 @@ use futures_util::stream::{self, Stream};
 use tokio::time::Instant;
 
 use super::body::BodyError;
-use super::download::{Download, Mark, Origin, Part, Supply};
+use super::download::Download;
 use super::endpoints::Endpoints;
 use super::entitle::When;
+use super::supply::{Mark, Origin, Part, Supply};
 use super::{Cache, CacheError, Target};
 use crate::oci::{Digest, Hasher, Via};
 use crate::store::Remnant;
@@ -62,7 +63,7 @@ impl Cache {
         let mut download = Download::begin(Arc::clone(&supply), Part::Whole, deadline).await?;
         download.give_place_back();
         if !download.is_from_mirror() {
-            supply.endpoints().given(download.via());
+            supply.endpoints.given(download.via());
         }
         let (length, hasher) = (supply.mark().length, Hasher::new(digest.algorithm()));
         Ok(Bypass { length, passing: Box::new(Passing::new(origin, download, hasher, 0)) })

@@ -1,96 +1,27 @@
-//! A download: bytes of a blob as they come from upstream, gone on with by Range where they break off.
+//! A download: a part of a blob as it comes from upstream, gone on with by Range where it breaks off.
 //!
-//! Several of them may bring parts of one blob; what they have in common is their [`Supply`]: by whose right upstream is
-//! asked, which of its endpoints, what is known of the blob, and the patience with it all. Nothing is verified here: whoever
-//! takes the bytes hashes them.
+//! Several of them may bring parts of one blob; what they have in common is their [`Supply`]. Nothing is verified here:
+//! whoever takes the bytes hashes them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::StatusCode;
 use http_body_util::BodyExt as _;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::endpoints::{Endpoint, Endpoints};
-use super::lenders::Lenders;
-use super::patience::{PROGRESS, Patience};
+use super::endpoints::Endpoint;
+use super::patience::PROGRESS;
+use super::supply::{Part, Supply};
 use super::{ANSWER_WITHIN, CacheError, Target};
-use crate::metrics::Metrics;
-use crate::oci::{Digest, Via};
-use crate::upstream::{
-    Answer, Ask, Class, Fault, Place, Priority, ProtocolFault, Registry, Right, UpstreamBody, UpstreamError,
-};
+use crate::oci::Via;
+use crate::upstream::{Answer, Class, Fault, Place, Priority, ProtocolFault, UpstreamBody, UpstreamError};
 
 /// Answers in a row to a question for a part that are of no use, after which the whole is asked for.
 const WRONG_ANSWERS: u32 = 3;
-
-/// Which blob, and where it is asked for.
-#[derive(Debug, Clone)]
-pub(super) struct Origin {
-    pub(super) registry: Arc<Registry>,
-    /// In whose name upstream is asked.
-    pub(super) target: Target,
-    pub(super) digest: Digest,
-    pub(super) metrics: Metrics,
-}
-
-/// What is known of a blob of which a part has come.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Mark {
-    /// Bytes of the whole blob, if upstream said so.
-    pub(super) length: Option<u64>,
-    /// Its strong entity tag, as `url` of the upstream gave it.
-    pub(super) etag: Option<String>,
-}
-
-/// Which part of a blob is asked for; ends are exclusive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// All of it, without a Range.
-    Whole,
-    /// From a byte on, to its end or to another byte.
-    From(u64, Option<u64>),
-    /// So many bytes at its end.
-    Last(u64),
-}
-
-/// What all downloads of one blob have in common.
-pub(super) struct Supply {
-    pub(super) origin: Origin,
-    endpoints: Endpoints,
-    /// Others who may have it too, by whose right it can go on.
-    lenders: Option<Arc<Lenders>>,
-    patience: Patience,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    mark: Mark,
-    /// In whose name upstream is asked now.
-    target: Target,
-    /// The right by which it began was refused since.
-    withdrawn: bool,
-    /// Whether upstream gives parts.
-    parts: Parts,
-    /// Upstream has several entity tags for it.
-    is_tag_useless: bool,
-    /// How often a body was gone on with.
-    resumes: u64,
-}
-
-/// Whether upstream gives parts of a blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Parts {
-    /// It has not been asked.
-    Unknown,
-    /// It has given one.
-    Given,
-    /// It gives the whole, whatever is asked for, or nonsense.
-    Refused,
-}
+/// So much earlier than for an answer is a place given up.
+const PLACE_BEFORE: Duration = Duration::from_secs(1);
 
 /// A part of a blob on its way from upstream.
 pub(super) struct Download {
@@ -120,185 +51,6 @@ pub(super) struct Download {
     wrong: u32,
 }
 
-// === impl Supply ===
-
-impl Supply {
-    /// Of a blob of which nothing is known, or of which a part has come.
-    pub(super) fn new(origin: Origin, endpoints: Endpoints, mark: Mark, lenders: Option<Arc<Lenders>>) -> Arc<Self> {
-        let patience = Patience::new(origin.registry.config().transfer.resume_for);
-        let target = origin.target.clone();
-        let state = State { mark, target, withdrawn: false, parts: Parts::Unknown, is_tag_useless: false, resumes: 0 };
-        Arc::new(Self { origin, endpoints, lenders, patience, state: Mutex::new(state) })
-    }
-
-    /// What is known of the blob.
-    pub(super) fn mark(&self) -> Mark {
-        self.state.lock().mark.clone()
-    }
-
-    /// Whether upstream has refused since who it gave it to first.
-    pub(super) fn is_withdrawn(&self) -> bool {
-        self.state.lock().withdrawn
-    }
-
-    /// Whether upstream gives parts.
-    pub(super) fn parts(&self) -> Parts {
-        self.state.lock().parts
-    }
-
-    /// How often a body was gone on with.
-    pub(super) fn resumes(&self) -> u64 {
-        self.state.lock().resumes
-    }
-
-    /// Which endpoints have brought bytes.
-    pub(super) fn endpoints(&self) -> &Endpoints {
-        &self.endpoints
-    }
-
-    /// What came is not what its digest says: mirrors that may have brought it are not asked again for a while.
-    pub(super) fn distrust(&self) {
-        self.endpoints.distrust(&self.origin.digest);
-    }
-
-    /// An endpoint's answer to a question for this part, and where in the blob its body begins.
-    async fn ask(&self, endpoint: &Endpoint, part: Part, deadline: Instant) -> Result<(Answer, u64), CacheError> {
-        let (target, etag, parts) = {
-            let state = self.state.lock();
-            (state.target.clone(), state.mark.etag.clone(), state.parts)
-        };
-        let right = if endpoint.is_mirror { Right::Anonymous } else { target.right.clone() };
-        let ask = Ask::blob(Method::GET, &target.repo, &self.origin.digest, deadline).with_right(right);
-        let etag = etag.filter(|_| !endpoint.is_mirror);
-        let (ask, wanted) = match part {
-            _ if parts == Parts::Refused => (ask, None),
-            Part::Whole | Part::From(0, None) => (ask, None),
-            Part::From(from, until) => (ask.with_part(from, until.map(|until| until - 1), etag.as_deref()), Some(from)),
-            Part::Last(bytes) => (ask.with_suffix(bytes), None),
-        };
-        let asked_for_part = !matches!(part, Part::Whole | Part::From(0, None)) && parts != Parts::Refused;
-        let answer = endpoint.registry.fetch(ask).await?;
-        self.check_announced(&answer.headers)?;
-        let at = match answer.status {
-            StatusCode::PARTIAL_CONTENT if asked_for_part => {
-                let range = answer.part().ok_or_else(|| self.bad(OTHER_RANGE))?;
-                let total = range.total.ok_or_else(|| self.bad("a range of it without saying how long it is"))?;
-                if wanted.is_some_and(|wanted| wanted != range.start) {
-                    return Err(self.bad(OTHER_RANGE));
-                }
-                self.learn(Some(total))?;
-                self.state.lock().parts = Parts::Given;
-                range.start
-            }
-            // Another validator: another place of the same upstream, or the same content stored anew. The digest is the
-            // identity, so the part is asked for all the same.
-            StatusCode::OK if asked_for_part && is_another(etag.as_deref(), &answer.headers) => {
-                self.forget_tag();
-                drop(answer);
-                return Box::pin(self.ask(endpoint, part, deadline)).await;
-            }
-            StatusCode::OK if asked_for_part && endpoint.is_mirror => {
-                return Err(self.bad("the whole where a part was asked for"));
-            }
-            StatusCode::OK => {
-                self.learn(content_length(&answer.headers))?;
-                let mut state = self.state.lock();
-                // Storage that knows no suffix ranges may know others.
-                if asked_for_part && !matches!(part, Part::Last(_)) {
-                    state.parts = Parts::Refused;
-                }
-                drop(state);
-                0
-            }
-            StatusCode::PARTIAL_CONTENT => return Err(self.bad("a part where the whole was asked for")),
-            _ => return Err(self.bad("a status other than 200 or 206 to a blob")),
-        };
-        let mut state = self.state.lock();
-        if !endpoint.is_mirror && !state.is_tag_useless && state.mark.etag.is_none() {
-            state.mark.etag = strong_etag(&answer.headers);
-        }
-        drop(state);
-        if content_length(&answer.headers) == Some(0) && at == 0 {
-            // Nothing can be held back of what has no bytes, so it must be right before anybody has its head.
-            let actual = Digest::of(self.origin.digest.algorithm(), b"");
-            if actual != self.origin.digest {
-                return Err(CacheError::wrong_content(&self.origin.target.upstream, self.origin.digest, actual));
-            }
-        }
-        Ok((answer, at))
-    }
-
-    fn forget_tag(&self) {
-        let mut state = self.state.lock();
-        (state.mark.etag, state.is_tag_useless) = (None, true);
-    }
-
-    /// Upstream has said how long the blob is. Another length than before is another blob.
-    fn learn(&self, length: Option<u64>) -> Result<(), CacheError> {
-        let mut state = self.state.lock();
-        match (state.mark.length, length) {
-            (Some(known), Some(length)) if known != length => Err(self.bad("another length than before")),
-            (None, Some(length)) => {
-                state.mark.length = Some(length);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Upstream is asked for a part again after a break: it costs nothing, and the next one may give it.
-    fn hope_for_parts(&self) {
-        let mut state = self.state.lock();
-        if state.parts == Parts::Refused {
-            state.parts = Parts::Unknown;
-        }
-    }
-
-    fn count_resume(&self) {
-        self.state.lock().resumes += 1;
-        let upstream = &self.origin.target.upstream;
-        self.origin.metrics.fill_resumes.with_label_values(&[upstream.as_str()]).inc();
-    }
-
-    /// Goes on in the name of somebody else who may have the blob, where `refused` is the one by whom it is asked. False:
-    /// there is nobody.
-    fn borrow_another_right(&self, refused: &Target) -> bool {
-        let mut state = self.state.lock();
-        if state.target != *refused {
-            // Another download of this blob has borrowed one meanwhile.
-            return true;
-        }
-        let Some(next) = self.lenders.as_ref().and_then(|lenders| lenders.borrow(refused)) else { return false };
-        state.target = next;
-        state.withdrawn = true;
-        true
-    }
-
-    /// A `Docker-Content-Digest` that names other content than was asked for is believed before a byte is served.
-    fn check_announced(&self, headers: &HeaderMap) -> Result<(), CacheError> {
-        let announced = headers.get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
-        let digest = self.origin.digest;
-        match announced {
-            Some(actual) if actual != digest && Digest::algorithm(&actual) == digest.algorithm() => {
-                Err(CacheError::wrong_content(&self.origin.target.upstream, digest, actual))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn no_place(&self) -> CacheError {
-        CacheError::NoPlace { upstream: self.origin.target.upstream.clone() }
-    }
-
-    fn bad(&self, reason: &'static str) -> CacheError {
-        CacheError::BadAnswer { upstream: self.origin.target.upstream.clone(), reason }
-    }
-}
-
-/// So much earlier than for an answer is a place given up.
-const PLACE_BEFORE: Duration = Duration::from_secs(1);
-const OTHER_RANGE: &str = "a range other than the one asked for";
-
 // === impl Download ===
 
 impl Download {
@@ -323,7 +75,7 @@ impl Download {
                 Err(error) if part != Part::Whole && is_about_the_part(&error) => {
                     // Perhaps it is shorter than somebody thinks: the whole tells. Nonsense is no part.
                     if !matches!(&error, CacheError::Upstream(error) if is_beyond_the_end(error)) {
-                        supply.state.lock().parts = Parts::Refused;
+                        supply.refuse_parts();
                     }
                     part = Part::Whole;
                 }
@@ -523,7 +275,7 @@ impl Download {
                 let left = self.end().map(|end| end.saturating_sub(self.at));
                 self.place = Some(self.supply.origin.registry.place(self.priority, left).await);
             }
-            let asked_as = self.supply.state.lock().target.clone();
+            let asked_as = self.supply.target();
             // An end that is the blob's need not be said.
             let until = self.until.filter(|until| self.supply.mark().length.is_none_or(|length| *until < length));
             let part = if self.wrong >= WRONG_ANSWERS { Part::Whole } else { Part::From(self.at, until) };
@@ -599,27 +351,6 @@ fn is_beyond_the_end(error: &UpstreamError) -> bool {
 
 /// Whether it is about which part was asked for, and not about the blob.
 fn is_about_the_part(error: &CacheError) -> bool {
-    match error {
-        CacheError::Upstream(error) => {
-            is_beyond_the_end(error) || matches!(error.fault, Fault::Protocol(ProtocolFault::Range))
-        }
-        CacheError::BadAnswer { reason, .. } => *reason == OTHER_RANGE,
-        _ => false,
-    }
-}
-
-/// Whether an answer to If-Range with this tag says that there is another one now.
-fn is_another(sent: Option<&str>, headers: &HeaderMap) -> bool {
-    sent.is_some() && headers.contains_key(header::ETAG) && strong_etag(headers).as_deref() != sent
-}
-
-/// `Content-Length`, if there is one that makes sense.
-pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// The `ETag`, if it is a strong one: only such a one may stand in If-Range (RFC 9110, 13.1.5).
-fn strong_etag(headers: &HeaderMap) -> Option<String> {
-    let etag = headers.get(header::ETAG)?.to_str().ok()?;
-    etag.starts_with('"').then(|| etag.to_owned())
+    let CacheError::Upstream(error) = error else { return false };
+    is_beyond_the_end(error) || matches!(error.fault, Fault::Protocol(ProtocolFault::Range))
 }

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::download::content_length;
 use super::freshness::REVALIDATION_PATIENCE;
+use super::supply::content_length;
 use super::writes::Asked;
 use super::{Cache, CacheError, Target, Wanted};
 use crate::config::{Credentials, Upstream};

@@ -9,12 +9,12 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
-use super::download::content_length;
 use super::entitle::When;
 use super::flight::{Flight, Role};
 use super::freshness::{Freshness, judge};
 use super::hot::HotManifest;
 use super::manifest::KnownState;
+use super::supply::content_length;
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted};
 use crate::config::TagPolicy;

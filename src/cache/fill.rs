@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::bypass::Rest;
 use super::demand::Demand;
-use super::download::{Download, Mark, Origin, Part, Supply};
+use super::download::Download;
 use super::endpoints::Endpoints;
 use super::flight::Role;
 use super::leg::Broken;
@@ -23,6 +23,7 @@ use super::lenders::{self, Lender, Lenders, Lent, Proven};
 use super::plan::BLOCK;
 use super::progress::{self, Head, Reporter, Watcher};
 use super::report::Gauges;
+use super::supply::{Mark, Origin, Part, Supply};
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted, blame};
 use crate::oci::{Digest, UpstreamName, Via};
@@ -247,27 +248,22 @@ impl FillTask {
         if self.cache.stored(digest).await.is_some_and(|stored| stored.trust == Trust::Verified) {
             return self.reporter.failed(CacheError::Arrived(Box::new(*digest)));
         }
-        if let Err(error) = self.attempt().await {
-            let Origin { target: Target { upstream, repo, .. }, digest, .. } = &self.origin;
-            match error {
-                // It is passed on all the same, and the store has said once that it has no room.
-                CacheError::NoSpace => {
-                    tracing::debug!(%upstream, repository = %repo, %digest, "there is no room for a blob");
-                }
-                CacheError::Parked(_) => {
-                    tracing::info!(%upstream, repository = %repo, %digest, "nobody reads a blob; what has come of it is kept");
-                }
-                _ => {}
+        let Err(error) = self.attempt().await else { return };
+        let Target { upstream, repo, .. } = &self.origin.target;
+        match &error {
+            // It is passed on all the same, and the store has said once that it has no room.
+            CacheError::NoSpace => {
+                tracing::debug!(%upstream, repository = %repo, %digest, "there is no room for a blob");
             }
-            if matches!(error, CacheError::NoSpace | CacheError::Parked(_)) {
-                return self.reporter.failed(error);
+            CacheError::Parked(_) => {
+                tracing::info!(%upstream, repository = %repo, %digest, "nobody reads a blob; what has come of it is kept");
             }
-            tracing::warn!(
-                %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,
+            error => tracing::warn!(
+                %upstream, repository = %repo, %digest, error = error as &dyn std::error::Error,
                 "a blob could not be fetched"
-            );
-            self.reporter.failed(error);
+            ),
         }
+        self.reporter.failed(error);
     }
 
     async fn attempt(&self) -> Result<(), CacheError> {
@@ -297,7 +293,7 @@ impl FillTask {
         // A mirror's word says nothing about who may read upstream.
         let from_mirror = download.is_from_mirror();
         if !from_mirror {
-            supply.endpoints().given(via);
+            supply.endpoints.given(via);
         }
         let (mut writer, taken_up) = self.writer(left, length, from_mirror).await?;
         writer.remember(PartialMark { upstream: Some(registry.name().to_string()), etag: supply.mark().etag });

@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::CacheError;
-use super::download::{Download, Parts, Supply};
+use super::download::Download;
 use super::plan::Running;
+use super::supply::{Parts, Supply};
 use crate::store::{BlobWriter, ByteRanges, StoreError};
 use crate::upstream::Priority;
 

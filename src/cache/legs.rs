@@ -14,10 +14,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Settings;
 use super::demand::{Demand, Wanted};
-use super::download::{Download, Parts, Supply};
+use super::download::Download;
 use super::leg::{Broken, Handle, Into};
 use super::plan::{Situation, Step, plan};
 use super::report::Gauges;
+use super::supply::{Parts, Supply};
 use super::width::Width;
 use crate::config::{Abandon, RangeFill};
 use crate::store::{BlobWriter, ByteRanges};

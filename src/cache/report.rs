@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::Cache;
-use super::download::Supply;
+use super::supply::Supply;
 
 /// The weight of the last second in the rate that is told.
 const FRESH: f64 = 0.3;
@@ -125,7 +125,7 @@ impl Cache {
                     rate: gauges.rate(),
                     readers: fill.demand().now().readers,
                     resumes: begun.map_or(0, |begun| begun.supply.resumes()),
-                    endpoint: begun.map(|begun| begun.supply.endpoints().name()),
+                    endpoint: begun.map(|begun| begun.supply.endpoints.name()),
                 }
             })
             .collect();

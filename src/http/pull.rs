@@ -56,9 +56,9 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
 
 /// The part of a blob that a request wants first, by its header alone: how long the blob is may not be known.
 fn first_part(request: &Parts, digest: &Digest) -> BlobPart {
-    let etag = format!("\"{digest}\"");
-    let first = range::if_range(request.headers.get(IF_RANGE), &etag).then(|| range::first(request.headers.get(RANGE)));
-    match first.flatten() {
+    let first = range::first(request.headers.get(RANGE));
+    // The tag is made where it is needed: most requests are for the whole.
+    match first.filter(|_| range::if_range(request.headers.get(IF_RANGE), &format!("\"{digest}\""))) {
         None => BlobPart::Whole,
         Some(First::From(from)) => BlobPart::From(from, None),
         Some(First::Between(from, until)) => BlobPart::From(from, Some(until)),

@@ -49,16 +49,21 @@ async fn put_down(cistern: &Cistern, bytes: u64) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stop_in_the_middle_costs_no_byte() {
-    let Stage { upstream, bytes, digest, target, gate } = stage(1).await;
-    let mut cistern = Cistern::start(&upstream, "").await;
-    let mut reader = cistern.open(&target).await;
+/// Stops it when most of what comes before the gate has been read.
+async fn stop_in_the_middle(cistern: &mut Cistern, target: &str, gate: &Gate) {
+    let mut reader = cistern.open(target).await;
     gate.reached(1).await;
     reader.read_to(4 * MIB).await;
     let stopped = cistern.stop();
     drop(reader);
     stopped.await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_the_middle_costs_no_byte() {
+    let Stage { upstream, bytes, digest, target, gate } = stage(1).await;
+    let mut cistern = Cistern::start(&upstream, "").await;
+    stop_in_the_middle(&mut cistern, &target, &gate).await;
     assert_eq!((left(&cistern, "map").len(), left(&cistern, "part").len()), (1, 1));
     cistern.start_again().await;
     assert!(cistern.metric("ocistern_store_bytes", &[]).await >= 4 * MIB, "what is left counts");
@@ -141,12 +146,7 @@ async fn what_nobody_reads_is_put_aside_where_that_is_wanted() {
 async fn what_was_damaged_meanwhile_is_never_whole_and_begun_anew() {
     let Stage { upstream, bytes, digest, target, gate } = stage(5).await;
     let mut cistern = Cistern::start(&upstream, "").await;
-    let mut reader = cistern.open(&target).await;
-    gate.reached(1).await;
-    reader.read_to(4 * MIB).await;
-    let stopped = cistern.stop();
-    drop(reader);
-    stopped.await;
+    stop_in_the_middle(&mut cistern, &target, &gate).await;
     let part = left(&cistern, "part").pop().unwrap();
     let mut damaged = std::fs::read(&part).unwrap();
     damaged[1_000_000] ^= 1;
