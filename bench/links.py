@@ -157,12 +157,9 @@ def lazy(bench, size, rate, latency, length, share, limit):
     bench.start_link(size, rate=rate, latency=latency)
     digest = bench.link_digest(size)
     count = round(size * share / length)
-    known = bench.accepts(range_fill="never")
-    if not known:
-        print("# lazy: this ocistern does not have store.range_fill: measured without it", file=sys.stderr)
     seen = {}
     for turn_number, system in turns(bench, "direct"):
-        store = {"range_fill": "never"} if system == "ocistern" and known else {}
+        store = {"range_fill": "never"} if system == "ocistern" else {}
         urls = [bench.url(name, f"blobs/{digest}") for name in dict.fromkeys(("direct", system))]
         with Turn(bench, system, **store) as turn:
             answer = bench.client("lazy", *urls, size=size, ranges=count, length=length, random=turn_number + 1, limit=f"{limit}s")
@@ -183,11 +180,10 @@ def lazy(bench, size, rate, latency, length, share, limit):
     for system, row in seen.items():
         # A system that fills the link with something else slows the direct ranges beside it, too: the better ones count.
         row |= {f"over_direct_{what}": row[what] / min(row[f"direct_{what}"], quiet[what]) for what in ("median", "p95")}
-        rows.append({"system": system, "range_fill": "never" if system == "ocistern" and known else None, **row})
-    labels = {"ocistern": "ocistern" if known else "ocistern without `range_fill`"}
+        rows.append({"system": system, "range_fill": "never" if system == "ocistern" else None, **row})
     yield ("lazy", rows, f"{count} random ranges of {length // KIB} KiB of a cold blob of {human(size)}, {rate // MBIT} Mbit/s, {latency} a round trip; given up after {limit} s",
            ["system", "upstream bytes ÷ bytes touched", "median range, ms", "p95, ms", "slowest, ms", "median ÷ direct", "p95 ÷ direct", "ranges done", "answered with the whole", "errors", "rounds"],
-           [[labels.get(row["system"], row["system"]), f"{row['ratio']:.2f}", f"{row['median'] * 1000:.1f}", f"{row['p95'] * 1000:.1f}", f"{row['slowest'] * 1000:.1f}", f"{row['over_direct_median']:.3f}",
+           [[row["system"], f"{row['ratio']:.2f}", f"{row['median'] * 1000:.1f}", f"{row['p95'] * 1000:.1f}", f"{row['slowest'] * 1000:.1f}", f"{row['over_direct_median']:.3f}",
              f"{row['over_direct_p95']:.3f}", f"{row['done']:g}", f"{row['ignored']:g}", f"{row['errors']:g}", row["rounds"]] for row in rows])
 
 

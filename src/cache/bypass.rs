@@ -12,7 +12,7 @@ use futures_util::stream::{self, Stream};
 use tokio::time::Instant;
 
 use super::body::BodyError;
-use super::download::Download;
+use super::download::{Bound, Download};
 use super::endpoints::Endpoints;
 use super::entitle::When;
 use super::supply::{Mark, Origin, Part, Supply};
@@ -126,7 +126,8 @@ impl Rest {
     pub(super) async fn open(&self, reader: Option<&Origin>) -> Result<Passing, CacheError> {
         let origin = reader.unwrap_or(&self.origin).clone();
         let supply = Supply::new(origin.clone(), Endpoints::alone(&origin.registry), self.mark.clone(), None);
-        let download = Download::resumed(supply, (self.at(), None), Priority::Waiting).await?;
+        // As of all that is passed on, it gives its place back: see `Download::give_place_back`.
+        let download = Download::resumed(supply, (self.at(), Bound::new(None)), (Priority::Waiting, false)).await?;
         Ok(Passing::new(origin, download, self.remnant.hasher.clone(), self.at()))
     }
 }

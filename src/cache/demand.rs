@@ -96,10 +96,13 @@ impl Demand {
         self.state.lock().shut = true;
     }
 
-    /// The same, if nobody reads.
-    pub(super) fn shut_if_unread(&self) -> bool {
+    /// The same, if nobody reads. `first` is done before anybody can know.
+    pub(super) fn shut_if_unread(&self, first: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
-        state.shut = state.shut || state.readers == 0;
+        if state.readers == 0 && !state.shut {
+            first();
+            state.shut = true;
+        }
         state.shut
     }
 
@@ -182,7 +185,7 @@ mod tests {
         assert_eq!(demand.now(), Wanted::default());
         assert!(!demand.now().ever);
         let seat = Seat::take(&demand).unwrap();
-        assert!(!demand.shut_if_unread(), "somebody reads");
+        assert!(!demand.shut_if_unread(|| unreachable!()), "somebody reads");
         demand.changed().await;
         let (first, second) = (seat.want(Some(&(100..200))), seat.want(Some(&(150..300))));
         demand.changed().await;
@@ -199,7 +202,7 @@ mod tests {
         let left = demand.now();
         assert_eq!((left.readers, left.wants.len(), left.asked), (0, 0, 200), "that it was asked for stays known");
         assert!(left.ever);
-        assert!(demand.shut_if_unread() && demand.is_shut());
+        assert!(demand.shut_if_unread(|| {}) && demand.is_shut());
         assert!(Seat::take(&demand).is_none(), "who comes then begins anew");
     }
 

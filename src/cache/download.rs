@@ -4,6 +4,7 @@
 //! whoever takes the bytes hashes them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,12 +17,18 @@ use super::patience::PROGRESS;
 use super::supply::{Part, Supply};
 use super::{ANSWER_WITHIN, CacheError, Target};
 use crate::oci::Via;
-use crate::upstream::{Answer, Class, Fault, Place, Priority, ProtocolFault, UpstreamBody, UpstreamError};
+use crate::upstream::{
+    Answer, Class, Fault, Place, Priority, ProtocolFault, RedirectFault, UpstreamBody, UpstreamError,
+};
 
 /// Answers in a row to a question for a part that are of no use, after which the whole is asked for.
 const WRONG_ANSWERS: u32 = 3;
 /// So much earlier than for an answer is a place given up.
 const PLACE_BEFORE: Duration = Duration::from_secs(1);
+
+/// Where a download is to end, for whoever decides that; it looks before each question and each piece.
+#[derive(Debug, Clone)]
+pub(super) struct Bound(Arc<AtomicU64>);
 
 /// A part of a blob on its way from upstream.
 pub(super) struct Download {
@@ -32,12 +39,13 @@ pub(super) struct Download {
     at: u64,
     /// The furthest that it has been.
     furthest: u64,
-    /// Where it is to end; none: at the end of the blob.
-    until: Option<u64>,
+    /// Where it is to end.
+    bound: Bound,
     /// None where it has to be asked for.
     body: Option<UpstreamBody>,
-    /// Leave to fetch, for as long as there is a body.
+    /// Leave to fetch, for as long as there is a body and it keeps it.
     place: Option<Place>,
+    keeps_place: bool,
     priority: Priority,
     /// It was answered with all of the blob, not with a part.
     is_whole: bool,
@@ -51,11 +59,35 @@ pub(super) struct Download {
     wrong: u32,
 }
 
+// === impl Bound ===
+
+impl Bound {
+    /// None: at the end of the blob, wherever that is.
+    pub(super) fn new(until: Option<u64>) -> Self {
+        Self(Arc::new(AtomicU64::new(until.unwrap_or(u64::MAX))))
+    }
+
+    /// The byte before which it ends; none: the blob's end.
+    pub(super) fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|until| *until != u64::MAX)
+    }
+
+    /// It ends there, if that is before what it was to bring.
+    pub(super) fn shorten(&self, until: u64) {
+        self.0.fetch_min(until, Ordering::Relaxed);
+    }
+
+    /// It brings all that follows.
+    fn lift(&self) {
+        self.0.store(u64::MAX, Ordering::Relaxed);
+    }
+}
+
 // === impl Download ===
 
 impl Download {
     /// Asks for a part, for the first time; returns when upstream's head is there. Where an upstream that is asked for
-    /// everybody cannot be reached, its mirrors are. One that does not know how to give this part gives the whole.
+    /// everybody cannot be reached, its mirrors are. One that does not give this part is asked for the whole.
     pub(super) async fn begin(supply: Arc<Supply>, part: Part, deadline: Instant) -> Result<Self, CacheError> {
         let mut part = part;
         let place = supply.origin.registry.place(Priority::Waiting, None);
@@ -72,8 +104,9 @@ impl Download {
                 {
                     part = Part::Whole;
                 }
-                Err(error) if part != Part::Whole && is_about_the_part(&error) => {
-                    // Perhaps it is shorter than somebody thinks: the whole tells. Nonsense is no part.
+                Err(error) if part != Part::Whole && may_be_about_the_part(&error) => {
+                    // Perhaps it is shorter than somebody thinks: the whole tells. Nonsense is no part, and a refusal
+                    // may be one of parts.
                     if !matches!(&error, CacheError::Upstream(error) if is_beyond_the_end(error)) {
                         supply.refuse_parts();
                     }
@@ -92,17 +125,18 @@ impl Download {
     /// The same in the middle of a blob, with all the patience that there is.
     pub(super) async fn resumed(
         supply: Arc<Supply>,
-        (from, until): (u64, Option<u64>),
-        priority: Priority,
+        (from, bound): (u64, Bound),
+        (priority, keeps_place): (Priority, bool),
     ) -> Result<Self, CacheError> {
         let mut download = Self {
             endpoint: supply.endpoints.current(),
             supply,
             at: from,
             furthest: from,
-            until,
+            bound,
             body: None,
             place: None,
+            keeps_place,
             priority,
             is_whole: false,
             via: Via::Anonymous,
@@ -131,9 +165,10 @@ impl Download {
             supply: Arc::clone(supply),
             at,
             furthest: at,
-            until,
+            bound: Bound::new(until),
             body: Some(body),
             place: Some(place),
+            keeps_place: true,
             priority: Priority::Waiting,
             is_whole: status == StatusCode::OK,
             via,
@@ -150,7 +185,7 @@ impl Download {
 
     /// Gives its place to others, and goes on: of a client that reads when it likes nobody knows how long that takes.
     pub(super) fn give_place_back(&mut self) {
-        self.place = None;
+        (self.place, self.keeps_place) = (None, false);
     }
 
     /// Whether a mirror gives it.
@@ -168,24 +203,24 @@ impl Download {
         self.at
     }
 
+    /// Where it is to end, to be decided elsewhere.
+    pub(super) fn bound(&self) -> &Bound {
+        &self.bound
+    }
+
     /// Where it ends; none: at the end of the blob, wherever that is.
     pub(super) fn end(&self) -> Option<u64> {
         let length = self.supply.mark().length;
         // What is asked for in blocks may end behind the blob.
-        match (self.until, length) {
+        match (self.bound.get(), length) {
             (Some(until), Some(length)) => Some(until.min(length)),
             (until, length) => until.or(length),
         }
     }
 
-    /// It is to end there, before what it was to bring.
-    pub(super) fn shorten(&mut self, until: u64) {
-        self.until = Some(self.end().map_or(until, |end| end.min(until)));
-    }
-
     /// It is to bring all that follows, since upstream gives it in any case.
     pub(super) fn lengthen(&mut self) {
-        self.until = None;
+        self.bound.lift();
     }
 
     /// The next bytes, never none of them, and where they belong; none at the end. What upstream repeats is repeated here.
@@ -209,7 +244,7 @@ impl Download {
                     }
                     let at = self.at;
                     if let Some(left) = end.map(|end| end - at).filter(|left| *left < data.len() as u64) {
-                        if self.until.is_none() {
+                        if self.bound.get().is_none() {
                             return Err(self.supply.bad("a body of another length than it announced"));
                         }
                         data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
@@ -221,6 +256,10 @@ impl Download {
                 None if end.is_none() => {
                     self.supply.learn(Some(self.at))?;
                     return Ok(None);
+                }
+                None if self.wrong >= WRONG_ANSWERS => {
+                    // It says that there is nothing more, and the whole, which was asked for then, has nothing more either.
+                    return Err(self.supply.bad("a body shorter than it announced"));
                 }
                 None => self.supply.bad("a body shorter than it announced"),
                 Some(Err(error)) => error.into(),
@@ -247,10 +286,6 @@ impl Download {
 
     /// Goes on after `error`.
     async fn resume(&mut self, error: CacheError) -> Result<(), CacheError> {
-        if self.wrong >= WRONG_ANSWERS {
-            // It says that there is nothing more, and the whole, which was asked for then, had nothing more either.
-            return Err(error);
-        }
         let Target { upstream, repo, .. } = &self.supply.origin.target;
         tracing::info!(
             %upstream, repository = %repo, digest = %self.supply.origin.digest, mark = self.at,
@@ -275,18 +310,35 @@ impl Download {
                 let left = self.end().map(|end| end.saturating_sub(self.at));
                 self.place = Some(self.supply.origin.registry.place(self.priority, left).await);
             }
+            if self.end().is_some_and(|end| self.at >= end) {
+                // What it was to bring became another one's while it waited.
+                return Ok(());
+            }
             let asked_as = self.supply.target();
             // An end that is the blob's need not be said.
-            let until = self.until.filter(|until| self.supply.mark().length.is_none_or(|length| *until < length));
+            let length = self.supply.mark().length;
+            let until = self.bound.get().filter(|until| length.is_none_or(|length| *until < length));
             let part = if self.wrong >= WRONG_ANSWERS { Part::Whole } else { Part::From(self.at, until) };
             self.endpoint = self.supply.endpoints.current();
-            error = Some(match self.supply.ask(&self.endpoint, part, Instant::now() + ANSWER_WITHIN).await {
+            let answer = self.supply.ask(&self.endpoint, part, Instant::now() + ANSWER_WITHIN).await;
+            if part == Part::Whole && answer.is_err() {
+                // Then it was not about the part, and the next one may be given.
+                self.wrong = 0;
+            }
+            error = Some(match answer {
                 Ok((answer, at)) => {
                     self.supply.endpoints.answered(&self.endpoint);
                     if self.fruitless > 0 {
                         self.supply.count_resume();
                     }
                     self.is_whole = answer.status == StatusCode::OK;
+                    if self.is_whole && part == Part::Whole {
+                        // It gives this, and nothing of use for a part.
+                        self.supply.refuse_parts();
+                    }
+                    if !self.keeps_place {
+                        self.place = None;
+                    }
                     (self.body, self.via, self.at, self.gained) = (Some(answer.body), answer.via, at, 0);
                     return Ok(());
                 }
@@ -306,20 +358,14 @@ impl Download {
                 {
                     next
                 }
-                Err(next @ CacheError::Upstream(_)) if is_about_the_part(&next) => {
+                Err(next) if part != Part::Whole && may_be_about_the_part(&next) => {
                     self.wrong += 1;
                     next
                 }
                 Err(CacheError::Upstream(next)) if !may_pass(&next) && !self.supply.endpoints.has_others() => {
                     return Err(CacheError::Upstream(next));
                 }
-                Err(next @ (CacheError::BadAnswer { .. } | CacheError::WrongContent(_))) => {
-                    self.wrong += 1;
-                    if self.wrong > WRONG_ANSWERS {
-                        return Err(next);
-                    }
-                    next
-                }
+                // It may be the page of a proxy that stands there for a while: patience decides.
                 Err(next) => next,
             });
         }
@@ -349,8 +395,14 @@ fn is_beyond_the_end(error: &UpstreamError) -> bool {
     matches!(error.fault, Fault::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. })
 }
 
-/// Whether it is about which part was asked for, and not about the blob.
-fn is_about_the_part(error: &CacheError) -> bool {
+/// Whether it may be about which part was asked for, or that it was a part, and not about the blob: 416 and nonsense, but
+/// also what registries, and proxies before them, that want no Range have for it.
+fn may_be_about_the_part(error: &CacheError) -> bool {
     let CacheError::Upstream(error) = error else { return false };
-    is_beyond_the_end(error) || matches!(error.fault, Fault::Protocol(ProtocolFault::Range))
+    match &error.fault {
+        Fault::Protocol(ProtocolFault::Range) | Fault::Redirect(RedirectFault::Refused { .. }) => true,
+        // Not those that say that it is away, or busy.
+        Fault::Status { status, .. } => !matches!(status.as_u16(), 408 | 502..=504),
+        _ => false,
+    }
 }

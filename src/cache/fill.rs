@@ -285,6 +285,8 @@ impl FillTask {
                 self.cache.heard(target, &asked, Err(&error)).await;
                 // Before it is told: else who comes in between asks again.
                 self.cache.note_missing(target, Wanted::Blob(*digest), &error, &asked);
+                // Before another fill can look for it.
+                drop(left);
                 self.hand_over(&error);
                 return Err(error);
             }
@@ -296,7 +298,11 @@ impl FillTask {
             supply.endpoints.given(via);
         }
         let (mut writer, taken_up) = self.writer(left, length, from_mirror).await?;
-        writer.remember(PartialMark { upstream: Some(registry.name().to_string()), etag: supply.mark().etag });
+        writer.remember(PartialMark {
+            upstream: Some(registry.name().to_string()),
+            etag: supply.mark().etag,
+            public_in: (via == Via::Anonymous).then(|| target.repo.to_string()),
+        });
         // Before the head: who sees that may look.
         let _ = shared.via.set(via);
         self.reporter.present(writer.present());
@@ -319,6 +325,7 @@ impl FillTask {
             Ok(bytes) => bytes,
             Err(Broken::Upstream(error)) => {
                 // Who comes from here on begins another one, which goes on from what is put down before that is told.
+                writer.ends();
                 shared.demand.shut();
                 writer.park().await;
                 return Err(error);
@@ -348,21 +355,25 @@ impl FillTask {
         length: Option<u64>,
         from_mirror: bool,
     ) -> Result<(BlobWriter, bool), CacheError> {
-        let digest = &self.origin.digest;
+        let Origin { target, digest, .. } = &self.origin;
         if let Some(partial) = left {
             let present = partial.present().total();
-            if Some(partial.length()) == length {
+            // A mirror's word makes nothing of it public that upstream has not given to everybody.
+            let may_read = !from_mirror || is_public(partial.mark(), target);
+            if may_read && Some(partial.length()) == length {
                 let writer = partial.resume().await?;
                 tracing::info!(%digest, present, length, "going on with what an earlier download has left");
                 return Ok((writer, true));
             }
-            if from_mirror {
-                // It stays for who asks upstream itself.
-                drop(partial);
-            } else {
-                tracing::warn!(%digest, present, length, "what an earlier download has left has another length; beginning anew");
-                partial.discard().await;
+            if !from_mirror {
+                tracing::warn!(
+                    %digest, present, length,
+                    "what an earlier download has left has another length than upstream says now; beginning anew beside it"
+                );
             }
+            // It stays for who comes next: this answer may be the wrong one of the two, and when the blob is published
+            // nothing is left of it.
+            drop(partial);
         }
         Ok((self.cache.store.create(digest, length).await?, false))
     }
@@ -436,10 +447,16 @@ impl FillTask {
     }
 }
 
+/// Whether upstream gave what was left to everybody, in the repository in which it is asked for.
+fn is_public(mark: &PartialMark, target: &Target) -> bool {
+    let PartialMark { upstream, public_in, .. } = mark;
+    upstream.as_deref() == Some(target.upstream.as_str()) && public_in.as_deref() == Some(target.repo.as_str())
+}
+
 /// What was known of a blob when its last fill ended. An entity tag counts for the upstream that gave it.
 fn marked(left: Option<&Partial>, upstream: &UpstreamName) -> Mark {
     let Some(left) = left else { return Mark::default() };
-    let PartialMark { upstream: of, etag } = left.mark();
+    let PartialMark { upstream: of, etag, .. } = left.mark();
     let etag = etag.clone().filter(|_| of.as_deref() == Some(upstream.as_str()));
     Mark { length: None, etag }
 }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::CacheError;
-use super::download::Download;
+use super::download::{Bound, Download};
 use super::plan::Running;
 use super::supply::{Parts, Supply};
 use crate::store::{BlobWriter, ByteRanges, StoreError};
@@ -29,8 +29,8 @@ pub(super) struct Handle {
 #[derive(Debug)]
 struct Bounds {
     at: AtomicU64,
-    end: AtomicU64,
-    /// Upstream gives no parts, and sends it all.
+    end: Bound,
+    /// Upstream sends it all, whatever was asked for.
     is_whole: AtomicBool,
 }
 
@@ -54,10 +54,21 @@ pub(super) struct Into<'a> {
 // === impl Handle ===
 
 impl Handle {
-    /// Of a leg that is to bring this part; [`u64::MAX`] where its end is not known.
-    pub(super) fn new(id: u64, part: &Range<u64>, priority: Priority) -> Self {
-        let (at, end) = (AtomicU64::new(part.start), AtomicU64::new(part.end));
-        let bounds = Arc::new(Bounds { at, end, is_whole: AtomicBool::new(false) });
+    /// Of a leg that is to bring this part.
+    pub(super) fn new(id: u64, part: &Range<u64>, length: u64, priority: Priority) -> Self {
+        let end = Bound::new((part.end != length).then_some(part.end));
+        Self::bounded(id, (part.start, end), priority)
+    }
+
+    /// Of one that brings what was begun.
+    pub(super) fn of(id: u64, begun: &Download, priority: Priority) -> Self {
+        let handle = Self::bounded(id, (begun.at(), begun.bound().clone()), priority);
+        handle.bounds.is_whole.store(begun.is_whole(), Ordering::Relaxed);
+        handle
+    }
+
+    fn bounded(id: u64, (at, end): (u64, Bound), priority: Priority) -> Self {
+        let bounds = Arc::new(Bounds { at: AtomicU64::new(at), end, is_whole: AtomicBool::new(false) });
         Self { id, priority, bounds, stop: CancellationToken::new() }
     }
 
@@ -67,18 +78,18 @@ impl Handle {
 
     /// What it has yet to bring of a blob of this length.
     pub(super) fn running(&self, length: u64) -> Running {
-        let end = self.bounds.end.load(Ordering::Relaxed).min(length);
+        let end = self.bounds.end.get().map_or(length, |end| end.min(length));
         Running { id: self.id, left: self.bounds.at.load(Ordering::Relaxed).min(end)..end }
     }
 
-    /// Whether upstream sends it all, although a part was asked for.
+    /// Whether upstream sends it all, also where a part was asked for.
     pub(super) fn is_whole(&self) -> bool {
         self.bounds.is_whole.load(Ordering::Relaxed)
     }
 
     /// It ends there.
     pub(super) fn shorten(&self, end: u64) {
-        self.bounds.end.fetch_min(end, Ordering::Relaxed);
+        self.bounds.end.shorten(end);
     }
 
     /// It ends now.
@@ -98,23 +109,16 @@ impl Handle {
         let mut download = if let Some(download) = begun {
             download
         } else {
-            let (from, until) = (at.load(Ordering::Relaxed), end.load(Ordering::Relaxed));
-            let until = (Some(until) != supply.mark().length && until != u64::MAX).then_some(until);
-            let resumed = Download::resumed(Arc::clone(&supply), (from, until), self.priority).await;
+            let part = (at.load(Ordering::Relaxed), end.clone());
+            let resumed = Download::resumed(Arc::clone(&supply), part, (self.priority, true)).await;
             resumed.map_err(Broken::Upstream)?
         };
         loop {
+            is_whole.store(download.is_whole(), Ordering::Relaxed);
             if supply.parts() == Parts::Refused && download.is_whole() {
                 // Whatever it was to bring, this is all that there will be.
-                is_whole.store(true, Ordering::Relaxed);
-                end.store(u64::MAX, Ordering::Relaxed);
                 at.fetch_min(download.at(), Ordering::Relaxed);
                 download.lengthen();
-            } else {
-                let end = end.load(Ordering::Relaxed);
-                if end != u64::MAX {
-                    download.shorten(end);
-                }
             }
             let Some((from, mut data)) = download.next().await.map_err(Broken::Upstream)? else { return Ok(()) };
             // What comes again, because upstream does not go on from the mark, is here already.

@@ -85,7 +85,8 @@ impl<'a> Legs<'a> {
         let into = Into { writer, come: &come };
         let mut legs = FuturesUnordered::new();
         let part = first.at()..first.end().unwrap_or(UNKNOWN);
-        legs.push(self.leg(&part, Priority::Waiting).run(Arc::clone(self.supply), Some(first), into));
+        let handle = self.started(Handle::of(self.next, &first, Priority::Waiting));
+        legs.push(handle.run(Arc::clone(self.supply), Some(first), into));
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -100,7 +101,12 @@ impl<'a> Legs<'a> {
                 if priority == Priority::Ahead && !self.running.is_empty() && !self.has_place() {
                     continue;
                 }
-                legs.push(self.leg(&part, priority).run(Arc::clone(self.supply), None, into));
+                if self.running.is_empty() {
+                    self.supply.patience.renew();
+                }
+                let length = self.supply.mark().length.unwrap_or(UNKNOWN);
+                let handle = self.started(Handle::new(self.next, &part, length, priority));
+                legs.push(handle.run(Arc::clone(self.supply), None, into));
             }
             if legs.is_empty() && self.is_whole(&come) {
                 return Ok(Ended::Whole);
@@ -110,7 +116,10 @@ impl<'a> Legs<'a> {
                     let id = ended?;
                     self.running.retain(|one| one.id() != id);
                 }
+                // Where nothing more is brought, nothing else would tell.
+                error = writer.failed() => return Err(Broken::Store(error)),
                 () = self.demand.changed() => {}
+                () = self.supply.refused() => {}
                 _ = ticks.tick() => {
                     writer.tick();
                     let total = come.lock().total();
@@ -119,7 +128,7 @@ impl<'a> Legs<'a> {
                     if self.whole && self.supply.parts() != Parts::Refused {
                         self.width.measure(total, left, legs.len());
                     }
-                    if self.is_abandoned(&self.demand.now(), total) {
+                    if self.is_abandoned(&self.demand.now(), total, writer) {
                         return Ok(Ended::Unread);
                     }
                 }
@@ -127,9 +136,8 @@ impl<'a> Legs<'a> {
         }
     }
 
-    /// The handle of a new leg.
-    fn leg(&mut self, part: &Range<u64>, priority: Priority) -> Handle {
-        let handle = Handle::new(self.next, part, priority);
+    /// The handle of a leg that is about to run.
+    fn started(&mut self, handle: Handle) -> Handle {
         self.next += 1;
         self.running.push(handle.clone());
         handle
@@ -200,7 +208,7 @@ impl<'a> Legs<'a> {
     }
 
     /// Whether nobody has read it for a while, and it is not to be finished.
-    fn is_abandoned(&mut self, wanted: &Wanted, total: u64) -> bool {
+    fn is_abandoned(&mut self, wanted: &Wanted, total: u64, writer: &BlobWriter) -> bool {
         if wanted.readers > 0 {
             self.unread = None;
             return false;
@@ -221,7 +229,7 @@ impl<'a> Legs<'a> {
             Abandon::Park => false,
             Abandon::Auto => far_along,
         };
-        !(finish && self.whole) && self.demand.shut_if_unread()
+        !(finish && self.whole) && self.demand.shut_if_unread(|| writer.ends())
     }
 }
 

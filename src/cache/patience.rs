@@ -51,6 +51,11 @@ impl Patience {
         }
     }
 
+    /// Somebody begins to wait, and nobody did before: that nothing came meanwhile is no matter.
+    pub(super) fn renew(&self) {
+        *self.state.lock() = State { progress: Instant::now(), came: 0 };
+    }
+
     /// The pause before the next try, after `fruitless` in a row (the last one included) that brought nothing; none: it is
     /// given up. `asked` is what upstream wants to be waited for.
     pub(super) fn pause(&self, fruitless: u32, asked: Option<Duration>) -> Option<Duration> {

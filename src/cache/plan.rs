@@ -65,12 +65,15 @@ struct Draft<'a> {
     running: Vec<Running>,
     /// See [`missing`].
     missing: Vec<(u64, u64)>,
+    /// Somebody waits for each that runs, and no more may run: that stays so.
+    is_full: bool,
     steps: Vec<Step>,
 }
 
 /// What to do. Nothing, where all that is wanted is on its way.
 pub(super) fn plan(situation: &Situation<'_>) -> Vec<Step> {
-    let mut draft = Draft { situation, running: Vec::new(), missing: missing(situation), steps: Vec::new() };
+    let missing = missing(situation);
+    let mut draft = Draft { situation, running: Vec::new(), missing, is_full: false, steps: Vec::new() };
     for one in situation.running.iter().filter(|one| !one.left.is_empty()) {
         // Upstream may have begun it where it liked.
         if situation.come.contains(&one.left) {
@@ -129,7 +132,11 @@ impl Draft<'_> {
     /// A new request for who lacks this, if there may be one more, or one that nobody waits for gives way.
     fn begin_for(&mut self, (at, end): (u64, u64), served: &mut Vec<u64>) {
         let Situation { length, come, .. } = *self.situation;
+        if self.is_full {
+            return;
+        }
         if self.running.len() >= self.situation.most && !self.give_way(served) {
+            self.is_full = true;
             return;
         }
         // Not over what is there or on its way.
@@ -324,6 +331,18 @@ mod tests {
         assert_eq!(steps, [Step::Stop(7), Step::Start(95 * MIB..95 * MIB + BLOCK)]);
         wants.insert(0, 71 * MIB..OPEN);
         assert_eq!(decide(&come, &full, &wants, true, 8), [], "somebody waits for each");
+    }
+
+    /// As of clients that ask for a thousand parts in each request: what one plan costs grows with their number, not with its
+    /// square, which would take minutes here.
+    #[test]
+    fn many_readers_who_cannot_all_be_served_are_quickly_told_from_each_other() {
+        let runs: Vec<_> = (0..8).map(|n| running(n, n * 10 * MIB + MIB..(n + 1) * 10 * MIB)).collect();
+        let come = there(&(0..8).map(|n| n * 10 * MIB..n * 10 * MIB + MIB).collect::<Vec<_>>());
+        // Those for whom the requests run have much before them, and so they come last.
+        let mut wants: Vec<_> = (0..8).map(|n| n * 10 * MIB..(n + 1) * 10 * MIB).collect();
+        wants.extend((0..200_000).map(|n| 85 * MIB + n * 64..85 * MIB + n * 64 + 10));
+        assert_eq!(decide(&come, &runs, &wants, false, 1), []);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, header};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::endpoints::{Endpoint, Endpoints};
@@ -53,6 +54,8 @@ pub(super) struct Supply {
     lenders: Option<Arc<Lenders>>,
     pub(super) patience: Patience,
     state: Mutex<State>,
+    /// Parts were refused.
+    refused: Notify,
 }
 
 #[derive(Debug)]
@@ -89,7 +92,7 @@ impl Supply {
         let patience = Patience::new(origin.registry.config().transfer.resume_for);
         let target = origin.target.clone();
         let state = State { mark, target, withdrawn: false, parts: Parts::Unknown, is_tag_useless: false, resumes: 0 };
-        Arc::new(Self { origin, endpoints, lenders, patience, state: Mutex::new(state) })
+        Arc::new(Self { origin, endpoints, lenders, patience, state: Mutex::new(state), refused: Notify::new() })
     }
 
     /// What is known of the blob.
@@ -110,6 +113,12 @@ impl Supply {
     /// Upstream gives no parts, as far as is known.
     pub(super) fn refuse_parts(&self) {
         self.state.lock().parts = Parts::Refused;
+        self.refused.notify_one();
+    }
+
+    /// Waits until parts are refused; that they were since the last time counts.
+    pub(super) async fn refused(&self) {
+        self.refused.notified().await;
     }
 
     /// In whose name upstream is asked now.
@@ -171,12 +180,10 @@ impl Supply {
             }
             StatusCode::OK => {
                 self.learn(content_length(&answer.headers))?;
-                let mut state = self.state.lock();
                 // Storage that knows no suffix ranges may know others.
                 if asked_for_part && !matches!(part, Part::Last(_)) {
-                    state.parts = Parts::Refused;
+                    self.refuse_parts();
                 }
-                drop(state);
                 0
             }
             StatusCode::PARTIAL_CONTENT => return Err(self.bad("a part where the whole was asked for")),

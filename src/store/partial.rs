@@ -40,6 +40,8 @@ pub struct PartialMark {
     pub upstream: Option<String>,
     /// The validator that came with them.
     pub etag: Option<String>,
+    /// The repository in which it gave them to everybody; none: to who may have them.
+    pub public_in: Option<String>,
 }
 
 /// What is left of a fill. Who has it has it alone; dropping it leaves it for another time.
@@ -108,7 +110,8 @@ impl Partial {
     }
 
     /// Removes it.
-    pub async fn discard(mut self) {
+    #[cfg(test)]
+    pub(super) async fn discard(mut self) {
         let Some((claim, parked)) = self.taken.take() else { return };
         let discard = move |inner: &Arc<Inner>| {
             inner.forget_partial(claim, *parked);

@@ -178,6 +178,24 @@ impl Pipeline {
         }
     }
 
+    /// Waits until writing or hashing has failed.
+    pub(super) async fn failed(&self) -> StoreError {
+        loop {
+            let changed = self.shared.changed.notified();
+            if let Err(error) = self.shared.queue.lock().check() {
+                return error;
+            }
+            changed.await;
+        }
+    }
+
+    /// It is at its end soon.
+    pub(super) fn ends(&self) {
+        if let Some(checkpoints) = &self.shared.checkpoints {
+            checkpoints.end();
+        }
+    }
+
     /// Waits until all that was accepted is in the file; so much of it is there without a gap.
     pub(super) async fn flush(&mut self) -> Result<u64, StoreError> {
         loop {
@@ -312,9 +330,7 @@ impl Drop for Pipeline {
 impl Pipeline {
     /// Ends the writing where it is; returns when what can be gone on with is left for that.
     pub(super) async fn park(mut self) {
-        if let Some(checkpoints) = &self.shared.checkpoints {
-            checkpoints.end();
-        }
+        self.ends();
         // What was accepted reaches the file first. Where that fails, nothing stays.
         let _ = self.flush().await;
         if let Some(job) = self.end() {

@@ -133,10 +133,21 @@ impl BlobWriter {
         self.pipeline.publish(self.digest).await
     }
 
+    /// Waits until something that was accepted could not be written, or not be hashed: without it, who adds nothing more
+    /// would not know. Who adds something, or verifies, may be told instead.
+    pub async fn failed(&self) -> StoreError {
+        self.pipeline.failed().await
+    }
+
     /// To be called about once a second, also while nothing comes: has what is there put down for another time. Does not
     /// block.
     pub fn tick(&self) {
         self.pipeline.tick();
+    }
+
+    /// It is at its end soon, and leaves something: who comes from here on to take that up waits for it. Does not block.
+    pub fn ends(&self) {
+        self.pipeline.ends();
     }
 
     /// Ends it where it is. What can be gone on with later is there to be taken up when this returns.

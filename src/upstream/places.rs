@@ -15,8 +15,11 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// Who has waited for so long goes before all others of its priority.
-const LONG: Duration = Duration::from_secs(30);
+/// Who has waited for so long goes before all others of its priority. Well before who wants a head gives up.
+const LONG: Duration = Duration::from_secs(10);
+/// What is taken for the size of what has not begun: less than what is left of most layers, so that these do not go before
+/// it for as long as they come.
+const UNKNOWN_SIZE: u64 = 8 << 20;
 /// Of what nobody waits for, the one that has waited long gets one place in so many, whoever else waits. Not all: a thousand
 /// blobs that are fetched ahead have all waited long, and clients would come after them.
 const SHARE: u32 = 4;
@@ -58,7 +61,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Queue {
     by_age: BTreeMap<u64, Waiter>,
-    /// Size and number; who does not know the size comes last.
+    /// Size and number.
     by_size: BTreeSet<(u64, u64)>,
 }
 
@@ -96,8 +99,10 @@ impl Places {
     /// Waits for a place. `size`: bytes that are to be fetched, if that is known.
     pub(crate) async fn place(self: &Arc<Self>, priority: Priority, size: Option<u64>) -> Place {
         let (call, called) = oneshot::channel();
-        let number =
-            self.state.lock().join(priority, Waiter { since: Instant::now(), size: size.unwrap_or(u64::MAX), call });
+        let number = self
+            .state
+            .lock()
+            .join(priority, Waiter { since: Instant::now(), size: size.unwrap_or(UNKNOWN_SIZE), call });
         let mut turn = Turn { places: self, priority, number, has_place: false };
         // It is always called: who waits is dropped from the queue by `turn` alone.
         let _ = called.await;

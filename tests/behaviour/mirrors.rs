@@ -1,9 +1,11 @@
 //! Mirrors: further endpoints of an upstream take over from it and from each other in the middle of a blob.
 
+use std::sync::Arc;
+
 use crate::common::content::blob;
-use crate::common::invariants::{check, check_no_secret, is_stored};
-use crate::common::upstream::{Auth, Cut, Reply};
-use crate::common::{Cistern, Gate, Upstream, acts, clock};
+use crate::common::invariants::{check, check_no_secret, files, is_stored};
+use crate::common::upstream::{Auth, Cut, Reply, Request};
+use crate::common::{Ask, Cistern, Gate, Upstream, acts, clock, eventually};
 use bytes::Bytes;
 use ocistern::oci::Digest;
 
@@ -115,7 +117,7 @@ async fn one_that_has_other_bytes_is_found_out_and_set_aside() {
     upstream.up();
     upstream.unscript();
     upstream.script("GET", &target, 0..1, acts::cut_at(300_000, Cut::Fin));
-    crate::common::eventually("upstream is found again", || async { cistern.get(&target).await.complete() }).await;
+    eventually("upstream is found again", || async { cistern.get(&target).await.complete() }).await;
     cistern.get(&target).await.assert_is(&bytes);
     assert_eq!(mirror.count("*", "*"), asked, "it is not asked again");
     check(&cistern).await;
@@ -142,4 +144,58 @@ async fn no_mirror_is_told_of_what_is_not_everybodys() {
     assert_eq!(cistern.get(format!("/v2/app/blobs/{}", crate::common::content::sha256(b"other"))).await.status, 502);
     assert_eq!(mirror.connections(), 0);
     check_no_secret(&mirror);
+}
+
+#[tokio::test]
+async fn a_mirrors_word_does_not_open_what_is_left_of_a_private_blob() {
+    const MIB: usize = 1 << 20;
+    let (upstream, mirror) = (Upstream::start().await, Upstream::start().await);
+    let public = upstream.blob("public", &blob(71, 1000));
+    let bytes = blob(7, 4 * MIB);
+    let digest = upstream.blob("private", &bytes);
+    let target = |repo: &str| format!("/v2/{repo}/blobs/{digest}");
+    upstream.registry(|registry| {
+        registry.auth = Auth::Accounts;
+        registry.accounts.user("alice", "CANARY-ALICE");
+        registry.accounts.allow("alice", "private", "pull");
+        registry.accounts.public.insert("public".into());
+    });
+    // Bytes of its own, of the right length.
+    let lie = blob(73, 4 * MIB);
+    let act = move |request: &Request, _: Reply| {
+        let range = request.header("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        let Some((from, to)) = range else { return Reply::new(200, "application/octet-stream", lie.clone()) };
+        let from: usize = from.parse().unwrap();
+        let to = to.parse().map_or(lie.len(), |last: usize| last + 1);
+        Reply::new(206, "application/octet-stream", lie.slice(from..to))
+            .with("Content-Range", format!("bytes {from}-{}/{}", to - 1, lie.len()))
+    };
+    mirror.script("GET", &target("public"), .., Arc::new(act));
+    let cistern = Cistern::setup()
+        .upstream("up", &upstream, &format!("{}\nresume_for = \"0s\"", keys(&mirror)))
+        .store("range_fill = \"never\"\nabandon = \"park\"")
+        .start()
+        .await;
+    assert!(cistern.get(format!("/v2/public/blobs/{public}")).await.complete());
+    let alice = |ask: Ask| ask.basic("alice", "CANARY-ALICE");
+    let got = cistern.send(alice(Ask::get(target("private")).with("range", "bytes=0-2097151"))).await;
+    assert!(got.body == bytes.slice(..2 * MIB), "{}", got.summary());
+    let _warp = clock::warp();
+    cistern.settle().await;
+    assert_eq!(files(&cistern.root().join("fills")).len(), 2, "what came of it is put aside");
+    upstream.down();
+    for from in [0, 1_000_000, 3_000_000] {
+        let got = cistern.send(Ask::get(target("public")).with("range", &format!("bytes={from}-"))).await;
+        let own = got.body.chunks_exact(64).zip(bytes[from..].chunks_exact(64)).any(|(seen, own)| seen == own);
+        assert!(!own, "bytes of the private blob from {from} on: {}", got.summary());
+    }
+    assert!(!is_stored(&cistern, &digest));
+    // It is still there for who may have it.
+    upstream.up();
+    let sent = upstream.sent("GET", &target("private"));
+    eventually("upstream is found again", || async {
+        cistern.send(alice(Ask::get(target("private")))).await.body == bytes
+    })
+    .await;
+    assert!(upstream.sent("GET", &target("private")) - sent <= 2 * MIB as u64 + 10_000, "only the rest came");
 }

@@ -2,11 +2,12 @@
 //! read it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::content::blob;
 use crate::common::invariants::{check, files, is_stored};
-use crate::common::upstream::Cut;
+use crate::common::upstream::{Cut, Reply, Request, registry};
 use crate::common::{Ask, Cistern, Gate, Upstream, acts, clock, eventually};
 use bytes::Bytes;
 use ocistern::oci::Digest;
@@ -212,4 +213,39 @@ async fn room_is_made_of_what_is_left_before_anything_that_is_whole_goes() {
     cistern.settle().await;
     assert!(is_stored(&cistern, &other_digest) && is_stored(&cistern, &kept_digest));
     assert_eq!(left(&cistern, "map").len(), 0, "what was left has made room");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_an_upstream_that_refuses_ranges_is_no_obstacle() {
+    for status in [400, 500, 501] {
+        let Stage { upstream, bytes, target, gate, .. } = stage(8).await;
+        let mut cistern = Cistern::start(&upstream, "").await;
+        stop_in_the_middle(&mut cistern, &target, &gate).await;
+        cistern.start_again().await;
+        let act = move |request: &Request, honest: Reply| match request.header("range") {
+            Some(_) => registry::error(status, "UNSUPPORTED"),
+            None => honest,
+        };
+        upstream.script("GET", &target, .., Arc::new(act));
+        cistern.get(&target).await.assert_is(&bytes);
+        check(&cistern).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_in_its_place_does_not_cost_what_is_left() {
+    let Stage { upstream, bytes, target, gate, .. } = stage(9).await;
+    let mut cistern = Cistern::start(&upstream, "").await;
+    stop_in_the_middle(&mut cistern, &target, &gate).await;
+    cistern.start_again().await;
+    let before = upstream.sent("GET", &target);
+    upstream.script("GET", &target, 0..1, acts::answer(200, "text/html", "<h1>We are back soon</h1>"));
+    assert!(!cistern.get(&target).await.complete());
+    cistern.settle().await;
+    cistern.get(&target).await.assert_is(&bytes);
+    let sent = upstream.sent("GET", &target) - before;
+    assert!(sent <= LENGTH - 4 * MIB + 100_000, "{sent} bytes of what was left came again");
+    cistern.settle().await;
+    assert_eq!((left(&cistern, "map").len(), left(&cistern, "part").len()), (0, 0));
+    check(&cistern).await;
 }

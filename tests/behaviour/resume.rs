@@ -1,11 +1,12 @@
 //! Resume: a download that breaks, stalls or crawls is gone on with from where it stopped; clients see a pause.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::content::blob;
 use crate::common::invariants::{check, is_stored};
-use crate::common::upstream::{Auth, Cut};
-use crate::common::{Cistern, Client, Gate, Upstream, acts, clock, eventually};
+use crate::common::upstream::{Act, Auth, Cut, Reply, Request, registry};
+use crate::common::{Ask, Cistern, Client, Gate, Upstream, acts, clock, eventually};
 use bytes::Bytes;
 use ocistern::oci::Digest;
 
@@ -145,17 +146,115 @@ async fn nonsense_instead_of_ranges_ends_in_the_whole() {
 }
 
 #[tokio::test]
+async fn who_reads_far_ahead_of_an_upstream_with_nonsense_for_ranges_costs_no_more() {
+    let (upstream, bytes, digest, target) = stage(18, 8 << 20).await;
+    let gate = Gate::new();
+    upstream.script("GET", &target, 0..1, acts::hold_at(1 << 20, &gate));
+    let nonsense = acts::where_status(206, acts::header("Content-Range", "bytes 5-6/*"));
+    upstream.script("GET", &target, 1.., nonsense);
+    let cistern = Cistern::start(&upstream, "").await;
+    let mut whole = cistern.open(&target).await;
+    gate.reached(1).await;
+    whole.read_to(1000).await;
+    let far: Vec<_> =
+        (2..8).map(|n| Ask::get(&target).with("range", &format!("bytes={}-{}", n << 20, (n << 20) + 9))).collect();
+    let _warp = clock::warp();
+    let far = futures_util::future::join_all(far.into_iter().map(|ask| cistern.client().open(ask))).await;
+    eventually("the whole is asked for", || async { upstream.count("GET", &target) > 3 }).await;
+    gate.open();
+    for (n, reader) in (2..8).zip(far) {
+        let got = reader.unwrap().finish().await;
+        assert!(got.body == bytes.slice(n << 20..(n << 20) + 10) && got.cut.is_none(), "{}", got.summary());
+    }
+    whole.finish().await.assert_is(&bytes);
+    cistern.settle().await;
+    assert!(is_stored(&cistern, &digest));
+    let received = cistern.metric("ocistern_upstream_received_bytes_total", &[]).await;
+    assert!(received <= 2 * bytes.len() as u64, "{received} bytes for a blob of {}", bytes.len());
+    check(&cistern).await;
+}
+
+/// Refuses what is asked for with a Range, by this status.
+fn refuses_ranges(status: u16) -> Act {
+    Arc::new(move |request: &Request, honest: Reply| match request.header("range") {
+        Some(_) => registry::error(status, "UNSUPPORTED"),
+        None => honest,
+    })
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_ranges_gives_the_whole_again() {
+    let _warp = clock::warp();
+    for status in [400, 405, 416, 500, 501] {
+        let (upstream, bytes, digest, target) = stage(19, 600_000).await;
+        upstream.script("GET", &target, 0..1, acts::cut_at(300_000, Cut::Reset));
+        upstream.script("GET", &target, .., refuses_ranges(status));
+        let cistern = Cistern::start(&upstream, "").await;
+        cistern.get(&target).await.assert_is(&bytes);
+        cistern.settle().await;
+        assert!(is_stored(&cistern, &digest), "{status}");
+        check(&cistern).await;
+    }
+}
+
+#[tokio::test]
+async fn a_break_before_the_mark_where_ranges_are_refused_is_one_like_any_other() {
+    let (upstream, bytes, _, target) = stage(20, 600_000).await;
+    let ends = parking_lot::Mutex::new(vec![500_000, 100_000, 200_000]);
+    let act = move |request: &Request, honest: Reply| match request.header("range") {
+        Some(_) => registry::error(400, "UNSUPPORTED"),
+        None => match ends.lock().pop() {
+            Some(at) => acts::cut_at(at, Cut::Reset)(request, honest),
+            None => honest,
+        },
+    };
+    upstream.script("GET", &target, .., Arc::new(act));
+    let cistern = Cistern::start(&upstream, "").await;
+    let _warp = clock::warp();
+    cistern.get(&target).await.assert_is(&bytes);
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn a_page_that_stands_there_for_a_minute_is_a_pause() {
+    let (upstream, bytes, digest, target) = stage(21, 600_000).await;
+    upstream.script("GET", &target, 0..1, acts::cut_at(300_000, Cut::Fin));
+    let page = acts::answer(200, "text/html", "<h1>We are back soon</h1>");
+    upstream.script("GET", &target, 0..9, page);
+    let cistern = Cistern::start(&upstream, "").await;
+    let _warp = clock::warp();
+    cistern.get(&target).await.assert_is(&bytes);
+    cistern.settle().await;
+    assert!(is_stored(&cistern, &digest));
+    assert!(upstream.sent("GET", &target) < 610_000, "{} bytes", upstream.sent("GET", &target));
+    check(&cistern).await;
+}
+
+#[tokio::test]
+async fn that_nothing_was_asked_for_is_no_loss_of_patience() {
+    let upstream = Upstream::start().await;
+    let bytes = blob(22, 4 << 20);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+    let store = "range_fill = \"never\"";
+    let cistern = Cistern::setup().upstream("up", &upstream, "resume_for = \"10s\"").store(store).start().await;
+    let part = |from: usize, to: usize| Ask::get(&target).with("range", &format!("bytes={from}-{}", to - 1));
+    assert_eq!(cistern.send(part(0, 1 << 20)).await.length, 1 << 20);
+    // The fill is still there, and has asked for nothing meanwhile.
+    clock::pass(Duration::from_secs(15)).await;
+    assert_eq!(cistern.fills().await[0]["present"], 1 << 20);
+    upstream.script("GET", &target, 0..4, acts::no_head(Cut::Reset));
+    let _warp = clock::warp();
+    let got = cistern.send(part(3 << 20, (3 << 20) + 10)).await;
+    assert!(got.body == bytes.slice(3 << 20..(3 << 20) + 10), "{}", got.summary());
+}
+
+#[tokio::test]
 async fn another_blob_in_the_middle_is_no_blob() {
     let (upstream, bytes, digest, target) = stage(9, 600_000).await;
     let other = blob(10, 600_000);
     upstream.script("GET", &target, 0..1, acts::cut_at(300_000, Cut::Fin));
     let from = other.slice(300_000..);
-    upstream.script(
-        "GET",
-        &target,
-        0..1,
-        acts::change(move |reply| crate::common::upstream::Reply { body: from.clone(), ..reply }),
-    );
+    upstream.script("GET", &target, 0..1, acts::change(move |reply| Reply { body: from.clone(), ..reply }));
     let cistern = Cistern::start(&upstream, "").await;
     let _warp = clock::warp();
     let got = cistern.get(&target).await;
@@ -234,7 +333,7 @@ async fn clients_that_come_stall_and_leave_while_it_breaks_all_get_what_is_right
 /// Comes after a while, and leaves after so many bytes, or stays.
 async fn visit(client: Client, target: String, wait: Duration, leaves: Option<u64>) -> Option<crate::common::Got> {
     tokio::time::sleep(wait).await;
-    let mut live = client.open(crate::common::Ask::get(target)).await.unwrap();
+    let mut live = client.open(Ask::get(target)).await.unwrap();
     match leaves {
         Some(at) => {
             live.read_to(at).await;

@@ -57,6 +57,24 @@ async fn what_is_larger_than_the_store_is_streamed_and_a_broken_stream_goes_on()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_reads_slowly_what_is_not_kept_holds_no_place_also_after_a_break() {
+    let upstream = Upstream::start().await;
+    let cistern =
+        Cistern::setup().upstream("up", &upstream, "max_connections = 1").store("capacity = \"1MiB\"").start().await;
+    // More than sockets hold.
+    let bytes = blob(11, 48 * MIB);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+    let small = blob(12, 1000);
+    let other = format!("/v2/app/blobs/{}", upstream.blob("app", &small));
+    upstream.script("GET", &target, 1..2, acts::cut_at(MIB as u64, Cut::Reset));
+    let mut slow = cistern.open(&target).await;
+    slow.read_to(2 * MIB as u64).await;
+    cistern.get(&other).await.assert_is(&small);
+    slow.finish().await.assert_is(&bytes);
+    check(&cistern).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_fills_up_in_the_middle_of_a_download_breaks_no_transfer() {
     for ranges in [true, false] {
         let (cistern, upstream) = small("10MiB").await;

@@ -56,6 +56,8 @@ pub struct World {
     pub library: Library,
     /// From now on requests may fail.
     faulty: AtomicBool,
+    /// Upstream has sent bytes that are not those of the digest, or may have.
+    lying: AtomicBool,
     /// Requests for content that got an answer.
     answered: AtomicU64,
     /// Where uploads were begun that have not been seen to end.
@@ -139,6 +141,7 @@ impl Site {
             model,
             library,
             faulty: AtomicBool::new(false),
+            lying: AtomicBool::new(false),
             answered: AtomicU64::new(0),
             uploads: Mutex::default(),
         });
@@ -201,6 +204,15 @@ impl World {
 
     pub fn is_faulty(&self) -> bool {
         self.faulty.load(Ordering::SeqCst)
+    }
+
+    /// Upstream sends wrong bytes now and then. What of them has come stays in partial files, so there is no end to it.
+    pub fn set_lying(&self) {
+        self.lying.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_lying(&self) -> bool {
+        self.lying.load(Ordering::SeqCst)
     }
 
     /// An upload has begun, or goes on.

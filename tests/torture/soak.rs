@@ -41,6 +41,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         let last = killing.elapsed() >= kills_for;
         let case = format!("round {round}");
         round += 1;
+        site.world.set_lying();
         faults(&site.world.upstream, &mut rng);
         let running = site.world.at(daemon.client).run(&mut rng, 16);
         let lives = if last { life } else { Duration::from_secs(rng.u64(20..=60)).min(all_of_it / 2) };

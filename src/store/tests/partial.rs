@@ -50,7 +50,7 @@ async fn written(writer: &BlobWriter, bytes: u64) {
 }
 
 fn mark() -> PartialMark {
-    PartialMark { upstream: Some("docker.io".into()), etag: Some("\"1\"".into()) }
+    PartialMark { upstream: Some("docker.io".into()), etag: Some("\"1\"".into()), public_in: None }
 }
 
 impl Fixture {
@@ -505,6 +505,19 @@ async fn a_file_whose_sync_failed_is_neither_kept_nor_published() {
         assert!(fixture.fills().await.is_empty());
         assert_eq!(fixture.bytes(), 0);
     }
+}
+
+#[tokio::test]
+async fn who_adds_nothing_more_hears_that_what_was_accepted_could_not_be_written() {
+    let (fixture, sim) = simulated();
+    let content = content(15, 2 * MIB);
+    let writer = begin(&fixture.store, &content).await;
+    fixture.idle().await;
+    sim.arm(Fault { harm: Harm::Fail(rustix::io::Errno::IO), at: 1, times: u64::MAX }, 0);
+    writer.write_at(MIB, part(&content, MIB..MIB + 4096)).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(10), writer.failed()).await.unwrap();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    sim.heal();
 }
 
 #[tokio::test]

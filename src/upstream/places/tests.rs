@@ -58,6 +58,26 @@ async fn who_is_waited_for_goes_first_and_the_small_before_the_large() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_not_begun_does_not_come_after_all_that_goes_on() {
+    let places = Places::new(Some(1));
+    let first = places.place(Priority::Waiting, None).await;
+    // What is left of layers that are being read, which ask again whenever they have had their turn.
+    let mut asking: Vec<_> = (0..2).map(|_| Some(ask(&places, Priority::Waiting, Some(1 << 20)))).collect();
+    let mut new = vec![Some(ask(&places, Priority::Waiting, None))];
+    let (mut held, mut waited) = (vec![first], Duration::ZERO);
+    while new[0].is_some() {
+        advance(Duration::from_secs(2)).await;
+        waited += Duration::from_secs(2);
+        assert!(waited < Duration::from_secs(19), "who wants a head has given up");
+        held.clear();
+        served(&mut new, &mut held);
+        for turn in served(&mut asking, &mut held) {
+            asking[turn] = Some(ask(&places, Priority::Waiting, Some(1 << 20)));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_for_ever() {
     let places = Places::new(Some(1));
     let first = places.place(Priority::Waiting, None).await;
