@@ -95,7 +95,7 @@ impl<'a> Legs<'a> {
                 // Whoever it was begun for is about to ask for it.
                 wanted.wants.push(part.clone());
             }
-            self.decide_on_whole(&wanted, writer.length());
+            self.decide_on_whole(&wanted, writer.length(), &come);
             for part in self.steps(&wanted, &come) {
                 let priority = if is_waited_for(&part, &wanted, &come) { Priority::Waiting } else { Priority::Ahead };
                 if priority == Priority::Ahead && !self.running.is_empty() && !self.has_place() {
@@ -148,11 +148,14 @@ impl<'a> Legs<'a> {
     }
 
     /// Whether all of it is to come. Once it is, it stays so.
-    fn decide_on_whole(&mut self, wanted: &Wanted, length: Option<u64>) {
+    fn decide_on_whole(&mut self, wanted: &Wanted, length: Option<u64>, come: &Mutex<ByteRanges>) {
         let by_policy = match (self.settings.range_fill, length) {
             (RangeFill::Always, _) | (_, None) => true,
             (RangeFill::Never, _) => false,
-            (RangeFill::From(percent), Some(length)) => wanted.asked >= length / 100 * u64::from(percent),
+            (RangeFill::From(percent), Some(length)) => {
+                // What an earlier fill has left was asked for then.
+                wanted.asked.max(come.lock().total()) >= length / 100 * u64::from(percent)
+            }
         };
         self.whole = self.whole || by_policy || wanted.whole || self.supply.parts() == Parts::Refused;
     }

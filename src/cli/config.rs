@@ -1,5 +1,6 @@
 //! `ocistern config check` and `ocistern config show`: what the configuration is, as text for the caller to print.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -28,8 +29,11 @@ pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
     if !unusable.is_empty() {
         return Err(Mistake::Files(unusable));
     }
+    // A listener without an address stands for two.
+    let mut named = BTreeSet::new();
     let mut warnings: Vec<_> = files(&config)
         .into_iter()
+        .filter(|(_, file)| named.insert(file.clone()))
         .filter_map(|(key, file)| {
             let error = std::fs::File::open(&file).err()?;
             Some(format!("{key}: {}: {error}", file.display()))

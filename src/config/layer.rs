@@ -290,7 +290,7 @@ fn limits(table: &LimitsTable, problems: &mut Problems) -> Limits {
         idle: time("idle", &table.idle, false, default.idle),
         min_rate_window: time("min_rate_window", &table.min_rate_window, false, default.min_rate_window),
         drain: time("drain", &table.drain, true, default.drain),
-        min_rate: value(problems, &at.key("min_rate"), table.min_rate.as_ref(), |s| parse::size(&s.to_string()))
+        min_rate: value(problems, &at.key("min_rate"), table.min_rate.as_ref(), |s| parse::rate(&s.to_string()))
             .unwrap_or(default.min_rate),
         max_rate: default.max_rate.merge(&at, table.max_rate.as_ref(), table.schedule.as_ref(), problems),
     }

@@ -38,6 +38,12 @@ const SIZE_UNITS: [(&str, u64); 10] = [
 /// Units with their milliseconds, largest first; as written in one duration they must get smaller.
 const DURATION_UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
+/// Bytes a second: a [`size`], with `/s` behind it or without.
+pub(super) fn rate(text: &str) -> Result<u64, Fault> {
+    let trimmed = text.trim();
+    size(trimmed.strip_suffix("/s").unwrap_or(trimmed))
+}
+
 /// A number of bytes: `100GiB`, `512 MB`, `4096`. Units may be written in any case.
 pub fn size(text: &str) -> Result<u64, Fault> {
     let trimmed = text.trim();
@@ -238,6 +244,16 @@ pub(super) fn reaches(listener: &SocketAddr, host: &str, port: u16) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn rates() {
+        for text in ["20MiB", "20MiB/s", " 20 MiB/s "] {
+            assert_eq!(rate(text), Ok(20 << 20), "{text}");
+        }
+        for text in ["/s", "20MiB/m", "20MiB/s/s", "-1/s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -92,7 +92,7 @@ impl Transfer {
         );
         Self {
             stall: value(problems, &at.key("stall"), table.stall.as_ref(), time(STALLS, STALL)).unwrap_or(self.stall),
-            min_rate: value(problems, &at.key("min_rate"), table.min_rate.as_ref(), |s| parse::size(&s.to_string()))
+            min_rate: value(problems, &at.key("min_rate"), table.min_rate.as_ref(), |s| parse::rate(&s.to_string()))
                 .unwrap_or(self.min_rate),
             resume_for: value(problems, &at.key("resume_for"), table.resume_for.as_ref(), time(resume, RESUME))
                 .unwrap_or(self.resume_for),
@@ -141,12 +141,9 @@ fn max_rate(text: &str) -> Result<Option<u64>, Fault> {
     if text == "off" {
         return Ok(None);
     }
-    let size = text.trim();
-    // The scrub's rate is written so.
-    let size = size.strip_suffix("/s").unwrap_or(size);
     // Without a unit it would be bytes, which nobody means.
-    let has_unit = size.ends_with(|c: char| c.is_ascii_alphabetic());
-    let rate = parse::size(size).ok().filter(|&rate| rate > 0 && has_unit);
+    let has_unit = text.contains(|c: char| c.is_ascii_alphabetic() && c != 's');
+    let rate = parse::rate(text).ok().filter(|&rate| rate > 0 && has_unit);
     rate.map(Some).ok_or_else(|| Fault::value(text, MAX_RATE))
 }
 

@@ -26,8 +26,8 @@ const FIRST_BYTE: Duration = Duration::from_secs(2);
 const SAMPLE: usize = 12;
 /// How long what goes on by itself may take; opening a damaged index alone may take ten seconds, and the scan comes after it.
 const QUIET: Duration = Duration::from_mins(1);
-/// Connections to upstream that may be kept for later, more than at first.
-const KEPT_ALIVE: usize = 24;
+/// Connections to upstream that may be kept for later, more than at first: as many as the client keeps per host.
+const KEPT_ALIVE: usize = 32;
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(10);
 

@@ -11,8 +11,9 @@ use crate::options::{Options, need};
 use crate::parts;
 
 /// What is run, the longest first, so that none runs alone at the end.
-const PARTS: [&str; 20] = [
-    "kill --points 120",
+const PARTS: [&str; 21] = [
+    "kill --points 60",
+    "kill --points 60",
     "power --cuts 60",
     "rot --damages 500",
     "kill --kills 30",
@@ -34,7 +35,7 @@ const PARTS: [&str; 20] = [
     "soak --minutes 1",
 ];
 /// How many run at a time.
-const LANES: u64 = 3;
+const LANES: u64 = 4;
 
 /// Programs of which some subject makes use, with their packages.
 pub const TOOLS: [(&str, &str); 7] = [

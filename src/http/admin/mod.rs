@@ -158,8 +158,7 @@ impl Admin {
             Some(Resource::Status) if is_read => {}
             Some(resource) => return self.api.answer(resource, method, request.uri(), &self.config).await,
             None if !matches!(path, "/metrics" | "/healthz" | "/readyz") => {
-                let message =
-                    "there is /metrics, /healthz, /readyz, and under /api/v1/: status, images, usage, gc, verify, pins";
+                let message = "there is /metrics, /healthz, /readyz, and under /api/v1/: status, fills, images, usage, gc, verify, pins";
                 return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
             }
             None if !is_read => return Err(Failure::method("this can be read only").closing()),

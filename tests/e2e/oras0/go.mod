@@ -1,4 +1,4 @@
-// ORAS 0.12, the release of the founding time of artifacts on Azure: it writes a zero-length config and uploads in one PUT.
+// ORAS 0.12, the release of the early days of artifacts on Azure: it writes a zero-length config and uploads in one PUT.
 module oras0
 
 go 1.24

@@ -1,4 +1,4 @@
-# The page that the project was founded on, "Push and pull an OCI artifact using an Azure container registry" of 2021, from top to
+# Microsoft's how-to "Push and pull an OCI artifact using an Azure container registry" of 2021, from top to
 # bottom: its commands word for word, by ORAS 0.12 and the real Azure CLI, under the registry's own name; the lines of ORAS once
 # more by ocistern's own address, and in the spelling of ORAS 1.x.
 # shellcheck shell=bash
@@ -10,18 +10,18 @@ source "$E2E/checks/azure-cli.sh"
 check_needs() { echo "$(python_tool az az)" dockerd /usr/bin/docker; }
 
 check() {
-    try "founding-page start" page_start
+    try "azure-howto start" page_start
     note "ORAS $("$WORK/bin/oras0" version | sed -n 's/^Version: *//p'), $(az_ version --output tsv 2>/dev/null | head -n 1 | sed 's/^/azure-cli /; s/\t.*//')"
-    try "founding-page sign in with a service principal" page_sign_in
-    try "founding-page the page" page_body
-    try "founding-page sign in with az login and az acr login" page_sign_in_az
-    try "founding-page the page again, as az is signed in" page_body
-    try "founding-page ORAS 0.12 by ocistern's own address" page_own
-    try "founding-page ORAS 1.x" page_new
-    try "founding-page a repeated pull comes from the cache" page_repeated
-    try "founding-page nothing leaked" acr_nothing_leaked
+    try "azure-howto sign in with a service principal" page_sign_in
+    try "azure-howto the page" page_body
+    try "azure-howto sign in with az login and az acr login" page_sign_in_az
+    try "azure-howto the page again, as az is signed in" page_body
+    try "azure-howto ORAS 0.12 by ocistern's own address" page_own
+    try "azure-howto ORAS 1.x" page_new
+    try "azure-howto a repeated pull comes from the cache" page_repeated
+    try "azure-howto nothing leaked" acr_nothing_leaked
     docker_stop
-    try "founding-page stop" cistern_stop
+    try "azure-howto stop" cistern_stop
     acr_stop
 }
 
