@@ -12,7 +12,7 @@ use futures_util::stream::{self, Stream};
 use tokio::time::Instant;
 
 use super::body::BodyError;
-use super::download::{Bound, Download};
+use super::download::{Bound, Download, Entire};
 use super::endpoints::Endpoints;
 use super::entitle::When;
 use super::supply::{Mark, Origin, Part, Supply};
@@ -127,7 +127,8 @@ impl Rest {
         let origin = reader.unwrap_or(&self.origin).clone();
         let supply = Supply::new(origin.clone(), Endpoints::alone(&origin.registry), self.mark.clone(), None);
         // As of all that is passed on, it gives its place back: see `Download::give_place_back`.
-        let download = Download::resumed(supply, (self.at(), Bound::new(None)), (Priority::Waiting, false)).await?;
+        let part = (self.at(), Bound::new(None), Entire::default());
+        let download = Download::resumed(supply, part, (Priority::Waiting, false)).await?;
         Ok(Passing::new(origin, download, self.remnant.hasher.clone(), self.at()))
     }
 }

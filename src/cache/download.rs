@@ -4,7 +4,7 @@
 //! whoever takes the bytes hashes them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,6 +30,10 @@ const PLACE_BEFORE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(super) struct Bound(Arc<AtomicU64>);
 
+/// Whether what comes now is the answer with all of the blob, not with a part, for whoever wants to know.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Entire(Arc<AtomicBool>);
+
 /// A part of a blob on its way from upstream.
 pub(super) struct Download {
     supply: Arc<Supply>,
@@ -47,8 +51,7 @@ pub(super) struct Download {
     place: Option<Place>,
     keeps_place: bool,
     priority: Priority,
-    /// It was answered with all of the blob, not with a part.
-    is_whole: bool,
+    entire: Entire,
     /// By whose right upstream gives it.
     via: Via,
     /// Bytes that were new since upstream was asked last.
@@ -83,13 +86,25 @@ impl Bound {
     }
 }
 
+// === impl Entire ===
+
+impl Entire {
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, is_whole: bool) {
+        self.0.store(is_whole, Ordering::Relaxed);
+    }
+}
+
 // === impl Download ===
 
 impl Download {
     /// Asks for a part, for the first time; returns when upstream's head is there. Where an upstream that is asked for
     /// everybody cannot be reached, its mirrors are. One that does not give this part is asked for the whole.
     pub(super) async fn begin(supply: Arc<Supply>, part: Part, deadline: Instant) -> Result<Self, CacheError> {
-        let mut part = part;
+        let (mut part, mut failed) = (part, false);
         let place = supply.origin.registry.place(Priority::Waiting, None);
         // Earlier than the answer is given up, so that it is said what was waited for.
         let until = deadline.checked_sub(PLACE_BEFORE).unwrap_or(deadline);
@@ -104,7 +119,19 @@ impl Download {
                 {
                     part = Part::Whole;
                 }
-                Err(error) if part != Part::Whole && may_be_about_the_part(&error) => {
+                // It may have been about something else: a part is asked for once more.
+                Err(error)
+                    if part != Part::Whole
+                        && !endpoint.is_mirror
+                        && is_failure(&error)
+                        && !supply.has_given_parts() =>
+                {
+                    if failed {
+                        part = Part::Whole;
+                    }
+                    failed = true;
+                }
+                Err(error) if part != Part::Whole && !endpoint.is_mirror && is_about_the_part(&error) => {
                     // Perhaps it is shorter than somebody thinks: the whole tells. Nonsense is no part, and a refusal
                     // may be one of parts.
                     if !matches!(&error, CacheError::Upstream(error) if is_beyond_the_end(error)) {
@@ -125,7 +152,7 @@ impl Download {
     /// The same in the middle of a blob, with all the patience that there is.
     pub(super) async fn resumed(
         supply: Arc<Supply>,
-        (from, bound): (u64, Bound),
+        (from, bound, entire): (u64, Bound, Entire),
         (priority, keeps_place): (Priority, bool),
     ) -> Result<Self, CacheError> {
         let mut download = Self {
@@ -138,7 +165,7 @@ impl Download {
             place: None,
             keeps_place,
             priority,
-            is_whole: false,
+            entire,
             via: Via::Anonymous,
             gained: 0,
             fruitless: 0,
@@ -160,6 +187,8 @@ impl Download {
             _ => None,
         };
         supply.endpoints.answered(&endpoint);
+        let entire = Entire::default();
+        entire.set(status == StatusCode::OK);
         Self {
             endpoint,
             supply: Arc::clone(supply),
@@ -170,7 +199,7 @@ impl Download {
             place: Some(place),
             keeps_place: true,
             priority: Priority::Waiting,
-            is_whole: status == StatusCode::OK,
+            entire,
             via,
             gained: 0,
             fruitless: 0,
@@ -194,8 +223,8 @@ impl Download {
     }
 
     /// Whether it was answered with all of the blob, not with a part.
-    pub(super) fn is_whole(&self) -> bool {
-        self.is_whole
+    pub(super) fn entire(&self) -> &Entire {
+        &self.entire
     }
 
     /// Where the next byte belongs.
@@ -248,6 +277,8 @@ impl Download {
                             return Err(self.supply.bad("a body of another length than it announced"));
                         }
                         data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+                        // Should it have to bring more after all, what follows in this body is not what follows this.
+                        self.let_go();
                     }
                     self.at += data.len() as u64;
                     self.gain();
@@ -292,15 +323,24 @@ impl Download {
             endpoint = self.endpoint.registry.endpoint(), error = &error as &dyn std::error::Error,
             "upstream broke a blob off; going on from the mark"
         );
+        // The whole was asked for, and breaks like anything else: a part may be given now.
+        self.wrong = 0;
         self.ask_on(Some(error)).await
+    }
+
+    /// What comes is not read on. Meanwhile others may fetch.
+    fn let_go(&mut self) {
+        (self.body, self.place) = (None, None);
+        self.entire.set(false);
     }
 
     /// Asks for what follows the mark, until there is an answer or no patience left. `error` is what made it necessary.
     async fn ask_on(&mut self, mut error: Option<CacheError>) -> Result<(), CacheError> {
         loop {
             if let Some(last) = error.take() {
-                // What broke is not read on, and meanwhile others may fetch.
-                (self.body, self.place) = (None, None);
+                self.let_go();
+                // What was repeated need not come once more.
+                self.at = self.furthest;
                 self.supply.hope_for_parts();
                 self.fruitless += 1;
                 let pause = self.pause(&last)?;
@@ -331,8 +371,8 @@ impl Download {
                     if self.fruitless > 0 {
                         self.supply.count_resume();
                     }
-                    self.is_whole = answer.status == StatusCode::OK;
-                    if self.is_whole && part == Part::Whole {
+                    self.entire.set(answer.status == StatusCode::OK);
+                    if self.entire.get() && part == Part::Whole {
                         // It gives this, and nothing of use for a part.
                         self.supply.refuse_parts();
                     }
@@ -358,10 +398,17 @@ impl Download {
                 {
                     next
                 }
-                Err(next) if part != Part::Whole && may_be_about_the_part(&next) => {
+                Err(next) if self.endpoint.is_mirror && is_about_the_part(&next) => {
+                    // It says nothing about what upstream gives.
+                    self.supply.endpoints.leave(&self.endpoint);
+                    next
+                }
+                Err(next) if part != Part::Whole && self.is_perhaps_about_the_part(&next) => {
                     self.wrong += 1;
                     next
                 }
+                // It says that this digest means other content to it, and goes on saying so.
+                Err(next @ CacheError::WrongContent(_)) if self.fruitless > WRONG_ANSWERS => return Err(next),
                 Err(CacheError::Upstream(next)) if !may_pass(&next) && !self.supply.endpoints.has_others() => {
                     return Err(CacheError::Upstream(next));
                 }
@@ -369,6 +416,11 @@ impl Download {
                 Err(next) => next,
             });
         }
+    }
+
+    /// Whether asking for the whole may help. One that has given parts has other reasons to fail.
+    fn is_perhaps_about_the_part(&self, error: &CacheError) -> bool {
+        is_about_the_part(error) || (is_failure(error) && !self.endpoint.is_mirror && !self.supply.has_given_parts())
     }
 
     /// How long to wait before the next try, after `error`; the error where it is given up.
@@ -395,14 +447,19 @@ fn is_beyond_the_end(error: &UpstreamError) -> bool {
     matches!(error.fault, Fault::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. })
 }
 
-/// Whether it may be about which part was asked for, or that it was a part, and not about the blob: 416 and nonsense, but
-/// also what registries, and proxies before them, that want no Range have for it.
-fn may_be_about_the_part(error: &CacheError) -> bool {
+/// Whether it is about which part was asked for, or that it was a part, and not about the blob: 416 and nonsense, but also
+/// what registries, and proxies and storage behind them, that want no Range have for it.
+fn is_about_the_part(error: &CacheError) -> bool {
     let CacheError::Upstream(error) = error else { return false };
     match &error.fault {
         Fault::Protocol(ProtocolFault::Range) | Fault::Redirect(RedirectFault::Refused { .. }) => true,
-        // Not those that say that it is away, or busy.
-        Fault::Status { status, .. } => !matches!(status.as_u16(), 408 | 502..=504),
+        Fault::Status { status, .. } => matches!(status.as_u16(), 400 | 405 | 416 | 501),
         _ => false,
     }
+}
+
+/// Whether it is what a program says that has met what it cannot do, or just something: 500.
+fn is_failure(error: &CacheError) -> bool {
+    let CacheError::Upstream(error) = error else { return false };
+    matches!(error.fault, Fault::Status { status: StatusCode::INTERNAL_SERVER_ERROR, .. })
 }

@@ -302,6 +302,7 @@ impl FillTask {
             upstream: Some(registry.name().to_string()),
             etag: supply.mark().etag,
             public_in: (via == Via::Anonymous).then(|| target.repo.to_string()),
+            is_doubted: false,
         });
         // Before the head: who sees that may look.
         let _ = shared.via.set(via);
@@ -365,15 +366,18 @@ impl FillTask {
                 tracing::info!(%digest, present, length, "going on with what an earlier download has left");
                 return Ok((writer, true));
             }
-            if !from_mirror {
+            if from_mirror {
+                // It stays for who asks upstream itself.
+                drop(partial);
+            } else {
                 tracing::warn!(
-                    %digest, present, length,
-                    "what an earlier download has left has another length than upstream says now; beginning anew beside it"
+                    %digest, present, length, again = partial.mark().is_doubted,
+                    "what an earlier download has left has another length than upstream says now; beginning anew"
                 );
+                // This answer may be the wrong one of the two. What it brings cannot be gone on with while the other is
+                // there, so the second one is believed.
+                if partial.mark().is_doubted { partial.discard().await } else { partial.doubt() }
             }
-            // It stays for who comes next: this answer may be the wrong one of the two, and when the blob is published
-            // nothing is left of it.
-            drop(partial);
         }
         Ok((self.cache.store.create(digest, length).await?, false))
     }

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Buf as _;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::CacheError;
-use super::download::{Bound, Download};
+use super::download::{Bound, Download, Entire};
 use super::plan::Running;
 use super::supply::{Parts, Supply};
 use crate::store::{BlobWriter, ByteRanges, StoreError};
@@ -31,7 +31,7 @@ struct Bounds {
     at: AtomicU64,
     end: Bound,
     /// Upstream sends it all, whatever was asked for.
-    is_whole: AtomicBool,
+    entire: Entire,
 }
 
 /// Why receiving ended.
@@ -57,18 +57,16 @@ impl Handle {
     /// Of a leg that is to bring this part.
     pub(super) fn new(id: u64, part: &Range<u64>, length: u64, priority: Priority) -> Self {
         let end = Bound::new((part.end != length).then_some(part.end));
-        Self::bounded(id, (part.start, end), priority)
+        Self::bounded(id, (part.start, end, Entire::default()), priority)
     }
 
     /// Of one that brings what was begun.
     pub(super) fn of(id: u64, begun: &Download, priority: Priority) -> Self {
-        let handle = Self::bounded(id, (begun.at(), begun.bound().clone()), priority);
-        handle.bounds.is_whole.store(begun.is_whole(), Ordering::Relaxed);
-        handle
+        Self::bounded(id, (begun.at(), begun.bound().clone(), begun.entire().clone()), priority)
     }
 
-    fn bounded(id: u64, (at, end): (u64, Bound), priority: Priority) -> Self {
-        let bounds = Arc::new(Bounds { at: AtomicU64::new(at), end, is_whole: AtomicBool::new(false) });
+    fn bounded(id: u64, (at, end, entire): (u64, Bound, Entire), priority: Priority) -> Self {
+        let bounds = Arc::new(Bounds { at: AtomicU64::new(at), end, entire });
         Self { id, priority, bounds, stop: CancellationToken::new() }
     }
 
@@ -84,7 +82,7 @@ impl Handle {
 
     /// Whether upstream sends it all, also where a part was asked for.
     pub(super) fn is_whole(&self) -> bool {
-        self.bounds.is_whole.load(Ordering::Relaxed)
+        self.bounds.entire.get()
     }
 
     /// It ends there.
@@ -105,22 +103,24 @@ impl Handle {
     }
 
     async fn receive(&self, supply: Arc<Supply>, begun: Option<Download>, into: Into<'_>) -> Result<(), Broken> {
-        let Bounds { at, end, is_whole } = &*self.bounds;
+        let Bounds { at, end, entire } = &*self.bounds;
         let mut download = if let Some(download) = begun {
             download
         } else {
-            let part = (at.load(Ordering::Relaxed), end.clone());
+            let part = (at.load(Ordering::Relaxed), end.clone(), entire.clone());
             let resumed = Download::resumed(Arc::clone(&supply), part, (self.priority, true)).await;
             resumed.map_err(Broken::Upstream)?
         };
         loop {
-            is_whole.store(download.is_whole(), Ordering::Relaxed);
-            if supply.parts() == Parts::Refused && download.is_whole() {
-                // Whatever it was to bring, this is all that there will be.
-                at.fetch_min(download.at(), Ordering::Relaxed);
+            // Whatever it was to bring, this is all that there will be.
+            let is_all = || supply.parts() == Parts::Refused && entire.get();
+            if is_all() {
                 download.lengthen();
             }
             let Some((from, mut data)) = download.next().await.map_err(Broken::Upstream)? else { return Ok(()) };
+            if is_all() {
+                at.fetch_min(from, Ordering::Relaxed);
+            }
             // What comes again, because upstream does not go on from the mark, is here already.
             let known = at.load(Ordering::Relaxed).saturating_sub(from);
             data.advance(usize::try_from(known).unwrap_or(usize::MAX).min(data.len()));

@@ -5,7 +5,7 @@
 //! its way, that request is cut short there, and another one begins (ADR 0020).
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::store::ByteRanges;
 
@@ -15,6 +15,9 @@ pub(super) const NEAR: u64 = 512 << 10;
 pub(super) const BLOCK: u64 = 4096;
 /// What is left of a request is not divided into smaller parts than this.
 const WORTH_DIVIDING: u64 = 4 << 20;
+/// Where several requests bring the rest, each is for a stripe of this size, as far as so much is left for each of them twice.
+/// So they stay close together: who reads from the start on is never far behind what has come.
+const STRIPE: RangeInclusive<u64> = 8 << 20..=64 << 20;
 /// A request that has no more than this to bring is not stopped where nobody waits for it any more: as much is on its way.
 const WORTH_STOPPING: u64 = 256 << 10;
 /// Where there are more separate parts than this of one blob, a new one also closes a gap: the map is kept in memory, and
@@ -206,6 +209,7 @@ impl Draft<'_> {
     /// rest of a request is divided.
     fn widen(&mut self) {
         let Situation { length, come, width, most, .. } = *self.situation;
+        let stripe = if width <= 1 { length } else { stripe(length.saturating_sub(come.total()), width) };
         while self.running.len() < width.max(1).min(most) {
             let mut covered = come.clone();
             for one in &self.running {
@@ -213,18 +217,18 @@ impl Draft<'_> {
             }
             let mut ignored = Vec::new();
             if let Some(gap) = covered.gaps(0..length).into_iter().next() {
-                self.start(gap, &mut ignored);
+                self.start(gap.start..gap.end.min(in_blocks(gap.start, stripe)), &mut ignored);
                 continue;
             }
             let largest = self.running.iter().enumerate().max_by_key(|(_, one)| one.left.end - one.left.start);
             let Some((index, one)) = largest else { return };
-            let middle = one.left.start + (one.left.end - one.left.start) / 2;
+            let middle = one.left.start + ((one.left.end - one.left.start) / 2).min(stripe);
             let middle = middle - middle % BLOCK;
             if middle <= one.left.start || one.left.end - middle < WORTH_DIVIDING {
                 return;
             }
             let end = self.shorten(index, middle);
-            self.start(middle..end, &mut ignored);
+            self.start(middle..end.min(in_blocks(middle, stripe)), &mut ignored);
         }
     }
 
@@ -238,6 +242,16 @@ impl Draft<'_> {
             }
         }
     }
+}
+
+/// How much one of so many requests brings at a time, where so much is left.
+fn stripe(left: u64, width: usize) -> u64 {
+    (left / (2 * width as u64)).clamp(*STRIPE.start(), *STRIPE.end())
+}
+
+/// Where so many bytes from there on end, in whole blocks.
+fn in_blocks(start: u64, bytes: u64) -> u64 {
+    start.saturating_add(bytes).checked_next_multiple_of(BLOCK).unwrap_or(u64::MAX)
 }
 
 fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
@@ -290,7 +304,10 @@ mod tests {
         // What follows it is brought later, when one of them has ended.
         let come = there(&[0..10 * MIB, 50 * MIB..end]);
         let steps = decide(&come, &[running(1, 10 * MIB..50 * MIB)], &[], true, 2);
-        assert_eq!(steps, [Step::Start(end..LENGTH)]);
+        let left = LENGTH - come.total();
+        assert_eq!(steps, [Step::Start(end..(end + left / 4).next_multiple_of(BLOCK))]);
+        let steps = decide(&come, &[], &[], true, 1);
+        assert_eq!(steps, [Step::Start(10 * MIB..50 * MIB)], "one brings all that it can");
     }
 
     #[test]
@@ -349,7 +366,11 @@ mod tests {
     fn what_is_left_is_divided_where_more_requests_pay() {
         let one = [running(1, 20 * MIB..LENGTH)];
         let steps = decide(&there(&[0..20 * MIB]), &one, &[0..OPEN], true, 2);
-        assert_eq!(steps, [Step::Shorten { id: 1, end: 60 * MIB }, Step::Start(60 * MIB..LENGTH)]);
+        assert_eq!(steps, [Step::Shorten { id: 1, end: 40 * MIB }, Step::Start(40 * MIB..60 * MIB)]);
+        let two = [running(1, 30 * MIB..40 * MIB), running(2, 50 * MIB..60 * MIB)];
+        let come = there(&[0..30 * MIB, 40 * MIB..50 * MIB]);
+        let steps = decide(&come, &two, &[0..OPEN], true, 3);
+        assert_eq!(steps, [Step::Start(60 * MIB..70 * MIB)], "they stay close together");
         let end = [running(1, LENGTH - MIB..LENGTH)];
         assert_eq!(decide(&there(&[0..LENGTH - MIB]), &end, &[0..OPEN], true, 4), [], "too little to divide");
     }

@@ -67,6 +67,8 @@ struct State {
     withdrawn: bool,
     /// Whether upstream gives parts.
     parts: Parts,
+    /// It has given one.
+    has_given_parts: bool,
     /// Upstream has several entity tags for it.
     is_tag_useless: bool,
     /// How often a body was gone on with.
@@ -91,7 +93,15 @@ impl Supply {
     pub(super) fn new(origin: Origin, endpoints: Endpoints, mark: Mark, lenders: Option<Arc<Lenders>>) -> Arc<Self> {
         let patience = Patience::new(origin.registry.config().transfer.resume_for);
         let target = origin.target.clone();
-        let state = State { mark, target, withdrawn: false, parts: Parts::Unknown, is_tag_useless: false, resumes: 0 };
+        let state = State {
+            mark,
+            target,
+            withdrawn: false,
+            parts: Parts::Unknown,
+            has_given_parts: false,
+            is_tag_useless: false,
+            resumes: 0,
+        };
         Arc::new(Self { origin, endpoints, lenders, patience, state: Mutex::new(state), refused: Notify::new() })
     }
 
@@ -108,6 +118,11 @@ impl Supply {
     /// Whether upstream gives parts.
     pub(super) fn parts(&self) -> Parts {
         self.state.lock().parts
+    }
+
+    /// Whether it has ever given one.
+    pub(super) fn has_given_parts(&self) -> bool {
+        self.state.lock().has_given_parts
     }
 
     /// Upstream gives no parts, as far as is known.
@@ -165,7 +180,8 @@ impl Supply {
                 let (start, total) =
                     answer.part().and_then(|range| Some((range.start, range.total?))).ok_or_else(|| self.no_part())?;
                 self.learn(Some(total))?;
-                self.state.lock().parts = Parts::Given;
+                let mut state = self.state.lock();
+                (state.parts, state.has_given_parts) = (Parts::Given, true);
                 start
             }
             // Another validator: another place of the same upstream, or the same content stored anew. The digest is the
@@ -179,7 +195,11 @@ impl Supply {
                 return Err(self.bad("the whole where a part was asked for"));
             }
             StatusCode::OK => {
-                self.learn(content_length(&answer.headers))?;
+                let length = content_length(&answer.headers);
+                if length.is_none() && self.mark().length.is_some() {
+                    return Err(self.bad("an answer without a length in the middle of a blob"));
+                }
+                self.learn(length)?;
                 // Storage that knows no suffix ranges may know others.
                 if asked_for_part && !matches!(part, Part::Last(_)) {
                     self.refuse_parts();

@@ -42,6 +42,9 @@ pub struct PartialMark {
     pub etag: Option<String>,
     /// The repository in which it gave them to everybody; none: to who may have them.
     pub public_in: Option<String>,
+    /// Upstream has said another length since. Not for the next process.
+    #[serde(skip)]
+    pub is_doubted: bool,
 }
 
 /// What is left of a fill. Who has it has it alone; dropping it leaves it for another time.
@@ -109,9 +112,15 @@ impl Partial {
         store.blocking(go_on).await
     }
 
+    /// Leaves it, doubted.
+    pub fn doubt(mut self) {
+        if let Some((_, parked)) = &mut self.taken {
+            parked.left.mark.is_doubted = true;
+        }
+    }
+
     /// Removes it.
-    #[cfg(test)]
-    pub(super) async fn discard(mut self) {
+    pub async fn discard(mut self) {
         let Some((claim, parked)) = self.taken.take() else { return };
         let discard = move |inner: &Arc<Inner>| {
             inner.forget_partial(claim, *parked);

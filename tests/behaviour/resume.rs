@@ -198,6 +198,21 @@ async fn an_upstream_that_refuses_ranges_gives_the_whole_again() {
 }
 
 #[tokio::test]
+async fn failures_of_an_upstream_that_knows_ranges_cost_no_byte_twice() {
+    let (upstream, bytes, _, target) = stage(23, 2_000_000).await;
+    upstream.script("GET", &target, 0..1, acts::cut_at(600_000, Cut::Fin));
+    upstream.script("GET", &target, 0..1, acts::cut_at(600_000, Cut::Fin));
+    for status in [500, 507, 520] {
+        upstream.script("GET", &target, 0..5, acts::fail(status, "UNKNOWN"));
+    }
+    let cistern = Cistern::start(&upstream, "").await;
+    let _warp = clock::warp();
+    cistern.get(&target).await.assert_is(&bytes);
+    assert!(upstream.sent("GET", &target) < 2_010_000, "{} bytes", upstream.sent("GET", &target));
+    check(&cistern).await;
+}
+
+#[tokio::test]
 async fn a_break_before_the_mark_where_ranges_are_refused_is_one_like_any_other() {
     let (upstream, bytes, _, target) = stage(20, 600_000).await;
     let ends = parking_lot::Mutex::new(vec![500_000, 100_000, 200_000]);
@@ -220,7 +235,8 @@ async fn a_page_that_stands_there_for_a_minute_is_a_pause() {
     let (upstream, bytes, digest, target) = stage(21, 600_000).await;
     upstream.script("GET", &target, 0..1, acts::cut_at(300_000, Cut::Fin));
     let page = acts::answer(200, "text/html", "<h1>We are back soon</h1>");
-    upstream.script("GET", &target, 0..9, page);
+    upstream.script("GET", &target, 0..5, page.clone());
+    upstream.script("GET", &target, 0..5, acts::both(page, acts::chunked()));
     let cistern = Cistern::start(&upstream, "").await;
     let _warp = clock::warp();
     cistern.get(&target).await.assert_is(&bytes);
@@ -236,13 +252,14 @@ async fn that_nothing_was_asked_for_is_no_loss_of_patience() {
     let bytes = blob(22, 4 << 20);
     let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
     let store = "range_fill = \"never\"";
-    let cistern = Cistern::setup().upstream("up", &upstream, "resume_for = \"10s\"").store(store).start().await;
+    let cistern = Cistern::setup().upstream("up", &upstream, "resume_for = \"18s\"").store(store).start().await;
     let part = |from: usize, to: usize| Ask::get(&target).with("range", &format!("bytes={from}-{}", to - 1));
     assert_eq!(cistern.send(part(0, 1 << 20)).await.length, 1 << 20);
     // The fill is still there, and has asked for nothing meanwhile.
-    clock::pass(Duration::from_secs(15)).await;
+    clock::pass(Duration::from_secs(19)).await;
     assert_eq!(cistern.fills().await[0]["present"], 1 << 20);
-    upstream.script("GET", &target, 0..4, acts::no_head(Cut::Reset));
+    // Of which one question makes several, before the breaker lets none through for a while.
+    upstream.script("GET", &target, 0..6, acts::no_head(Cut::Reset));
     let _warp = clock::warp();
     let got = cistern.send(part(3 << 20, (3 << 20) + 10)).await;
     assert!(got.body == bytes.slice(3 << 20..(3 << 20) + 10), "{}", got.summary());

@@ -56,8 +56,8 @@ pub struct World {
     pub library: Library,
     /// From now on requests may fail.
     faulty: AtomicBool,
-    /// Upstream has sent bytes that are not those of the digest, or may have.
-    lying: AtomicBool,
+    /// The targets of which upstream has sent bytes that are not those of the digest.
+    lied: Mutex<BTreeSet<String>>,
     /// Requests for content that got an answer.
     answered: AtomicU64,
     /// Where uploads were begun that have not been seen to end.
@@ -141,7 +141,7 @@ impl Site {
             model,
             library,
             faulty: AtomicBool::new(false),
-            lying: AtomicBool::new(false),
+            lied: Mutex::default(),
             answered: AtomicU64::new(0),
             uploads: Mutex::default(),
         });
@@ -206,13 +206,13 @@ impl World {
         self.faulty.load(Ordering::SeqCst)
     }
 
-    /// Upstream sends wrong bytes now and then. What of them has come stays in partial files, so there is no end to it.
-    pub fn set_lying(&self) {
-        self.lying.store(true, Ordering::SeqCst);
+    /// Upstream has sent wrong bytes for this digest. They stay in partial files, so there is no end to it.
+    pub fn has_lied(&self, digest: &str) {
+        self.lied.lock().insert(digest.to_owned());
     }
 
-    pub fn is_lying(&self) -> bool {
-        self.lying.load(Ordering::SeqCst)
+    pub fn may_be_a_lie(&self, digest: &str) -> bool {
+        self.lied.lock().contains(digest)
     }
 
     /// An upload has begun, or goes on.

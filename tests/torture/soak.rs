@@ -2,6 +2,7 @@
 //! first quarter (or as many minutes as --killing says) SIGKILL comes every 20 to 60 seconds; then one daemon lives on for
 //! the rest of the time, and its memory is watched.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,12 +11,12 @@ use fastrand::Rng;
 
 use crate::checks;
 use crate::common::Daemon;
+use crate::common::acts;
 use crate::common::upstream::{Act, Cut};
-use crate::common::{Upstream, acts};
 use crate::options::Options;
 use crate::power::SIZES;
 use crate::report::Report;
-use crate::site::{Durability, Site};
+use crate::site::{Durability, Site, World};
 
 /// The part of the last life before memory is looked at: buffers and pools fill up.
 const WARM_UP: f64 = 0.3;
@@ -41,8 +42,7 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         let last = killing.elapsed() >= kills_for;
         let case = format!("round {round}");
         round += 1;
-        site.world.set_lying();
-        faults(&site.world.upstream, &mut rng);
+        faults(&site.world, &mut rng);
         let running = site.world.at(daemon.client).run(&mut rng, 16);
         let lives = if last { life } else { Duration::from_secs(rng.u64(20..=60)).min(all_of_it / 2) };
         let began = Instant::now();
@@ -95,24 +95,28 @@ pub async fn run(options: &Options) -> Result<bool, String> {
 }
 
 /// One answer in twenty is cut, an error, or nothing at all.
-fn faults(upstream: &Upstream, rng: &mut Rng) {
+fn faults(world: &Arc<World>, rng: &mut Rng) {
+    let lying = Arc::clone(world);
     let seed = parking_lot::Mutex::new(rng.fork());
     let all: Vec<Act> = vec![
         acts::cut_at(3000, Cut::Reset),
         acts::cut_at(100_000, Cut::Fin),
         acts::fail(503, "UNAVAILABLE"),
         acts::no_head(Cut::Reset),
-        acts::corrupt(),
         acts::too_many(Some("1")),
+        Arc::new(move |request, honest| {
+            lying.has_lied(request.path.rsplit('/').next().unwrap_or_default());
+            acts::corrupt()(request, honest)
+        }),
     ];
-    let act: Act = std::sync::Arc::new(move |request, honest| {
+    let act: Act = Arc::new(move |request, honest| {
         let mut rng = seed.lock();
         if request.method != "GET" || rng.u8(..20) != 0 {
             return honest;
         }
         all[rng.usize(..all.len())](request, honest)
     });
-    upstream.script("*", "*", .., act);
+    world.upstream.script("*", "*", .., act);
 }
 
 /// What a process has, of /proc/<pid>/status; in KiB.

@@ -50,7 +50,7 @@ async fn written(writer: &BlobWriter, bytes: u64) {
 }
 
 fn mark() -> PartialMark {
-    PartialMark { upstream: Some("docker.io".into()), etag: Some("\"1\"".into()), public_in: None }
+    PartialMark { upstream: Some("docker.io".into()), etag: Some("\"1\"".into()), public_in: None, is_doubted: false }
 }
 
 impl Fixture {

@@ -78,6 +78,14 @@ async fn what_has_not_begun_does_not_come_after_all_that_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_not_begun_goes_before_what_is_left_of_the_large() {
+    let places = Places::new(Some(1));
+    let first = places.place(Priority::Waiting, None).await;
+    let asking = [Some(64 << 20), None, Some(1 << 20)].map(|size| ask(&places, Priority::Waiting, size));
+    assert_eq!(order(asking.into(), first), [2, 1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_for_ever() {
     let places = Places::new(Some(1));
     let first = places.place(Priority::Waiting, None).await;
