@@ -46,7 +46,7 @@ def measure(bench):
 def turns(bench, *before):
     """(round, system): who has its turn. distribution, which downloads for everybody who asks, has one round."""
     rounds = range(1 if bench.options.quick else bench.options.rounds)
-    return [(turn, system) for turn, system in itertools.product(rounds, [*before, *SYSTEMS]) if turn == 0 or system != "distribution"]
+    return [(turn, system) for turn, system in itertools.product(rounds, [*before, *bench.options.systems]) if turn == 0 or system != "distribution"]
 
 
 class Turn:
@@ -198,7 +198,7 @@ def herd_slow(bench, size, rate, clients):
     digest = bench.link_digest(size)
     rows = []
     direct = None
-    for system in ("direct", *SYSTEMS):
+    for system in ("direct", *bench.options.systems):
         herd = 1 if system == "direct" else clients
         limit = f"{3 * size * 8 // rate // 2 + 2}s"
         with Turn(bench, system) as turn:
@@ -210,6 +210,8 @@ def herd_slow(bench, size, rate, clients):
         note("herd-slow", system, rows[-1])
     # distribution would take the time of all the clients' downloads. Of the peers, each with the clients that it can do most for.
     for system, again in (("ocistern", "range"), ("ocistern", "start"), ("nginx", "start"), ("nginx-slice", "range")):
+        if system not in bench.options.systems:
+            continue
         rows.append({"system": system, "case": f"SIGKILL at half, clients {'resume by range' if again == 'range' else 'start over'}", "clients": clients,
                      **killed(bench, system, digest, size, clients, again, 3 * size * 8 // rate + 10)})
         rows[-1]["over_direct"] = rows[-1]["seconds"] / direct
