@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::endpoints::Endpoint;
 use super::patience::PROGRESS;
-use super::supply::{Part, Supply};
+use super::supply::{Part, Parts, Supply};
 use super::{ANSWER_WITHIN, CacheError, Target};
 use crate::oci::Via;
 use crate::upstream::{
@@ -23,6 +23,8 @@ use crate::upstream::{
 
 /// Answers in a row to a question for a part that are of no use, after which the whole is asked for.
 const WRONG_ANSWERS: u32 = 3;
+/// The pause after a failure at the beginning.
+const BEFORE_ANOTHER: Duration = Duration::from_millis(250);
 /// So much earlier than for an answer is a place given up.
 const PLACE_BEFORE: Duration = Duration::from_secs(1);
 
@@ -128,6 +130,8 @@ impl Download {
                 {
                     if failed {
                         part = Part::Whole;
+                    } else {
+                        tokio::time::sleep(BEFORE_ANOTHER).await;
                     }
                     failed = true;
                 }
@@ -272,6 +276,11 @@ impl Download {
                         continue;
                     }
                     let at = self.at;
+                    if self.entire.get() && self.supply.parts() == Parts::Refused {
+                        // Since this was waited for it has become all that there will be.
+                        self.bound.lift();
+                    }
+                    let end = self.end();
                     if let Some(left) = end.map(|end| end - at).filter(|left| *left < data.len() as u64) {
                         if self.bound.get().is_none() {
                             return Err(self.supply.bad("a body of another length than it announced"));
@@ -383,7 +392,9 @@ impl Download {
                     return Ok(());
                 }
                 // Without a length, all may have come before the body broke off: the digest decides.
-                Err(CacheError::Upstream(next)) if self.end().is_none() && is_beyond_the_end(&next) => {
+                Err(CacheError::Upstream(next))
+                    if self.end().is_none() && !self.endpoint.is_mirror && is_beyond_the_end(&next) =>
+                {
                     return self.supply.learn(Some(self.at));
                 }
                 Err(next) if next.is_upstreams_word() => {

@@ -366,8 +366,11 @@ impl FillTask {
                 tracing::info!(%digest, present, length, "going on with what an earlier download has left");
                 return Ok((writer, true));
             }
-            if from_mirror {
-                // It stays for who asks upstream itself.
+            // Less than is there, or nothing said, is no other blob but a page of somebody on the way.
+            let is_another = length.is_some_and(|length| length >= present)
+                && partial.mark().upstream.as_deref() == Some(target.upstream.as_str());
+            if from_mirror || !is_another {
+                // It stays for who comes next.
                 drop(partial);
             } else {
                 tracing::warn!(

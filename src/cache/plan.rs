@@ -377,7 +377,7 @@ mod tests {
 
     fn blob() -> impl Strategy<Value = (u64, ByteRanges, Vec<Running>, Vec<Range<u64>>, bool, usize, usize)> {
         let part = |length: u64| (0..length, 1..length).prop_map(move |(at, n)| at..(at + n).min(length));
-        (1_u64..3_000_000).prop_flat_map(move |length| {
+        prop_oneof![1_u64..3_000_000, 1_u64..300_000_000].prop_flat_map(move |length| {
             let come = prop::collection::vec(part(length), 0..5);
             let running = prop::collection::vec(part(length), 0..5);
             let wants = prop::collection::vec((0..length, prop_oneof![Just(OPEN), 1..length]), 0..6);
@@ -459,9 +459,9 @@ mod tests {
         /// decided anew: nothing is ever asked for twice, no more requests run than may, and whoever stays gets all of its part.
         #[test]
         fn readers_come_and_go(
-            length in 1_u64..2_000_000,
+            length in prop_oneof![1_u64..2_000_000, 1_u64..300_000_000],
             (whole, width, most) in (any::<bool>(), 1_usize..4, 1_usize..5),
-            happenings in prop::collection::vec((0_u8..7, any::<usize>(), 0_u64..2_000_000), 1..120),
+            happenings in prop::collection::vec((0_u8..7, any::<usize>(), prop_oneof![0_u64..2_000_000, 0_u64..50_000_000]), 1..120),
         ) {
             let mut come = ByteRanges::default();
             let mut asked = ByteRanges::default();

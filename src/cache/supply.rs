@@ -196,7 +196,7 @@ impl Supply {
             }
             StatusCode::OK => {
                 let length = content_length(&answer.headers);
-                if length.is_none() && self.mark().length.is_some() {
+                if length.is_none() && part != Part::Whole && self.mark().length.is_some() {
                     return Err(self.bad("an answer without a length in the middle of a blob"));
                 }
                 self.learn(length)?;

@@ -233,15 +233,35 @@ async fn what_is_left_of_an_upstream_that_refuses_ranges_is_no_obstacle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_upstream_says_twice_to_be_of_another_length_is_begun_anew() {
+    let Stage { upstream, bytes, target, gate, .. } = stage(10).await;
+    let mut cistern = Cistern::start(&upstream, "").await;
+    stop_in_the_middle(&mut cistern, &target, &gate).await;
+    cistern.start_again().await;
+    upstream.script("GET", &target, 0..2, acts::answer(200, "application/octet-stream", blob(11, 9 << 20)));
+    for maps in [1, 0] {
+        assert!(!cistern.get(&target).await.complete());
+        cistern.settle().await;
+        assert_eq!(left(&cistern, "map").len(), maps);
+    }
+    cistern.get(&target).await.assert_is(&bytes);
+    check(&cistern).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_page_in_its_place_does_not_cost_what_is_left() {
     let Stage { upstream, bytes, target, gate, .. } = stage(9).await;
     let mut cistern = Cistern::start(&upstream, "").await;
     stop_in_the_middle(&mut cistern, &target, &gate).await;
     cistern.start_again().await;
     let before = upstream.sent("GET", &target);
-    upstream.script("GET", &target, 0..1, acts::answer(200, "text/html", "<h1>We are back soon</h1>"));
-    assert!(!cistern.get(&target).await.complete());
-    cistern.settle().await;
+    let page = acts::answer(200, "text/html", "<h1>We are back soon</h1>");
+    upstream.script("GET", &target, 0..2, page.clone());
+    upstream.script("GET", &target, 0..2, acts::both(page, acts::chunked()));
+    for _ in 0..4 {
+        assert!(!cistern.get(&target).await.complete());
+        cistern.settle().await;
+    }
     cistern.get(&target).await.assert_is(&bytes);
     let sent = upstream.sent("GET", &target) - before;
     assert!(sent <= LENGTH - 4 * MIB + 100_000, "{sent} bytes of what was left came again");
