@@ -297,10 +297,6 @@ impl Download {
                     self.supply.learn(Some(self.at))?;
                     return Ok(None);
                 }
-                None if self.wrong >= WRONG_ANSWERS => {
-                    // It says that there is nothing more, and the whole, which was asked for then, has nothing more either.
-                    return Err(self.supply.bad("a body shorter than it announced"));
-                }
                 None => self.supply.bad("a body shorter than it announced"),
                 Some(Err(error)) => error.into(),
             };
@@ -326,6 +322,10 @@ impl Download {
 
     /// Goes on after `error`.
     async fn resume(&mut self, error: CacheError) -> Result<(), CacheError> {
+        if self.wrong >= WRONG_ANSWERS && self.at >= self.furthest {
+            // It says that there is nothing more, and the whole, which was asked for then, ends at the same place.
+            return Err(error);
+        }
         let Target { upstream, repo, .. } = &self.supply.origin.target;
         tracing::info!(
             %upstream, repository = %repo, digest = %self.supply.origin.digest, mark = self.at,
