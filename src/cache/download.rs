@@ -81,11 +81,6 @@ impl Bound {
     pub(super) fn shorten(&self, until: u64) {
         self.0.fetch_min(until, Ordering::Relaxed);
     }
-
-    /// It brings all that follows.
-    fn lift(&self) {
-        self.0.store(u64::MAX, Ordering::Relaxed);
-    }
 }
 
 // === impl Entire ===
@@ -122,12 +117,7 @@ impl Download {
                     part = Part::Whole;
                 }
                 // It may have been about something else: a part is asked for once more.
-                Err(error)
-                    if part != Part::Whole
-                        && !endpoint.is_mirror
-                        && is_failure(&error)
-                        && !supply.has_given_parts() =>
-                {
+                Err(error) if part != Part::Whole && !endpoint.is_mirror && is_failure(&error) => {
                     if failed {
                         part = Part::Whole;
                     } else {
@@ -245,15 +235,20 @@ impl Download {
     pub(super) fn end(&self) -> Option<u64> {
         let length = self.supply.mark().length;
         // What is asked for in blocks may end behind the blob.
-        match (self.bound.get(), length) {
+        match (self.until(), length) {
             (Some(until), Some(length)) => Some(until.min(length)),
             (until, length) => until.or(length),
         }
     }
 
-    /// It is to bring all that follows, since upstream gives it in any case.
-    pub(super) fn lengthen(&mut self) {
-        self.bound.lift();
+    /// Whether it brings all of the blob, whatever it was to bring: upstream gives no parts.
+    pub(super) fn is_all(&self) -> bool {
+        self.entire.get() && self.supply.parts() == Parts::Refused
+    }
+
+    /// Where it ends before the end of the blob, if that was decided and can be.
+    fn until(&self) -> Option<u64> {
+        self.bound.get().filter(|_| !self.is_all())
     }
 
     /// The next bytes, never none of them, and where they belong; none at the end. What upstream repeats is repeated here.
@@ -276,18 +271,18 @@ impl Download {
                         continue;
                     }
                     let at = self.at;
-                    if self.entire.get() && self.supply.parts() == Parts::Refused {
-                        // Since this was waited for it has become all that there will be.
-                        self.bound.lift();
-                    }
+                    // Where it ends may have been decided anew since this was waited for.
                     let end = self.end();
-                    if let Some(left) = end.map(|end| end - at).filter(|left| *left < data.len() as u64) {
-                        if self.bound.get().is_none() {
+                    if let Some(left) = end.map(|end| end.saturating_sub(at)).filter(|left| *left < data.len() as u64) {
+                        if self.until().is_none() {
                             return Err(self.supply.bad("a body of another length than it announced"));
                         }
                         data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                         // Should it have to bring more after all, what follows in this body is not what follows this.
                         self.let_go();
+                        if data.is_empty() {
+                            continue;
+                        }
                     }
                     self.at += data.len() as u64;
                     self.gain();

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::CacheError;
 use super::download::{Bound, Download, Entire};
 use super::plan::Running;
-use super::supply::{Parts, Supply};
+use super::supply::Supply;
 use crate::store::{BlobWriter, ByteRanges, StoreError};
 use crate::upstream::Priority;
 
@@ -112,13 +112,8 @@ impl Handle {
             resumed.map_err(Broken::Upstream)?
         };
         loop {
-            // Whatever it was to bring, this is all that there will be.
-            let is_all = || supply.parts() == Parts::Refused && entire.get();
-            if is_all() {
-                download.lengthen();
-            }
             let Some((from, mut data)) = download.next().await.map_err(Broken::Upstream)? else { return Ok(()) };
-            if is_all() {
+            if download.is_all() {
                 at.fetch_min(from, Ordering::Relaxed);
             }
             // What comes again, because upstream does not go on from the mark, is here already.
