@@ -10,15 +10,15 @@ use super::body::Content;
 use super::entitle::{Held, When};
 use super::fetch::announced_digest;
 use super::fill::{Fill, Joining};
+use super::first::begins_with;
 use super::flight::Role;
 use super::lenders::{Lender, Lent, Proven};
 use super::manifest::Want;
-use super::plan::{BLOCK, NEAR};
 use super::progress::Head;
 use super::supply::{Part, content_length};
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
-use crate::config::{RangeFill, UnverifiedRanges};
+use crate::config::UnverifiedRanges;
 use crate::oci::{Digest, Via};
 use crate::store::{Link, LinkKind, StoredBlob, Trust};
 use crate::upstream::Ask;
@@ -72,16 +72,6 @@ enum Unread {
     Foreign(CacheError),
 }
 
-/// The blocks in which a part lies.
-fn in_blocks(part: Part) -> Part {
-    match part {
-        Part::From(from, until) => {
-            Part::From(from - from % BLOCK, until.map(|until| until.checked_next_multiple_of(BLOCK).unwrap_or(until)))
-        }
-        part => part,
-    }
-}
-
 /// What upstream's HEAD proved.
 #[derive(Debug, Clone)]
 pub(super) struct Proof {
@@ -99,7 +89,8 @@ impl Cache {
     /// The blob `digest` for a GET in `target`; `first` is the part of it that is wanted first.
     pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest, first: Part) -> Result<Blob, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let first = self.asked_first(first);
+        let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
+        let first = begins_with(first, self.config.range_fill, waits);
         let in_time = self.blob_until(target, digest, first, deadline);
         match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
@@ -167,14 +158,6 @@ impl Cache {
         Err(last)
     }
 
-    /// What a fill asks for first, where `first` is wanted first. Where all of it is to come anyway, what begins near its
-    /// start comes soon enough.
-    fn asked_first(&self, first: Part) -> Part {
-        let is_near = matches!(first, Part::From(from, None) if from <= NEAR);
-        let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
-        if waits || (is_near && self.config.range_fill == RangeFill::Always) { Part::Whole } else { in_blocks(first) }
-    }
-
     /// The blob by a running fill that this caller may read, or by a new one; with `alone` by a new one in any case.
     async fn filled(
         self: &Arc<Self>,
@@ -191,7 +174,7 @@ impl Cache {
         };
         let (fill, role) = self.fill(target, digest, joining, first).map_err(Unread::Refused)?;
         let (fill, head) = self.read_fill(target, digest, fill, role, standing).await?;
-        let content = Content::watched(Arc::clone(&head.file), head.length, fill.watcher.clone(), None);
+        let content = Content::growing(Arc::clone(&head.file), head.length, fill.watcher.clone());
         let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
         let origin = self.origin(target, digest).map_err(Unread::Refused)?;
         let Some(content) = content.for_reader(origin, fill.demand(), waits) else {
@@ -306,8 +289,7 @@ impl Cache {
             Err(_) if stored.len == 0 => Err(CacheError::Damaged(Box::new(*digest))),
             Err(_) => {
                 let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
-                let content = Content::watched(Arc::clone(&stored.file), Some(stored.len), watcher, Some(stored));
-                Ok(content.waiting(waits))
+                Ok(Content::checked(stored, watcher, waits))
             }
         }
     }

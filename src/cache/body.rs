@@ -14,15 +14,14 @@ use bytes::{Buf as _, Bytes};
 use futures_util::stream::{self, Stream};
 
 use super::CacheError;
-use super::bypass::{Passing, Rest};
-use super::demand::{Demand, Seat, Want};
+use super::bypass::Passing;
+use super::demand::Demand;
 use super::progress::{State, Watcher};
 use super::supply::Origin;
+use super::view::{Readable, View};
 use crate::sendfile::{Outlet, Part};
 use crate::store::StoredBlob;
 
-/// How many bytes at the end of a blob wait for the verdict.
-const HELD_BACK: u64 = 4096;
 /// Bytes read from the file at once, and so the memory that a reader needs.
 const CHUNK: usize = 128 * 1024;
 /// Bytes handed to the kernel at once where it sends the file.
@@ -49,18 +48,6 @@ enum Source {
         /// What its fill knows of the reader.
         view: View,
     },
-}
-
-/// What a reader wants of a blob that is on its way, as the fill knows it.
-#[derive(Debug, Clone, Default)]
-struct View {
-    /// None where nothing is filled: the file is only checked.
-    seat: Option<Arc<Seat>>,
-    want: Option<Arc<Want>>,
-    /// Less than the whole is wanted.
-    is_part: bool,
-    /// Nothing of a part is handed out before it is verified.
-    waits: bool,
 }
 
 /// Why a body ends before its end. The transfer is broken, never ended cleanly.
@@ -100,14 +87,6 @@ enum Sent {
     Part(Part),
 }
 
-/// What may be read now.
-enum Readable {
-    /// The file, up to here. The position itself means the end.
-    To(u64),
-    /// What follows the file.
-    Rest(Arc<Rest>),
-}
-
 // === impl Content ===
 
 impl Content {
@@ -116,9 +95,15 @@ impl Content {
         Self(Source::Stored(blob))
     }
 
-    /// A file that is being filled (`keep` is none) or checked (`keep` is the file's guard).
-    pub(super) fn watched(file: Arc<File>, length: Option<u64>, watcher: Watcher, keep: Option<StoredBlob>) -> Self {
-        Self(Source::Watched { file, length, watcher, _keep: keep, reader: None, view: View::default() })
+    /// A file that is being filled.
+    pub(super) fn growing(file: Arc<File>, length: Option<u64>, watcher: Watcher) -> Self {
+        Self(Source::Watched { file, length, watcher, _keep: None, reader: None, view: View::default() })
+    }
+
+    /// A file of the store that is being checked; `waits` says whether parts wait until it is verified.
+    pub(super) fn checked(blob: StoredBlob, watcher: Watcher, waits: bool) -> Self {
+        let (file, length, view) = (Arc::clone(&blob.file), Some(blob.len), View::of_check(waits));
+        Self(Source::Watched { file, length, watcher, _keep: Some(blob), reader: None, view })
     }
 
     /// For a reader who gets from there what the store cannot take, and whose wants the fill is told; `waits` says whether
@@ -126,17 +111,9 @@ impl Content {
     pub(super) fn for_reader(mut self, origin: Origin, demand: &Arc<Demand>, waits: bool) -> Option<Self> {
         if let Source::Watched { reader, view, .. } = &mut self.0 {
             *reader = Some(Arc::new(origin));
-            *view = View { seat: Some(Arc::new(Seat::take(demand)?)), waits, ..View::default() };
+            *view = View::of_fill(demand, waits)?;
         }
         Some(self)
-    }
-
-    /// The same of a file that is checked.
-    pub(super) fn waiting(mut self, waits: bool) -> Self {
-        if let Source::Watched { view, .. } = &mut self.0 {
-            view.waits = waits;
-        }
-        self
     }
 
     /// The same, to be read in this range alone (none: all of it), in one piece or in several.
@@ -144,9 +121,7 @@ impl Content {
     pub fn narrowed(&self, range: Option<&Range<u64>>) -> Self {
         let mut content = self.clone();
         if let Source::Watched { length, view, .. } = &mut content.0 {
-            let part = range.filter(|range| Some(range.end - range.start) != *length);
-            view.is_part = part.is_some();
-            view.want = view.seat.as_ref().map(|seat| Arc::new(seat.want(part)));
+            view.narrow(range, *length);
         }
         content
     }
@@ -250,48 +225,10 @@ impl Cursor {
     }
 
     /// Waits until there are bytes past the position.
-    async fn readable(&mut self) -> Result<Readable, BodyError> {
-        let end = self.end;
-        let within = |limit: u64| Readable::To(end.map_or(limit, |end| end.min(limit)));
-        let (length, watcher, view) = match &mut self.source {
-            Source::Stored(blob) => return Ok(within(blob.len)),
-            Source::Watched { length, watcher, view, .. } => (*length, watcher, view),
-        };
-        if let Some(want) = &view.want {
-            want.reached(self.at);
-        }
-        if end.is_some_and(|end| self.at >= end) {
-            return Ok(Readable::To(self.at));
-        }
-        loop {
-            let look = watcher.look(self.at);
-            let safe = match look.state {
-                State::Verified(bytes) => return Ok(within(bytes)),
-                State::Failed(error) => return Err(error.into()),
-                // It will not be verified any more.
-                State::Cut(_) if view.is_part && view.waits => return Err(CacheError::NoSpace.into()),
-                State::Growing if view.is_part && view.waits => self.at,
-                // More bytes follow, and the last of them wait for the verdict.
-                State::Cut(rest) if self.at >= rest.at() => {
-                    if view.is_part && look.run > self.at {
-                        return Ok(within(look.run));
-                    }
-                    return Ok(Readable::Rest(rest));
-                }
-                State::Cut(rest) => rest.at(),
-                // A part of what is not all there is handed out as it comes. Once all is there the verdict is near, and the
-                // end of the blob waits for it.
-                State::Growing if view.is_part && length.is_none_or(|length| look.total < length) => look.run,
-                State::Growing => match length {
-                    Some(length) => look.run.min(length.saturating_sub(HELD_BACK)),
-                    // Of a blob of unknown length any byte may be the last one.
-                    None => look.run.saturating_sub(HELD_BACK),
-                },
-            };
-            if safe > self.at {
-                return Ok(within(safe));
-            }
-            watcher.changed().await?;
+    async fn readable(&mut self) -> Result<Readable, CacheError> {
+        match &mut self.source {
+            Source::Stored(blob) => Ok(Readable::To(self.end.map_or(blob.len, |end| end.min(blob.len)))),
+            Source::Watched { length, watcher, view, .. } => view.readable(watcher, *length, (self.at, self.end)).await,
         }
     }
 }

@@ -202,7 +202,8 @@ mod tests {
         let left = demand.now();
         assert_eq!((left.readers, left.wants.len(), left.asked), (0, 0, 200), "that it was asked for stays known");
         assert!(left.ever);
-        assert!(demand.shut_if_unread(|| {}) && demand.is_shut());
+        let first = || assert!(demand.state.try_lock().is_none(), "nobody can come before it is done");
+        assert!(demand.shut_if_unread(first) && demand.is_shut());
         assert!(Seat::take(&demand).is_none(), "who comes then begins anew");
     }
 

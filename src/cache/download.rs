@@ -286,6 +286,10 @@ impl Download {
                     }
                     self.at += data.len() as u64;
                     self.gain();
+                    if end.is_some_and(|end| self.at >= end) {
+                        // Who takes this may take a while: others may fetch meanwhile.
+                        (self.body, self.place) = (None, None);
+                    }
                     return Ok(Some((at, data)));
                 }
                 None if end.is_none() => {

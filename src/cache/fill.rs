@@ -5,7 +5,6 @@
 //! cannot take the rest, the readers fetch it by themselves. What an earlier fill has left is taken up (ADR 0019).
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -16,11 +15,11 @@ use super::bypass::Rest;
 use super::demand::Demand;
 use super::download::Download;
 use super::endpoints::Endpoints;
+use super::first::missing_first;
 use super::flight::Role;
 use super::leg::Broken;
 use super::legs::{Ended, Legs};
 use super::lenders::{self, Lender, Lenders, Lent, Proven};
-use super::plan::BLOCK;
 use super::progress::{self, Head, Reporter, Watcher};
 use super::report::Gauges;
 use super::supply::{Mark, Origin, Part, Supply};
@@ -277,7 +276,7 @@ impl FillTask {
             marked(left.as_ref(), registry.name()),
             Some(Arc::clone(&shared.lenders)),
         );
-        let first = first_part(left.as_ref(), self.first);
+        let first = left.as_ref().map_or(self.first, |left| missing_first(self.first, left.present(), left.length()));
         let begun = Download::begin(Arc::clone(&supply), first, Instant::now() + ANSWER_WITHIN).await;
         let download = match begun {
             Ok(download) => download,
@@ -466,25 +465,6 @@ fn marked(left: Option<&Partial>, upstream: &UpstreamName) -> Mark {
     let PartialMark { upstream: of, etag, .. } = left.mark();
     let etag = etag.clone().filter(|_| of.as_deref() == Some(upstream.as_str()));
     Mark { length: None, etag }
-}
-
-/// What is asked for first: what is wanted first, or what is missing of it.
-fn first_part(left: Option<&Partial>, wanted: Part) -> Part {
-    let Some(left) = left else { return wanted };
-    let (present, length) = (left.present(), left.length());
-    let within = match wanted {
-        Part::Whole => 0..length,
-        Part::From(from, until) => from.min(length)..until.unwrap_or(length).min(length),
-        Part::Last(bytes) => length.saturating_sub(bytes)..length,
-    };
-    let part = |gap: Range<u64>| Part::From(gap.start, (gap.end < length).then_some(gap.end));
-    if let Some(gap) = present.gaps(within).into_iter().next() {
-        return part(gap);
-    }
-    // All that is wanted is there. Upstream is asked all the same, whether it may be given out, for as little as possible.
-    let missing = present.gaps(0..length).into_iter().next();
-    missing
-        .map_or(Part::From(length.saturating_sub(BLOCK), None), |gap| part(gap.start..gap.end.min(gap.start + BLOCK)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A leg: one of the requests that bring a blob into its file, each a part of it.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -97,22 +98,19 @@ impl Handle {
 
     /// Runs it, with what was begun or else by a request of its own, until all of its part has come, or it is stopped.
     pub(super) async fn run(self, supply: Arc<Supply>, begun: Option<Download>, into: Into<'_>) -> Result<u64, Broken> {
-        let running = self.receive(supply, begun, into);
-        self.stop.run_until_cancelled(running).await.unwrap_or(Ok(()))?;
-        Ok(self.id)
-    }
-
-    async fn receive(&self, supply: Arc<Supply>, begun: Option<Download>, into: Into<'_>) -> Result<(), Broken> {
         let Bounds { at, end, entire } = &*self.bounds;
         let mut download = if let Some(download) = begun {
             download
         } else {
             let part = (at.load(Ordering::Relaxed), end.clone(), entire.clone());
-            let resumed = Download::resumed(Arc::clone(&supply), part, (self.priority, true)).await;
-            resumed.map_err(Broken::Upstream)?
+            let resumed = Download::resumed(supply, part, (self.priority, true));
+            match self.unless_stopped(resumed).await {
+                Some(resumed) => resumed.map_err(Broken::Upstream)?,
+                None => return Ok(self.id),
+            }
         };
-        loop {
-            let Some((from, mut data)) = download.next().await.map_err(Broken::Upstream)? else { return Ok(()) };
+        while let Some(next) = self.unless_stopped(download.next()).await {
+            let Some((from, mut data)) = next.map_err(Broken::Upstream)? else { break };
             if download.is_all() {
                 at.fetch_min(from, Ordering::Relaxed);
             }
@@ -124,9 +122,28 @@ impl Handle {
             }
             let from = from.max(at.load(Ordering::Relaxed));
             let range = from..from + data.len() as u64;
-            into.writer.write_at(from, data).await.map_err(Broken::Store)?;
+            // Before the writer has room for it: until then this part could become another leg's. So it is written, also
+            // where the leg is stopped meanwhile; only that others need not wait for its connection.
             at.fetch_max(range.end, Ordering::Relaxed);
             into.come.lock().insert(range);
+            let mut writing = pin!(into.writer.write_at(from, data));
+            if let Some(written) = self.unless_stopped(writing.as_mut()).await {
+                written.map_err(Broken::Store)?;
+            } else {
+                drop(download);
+                writing.await.map_err(Broken::Store)?;
+                break;
+            }
+        }
+        Ok(self.id)
+    }
+
+    /// What comes of it, unless the leg is stopped before: then nothing more is asked for, and nothing more is taken.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            come = work => Some(come),
         }
     }
 }

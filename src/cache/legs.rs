@@ -56,6 +56,7 @@ pub(super) struct Legs<'a> {
     whole: bool,
     /// Since when nobody has read it.
     unread: Option<Instant>,
+    /// Those that are not stopped.
     running: Vec<Handle>,
     next: u64,
 }
@@ -126,7 +127,7 @@ impl<'a> Legs<'a> {
                     self.gauges.tick(total);
                     let left = self.supply.mark().length.map_or(0, |length| length.saturating_sub(total));
                     if self.whole && self.supply.parts() != Parts::Refused {
-                        self.width.measure(total, left, legs.len());
+                        self.width.measure(total, left, self.running.len());
                     }
                     if self.is_abandoned(&self.demand.now(), total, writer) {
                         return Ok(Ended::Unread);
@@ -183,7 +184,7 @@ impl<'a> Legs<'a> {
             match step {
                 Step::Start(part) => parts.push(part),
                 Step::Shorten { id, end } => self.with(id, |one| one.shorten(end)),
-                Step::Stop(id) => self.with(id, Handle::stop),
+                Step::Stop(id) => self.stop(id),
             }
         }
         parts
@@ -198,13 +199,20 @@ impl<'a> Legs<'a> {
         self.running.iter().filter(|one| one.id() == id).for_each(act);
     }
 
+    /// It brings nothing more from here on, although it may have something left to write.
+    fn stop(&mut self, id: u64) {
+        self.with(id, Handle::stop);
+        self.running.retain(|one| one.id() != id);
+    }
+
     /// Upstream gives no parts: one leg brings it all.
-    fn one_whole(&self, length: u64, come: &Mutex<ByteRanges>) -> Vec<Range<u64>> {
+    fn one_whole(&mut self, length: u64, come: &Mutex<ByteRanges>) -> Vec<Range<u64>> {
         let whole = self.running.iter().find(|one| one.is_whole()).map(Handle::id);
-        for one in self.running.iter().filter(|one| Some(one.id()) != whole) {
-            if whole.is_some() || self.running.len() > 1 {
+        if whole.is_some() || self.running.len() > 1 {
+            for one in self.running.iter().filter(|one| Some(one.id()) != whole) {
                 one.stop();
             }
+            self.running.retain(|one| Some(one.id()) == whole);
         }
         let is_due = self.running.is_empty() && !come.lock().contains(&(0..length));
         is_due.then_some(0..length).into_iter().collect()
