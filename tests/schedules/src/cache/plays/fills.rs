@@ -1,0 +1,619 @@
+//! Fills: one blob, its readers, and the requests that bring it, over `legs`, `leg`, `download`, `supply`, `plan`, `first`,
+//! `demand`, `progress` and `view` as they are.
+//!
+//! However it goes: who reads gets all that it wants, of what is in the file and nothing else; no byte is written twice;
+//! two downloads never run beside each other; and a task that waits for what nobody will tell it is found as a deadlock,
+//! since no clock ticks as long as somebody reads.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use shuttle::rand::{Rng as _, thread_rng};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::super::bypass::Rest;
+use super::super::demand::Demand;
+use super::super::download::Download;
+use super::super::endpoints::Endpoints;
+use super::super::first::{begins_with, missing_first};
+use super::super::leg::Broken;
+use super::super::legs::{Ended, Legs};
+use super::super::plan::BLOCK;
+use super::super::progress::{Head, Reporter, Watcher, channel};
+use super::super::report::Gauges;
+use super::super::supply::{Mark, Origin, Part, Supply};
+use super::super::view::{Readable, View};
+use super::super::{ANSWER_WITHIN, CacheError, Settings, Target};
+use super::progress::NO_FILE;
+use super::{Met, steps, within};
+use crate::config::{Abandon, RangeFill};
+use crate::metrics::Metrics;
+use crate::oci::{Algorithm, Digest};
+use crate::store::{BlobWriter, ByteRanges, Disk};
+pub use crate::upstream::{Answers, Away};
+use crate::upstream::{FRAME, Priority, Registry, Right, Script};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+/// Ticks until a fill is put aside that nobody reads, and some more.
+const ENOUGH_TICKS: usize = 100;
+
+thread_local! {
+    /// Making them is slow, and nothing here looks at them.
+    static METRICS: Metrics = Metrics::new().expect("metrics");
+}
+
+/// What is played.
+#[derive(Debug, Clone)]
+pub struct Play {
+    /// Bytes of the blob.
+    pub length: u64,
+    /// Who reads it.
+    pub readers: Vec<Reader>,
+    pub range_fill: RangeFill,
+    pub abandon: Abandon,
+    /// Nothing of a part is given before the verdict.
+    pub waits: bool,
+    /// What upstream does with questions for parts.
+    pub parts: Answers,
+    /// So many answers fail, break off or end early.
+    pub faults: usize,
+    /// Upstream stalls there until all readers of parts have theirs.
+    pub stalls_at: Option<u64>,
+    /// Upstream is away for a while.
+    pub away: Option<Away>,
+    /// Requests for one blob at once.
+    pub blob_connections: usize,
+    /// Requests to upstream at once, and others who want some of these.
+    pub max_connections: Option<usize>,
+    pub rivals: usize,
+    /// So many questions of a fill are enough.
+    pub most_asked: Option<usize>,
+    /// Bytes that the file takes.
+    pub room: u64,
+    /// What has happened in all schedules.
+    pub met: Arc<Events>,
+}
+
+/// What may happen.
+#[derive(Debug, Default)]
+pub struct Events {
+    /// A fill was put aside.
+    pub parked: Met,
+    /// A fill began with what another one had left.
+    pub taken_up: Met,
+    /// A fill failed after its head.
+    pub failed: Met,
+    /// A reader had to look again.
+    pub looked_again: Met,
+    /// A reader left.
+    pub left: Met,
+    /// The file took no more.
+    pub cut: Met,
+    /// Several requests ran at once.
+    pub side_by_side: Met,
+}
+
+/// A reader.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// None: all of it.
+    pub part: Option<Range<u64>>,
+    /// It comes after so many steps.
+    pub comes_after: u32,
+    /// Steps for which it is made sure that it may have the blob, when it has joined a fill.
+    pub proves: u32,
+    /// It stops reading for so many steps, once.
+    pub stalls: u32,
+    /// It leaves after so many bytes.
+    pub leaves_after: Option<u64>,
+    /// It leaves after so many steps, wherever it is then.
+    pub leaves_within: Option<u32>,
+}
+
+/// One blob and all that is around it.
+struct Stage {
+    play: Play,
+    settings: Settings,
+    registry: Arc<Registry>,
+    running: Mutex<Option<Fill>>,
+    /// What the fills write into, one after the other.
+    disk: Arc<Disk>,
+    is_published: AtomicBool,
+    /// How many have begun.
+    fills: AtomicUsize,
+    /// Whether a fill has the file, and if so whether it has said that it ends.
+    taken: Mutex<Option<Arc<AtomicBool>>>,
+    given_back: Notify,
+    tasks: TaskTracker,
+}
+
+/// A running fill, as a reader holds it.
+#[derive(Clone)]
+struct Fill {
+    watcher: Watcher,
+    demand: Arc<Demand>,
+}
+
+/// What a reader was given.
+enum Given {
+    All,
+    /// It wanted no more.
+    Enough,
+    /// The store took no more: the rest comes past it.
+    Rest,
+    /// It was broken off there.
+    Broken(u64),
+}
+
+/// The file, for as long as one fill has it.
+struct Taken {
+    stage: Arc<Stage>,
+    ends: Arc<AtomicBool>,
+}
+
+// === impl Reader ===
+
+impl Reader {
+    /// Of all of it, to the end.
+    pub const fn whole() -> Self {
+        Self { part: None, comes_after: 0, proves: 0, stalls: 0, leaves_after: None, leaves_within: None }
+    }
+
+    /// Of a part, to its end.
+    pub const fn of(part: Range<u64>) -> Self {
+        Self { part: Some(part), ..Self::whole() }
+    }
+
+    /// The same, which leaves after so many bytes.
+    #[must_use]
+    pub fn leaving(self, bytes: u64) -> Self {
+        Self { leaves_after: Some(bytes), ..self }
+    }
+
+    /// The same, which comes later.
+    #[must_use]
+    pub fn later(self, comes_after: u32) -> Self {
+        Self { comes_after, ..self }
+    }
+
+    /// The same, of which it takes a while to know whether it may have the blob.
+    #[must_use]
+    pub fn proving(self, proves: u32) -> Self {
+        Self { proves, ..self }
+    }
+
+    /// Of all or a part of a blob of this length, small or large.
+    fn drawn(length: u64) -> Self {
+        let mut random = thread_rng();
+        if random.gen_bool(0.25) {
+            return Self::whole();
+        }
+        let start = random.gen_range(0..length);
+        let longest = if random.gen_bool(0.5) { 128 * KIB } else { length };
+        let end = random.gen_range(start..(start + longest).min(length)) + 1;
+        Self::of(start..if random.gen_bool(0.2) { length } else { end })
+    }
+
+    fn leaves(&self) -> bool {
+        self.leaves_after.is_some() || self.leaves_within.is_some()
+    }
+}
+
+// === impl Play ===
+
+impl Play {
+    /// Of a blob of this length that these read; nothing goes wrong.
+    pub fn of(length: u64, readers: Vec<Reader>) -> Self {
+        Self {
+            length,
+            readers,
+            range_fill: RangeFill::Always,
+            abandon: Abandon::Finish,
+            waits: false,
+            parts: Answers::Parts,
+            faults: 0,
+            stalls_at: None,
+            away: None,
+            blob_connections: 8,
+            max_connections: None,
+            rivals: 0,
+            most_asked: None,
+            room: u64::MAX,
+            met: Arc::default(),
+        }
+    }
+
+    /// Two to five readers of a blob of some 24 MiB, who come at once or one after the other, and may stop for a while.
+    pub fn drawn(met: &Arc<Events>) -> Self {
+        let mut random = thread_rng();
+        let length = 24 * MIB + random.gen_range(0..3) * 1_111;
+        let late = if random.gen_bool(0.5) { 1 } else { 150 };
+        let readers = (0..random.gen_range(2..=5)).map(|_| {
+            let stalls = if random.gen_bool(0.3) { random.gen_range(0..100) } else { 0 };
+            Reader {
+                comes_after: random.gen_range(0..late),
+                proves: random.gen_range(0..10),
+                stalls,
+                ..Reader::drawn(length)
+            }
+        });
+        let readers = readers.collect();
+        Self { waits: random.gen_bool(0.1), met: Arc::clone(met), ..Self::of(length, readers) }
+    }
+
+    /// The same, of which some leave at any moment.
+    #[must_use]
+    pub fn restless(mut self) -> Self {
+        for reader in &mut self.readers {
+            if thread_rng().gen_bool(0.5) {
+                reader.leaves_within = Some(thread_rng().gen_range(0..150));
+            }
+        }
+        self
+    }
+
+    /// The same, whose readers come one long after the other.
+    #[must_use]
+    pub fn spread(mut self) -> Self {
+        for reader in &mut self.readers {
+            reader.comes_after = thread_rng().gen_range(0..800);
+        }
+        self
+    }
+
+    /// Whether all of it is to come, whoever reads.
+    fn finishes(&self) -> bool {
+        self.range_fill == RangeFill::Always && self.abandon == Abandon::Finish && self.away.is_none()
+    }
+
+    /// Plays it once, under the schedule that the explorer draws.
+    pub fn run(self) {
+        tokio::time::begin();
+        shuttle::future::block_on(async move {
+            let stage = Stage::new(self);
+            stage.begin_rivals();
+            let readers: Vec<_> = stage.play.readers.iter().map(|reader| stage.begin(reader.clone())).collect();
+            let (parts, wholes): (Vec<_>, Vec<_>) =
+                readers.into_iter().zip(&stage.play.readers).partition(|(_, reader)| reader.part.is_some());
+            for (part, _) in parts {
+                part.await.expect("a reader");
+            }
+            stage.registry.release();
+            for (whole, _) in wholes {
+                whole.await.expect("a reader");
+            }
+            // What is to be finished is finished without a clock; what is to be put aside is by it.
+            stage.turn_clock();
+            stage.tasks.wait().await;
+            stage.judge();
+        });
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    fn new(mut play: Play) -> Arc<Self> {
+        // What never becomes whole cannot be waited for: the configuration refuses it.
+        play.waits &= play.range_fill == RangeFill::Always;
+        let faulty = |chance: f64| if play.faults > 0 { chance } else { 0.0 };
+        let script = Script {
+            length: play.length,
+            breaks: faulty(0.2),
+            fails: faulty(0.2),
+            short: faulty(0.3),
+            faults: play.faults,
+            parts: play.parts,
+            stalls_at: play.stalls_at,
+            away: play.away,
+        };
+        Arc::new(Self {
+            settings: Settings { range_fill: play.range_fill, abandon: play.abandon },
+            registry: Registry::new(script, play.blob_connections, play.max_connections),
+            running: Mutex::new(None),
+            disk: Disk::new(play.length, play.room, play.parts == Answers::Parts),
+            is_published: AtomicBool::new(false),
+            fills: AtomicUsize::new(0),
+            taken: Mutex::new(None),
+            given_back: Notify::new(),
+            tasks: TaskTracker::new(),
+            play,
+        })
+    }
+
+    /// Who else wants something of upstream.
+    fn begin_rivals(self: &Arc<Self>) {
+        for _ in 0..self.play.rivals {
+            let stage = Arc::clone(self);
+            self.tasks.spawn(async move {
+                for _ in 0..3 {
+                    steps(thread_rng().gen_range(0..60)).await;
+                    let place = stage.registry.place(Priority::Waiting, None).await;
+                    steps(thread_rng().gen_range(0..20)).await;
+                    drop(place);
+                }
+            });
+        }
+    }
+
+    /// A reader has come, or one has gone: the clock ticks where nobody reads.
+    fn turn_clock(&self) {
+        let demand = self.running.lock().as_ref().map(|fill| Arc::clone(&fill.demand));
+        let is_unread = demand.is_none_or(|demand| demand.now().readers == 0);
+        let ticks = if is_unread && !self.play.finishes() { ENOUGH_TICKS } else { 0 };
+        tokio::time::set_ticks(ticks);
+    }
+
+    // --- a reader, as `Cache::blob` and the body of its answer are one ---
+
+    fn begin(self: &Arc<Self>, reader: Reader) -> tokio::task::JoinHandle<()> {
+        let stage = Arc::clone(self);
+        tokio::spawn(async move {
+            steps(reader.comes_after).await;
+            if within(reader.leaves_within, stage.read(&reader)).await.is_none() {
+                stage.play.met.left.one();
+            }
+            stage.turn_clock();
+        })
+    }
+
+    async fn read(self: &Arc<Self>, reader: &Reader) {
+        let Play { length, range_fill, waits, .. } = self.play;
+        let (mut from, end) = reader.part.clone().map_or((0, None), |part| (part.start, Some(part.end)));
+        // One that comes when a fill ends looks again; no reader has to do so for ever.
+        for _ in 0..100 {
+            if self.is_published.load(Ordering::SeqCst) {
+                return;
+            }
+            let whole = from == 0 && end.is_none_or(|end| end == length);
+            let wanted = if whole { Part::Whole } else { Part::From(from, end.filter(|end| *end < length)) };
+            let fill = self.join(begins_with(wanted, range_fill, waits));
+            let mut watcher = fill.watcher.clone();
+            steps(reader.proves).await;
+            let view = match watcher.head().await {
+                Ok(_) => View::of_fill(&fill.demand, waits),
+                Err(CacheError::Parked(_) | CacheError::Arrived(_)) => None,
+                Err(_) if self.play.away.is_some() => None,
+                Err(error) => panic!("{reader:?}: {error}"),
+            };
+            drop(fill);
+            let Some(mut view) = view else {
+                self.play.met.looked_again.one();
+                steps(1).await;
+                continue;
+            };
+            self.turn_clock();
+            view.narrow((!whole).then_some(&(from..end.unwrap_or(length))), Some(length));
+            match self.follow(reader, (from, end), watcher, view).await {
+                Given::All | Given::Enough => return,
+                Given::Rest => {
+                    assert!(self.play.room < u64::MAX, "{reader:?} has to go past the store");
+                    return;
+                }
+                // It goes on from there, as clients do.
+                Given::Broken(at) => from = at,
+            }
+        }
+        panic!("{reader:?} has looked again a hundred times")
+    }
+
+    async fn follow(
+        &self,
+        reader: &Reader,
+        (from, end): (u64, Option<u64>),
+        mut watcher: Watcher,
+        view: View,
+    ) -> Given {
+        let mut at = from;
+        let mut stall = reader.stalls;
+        loop {
+            if reader.leaves_after.is_some_and(|bytes| at - from >= bytes) {
+                self.play.met.left.one();
+                return Given::Enough;
+            }
+            match view.readable(&mut watcher, Some(self.play.length), (at, end)).await {
+                Ok(Readable::To(to)) if to <= at => {
+                    assert_eq!(at, end.unwrap_or(self.play.length), "{reader:?} ends early");
+                    return Given::All;
+                }
+                Ok(Readable::To(to)) => {
+                    let to = at + (to - at).min(thread_rng().gen_range(16 * KIB..4 * MIB));
+                    assert!(self.disk.has(&(at..to)), "{reader:?} reads {at}..{to} before it is there");
+                    at = to;
+                    steps(1 + std::mem::take(&mut stall)).await;
+                }
+                Ok(Readable::Rest(rest)) => {
+                    assert!(at >= rest.at(), "what follows {} was to begin at {at}", rest.at());
+                    return Given::Rest;
+                }
+                Err(CacheError::NoSpace) if self.play.room < u64::MAX && view_waits(&self.play, end) => {
+                    return Given::Rest;
+                }
+                Err(_) if self.play.away.is_some() => return Given::Broken(at),
+                Err(error) => panic!("{reader:?} at {at}: {error}"),
+            }
+        }
+    }
+
+    // --- a fill, as `Cache::fill` and `FillTask` are one ---
+
+    fn join(self: &Arc<Self>, first: Part) -> Fill {
+        let mut running = self.running.lock();
+        if let Some(fill) = running.as_ref().filter(|fill| !fill.watcher.has_failed() && !fill.demand.is_shut()) {
+            return fill.clone();
+        }
+        let (reporter, watcher) = channel();
+        let fill = Fill { watcher, demand: Arc::default() };
+        *running = Some(fill.clone());
+        drop(running);
+        let (stage, demand) = (Arc::clone(self), Arc::clone(&fill.demand));
+        self.tasks.spawn(async move {
+            if let Err(error) = stage.fill(&reporter, &demand, first).await {
+                reporter.failed(error);
+            }
+            let mut running = stage.running.lock();
+            if running.as_ref().is_some_and(|fill| Arc::ptr_eq(&fill.demand, &demand)) {
+                *running = None;
+            }
+        });
+        fill
+    }
+
+    async fn fill(self: &Arc<Self>, reporter: &Reporter, demand: &Arc<Demand>, first: Part) -> Result<(), CacheError> {
+        if self.is_published.load(Ordering::SeqCst) {
+            return Err(CacheError::Arrived(Box::new(digest())));
+        }
+        let taken = self.take_up().await;
+        let (present, met) = (self.disk.present(), &self.play.met);
+        self.fills.fetch_add(1, Ordering::SeqCst);
+        let is_left = present.total() > 0;
+        let supply = self.supply();
+        let first = if is_left { missing_first(first, &present, self.play.length) } else { first };
+        let download = Download::begin(Arc::clone(&supply), first, Instant::now() + ANSWER_WITHIN).await?;
+        let mut writer = BlobWriter::new(&self.disk, Arc::clone(&taken.ends));
+        if is_left {
+            met.taken_up.one();
+        }
+        reporter.present(writer.present());
+        writer.follow(reporter.growth());
+        reporter.head(Head { file: Arc::clone(&NO_FILE), length: supply.mark().length });
+        let gauges = Gauges;
+        let ended = Legs::new(&self.settings, &supply, demand, &gauges).bring(&writer, download).await;
+        let verified = match ended {
+            Ok(Ended::Whole) => writer.verify().await.map_err(Broken::Store),
+            Ok(Ended::Unread) => {
+                met.parked.one();
+                writer.park().await;
+                return Err(CacheError::Parked(Box::new(digest())));
+            }
+            Err(broken) => Err(broken),
+        };
+        match verified {
+            Ok(bytes) => {
+                reporter.verified(bytes);
+                steps(thread_rng().gen_range(0..10)).await;
+                self.is_published.store(true, Ordering::SeqCst);
+                Ok(())
+            }
+            Err(Broken::Upstream(error)) => {
+                met.failed.one();
+                writer.ends();
+                demand.shut();
+                writer.park().await;
+                Err(error)
+            }
+            Err(Broken::Store(_)) => {
+                met.cut.one();
+                reporter.cut(Rest(self.disk.present().end_of_run(0)));
+                Ok(())
+            }
+        }
+    }
+
+    fn supply(&self) -> Arc<Supply> {
+        let target = Target {
+            upstream: self.registry.name().clone(),
+            repo: "app".parse().expect("a name"),
+            right: Right::Anonymous,
+        };
+        let metrics = METRICS.with(Metrics::clone);
+        let origin = Origin { registry: Arc::clone(&self.registry), target, digest: digest(), metrics };
+        Supply::new(origin, Endpoints::alone(&self.registry), Mark::default(), None)
+    }
+
+    /// The file, with what an earlier fill has left. One that is about to end is waited for; one that goes on must not be met.
+    async fn take_up(self: &Arc<Self>) -> Taken {
+        loop {
+            let given_back = self.given_back.notified();
+            {
+                let mut taken = self.taken.lock();
+                match &*taken {
+                    None => {
+                        let ends = Arc::new(AtomicBool::new(false));
+                        *taken = Some(Arc::clone(&ends));
+                        return Taken { stage: Arc::clone(self), ends };
+                    }
+                    Some(ends) => assert!(ends.load(Ordering::SeqCst), "a second download of what is being downloaded"),
+                }
+            }
+            given_back.await;
+        }
+    }
+
+    /// What holds in the end.
+    fn judge(&self) {
+        let Play { length, parts, room, faults, away, .. } = self.play;
+        let (present, sent) = (self.disk.present(), self.registry.sent());
+        if sent.peak > 1 {
+            self.play.met.side_by_side.one();
+        }
+        assert_eq!(sent.open, 0, "a body is left open");
+        if room < u64::MAX {
+            return;
+        }
+        for reader in self.play.readers.iter().filter(|reader| !reader.leaves()) {
+            let wanted = reader.part.clone().unwrap_or(0..length);
+            assert!(present.contains(&wanted), "{wanted:?} was read, and is not there");
+        }
+        if self.play.finishes() && sent.asked > 0 {
+            assert_eq!(present.total(), length, "a blob that was to be finished");
+        }
+        if parts == Answers::Whole {
+            // One request may have been cut short, and ended, before it turned out. Of those that were on their way then, one
+            // brings it all, and the others next to nothing.
+            let most = 2 * length + 3 * FRAME * sent.asked as u64;
+            assert!(sent.bytes <= most, "{} bytes of {length} were sent, to {} questions", sent.bytes, sent.asked);
+        }
+        if parts != Answers::Parts {
+            return;
+        }
+        assert!(sent.peak <= self.play.blob_connections, "{} requests at once", sent.peak);
+        if let Some(most) = self.play.most_asked {
+            let fills = self.fills.load(Ordering::SeqCst);
+            assert!(sent.asked <= most * fills, "{} questions of {fills} fills", sent.asked);
+        }
+        if faults == 0 && away.is_none() {
+            // Of each question at most one piece was thrown away: a request was cut short where it was.
+            let most = present.total() + FRAME * sent.asked as u64;
+            assert!(sent.bytes <= most, "{} bytes of {} came in vain", sent.bytes - present.total(), sent.bytes);
+            self.judge_what_came(present);
+        }
+    }
+
+    /// What nobody wanted was not fetched.
+    fn judge_what_came(&self, mut present: ByteRanges) {
+        let Play { length, range_fill, ref readers, .. } = self.play;
+        if range_fill != RangeFill::Never || readers.iter().any(|reader| reader.part.is_none()) {
+            return;
+        }
+        for part in readers.iter().filter_map(|reader| reader.part.as_ref()) {
+            present.remove(&(part.start - part.start % BLOCK..part.end.next_multiple_of(BLOCK).min(length)));
+        }
+        // Who goes on asks for a block although all is there, to know whether it may be given out.
+        let blocks = readers.len() as u64;
+        assert!(present.total() <= blocks * BLOCK, "{present:?} was fetched, and nobody wanted it");
+    }
+}
+
+/// Whether a reader of this is given nothing before the verdict.
+fn view_waits(play: &Play, end: Option<u64>) -> bool {
+    play.waits && end.is_some()
+}
+
+// === impl Taken ===
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        *self.stage.taken.lock() = None;
+        self.stage.given_back.notify_waiters();
+    }
+}
+
+fn digest() -> Digest {
+    Digest::of(Algorithm::Sha256, b"it is not looked at")
+}
