@@ -288,7 +288,12 @@ impl Download {
                     self.gain();
                     if end.is_some_and(|end| self.at >= end) {
                         // Who takes this may take a while: others may fetch meanwhile.
-                        (self.body, self.place) = (None, None);
+                        if self.until().is_some() {
+                            self.let_go();
+                        } else {
+                            // Whoever takes it asks whether it is all that came.
+                            (self.body, self.place) = (None, None);
+                        }
                     }
                     return Ok(Some((at, data)));
                 }

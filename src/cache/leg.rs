@@ -91,7 +91,7 @@ impl Handle {
         self.bounds.end.shorten(end);
     }
 
-    /// It ends now.
+    /// It brings nothing more; what it has in hand is written.
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }

@@ -56,7 +56,7 @@ pub(super) struct Legs<'a> {
     whole: bool,
     /// Since when nobody has read it.
     unread: Option<Instant>,
-    /// Those that are not stopped.
+    /// Those that are not stopped; the last piece of some may wait for the writer.
     running: Vec<Handle>,
     next: u64,
 }
@@ -97,12 +97,17 @@ impl<'a> Legs<'a> {
                 wanted.wants.push(part.clone());
             }
             self.decide_on_whole(&wanted, writer.length(), &come);
+            let was_idle = self.running.is_empty();
             for part in self.steps(&wanted, &come) {
+                // What those that were stopped have in hand waits for the writer. The next one that is done wakes this.
+                if legs.len() >= 2 * self.most {
+                    break;
+                }
                 let priority = if is_waited_for(&part, &wanted, &come) { Priority::Waiting } else { Priority::Ahead };
                 if priority == Priority::Ahead && !self.running.is_empty() && !self.has_place() {
                     continue;
                 }
-                if self.running.is_empty() {
+                if was_idle && self.running.is_empty() {
                     self.supply.patience.renew();
                 }
                 let length = self.supply.mark().length.unwrap_or(UNKNOWN);
@@ -176,8 +181,12 @@ impl<'a> Legs<'a> {
             wants: &wanted.wants,
             whole: self.whole,
             width: self.width.get(),
-            // One more would wait for a place; but one that nobody waits for can give its own way.
-            most: if self.has_place() { self.most } else { self.running.len().clamp(1, self.most) },
+            // One more would wait for a place; but one that nobody waits for can give its own way. Who has brought all has none.
+            most: if self.has_place() {
+                self.most
+            } else {
+                running.iter().filter(|one| !one.left.is_empty()).count().clamp(1, self.most)
+            },
         });
         let mut parts = Vec::new();
         for step in steps {

@@ -299,7 +299,7 @@ impl Store {
             timeline,
         };
         inner.check_origins(&origins)?;
-        inner.find_partials();
+        inner.find_partials(command.is_some());
         inner.group.run(&inner.disk);
         if !goes_on {
             // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
@@ -354,7 +354,7 @@ impl Store {
                 inner.books.look_at_clock();
                 inner.group.run(&inner.disk);
                 inner.disk.remove_left();
-                inner.find_partials();
+                inner.find_partials(false);
                 if order {
                     inner.write_order();
                     inner.forget_lost_partials();

@@ -33,6 +33,9 @@ use crate::oci::Digest;
 /// What nobody has gone on with for longer goes.
 const TOO_OLD: Duration = Duration::from_hours(7 * 24);
 
+/// By so much more than its bytes a file may take: file systems round up.
+const ROUNDING: u64 = 128 << 10;
+
 /// What a fill wants to be remembered of where its bytes came from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartialMark {
@@ -207,8 +210,8 @@ impl Inner {
     }
 
     /// After the start: finds out what dead processes have left, or tries it again. The latest is taken over first, as far as
-    /// there is room for it. Blocks.
-    pub(super) fn find_partials(&self) {
+    /// there is room for it; for a command, which may not know the daemon's capacity, all of it. Blocks.
+    pub(super) fn find_partials(&self, for_command: bool) {
         if self.partials.are_known() {
             return;
         }
@@ -228,7 +231,7 @@ impl Inner {
         let (mut count, mut sum) = (0_usize, 0);
         for (digest, left, bytes) in found {
             let Some(claim) = self.partials.claim(&digest) else { continue };
-            let Some(reservation) = self.books.adopt(bytes) else {
+            let Some(reservation) = self.books.adopt(bytes, !for_command) else {
                 tracing::info!(%digest, bytes, "an unfinished download has no room any more and is removed");
                 self.remove_part(&digest, &left.path);
                 continue;
@@ -328,10 +331,16 @@ fn fits(found: &Metadata, left: &Left) -> bool {
     found.is_file() && found.len() >= left.present.end()
 }
 
-/// What the file system has given for the file: blocks that were taken in advance have none of its bytes, and count all the
+/// What the file system has given for the file. Blocks that were taken in advance have none of its bytes, and count all the
 /// same.
 fn held(found: &Metadata, present: &ByteRanges) -> u64 {
-    found.blocks().saturating_mul(512).clamp(present.total(), present.end())
+    let taken = found.blocks().saturating_mul(512);
+    if has_more(found, present) { taken } else { taken.clamp(present.total(), present.end()) }
+}
+
+/// Whether it has blocks behind what is there: who was killed did not come to give them back.
+fn has_more(found: &Metadata, present: &ByteRanges) -> bool {
+    found.blocks().saturating_mul(512) > present.end().saturating_add(ROUNDING)
 }
 
 impl std::fmt::Debug for Partial {

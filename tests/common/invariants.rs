@@ -89,6 +89,9 @@ pub fn partials(root: &Path) -> Vec<Partial> {
     maps.filter_map(partial).collect()
 }
 
+/// By so much more than its bytes a file may take.
+const ROUNDING: u64 = 128 << 10;
+
 fn partial(map: PathBuf) -> Option<Partial> {
     #[derive(serde::Deserialize)]
     struct Envelope<'a> {
@@ -120,7 +123,12 @@ fn partial(map: PathBuf) -> Option<Partial> {
     (is_right && is_named && in_order && end <= length && found.len() >= end).then(|| Partial {
         map,
         file,
-        bytes: (found.blocks() * 512).clamp(total, end),
+        // Blocks that were taken in advance and not given back count, beyond what file systems round up.
+        bytes: if found.blocks() * 512 > end + ROUNDING {
+            found.blocks() * 512
+        } else {
+            (found.blocks() * 512).clamp(total, end)
+        },
     })
 }
 

@@ -8,10 +8,10 @@ use crate::oci::Digest;
 // === impl Books ===
 
 impl Books {
-    /// So many bytes are there, found at the start; none if the store may not hold them.
-    pub(in crate::store) fn adopt(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+    /// So many bytes are there, found at the start; none if they must fit into the capacity and do not.
+    pub(in crate::store) fn adopt(self: &Arc<Self>, bytes: u64, must_fit: bool) -> Option<Reservation> {
         let mut state = self.state.lock();
-        if state.used().saturating_add(bytes) > self.capacity {
+        if must_fit && state.used().saturating_add(bytes) > self.capacity {
             return None;
         }
         state.reserved += bytes;
@@ -62,8 +62,9 @@ mod tests {
         left.park(30);
         assert!(!books.is_busy(&digest(1)));
         assert_eq!((books.used_bytes(), books.state.lock().parked), (30, 30));
-        let adopted = books.adopt(70).unwrap();
-        assert!(books.adopt(1).is_none(), "there is no room for more");
+        let adopted = books.adopt(70, true).unwrap();
+        assert!(books.adopt(1, true).is_none(), "there is no room for more");
+        assert_eq!(books.adopt(1, false).map(|left| left.bytes()), Some(1), "whoever only looks takes nothing away");
         assert_eq!(books.state.lock().parked, 100);
         left.take_up(&digest(1));
         assert!(books.is_busy(&digest(1)));
@@ -78,7 +79,7 @@ mod tests {
     fn it_goes_before_any_blob_and_not_in_vain() {
         let books = books(100);
         books.used(&digest(1), 40);
-        let left = books.adopt(30).unwrap();
+        let left = books.adopt(30, true).unwrap();
         let mut much = books.wait(Want::Promise { digest: None, bytes: 110 });
         let mut some = books.wait(Want::Promise { digest: None, bytes: 50 });
         assert!(books.begins_evicting());

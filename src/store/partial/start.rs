@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::map::Record;
-use super::{Left, fits, held};
+use super::{Left, fits, has_more, held};
 use crate::oci::Digest;
 use crate::store::disk::Disk;
 use crate::store::fs::Entry;
@@ -63,8 +63,22 @@ fn read(disk: &Disk, digest: &Digest) -> Option<(Left, u64)> {
         return None;
     }
     let left = Left { path: Path::new(FILLS).join(file), length, present, mark, touched };
-    let found = disk.metadata(&left.path).ok()?;
-    fits(&found, &left).then(|| (held(&found, &left.present), left)).map(|(bytes, left)| (left, bytes))
+    let mut found = disk.metadata(&left.path).ok().filter(|found| fits(found, &left))?;
+    if has_more(&found, &left.present) {
+        // What came after the map was put down is not known to be right, and what was taken for the rest is nobody's.
+        if let Err(error) = cut(disk, &left) {
+            tracing::warn!(path = %left.path.display(), %error, "an unfinished download takes more of the disk than it has bytes");
+        }
+        found = disk.metadata(&left.path).ok().filter(|found| fits(found, &left))?;
+    }
+    let bytes = held(&found, &left.present);
+    Some((left, bytes))
+}
+
+/// Gives back what the file has behind what is there.
+fn cut(disk: &Disk, left: &Left) -> io::Result<()> {
+    let file = disk.open_or_create(&left.path)?;
+    disk.set_len(&file, left.present.end())
 }
 
 fn remove(disk: &Disk, useless: &[PathBuf]) {

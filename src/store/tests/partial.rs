@@ -3,6 +3,7 @@
 #![expect(clippy::single_range_in_vec_init, reason = "what is written is a list of ranges")]
 
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 
 use super::sim::{Fault, Harm, Sim, SimFs, fast_directory};
 use super::*;
@@ -662,5 +663,37 @@ fn a_process_that_ends_at_once_leaves_what_was_put_down() {
         let fixture = fixture.restart(false, false).await;
         assert_eq!(fixture.store.take_up(&digest).await.unwrap().present(), &ByteRanges::from(0..2 * MIB));
         end(&fixture.store, &content).await;
+    });
+}
+
+#[test]
+fn what_a_killed_process_had_taken_for_the_rest_is_given_back_at_the_start() {
+    let content = content(61, 16 * MIB);
+    let digest = sha256(&content);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (fixture, writer) = runtime.block_on(async {
+        let fixture = fixture(1 << 30);
+        let writer = begin(&fixture.store, &content).await;
+        write(&writer, &content, &[0..2 * MIB]).await;
+        written(&writer, 2 * MIB).await;
+        writer.checkpoint().await;
+        write(&writer, &content, &[5 * MIB..6 * MIB]).await;
+        written(&writer, 3 * MIB).await;
+        (fixture, writer)
+    });
+    let part = fixture.part_file();
+    let takes = || std::fs::metadata(&part).unwrap().blocks() * 512;
+    assert!(takes() >= 3 * MIB, "on most file systems all of it: {}", takes());
+    drop(runtime);
+    drop(writer);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let fixture = fixture.restart(false, false).await;
+        let now = takes();
+        assert!((2 * MIB..2 * MIB + 200_000).contains(&now), "{now} bytes for the first two MiB");
+        assert_eq!(fixture.bytes(), 2 * MIB);
+        assert_eq!(fixture.store.take_up(&digest).await.unwrap().present(), &ByteRanges::from(0..2 * MIB));
+        end(&fixture.store, &content).await;
+        assert_eq!(fixture.bytes(), 16 * MIB);
     });
 }

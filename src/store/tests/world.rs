@@ -692,7 +692,7 @@ impl World {
                 let work = |inner: &Arc<Inner>| {
                     inner.group.run(&inner.disk);
                     inner.disk.remove_left();
-                    inner.find_partials();
+                    inner.find_partials(false);
                     inner.write_order();
                     Ok(())
                 };

@@ -30,7 +30,7 @@ const RESUME_FOR: Duration = Duration::from_mins(1);
 /// After so many bytes the content repeats itself: no multiple of anything that is asked for.
 const PERIOD: usize = 65_521;
 /// At most so many bytes come at once.
-pub const FRAME: u64 = 2 << 20;
+pub const FRAME: u64 = 512 << 10;
 
 static CONTENT: LazyLock<Bytes> = LazyLock::new(|| {
     let period: Vec<u8> = (0..PERIOD).map(|n| (n * 31 + n / 256 * 17) as u8).collect();
@@ -97,7 +97,7 @@ pub struct Sent {
     pub asked: usize,
     /// Bytes that were taken from bodies.
     pub bytes: u64,
-    /// Bodies that are open, and the most that were.
+    /// Questions under way and bodies that are open, and the most that were.
     pub open: usize,
     pub peak: usize,
 }
@@ -138,7 +138,11 @@ pub struct Answer {
 pub struct UpstreamBody {
     registry: Arc<Registry>,
     left: Range<u64>,
+    _under_way: UnderWay,
 }
+
+/// A question, until its body is dropped.
+struct UnderWay(Arc<Registry>);
 
 // === impl Registry ===
 
@@ -212,7 +216,7 @@ impl Registry {
     }
 
     pub async fn fetch(self: &Arc<Self>, ask: Ask) -> Result<Answer, UpstreamError> {
-        self.sent.lock().asked += 1;
+        let under_way = UnderWay::new(self);
         for _ in 0..thread_rng().gen_range(0..3) {
             shuttle::future::yield_now().await;
         }
@@ -249,11 +253,7 @@ impl Registry {
             }
         };
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
-        let mut sent = self.sent.lock();
-        sent.open += 1;
-        sent.peak = sent.peak.max(sent.open);
-        drop(sent);
-        let body = UpstreamBody { registry: Arc::clone(self), left: range };
+        let body = UpstreamBody { registry: Arc::clone(self), left: range, _under_way: under_way };
         Ok(Answer { status, headers, body, via: Via::Anonymous })
     }
 }
@@ -315,8 +315,21 @@ impl UpstreamBody {
     }
 }
 
-impl Drop for UpstreamBody {
+// === impl UnderWay ===
+
+impl UnderWay {
+    fn new(registry: &Arc<Registry>) -> Self {
+        let mut sent = registry.sent.lock();
+        sent.asked += 1;
+        sent.open += 1;
+        sent.peak = sent.peak.max(sent.open);
+        drop(sent);
+        Self(Arc::clone(registry))
+    }
+}
+
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.registry.sent.lock().open -= 1;
+        self.0.sent.lock().open -= 1;
     }
 }

@@ -107,8 +107,8 @@ pub struct Reader {
     pub comes_after: u32,
     /// Steps for which it is made sure that it may have the blob, when it has joined a fill.
     pub proves: u32,
-    /// It stops reading for so many steps, once.
-    pub stalls: u32,
+    /// After so many bytes it stops reading for so many steps.
+    pub stalls: Option<(u64, u32)>,
     /// It leaves after so many bytes.
     pub leaves_after: Option<u64>,
     /// It leaves after so many steps, wherever it is then.
@@ -161,7 +161,7 @@ struct Taken {
 impl Reader {
     /// Of all of it, to the end.
     pub const fn whole() -> Self {
-        Self { part: None, comes_after: 0, proves: 0, stalls: 0, leaves_after: None, leaves_within: None }
+        Self { part: None, comes_after: 0, proves: 0, stalls: None, leaves_after: None, leaves_within: None }
     }
 
     /// Of a part, to its end.
@@ -234,7 +234,7 @@ impl Play {
         let length = 24 * MIB + random.gen_range(0..3) * 1_111;
         let late = if random.gen_bool(0.5) { 1 } else { 150 };
         let readers = (0..random.gen_range(2..=5)).map(|_| {
-            let stalls = if random.gen_bool(0.3) { random.gen_range(0..100) } else { 0 };
+            let stalls = random.gen_bool(0.3).then(|| (random.gen_range(0..length / 2), random.gen_range(0..200)));
             Reader {
                 comes_after: random.gen_range(0..late),
                 proves: random.gen_range(0..10),
@@ -425,7 +425,7 @@ impl Stage {
                     let to = at + (to - at).min(thread_rng().gen_range(16 * KIB..4 * MIB));
                     assert!(self.disk.has(&(at..to)), "{reader:?} reads {at}..{to} before it is there");
                     at = to;
-                    steps(1 + std::mem::take(&mut stall)).await;
+                    steps(1 + stall.take_if(|(bytes, _)| at - from >= *bytes).map_or(0, |(_, steps)| steps)).await;
                 }
                 Ok(Readable::Rest(rest)) => {
                     assert!(at >= rest.at(), "what follows {} was to begin at {at}", rest.at());
@@ -572,7 +572,8 @@ impl Stage {
         if parts != Answers::Parts {
             return;
         }
-        assert!(sent.peak <= self.play.blob_connections, "{} requests at once", sent.peak);
+        let most = self.play.max_connections.unwrap_or(usize::MAX).min(self.play.blob_connections);
+        assert!(sent.peak <= most, "{} requests at once", sent.peak);
         if let Some(most) = self.play.most_asked {
             let fills = self.fills.load(Ordering::SeqCst);
             assert!(sent.asked <= most * fills, "{} questions of {fills} fills", sent.asked);

@@ -1,5 +1,6 @@
 //! Flights: who asks the same while it is asked shares the answer, and nobody waits for what will not come.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -33,6 +34,8 @@ struct Stage {
     tasks: TaskTracker,
     stop: CancellationToken,
     led: Mutex<Vec<Led>>,
+    /// What is being asked, with what was known to who began it.
+    asking: Mutex<HashSet<(u8, usize)>>,
     /// What is the answer now: it changes before it is doubted.
     truth: AtomicUsize,
     /// What is at least the answer for whoever comes now.
@@ -49,12 +52,25 @@ struct Led {
     flight: Flight<usize>,
 }
 
+/// Something is being asked, until it is answered or stopped.
+struct Asks {
+    stage: Arc<Stage>,
+    question: u8,
+    since: usize,
+}
+
+impl Drop for Asks {
+    fn drop(&mut self) {
+        self.stage.asking.lock().remove(&(self.question, self.since));
+    }
+}
+
 impl Stage {
     /// Asks, and has what it was told held against what was so when it came.
     async fn ask(self: &Arc<Self>, question: u8) -> Role {
         let since = self.known.load(Ordering::SeqCst);
         let before = self.led.lock().len();
-        let (flight, role) = self.join(question);
+        let (flight, role) = self.join(question, since);
         if role == Role::Leader {
             self.lead(before, Led { question, since, flight: flight.clone() });
         } else {
@@ -67,11 +83,16 @@ impl Stage {
         role
     }
 
-    fn join(self: &Arc<Self>, question: u8) -> (Flight<usize>, Role) {
+    fn join(self: &Arc<Self>, question: u8, since: usize) -> (Flight<usize>, Role) {
         let stage = Arc::clone(self);
         self.flights.join(&question, &self.tasks, &self.stop, || async move {
             // What is so when it is asked, not when the answer is there.
             let asked = stage.truth.load(Ordering::SeqCst);
+            let is_first = stage.asking.lock().insert((question, since));
+            // One that began before the doubt may have been let go, and another one begun, before the doubt was known.
+            let may_be_doubted = stage.ending == Ending::Doubted && question == DOUBTED && since == 0;
+            assert!(is_first || may_be_doubted, "the same is asked twice at a time");
+            let _asks = Asks { stage: Arc::clone(&stage), question, since };
             steps(thread_rng().gen_range(0..20)).await;
             asked
         })
@@ -102,6 +123,7 @@ pub fn play(ending: Ending, met: &Arc<Met>) {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             led: Mutex::default(),
+            asking: Mutex::default(),
             truth: AtomicUsize::new(0),
             known: AtomicUsize::new(0),
             met,

@@ -47,7 +47,8 @@ struct Reader {
 /// What a reader was given in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Given {
-    All,
+    /// All that it wanted, to there.
+    All(u64),
     /// What is before that, and what follows it from elsewhere.
     UpTo(u64),
     Error(u64),
@@ -76,7 +77,7 @@ impl Reader {
         let (mut at, end) = self.part.clone().map_or((0, None), |part| (part.start, Some(part.end)));
         loop {
             match view.readable(&mut watcher, Some(LENGTH), (at, end)).await {
-                Ok(Readable::To(to)) if to <= at => return Given::All,
+                Ok(Readable::To(to)) if to <= at => return Given::All(at),
                 Ok(Readable::To(to)) => {
                     let to = thread_rng().gen_range(at + 1..=to);
                     assert!(disk.has(&(at..to)), "{at}..{to} is read before it is there");
@@ -91,15 +92,18 @@ impl Reader {
 
     fn judge(&self, ending: Ending, given: Given, cut: u64) {
         let end = self.part.as_ref().map_or(LENGTH, |part| part.end);
+        if let Given::All(at) = given {
+            assert_eq!(at, end, "{self:?} was told that it had all");
+        }
         match (ending, given) {
-            (Ending::Verified, Given::All) => {}
+            (Ending::Verified, Given::All(_)) => {}
             (Ending::Verified, given) => panic!("{self:?} was given {given:?} of what was whole and right"),
             (Ending::Wrong | Ending::Vanished, Given::UpTo(_)) => panic!("{self:?} was sent elsewhere"),
             (Ending::Wrong | Ending::Vanished, Given::Error(at)) => {
                 assert!(self.is_part() || at <= LENGTH - HELD_BACK, "{self:?} was given up to {at}");
             }
             // A part is given out as it comes, and said to be unverified.
-            (_, Given::All) => {
+            (_, Given::All(_)) => {
                 assert!(self.is_part() && !self.waits, "{self:?} was given all of what ended {ending:?}")
             }
             (Ending::Cut, Given::UpTo(at)) => {
@@ -137,7 +141,7 @@ pub fn play(ending: Ending, met: &Arc<Met>) {
             let (reader, given) = reader.await.expect("a reader");
             let Some(given) = given else { continue };
             reader.judge(ending, given, cut);
-            if (given == Given::All) == (reader.is_part() || ending != Ending::Verified) {
+            if matches!(given, Given::All(_)) == (reader.is_part() || ending != Ending::Verified) {
                 met.one();
             }
         }
