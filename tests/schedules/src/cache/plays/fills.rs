@@ -596,8 +596,8 @@ impl Stage {
             present.remove(&(part.start - part.start % BLOCK..part.end.next_multiple_of(BLOCK).min(length)));
         }
         // Who goes on asks for a block although all is there, to know whether it may be given out.
-        let blocks = readers.len() as u64;
-        assert!(present.total() <= blocks * BLOCK, "{present:?} was fetched, and nobody wanted it");
+        let fills = self.fills.load(Ordering::SeqCst) as u64;
+        assert!(present.total() <= fills * BLOCK, "{present:?} was fetched, and nobody wanted it");
     }
 }
 
