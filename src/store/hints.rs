@@ -859,14 +859,26 @@ mod tests {
         let stamp = Stamp { inode: 1, len: 7, modified: (1, 2), changed: (3, 4) };
         hints.set_blob(&digest(1), 7, Some((stamp, EPOCH)));
         hints.settle();
-        let index = hints.shared.index.write();
         let ages = |from: u32| {
             (from..from + 100_000).map(|n| (Short::from(&Digest::of(Algorithm::Sha256, &n.to_le_bytes())), n))
         };
-        hints.set_used(ages(0));
-        while hints.shared.queue.lock().applying.is_empty() {
-            std::thread::yield_now();
-        }
+        let is_taken = || !hints.shared.queue.lock().applying.is_empty();
+        let hold = || {
+            let index = hints.shared.index.write();
+            hints.set_used(ages(0));
+            let taken = (0..100_000).any(|_| {
+                std::thread::yield_now();
+                is_taken()
+            });
+            if taken {
+                return Some(index);
+            }
+            // It was on its way with nothing when the index was taken from it, and waits for that.
+            drop(index);
+            hints.settle();
+            None
+        };
+        let index = (0..100).find_map(|_| hold()).unwrap();
         hints.set_used(ages(100_000));
         assert!(!hints.has_room(), "who has more ages keeps them");
         hints.set_blob(&digest(2), 1, None);
