@@ -643,25 +643,37 @@ async fn it_counts_as_a_download_in_what_is_used() {
     assert!((collected.blobs, collected.broken_refs, collected.damaged_records) == (0, 0, 0), "{collected:?}");
 }
 
-#[test]
-fn a_process_that_ends_at_once_leaves_what_was_put_down() {
-    let content = content(60, 3 * MIB);
-    let digest = sha256(&content);
+/// What a process leaves that ends at once: it has put `down` down, and written `more` since.
+fn killed(content: &[u8], down: &[Range<u64>], more: &[Range<u64>]) -> Fixture {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (fixture, writer) = runtime.block_on(async {
         let fixture = fixture(1 << 30);
-        let writer = begin(&fixture.store, &content).await;
-        write(&writer, &content, &[0..2 * MIB]).await;
-        written(&writer, 2 * MIB).await;
-        writer.checkpoint().await;
+        let writer = begin(&fixture.store, content).await;
+        let mut bytes = 0;
+        for ranges in [down, more] {
+            if bytes > 0 {
+                writer.checkpoint().await;
+            }
+            write(&writer, content, ranges).await;
+            bytes += ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+            written(&writer, bytes).await;
+        }
         (fixture, writer)
     });
     drop(runtime);
     drop(writer);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
+    fixture
+}
+
+#[test]
+fn a_process_that_ends_at_once_leaves_what_was_put_down() {
+    let content = content(60, 3 * MIB);
+    let fixture = killed(&content, &[0..2 * MIB], &[]);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
         let fixture = fixture.restart(false, false).await;
-        assert_eq!(fixture.store.take_up(&digest).await.unwrap().present(), &ByteRanges::from(0..2 * MIB));
+        let partial = fixture.store.take_up(&sha256(&content)).await.unwrap();
+        assert_eq!(partial.present(), &ByteRanges::from(0..2 * MIB));
+        drop(partial);
         end(&fixture.store, &content).await;
     });
 }
@@ -669,30 +681,18 @@ fn a_process_that_ends_at_once_leaves_what_was_put_down() {
 #[test]
 fn what_a_killed_process_had_taken_for_the_rest_is_given_back_at_the_start() {
     let content = content(61, 16 * MIB);
-    let digest = sha256(&content);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (fixture, writer) = runtime.block_on(async {
-        let fixture = fixture(1 << 30);
-        let writer = begin(&fixture.store, &content).await;
-        write(&writer, &content, &[0..2 * MIB]).await;
-        written(&writer, 2 * MIB).await;
-        writer.checkpoint().await;
-        write(&writer, &content, &[5 * MIB..6 * MIB]).await;
-        written(&writer, 3 * MIB).await;
-        (fixture, writer)
-    });
+    let fixture = killed(&content, &[0..2 * MIB], &[5 * MIB..6 * MIB]);
     let part = fixture.part_file();
     let takes = || std::fs::metadata(&part).unwrap().blocks() * 512;
     assert!(takes() >= 3 * MIB, "on most file systems all of it: {}", takes());
-    drop(runtime);
-    drop(writer);
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
         let fixture = fixture.restart(false, false).await;
         let now = takes();
         assert!((2 * MIB..2 * MIB + 200_000).contains(&now), "{now} bytes for the first two MiB");
         assert_eq!(fixture.bytes(), 2 * MIB);
-        assert_eq!(fixture.store.take_up(&digest).await.unwrap().present(), &ByteRanges::from(0..2 * MIB));
+        let partial = fixture.store.take_up(&sha256(&content)).await.unwrap();
+        assert_eq!(partial.present(), &ByteRanges::from(0..2 * MIB));
+        drop(partial);
         end(&fixture.store, &content).await;
         assert_eq!(fixture.bytes(), 16 * MIB);
     });
