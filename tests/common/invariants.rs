@@ -119,16 +119,13 @@ fn partial(map: PathBuf) -> Option<Partial> {
     let (total, end) = (present.iter().map(|(start, end)| end - start).sum(), present.last()?.1);
     let file = map.parent()?.join(file);
     let found = file.metadata().ok()?;
+    // Blocks that were taken in advance and not given back count, beyond what file systems round up.
+    let taken = found.blocks() * 512;
     let is_right = envelope.version == 1 && sum.hex().starts_with(&envelope.checksum) && envelope.checksum.len() == 32;
     (is_right && is_named && in_order && end <= length && found.len() >= end).then(|| Partial {
         map,
         file,
-        // Blocks that were taken in advance and not given back count, beyond what file systems round up.
-        bytes: if found.blocks() * 512 > end + ROUNDING {
-            found.blocks() * 512
-        } else {
-            (found.blocks() * 512).clamp(total, end)
-        },
+        bytes: if taken > end + ROUNDING { taken } else { taken.clamp(total, end) },
     })
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 pub use ocistern::store::{ByteRanges, StoreError};
 
+use crate::steps;
 use crate::upstream::is_content;
 
 /// Pieces that may wait to be written.
@@ -112,9 +113,7 @@ impl Job {
             };
             // Now and then the disk is slow.
             let most = if thread_rng().gen_bool(0.2) { 60 } else { 3 };
-            for _ in 0..thread_rng().gen_range(0..most) {
-                shuttle::future::yield_now().await;
-            }
+            steps(thread_rng().gen_range(0..most)).await;
             let follower = self.write(&range);
             if let Some(follower) = follower {
                 follower(range);

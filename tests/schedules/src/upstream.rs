@@ -23,6 +23,7 @@ pub use ocistern::upstream::{
 pub(crate) use places::{Place, Priority};
 
 use crate::oci::{Digest, RepoName, UpstreamName, Via};
+use crate::steps;
 use places::Places;
 
 /// For how long a download that brings nothing is tried again.
@@ -217,9 +218,7 @@ impl Registry {
 
     pub async fn fetch(self: &Arc<Self>, ask: Ask) -> Result<Answer, UpstreamError> {
         let under_way = UnderWay::new(self);
-        for _ in 0..thread_rng().gen_range(0..3) {
-            shuttle::future::yield_now().await;
-        }
+        steps(thread_rng().gen_range(0..3)).await;
         if self.is_away(true) || (self.sent().bytes > 0 && self.draws(|script| script.fails)) {
             let status = StatusCode::SERVICE_UNAVAILABLE;
             return Err(self.error(Fault::Status { status, retry_after: None, message: String::new() }));
@@ -289,9 +288,7 @@ impl Answer {
 
 impl UpstreamBody {
     pub async fn frame(&mut self) -> Option<Result<Frame<Bytes>, UpstreamError>> {
-        for _ in 0..thread_rng().gen_range(0..3) {
-            shuttle::future::yield_now().await;
-        }
+        steps(thread_rng().gen_range(0..3)).await;
         if self.left.is_empty() {
             return None;
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ocistern_schedules::config::{Abandon, RangeFill};
-use ocistern_schedules::plays::fills::{Answers, Away, Events, Play, Reader};
+use ocistern_schedules::plays::cast::{Answers, Away, Events, Play, Reader};
 use ocistern_schedules::plays::{Met, flights, progress};
 use shuttle::scheduler::{
     PctScheduler, RandomScheduler, ReplayScheduler, Scheduler, UncontrolledNondeterminismCheckScheduler,

@@ -2,12 +2,15 @@
 //!
 //! A play is a function that runs once, as the main task of one schedule; `tests/schedules.rs` runs it under many.
 
+pub mod cast;
 pub mod fills;
 pub mod flights;
 pub mod progress;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::steps;
 
 /// What was met in all schedules of a play: a play that never comes to what it is there for shows nothing.
 #[derive(Debug, Default)]
@@ -21,13 +24,6 @@ impl Met {
     /// How often.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Lets others go on for so many steps.
-async fn steps(steps: u32) {
-    for _ in 0..steps {
-        shuttle::future::yield_now().await;
     }
 }
 

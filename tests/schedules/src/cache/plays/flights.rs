@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::super::flight::{Flight, Flights, Role};
-use super::{Met, steps, within};
+use super::{Met, within};
+use crate::steps;
 
 /// What becomes of the tasks of the flights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,7 @@ struct Stage {
     truth: AtomicUsize,
     /// What is at least the answer for whoever comes now.
     known: AtomicUsize,
-    /// Who has come to something that another one had begun, and who was told what was not so any more when it was told.
+    /// Somebody has come to what another one had begun.
     met: Arc<Met>,
 }
 

@@ -11,7 +11,8 @@ use super::super::bypass::Rest;
 use super::super::demand::Demand;
 use super::super::progress::{Head, Reporter, Watcher, channel};
 use super::super::view::{HELD_BACK, Readable, View};
-use super::{Met, steps, within};
+use super::{Met, within};
+use crate::steps;
 use crate::store::Disk;
 
 /// No reader reads it: what is there says the [`Disk`].
