@@ -5,7 +5,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, process_collector::ProcessCollector,
+    Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    process_collector::ProcessCollector,
 };
 
 /// What kind of resource a request is for: the `kind` label.
@@ -81,6 +82,9 @@ pub struct Metrics {
     pub scrubbed_bytes: IntCounter,
     /// When the last whole pass of the background scrub ended, in seconds since 1970; 0: never.
     pub scrub_last_pass: IntGauge,
+    /// When the last sync that left nothing unsynced began, in seconds since 1970: what was published before that is on the
+    /// disk; 0: none has.
+    pub store_synced: Gauge,
     /// Times the index was set aside and started anew.
     pub index_rebuilds: IntCounter,
     /// What upstream said is left of its rate limit.
@@ -189,6 +193,13 @@ impl Metrics {
                 "ocistern_scrub_last_pass_timestamp_seconds",
                 "When the last whole pass of the background scrub ended; 0 if never.",
             )?,
+            store_synced: register(
+                &registry,
+                Gauge::with_opts(Opts::new(
+                    "ocistern_store_synced_timestamp_seconds",
+                    "When the last sync of the store that left nothing unsynced began; 0 if none has.",
+                ))?,
+            )?,
             index_rebuilds: counter(
                 "ocistern_index_rebuilds_total",
                 "Times the index was found bad, set aside and started anew.",
@@ -252,6 +263,7 @@ mod tests {
             "ocistern_index_rebuilds_total 0",
             "ocistern_scrubbed_bytes_total 0",
             "ocistern_scrub_last_pass_timestamp_seconds 0",
+            "ocistern_store_synced_timestamp_seconds 0",
             "ocistern_upstream_ratelimit_remaining{upstream=\"docker.io\"} 9",
             "process_resident_memory_bytes",
         ] {

@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -352,7 +352,7 @@ impl Store {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
                 inner.books.look_at_clock();
-                inner.group.run(&inner.disk);
+                inner.sync_published();
                 inner.disk.remove_left();
                 inner.find_partials(false);
                 if order {
@@ -415,6 +415,15 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// Syncs what was published without waiting, and lets it be known when all of it is on the disk. Blocks.
+    fn sync_published(&self) {
+        let began = self.timeline.now();
+        if self.group.run(&self.disk) {
+            let since = began.duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.metrics.store_synced.set(since.as_secs_f64());
+        }
+    }
+
     /// Ages that the index does not take now stay in memory.
     fn write_order(&self) {
         if !self.hints.has_room() {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
@@ -134,6 +135,16 @@ impl Daemon {
         let got = self.admin.get("/metrics").await;
         assert!(got.complete(), "metrics: {}", got.summary());
         sum(&String::from_utf8_lossy(&got.body), name, labels)
+    }
+
+    /// Before which moment all that was published is on the disk, as it says itself; none if it does not know yet.
+    pub async fn synced(&self) -> Option<SystemTime> {
+        let got = self.admin.get("/metrics").await;
+        assert!(got.complete(), "metrics: {}", got.summary());
+        let text = String::from_utf8_lossy(&got.body);
+        let line = text.lines().find_map(|line| line.strip_prefix("ocistern_store_synced_timestamp_seconds "));
+        let seconds: f64 = line.expect("it says when it synced").parse().unwrap();
+        (seconds > 0.0).then(|| UNIX_EPOCH + Duration::from_secs_f64(seconds))
     }
 }
 

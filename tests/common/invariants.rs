@@ -28,6 +28,11 @@ pub struct Partial {
     pub map: PathBuf,
     pub file: PathBuf,
     pub bytes: u64,
+    pub digest: Digest,
+    /// Which bytes of the blob the map says are in the file.
+    pub present: Vec<(u64, u64)>,
+    /// Since when the map has its name.
+    pub published: SystemTime,
 }
 
 /// Every file in `blobs/` hashes to its name, once the fills have settled nothing of them is left but what can be gone on
@@ -122,11 +127,38 @@ fn partial(map: PathBuf) -> Option<Partial> {
     // Blocks that were taken in advance and not given back count, beyond what file systems round up.
     let taken = found.blocks() * 512;
     let is_right = envelope.version == 1 && sum.hex().starts_with(&envelope.checksum) && envelope.checksum.len() == 32;
+    let published = changed(&map.metadata().ok()?);
     (is_right && is_named && in_order && end <= length && found.len() >= end).then(|| Partial {
         map,
         file,
         bytes: if taken > end + ROUNDING { taken } else { taken.clamp(total, end) },
+        digest,
+        present,
+        published,
     })
+}
+
+impl Partial {
+    /// Whether the file has what the map says, which is of this blob.
+    pub fn is_true(&self, blob: &[u8]) -> bool {
+        let Ok(file) = fs::read(&self.file) else { return false };
+        self.present.iter().all(|(from, to)| {
+            let part = usize::try_from(*from).unwrap()..usize::try_from(*to).unwrap();
+            blob.get(part.clone()).is_some_and(|right| file.get(part) == Some(right))
+        })
+    }
+
+    /// Whether it says of all these bytes that they are there.
+    pub fn has(&self, wanted: &[(u64, u64)]) -> bool {
+        let within = |(from, to): &(u64, u64)| self.present.iter().any(|(start, end)| start <= from && to <= end);
+        wanted.iter().all(within)
+    }
+}
+
+/// When a file got its name, or was changed otherwise.
+fn changed(metadata: &fs::Metadata) -> SystemTime {
+    let since = Duration::from_secs(metadata.ctime().unsigned_abs());
+    UNIX_EPOCH + since + Duration::from_nanos(metadata.ctime_nsec().unsigned_abs())
 }
 
 /// What is not at rest or not in agreement, of a store on which nothing is under way: stray files, files of the store that
@@ -185,10 +217,8 @@ impl Seen {
             let below = path.strip_prefix(root).unwrap().to_owned();
             let small = below.iter().any(|part| part == "_tags" || part == "_links");
             if small || below.starts_with("blobs") {
-                let since = Duration::from_secs(metadata.ctime().unsigned_abs());
-                let changed = UNIX_EPOCH + since + Duration::from_nanos(metadata.ctime_nsec().unsigned_abs());
                 let content = if small { fs::read(&path).ok() } else { None };
-                seen.insert(below, (changed, content));
+                seen.insert(below, (changed(&metadata), content));
             }
         }
         Self { files: seen, at: Some(super::clock::wall()) }
@@ -199,23 +229,29 @@ impl Seen {
         self.files.len()
     }
 
-    /// Which of these files are gone or other ones, of those that had not changed for so long; but for those, by path, content
-    /// and time of the last change, of which that is to be expected.
-    pub fn lost(
-        &self,
-        root: &Path,
-        unchanged_for: Duration,
-        expected: impl Fn(&Path, &[u8], SystemTime) -> bool,
-    ) -> Vec<String> {
+    /// When this was; none: nothing was looked at.
+    pub fn at(&self) -> Option<SystemTime> {
+        self.at
+    }
+
+    /// Those of these files that had been so earlier already.
+    pub fn since(mut self, earlier: &Self) -> Self {
+        self.files.retain(|path, file| earlier.files.get(path) == Some(file));
+        self
+    }
+
+    /// Which of these files are gone or other ones; but for those, by path, content and time of the last change, of which that
+    /// is to be expected.
+    pub fn lost(&self, root: &Path, expected: impl Fn(&Path, &[u8], SystemTime) -> bool) -> Vec<String> {
         let at = self.at.unwrap();
-        let old = self
-            .files
-            .iter()
-            .filter(|(_, (changed, _))| at.duration_since(*changed).is_ok_and(|age| age >= unchanged_for));
-        let lost = old.filter(|(path, (_, content))| !is_there(root, path, content.as_deref()));
+        let lost = self.files.iter().filter(|(path, (_, content))| !is_there(root, path, content.as_deref()));
         lost.filter(|(path, (changed, content))| !expected(path, content.as_deref().unwrap_or_default(), *changed))
-            .map(|(path, (changed, _))| {
-                format!("{} ({:?} old)", path.display(), at.duration_since(*changed).unwrap_or_default())
+            .map(|(path, (changed, content))| {
+                let was = String::from_utf8_lossy(content.as_deref().unwrap_or_default()).into_owned();
+                let now = fs::read(root.join(path));
+                let now = now.map_or_else(|error| error.to_string(), |now| String::from_utf8_lossy(&now).into_owned());
+                let old = at.duration_since(*changed).unwrap_or_default();
+                format!("{} ({old:?} old): it was {was:.300}, now {now:.300}", path.display())
             })
             .collect()
     }

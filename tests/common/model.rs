@@ -178,7 +178,7 @@ impl Model {
 
     /// Whether an answer about a tag, given while upstream cannot be asked, is right. What a client had got before `kept`
     /// no power cut has taken.
-    pub fn judge_alone(&self, tag: &TagName, got: &Got, kept: Instant) {
+    pub fn judge_alone(&self, tag: &TagName, got: &Got, kept: Option<Instant>) {
         let mut state = self.0.lock();
         state.answers += 1;
         if !got.complete() {
@@ -188,7 +188,7 @@ impl Model {
         let right = match history.moves {
             Moves::Through => history.values.last().is_some_and(|last| last.digest == Some(got.digest)),
             Moves::Behind => {
-                let first = history.values.iter().rposition(|value| value.seen.is_some_and(|at| at < kept));
+                let first = history.values.iter().rposition(|value| value.seen.is_some_and(|at| Some(at) < kept));
                 history.values[first.unwrap_or(0)..].iter().any(|value| value.digest == Some(got.digest))
             }
         };
@@ -203,10 +203,10 @@ impl Model {
     }
 
     /// A power cut may have taken what clients had got since `kept`: they may get what was there before once more.
-    pub fn forget_seen_since(&self, kept: Instant) {
+    pub fn forget_seen_since(&self, kept: Option<Instant>) {
         for history in self.0.lock().tags.values_mut() {
             for value in &mut history.values {
-                value.seen = value.seen.filter(|at| *at < kept);
+                value.seen = value.seen.filter(|at| Some(*at) < kept);
             }
         }
     }

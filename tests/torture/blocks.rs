@@ -10,7 +10,6 @@ use std::fs::File;
 use std::time::Duration;
 
 use fastrand::Rng;
-use tokio::time::Instant;
 
 use crate::checks;
 use crate::common::invariants::files;
@@ -67,6 +66,7 @@ async fn bad_blocks(
     tokio::time::sleep(Duration::from_millis(rng.u64(200..500))).await;
     site.world.set_faulty(true);
     running.end().await;
+    let synced = checks::synced(&daemon, report, case).await;
     let running = load.run_faulty(rng, 4);
     if reads {
         forget_pages(&site);
@@ -89,11 +89,10 @@ async fn bad_blocks(
     } else {
         // ext4 could not write its journal.
         report.count("made_read_only_by_ext4", 1);
-        let died = Instant::now();
         daemon.kill();
         let repaired = volume.power_on_or_repair().map_err(|error| format!("{case}: {error}"))?;
         report.count("repaired_by_e2fsck", u64::from(repaired));
-        let Some(next) = checks::restart(&site, report, case, durability, died, rng).await else {
+        let Some(next) = checks::restart(&site, report, case, durability, checks::kept(synced), rng).await else {
             return Ok(());
         };
         daemon = next;

@@ -1,10 +1,8 @@
 //! What must hold after a case: of the files before the start, of the answers while upstream is away and after it is
 //! back, and of the files again when all is quiet.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -12,37 +10,46 @@ use fastrand::Rng;
 use ocistern::oci::Digest;
 use tokio::task::JoinSet;
 
+use crate::common::clock::wall;
 use crate::common::content::sha256;
 use crate::common::invariants::{stored, unrest, wrong_blobs};
-use crate::common::upstream::Request;
-use crate::common::{Ask, Daemon, left};
+use crate::common::upstream::registry::Registry;
+use crate::common::{Ask, Daemon, Got, left};
+use crate::counted::Counted;
 use crate::load::Load;
 use crate::report::Report;
-use crate::site::{Durability, Site};
+use crate::site::{Durability, Site, World};
+use crate::slow;
 
 /// From the start of the program to its first byte.
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 /// How many stored blobs are asked for after a case.
 const SAMPLE: usize = 12;
 /// How long what goes on by itself may take; opening a damaged index alone may take ten seconds, and the scan comes after it.
-const QUIET: Duration = Duration::from_mins(1);
+pub const QUIET: Duration = Duration::from_mins(1);
 /// Connections to upstream that may be kept for later, more than at first: as many as the client keeps per host.
 const KEPT_ALIVE: usize = 32;
 /// Between two looks.
-const POLL: Duration = Duration::from_millis(10);
+pub const POLL: Duration = Duration::from_millis(10);
+/// What was published is synced within a second, as is promised, and that takes a while.
+const SYNCED: Duration = Duration::from_secs(3);
+/// So much before a sync began a file must have been seen to be in it: the daemon puts down for the sync what it has renamed,
+/// and may be kept from a processor in between.
+const BETWEEN: Duration = Duration::from_secs(1);
 
-/// After a daemon died: checks the files, starts another one, and checks what it serves. None if it did not start.
+/// After a daemon died: checks the files, starts another one, and checks what it serves. What clients had got before `kept` they
+/// get again; none: that may be anything. Returns none if it did not start.
 pub async fn restart(
     site: &Site,
     report: &mut Report,
     case: &str,
     durability: Durability,
-    died: Instant,
+    kept: Option<Instant>,
     rng: &mut Rng,
 ) -> Option<Daemon> {
     let world = &site.world;
     settle(site, None).await;
-    world.model.forget_seen_since(died.checked_sub(synced_within()).unwrap_or(died));
+    world.model.forget_seen_since(kept);
     if durability == Durability::Strict {
         report.violations(
             case,
@@ -53,6 +60,7 @@ pub async fn restart(
     }
     let lost = world.model.missing_upstream(&world.upstream);
     report.violations(case, lost.into_iter().map(|push| format!("an acknowledged push is not upstream: {push}")));
+    let unfinished = slow::check_maps(site, report, case);
 
     // A log of upstream's requests is compared with what this daemon asks.
     world.upstream.forget();
@@ -77,20 +85,23 @@ pub async fn restart(
     let load = world.at(daemon.client);
     if alone {
         report.count("checked_with_upstream_away", 1);
-        let unserved = without_upstream(site, &load, died, durability, rng).await;
+        let unserved = without_upstream(site, &load, kept, durability, report, rng).await;
         // Where there is little room, a file that was there may go while it is asked for; the log says so.
         let evicts = evictions(&daemon.log()).count() > 0;
-        let (excused, wrong): (Vec<_>, Vec<_>) = unserved.into_iter().partition(|tag| tag.is_gone && evicts);
+        let (excused, wrong): (Vec<_>, Vec<_>) = unserved.into_iter().partition(|lost| lost.is_gone && evicts);
         report.count("evicted_while_asked_for", excused.len() as u64);
-        report.violations(case, wrong.into_iter().map(|tag| tag.what));
+        report.violations(case, wrong.into_iter().map(|lost| lost.what));
         world.upstream.up();
         recovers(&load, report, case).await;
     }
     // Without syncs any file may be wrong; else the scan has looked at them all.
     let blobs = if durability == Durability::Fast { usize::MAX } else { SAMPLE };
     healthy(site, &daemon, blobs, rng, report, case).await;
+    let may_go = made_room(&daemon.log());
+    slow::go_on(&load, &unfinished, rng, report, case, may_go).await;
     quiet(site, &daemon, durability, report, case).await;
     report.violations(case, world.model.take_wrong());
+    world.slow.set_quick(false);
     Some(daemon)
 }
 
@@ -109,10 +120,29 @@ async fn settle(site: &Site, daemon: Option<&Daemon>) {
     world.model.settle(&world.upstream);
 }
 
-/// What was published longer ago is on the disk: it is synced in groups within a second, and that takes a while; longer
-/// where other subjects keep the same disk busy, since a group waits for the disk once for each of its files.
-pub fn synced_within() -> Duration {
-    Duration::from_secs(if load() > 1.0 { 20 } else { 3 })
+/// What a kill may not take: what clients had got so long before it. What is in the page cache survives it, but an answer
+/// may be out before the record of it is written.
+pub fn before_kill() -> Option<Instant> {
+    Instant::now().checked_sub(SYNCED)
+}
+
+/// Before which moment all that was to be seen in the store is on the disk: the last sync that left nothing unsynced, which the
+/// daemon tells, began a while after it; none if it has not synced yet. Where nobody else keeps the machine busy that is not
+/// long ago.
+pub async fn synced(daemon: &Daemon, report: &mut Report, case: &str) -> Option<SystemTime> {
+    let told = daemon.synced().await?;
+    let ago = wall().duration_since(told).unwrap_or_default();
+    if load() <= 1.0 && ago > SYNCED {
+        report.violation(case, &format!("nothing was synced for {ago:?}"));
+    }
+    Some(told - BETWEEN)
+}
+
+/// That moment by the other clock, as far as it counts for what clients have got: an answer may be out before its record is
+/// written, and where the disk is busy that takes a while.
+pub fn kept(synced: Option<SystemTime>) -> Option<Instant> {
+    let ago = wall().duration_since(synced?).unwrap_or_default();
+    Instant::now().checked_sub(ago + SYNCED)
 }
 
 /// Whether so many others want the processors that a time says nothing about the daemon.
@@ -132,7 +162,15 @@ pub fn evictions(log: &[serde_json::Value]) -> impl Iterator<Item = &serde_json:
     log.iter().filter(|event| event["message"] == "evicted the least recently used blobs")
 }
 
-/// A tag that was there before it was asked for, and was not served.
+/// Whether the log says that something, finished or not, had to go to make room.
+fn made_room(log: &[serde_json::Value]) -> bool {
+    let says = |event: &serde_json::Value, what| event["message"].as_str().is_some_and(|text| text.starts_with(what));
+    let unfinished =
+        |event| says(event, "unfinished downloads were removed") || says(event, "an unfinished download has no room");
+    evictions(log).count() > 0 || log.iter().any(unfinished)
+}
+
+/// What was there before it was asked for, and was not served.
 struct Unserved {
     what: String,
     /// It was not there any more after that.
@@ -143,38 +181,50 @@ struct Unserved {
 async fn without_upstream(
     site: &Site,
     load: &Load,
-    died: Instant,
+    kept: Option<Instant>,
     durability: Durability,
+    report: &mut Report,
     rng: &mut Rng,
 ) -> Vec<Unserved> {
     let world = &site.world;
-    let kept = died.checked_sub(synced_within()).unwrap_or(died);
+    let strict = durability == Durability::Strict;
     let mut asked = JoinSet::new();
     for name in world.model.tags() {
         let (world, client) = (world.clone(), load.client);
         let root = site.root.clone();
-        let must = durability == Durability::Strict && name.0 == "lib" && is_whole(&root, &world, &name.1);
+        let must = strict && name.0 == "lib" && is_whole(&root, &world, &name.1);
+        report.count("tags_required_alone", u64::from(must));
         asked.spawn(async move {
             let got = client.get(format!("/v2/{}/manifests/{}", name.0, name.1)).await;
             world.model.judge_alone(&name, &got, kept);
             (must && !got.complete()).then(|| {
                 let is_gone = !is_whole(&root, &world, &name.1);
-                let now = if is_gone { "was" } else { "is" };
-                Unserved { what: format!("{name:?} {now} there and not served: {}", got.summary()), is_gone }
+                Unserved::new(&format!("{name:?}"), is_gone, &got)
             })
         });
     }
     for digest in some(stored(&site.root), SAMPLE, rng) {
         let Some(repo) = repository(load, &digest) else { continue };
         let (world, client) = (world.clone(), load.client);
+        let root = site.root.clone();
+        let must = strict && is_proven(&root, repo, &digest);
+        report.count("blobs_required_alone", u64::from(must));
         asked.spawn(async move {
             let target = format!("/v2/{repo}/blobs/{digest}");
             let got = client.send(Ask::get(&target)).await;
             world.model.judge(&target, &digest, &got);
-            None
+            let unserved = || Unserved::new(&target, !is_proven(&root, repo, &digest), &got);
+            (must && !got.complete()).then(unserved)
         });
     }
     asked.join_all().await.into_iter().flatten().collect()
+}
+
+impl Unserved {
+    fn new(what: &str, is_gone: bool, got: &Got) -> Self {
+        let now = if is_gone { "was" } else { "is" };
+        Self { what: format!("{what} {now} there and not served: {}", got.summary()), is_gone }
+    }
 }
 
 /// So many of them, drawn.
@@ -185,25 +235,35 @@ fn some(mut all: Vec<Digest>, count: usize, rng: &mut Rng) -> Vec<Digest> {
 }
 
 /// Whether tag, proof, access and manifest are on the disk.
-fn is_whole(root: &Path, world: &crate::site::World, tag: &str) -> bool {
+fn is_whole(root: &Path, world: &World, tag: &str) -> bool {
     let number: usize = tag[1..].parse().unwrap();
     let digest = world.library.images[number].digest;
-    let repo = root.join("refs/up/lib");
-    let link = repo.join("_links").join(digest.algorithm().as_str()).join(digest.hex());
+    is_full(&root.join("refs/up/lib/_tags").join(tag)) && is_proven(root, "lib", &digest)
+}
+
+/// Whether content, the proof that upstream has it in this repository, and that everybody may have it are on the disk.
+fn is_proven(root: &Path, repo: &str, digest: &Digest) -> bool {
+    let refs = root.join("refs/up").join(repo);
+    let link = refs.join("_links").join(digest.algorithm().as_str()).join(digest.hex());
     let blob = root.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());
-    let full = |path: &Path| path.metadata().is_ok_and(|file| file.len() > 0);
-    [repo.join("_tags").join(tag), repo.join("_access"), link, blob].iter().all(|path| full(path))
+    [refs.join("_access"), link, blob].iter().all(|path| is_full(path))
+}
+
+fn is_full(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.len() > 0)
 }
 
 /// A repository in which upstream has the blob.
 fn repository(load: &Load, digest: &Digest) -> Option<&'static str> {
-    let all = load.world.library.all();
-    let found = all.filter(|(_, image)| image.layers.iter().chain([&image.config]).any(|part| sha256(part) == *digest));
-    found.map(|(repo, _)| repo).find(|repo| {
-        load.world
-            .upstream
-            .registry(|registry| registry.repos.get(*repo).is_some_and(|repo| repo.blobs.contains_key(digest)))
-    })
+    let library = &load.world.library;
+    let known = library.all().map(|(repo, image)| (repo, image.layers.iter().chain([&image.config])));
+    let of_library = known.filter(|(_, parts)| parts.clone().any(|part| sha256(part) == *digest)).map(|(repo, _)| repo);
+    let has = |repo: &&str| {
+        let has =
+            |registry: &mut Registry| registry.repos.get(*repo).is_some_and(|repo| repo.blobs.contains_key(digest));
+        load.world.upstream.registry(has)
+    };
+    of_library.chain([slow::REPO]).find(has)
 }
 
 /// Upstream is back: it is found again without a restart.
@@ -250,6 +310,7 @@ pub async fn healthy(site: &Site, daemon: &Daemon, blobs: usize, rng: &mut Rng, 
     let world = &site.world;
     let load = &world.at(daemon.client);
     world.set_faulty(false);
+    world.slow.set_quick(true);
     let before = Counted::at_rest(site, daemon).await;
     let mut asked = JoinSet::new();
     for name in world.model.tags() {
@@ -261,7 +322,9 @@ pub async fn healthy(site: &Site, daemon: &Daemon, blobs: usize, rng: &mut Rng, 
     for digest in some(stored(&site.root), blobs, rng) {
         let Some(repo) = repository(load, &digest) else { continue };
         let (load, mut rng) = (load.clone(), rng.fork());
-        asked.spawn(async move { load.blob(repo, &digest, &mut rng).await });
+        asked.spawn(async move {
+            load.blob(repo, &digest, &mut rng).await;
+        });
     }
     let (one, mut fork) = (load.clone(), rng.fork());
     asked.spawn(async move { one.pull(fork.usize(..one.world.library.images.len()), &mut fork).await });
@@ -280,12 +343,7 @@ pub async fn healthy(site: &Site, daemon: &Daemon, blobs: usize, rng: &mut Rng, 
     }
     if after.gone == before.gone && after.bypassed == before.bypassed {
         report.count("upstream_counts_checked", 1);
-        let twice = after.fetched.iter().filter(|(blob, parts)| {
-            let known = before.fetched.get(*blob).map_or(0, Vec::len);
-            overlap(parts.get(known..).unwrap_or_default())
-        });
-        report
-            .violations(case, twice.map(|(blob, parts)| format!("asked of upstream more than once: {blob} {parts:?}")));
+        report.violations(case, after.twice_since(&before, &world.upstream));
     }
 }
 
@@ -301,87 +359,26 @@ pub async fn everything(load: &Load, rng: &mut Rng) {
     asked.join_all().await;
 }
 
-/// What the clients, the daemon and upstream have counted.
-#[derive(Debug, PartialEq, Eq, Clone)]
-struct Counted {
-    /// Requests for content, by the clients, and by the daemon.
-    answers: u64,
-    served: u64,
-    /// Requests to upstream, by upstream, and by the daemon.
-    received: u64,
-    asked: u64,
-    /// The parts of each blob that were asked for by GET, in their order: a download may be several, which never overlap.
-    fetched: BTreeMap<String, Vec<Range<u64>>>,
-    gone: u64,
-    bypassed: u64,
-}
-
-/// The part of a blob that a request wants.
-fn part(request: &Request) -> Range<u64> {
-    let range = request.header("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
-    match range {
-        Some((from, last)) => from.parse().unwrap_or(0)..last.parse().map_or(u64::MAX, |last: u64| last + 1),
-        None => 0..u64::MAX,
+/// While a daemon works, whose store had never more than its capacity: it has not now.
+pub async fn fits(daemon: &Daemon, report: &mut Report, case: &str) {
+    let bytes = daemon.metric("ocistern_store_bytes", &[]).await;
+    let capacity = daemon.metric("ocistern_store_capacity_bytes", &[]).await;
+    if bytes > capacity {
+        report.violation(case, &format!("the store has {bytes} bytes, and may have {capacity}"));
     }
 }
 
-/// Whether some byte was asked for twice, of parts in the order of their requests. One that begins within an earlier one has
-/// cut that short, for who reads far ahead.
-fn overlap(parts: &[Range<u64>]) -> bool {
-    let again = |later: &Range<u64>, earlier: &Range<u64>| later.start <= earlier.start && earlier.start < later.end;
-    parts.iter().enumerate().any(|(index, later)| parts.iter().take(index).any(|earlier| again(later, earlier)))
-}
-
-impl Counted {
-    async fn now(site: &Site, daemon: &Daemon) -> Self {
-        let log = site.world.upstream.log();
-        let mut fetched: BTreeMap<String, Vec<Range<u64>>> = BTreeMap::new();
-        for entry in log.iter().filter(|entry| entry.request.method == "GET" && entry.request.path.contains("/blobs/"))
-        {
-            fetched.entry(entry.request.path.clone()).or_default().push(part(&entry.request));
-        }
-        let served = |kind| daemon.metric("ocistern_requests_total", kind);
-        Self {
-            answers: site.world.answers(),
-            served: served(&["kind=\"blob\""]).await + served(&["kind=\"manifest\""]).await,
-            received: log.len() as u64,
-            asked: daemon.metric("ocistern_upstream_requests_total", &[]).await,
-            fetched,
-            gone: daemon.metric("ocistern_evicted_bytes_total", &[]).await
-                + daemon.metric("ocistern_corrupt_blobs_total", &[]).await,
-            bypassed: served(&["result=\"bypass\""]).await,
-        }
-    }
-
-    /// When nothing is being counted any more of what was before.
-    async fn at_rest(site: &Site, daemon: &Daemon) -> Self {
-        let began = Instant::now();
-        loop {
-            let before = Self::now(site, daemon).await;
-            tokio::time::sleep(POLL).await;
-            let filling = daemon.metric("ocistern_fills_in_progress", &[]).await;
-            if began.elapsed() > QUIET || filling == 0 && Self::now(site, daemon).await == before {
-                return before;
-            }
-        }
-    }
-
-    fn agrees_since(&self, before: &Self) -> bool {
-        self.answers - before.answers == self.served - before.served
-            && self.received - before.received == self.asked - before.asked
-    }
-}
-
-/// Nothing is under way: no stray file, no file of the store held open, no more descriptors than at first, the books agree with the disk, and every file
-/// hashes to its name; without syncs a wrong one that nobody has asked for may be there.
+/// Nothing is under way: no stray file, no file of the store held open, no more descriptors than at first, no more bytes than the
+/// capacity, the books agree with the disk, and every file hashes to its name; without syncs a wrong one that nobody has asked for may be there.
 pub async fn quiet(site: &Site, daemon: &Daemon, durability: Durability, report: &mut Report, case: &str) {
     let began = Instant::now();
     loop {
         let metric = |name| daemon.metric(name, &[]);
-        let (filling, bytes, blobs) = (
+        let (filling, bytes, blobs, capacity) = (
             metric("ocistern_fills_in_progress").await,
             metric("ocistern_store_bytes").await,
             metric("ocistern_store_blobs").await,
+            metric("ocistern_store_capacity_bytes").await,
         );
         let process = daemon.pid().as_raw_nonzero().get();
         let mut wrong = unrest(&site.root, process, filling, (bytes, blobs));
@@ -389,6 +386,9 @@ pub async fn quiet(site: &Site, daemon: &Daemon, durability: Durability, report:
         let first = *site.descriptors.get_or_init(|| descriptors);
         if descriptors > first + KEPT_ALIVE {
             wrong.push(format!("{descriptors} descriptors are open, at first it was {first}"));
+        }
+        if bytes > capacity {
+            wrong.push(format!("the store has {bytes} bytes, and may have {capacity}"));
         }
         if wrong.is_empty() {
             break;

@@ -6,15 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fastrand::Rng;
-use tokio::time::Instant;
-
 use crate::checks;
 use crate::common::Daemon;
 use crate::enospc::SIZES;
 use crate::options::{Options, need};
 use crate::report::Report;
 use crate::site::{Durability, Site};
+use fastrand::Rng;
 
 /// What the clock says, as faketime is told.
 const CLOCKS: [&str; 7] = ["+0", "+1h", "-1h", "+1d", "-1d", "@1970-01-01 12:00:00", "@2106-02-08 00:00:00"];
@@ -95,8 +93,8 @@ async fn jumps(report: &mut Report, rng: &mut Rng, library: &Path, from: u64, co
             // The next one starts with that clock.
             site.world.set_faulty(true);
             daemon.kill();
-            let died = Instant::now();
-            let Some(next) = checks::restart(&site, report, &case, Durability::Strict, died, rng).await else {
+            let kept = checks::before_kill();
+            let Some(next) = checks::restart(&site, report, &case, Durability::Strict, kept, rng).await else {
                 return Ok(());
             };
             daemon = next;

@@ -84,8 +84,8 @@ async fn full(
         } else {
             daemon.stop().await;
         }
-        let died = Instant::now();
-        let Some(next) = checks::restart(&site, report, case, Durability::Strict, died, rng).await else {
+        let kept = checks::before_kill();
+        let Some(next) = checks::restart(&site, report, case, Durability::Strict, kept, rng).await else {
             return Ok(());
         };
         daemon = next;

@@ -11,6 +11,7 @@ use fastrand::Rng;
 
 use crate::common::content::{blob, image_of, sha256};
 use crate::common::invariants::{check, check_books, files};
+use crate::common::logs::own_lines;
 use crate::common::{Cistern, Image, Upstream};
 use crate::options::Options;
 use crate::report::Report;
@@ -18,10 +19,19 @@ use crate::report::Report;
 /// From the start of the server to its first byte.
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 
+/// So many warnings about one damage are enough.
+const MOST_SAID: usize = 1;
+/// What sled panics at it does at many a flipped bit.
+const PANICKED: &str = "panicked";
+
 /// What is done to the index in this directory; an older copy of it is in the other one.
 type Way = (&'static str, fn(&Path, &Path, &mut Rng));
 
-const WAYS: [Way; 12] = [
+/// Nothing is done to its files, but somebody else holds sled's lock.
+const LOCKED: &str = "locked by somebody else";
+
+const WAYS: [Way; 13] = [
+    (LOCKED, |_, _, _| ()),
     ("removed", |index, _, _| fs::remove_dir_all(index).unwrap()),
     ("its files removed", |index, _, _| files(index).iter().for_each(|file| fs::remove_file(file).unwrap())),
     ("truncated", |index, _, rng| {
@@ -85,7 +95,9 @@ const WAYS: [Way; 12] = [
 
 pub async fn run(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("index", options.seed, &options.text);
-    damages(&mut report, options.seed, options.count("damages")).await;
+    let count = options.count("damages");
+    damages(&mut report, options.seed, count).await;
+    report.must_have("panics", count >= 500);
     Ok(report.end())
 }
 
@@ -113,6 +125,9 @@ pub async fn damages(report: &mut Report, seed: u64, count: u64) {
     let good = tempfile::tempdir().unwrap();
     copy(&index, &good.path().join("index"));
     upstream.down();
+    // Until the end: whoever waits for the lock in this process goes on when it is free, and would get in the way of what is
+    // done to the index next.
+    let mut locked = None;
     for damage in 0..count {
         let mut rng = rng.fork();
         remove(&index);
@@ -124,6 +139,10 @@ pub async fn damages(report: &mut Report, seed: u64, count: u64) {
             }
             None => flip(&index, &mut rng),
         };
+        if case == LOCKED {
+            locked = Some(lock(&index));
+        }
+        let said = own_lines().len();
         let began = Instant::now();
         cistern.start_again().await;
         // Upstream is away: what is not served is lost.
@@ -139,6 +158,12 @@ pub async fn damages(report: &mut Report, seed: u64, count: u64) {
         report.count("index_rebuilds", cistern.metric("ocistern_index_rebuilds_total", &[]).await);
         report.count("damages", 1);
         cistern.stop().await;
+        let said = own_lines().split_off(said);
+        report.count("panics", u64::from(said.iter().any(|line| line.contains(PANICKED))));
+        report.most("warnings_about_one_damage", said.len() as u64);
+        if said.len() > MOST_SAID {
+            report.violation(&case, &format!("{} warnings: {said:?}", said.len()));
+        }
         let bad = fs::read_dir(cistern.root()).unwrap().flatten();
         let bad = bad.filter(|entry| entry.file_name().to_string_lossy().starts_with("index.bad")).count();
         report.most("bad_indexes_kept", bad as u64);
@@ -146,6 +171,14 @@ pub async fn damages(report: &mut Report, seed: u64, count: u64) {
             report.progress(damage + 1, count);
         }
     }
+    drop(locked);
+}
+
+/// As another process would; it is free again when this is dropped.
+fn lock(index: &Path) -> fs::File {
+    let file = fs::File::open(index.join("db")).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    file
 }
 
 /// Everything of these, right; what is not.

@@ -15,7 +15,7 @@ use crate::report::Report;
 use crate::site::{Durability, Site};
 use crate::strace::{self, Tracer};
 use crate::work::Work;
-use crate::{enospc, power};
+use crate::{enospc, power, slow};
 
 /// The calls at which it is killed.
 const CALLS: &str = "openat,openat2,pwrite64,pread64,write,fdatasync,fsync,renameat,renameat2,unlinkat,mkdirat,\
@@ -45,6 +45,8 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         done += count;
         report.progress(kills + done, kills + points);
     }
+    report.must_have("maps_left", kills >= BATCH);
+    report.must_have("maps_taken_up", kills >= BATCH);
     Ok(report.end())
 }
 
@@ -55,12 +57,17 @@ pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result
     let (mut daemon, _) = site.start().await?;
     for kill in 0..count {
         let case = format!("kill {kill} of a batch");
-        let running = site.world.at(daemon.client).run(rng, 5);
-        tokio::time::sleep(Duration::from_millis(rng.u64(20..600))).await;
+        let load = site.world.at(daemon.client);
+        let running = load.run(rng, 5).and_downloads(&load, rng, power::DOWNLOADS);
+        // Now and then long enough for downloads to be put down.
+        let delay = if rng.u8(..4) == 0 { rng.u64(1200..2500) } else { rng.u64(20..600) };
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        checks::fits(&daemon, report, &case).await;
+        report.count("maps_taken_up", slow::taken_up(&daemon.log()));
         site.world.set_faulty(true);
         let acknowledged = site.world.model.acknowledged();
         daemon.kill();
-        let died = Instant::now();
+        let kept = checks::before_kill();
         running.end().await;
         tokio::time::sleep(Duration::from_millis(30)).await;
         report.count("kills", 1);
@@ -71,7 +78,7 @@ pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result
                 report.violation(&case, &format!("pushed, acknowledged and not in the store: {digest}"));
             }
         }
-        let Some(next) = checks::restart(&site, report, &case, Durability::Strict, died, rng).await else {
+        let Some(next) = checks::restart(&site, report, &case, Durability::Strict, kept, rng).await else {
             return Ok(());
         };
         daemon = next;
@@ -132,8 +139,8 @@ async fn at_calls(report: &mut Report, rng: &mut Rng, count: u64) -> Result<(), 
         tokio::time::sleep(Duration::from_millis(30)).await;
         hits += u64::from(hit);
         report.count(if hit { "points" } else { "points_not_reached" }, 1);
-        let died = Instant::now();
-        let Some(next) = checks::restart(&site, report, &case, Durability::Strict, died, rng).await else {
+        let kept = checks::before_kill();
+        let Some(next) = checks::restart(&site, report, &case, Durability::Strict, kept, rng).await else {
             return Ok(());
         };
         daemon = next;

@@ -28,6 +28,19 @@ pub struct Running {
 }
 
 impl Running {
+    /// Lets so many more clients download what takes its time.
+    pub fn and_downloads(mut self, load: &Load, rng: &mut Rng, clients: usize) -> Self {
+        for _ in 0..clients {
+            let (load, stop, mut rng) = (load.clone(), self.stop.clone(), rng.fork());
+            self.tasks.spawn(async move {
+                while !stop.is_cancelled() && !load.world.is_faulty() {
+                    load.download(&mut rng).await;
+                }
+            });
+        }
+        self
+    }
+
     /// Lets every client end with what it is at.
     pub async fn end(mut self) {
         self.stop.cancel();
@@ -97,9 +110,7 @@ impl Load {
                 }
             }
             _ => {
-                // Some are asked for much more often than others.
-                let number = (rng.f64() * rng.f64() * library.images.len() as f64) as usize;
-                self.pull(number, rng).await;
+                self.pull(zipf(library.images.len(), rng), rng).await;
             }
         }
     }
@@ -149,17 +160,20 @@ impl Load {
                     }
                     self.must_end_well(&target, &got);
                 }
-                _ => self.blob(repo, &digest, rng).await,
+                _ => {
+                    self.blob(repo, &digest, rng).await;
+                }
             }
         }
     }
 
-    /// A blob whole.
-    pub async fn blob(&self, repo: &str, digest: &ocistern::oci::Digest, rng: &mut Rng) {
+    /// A blob whole; whether it came.
+    pub async fn blob(&self, repo: &str, digest: &ocistern::oci::Digest, rng: &mut Rng) -> bool {
         let target = format!("/v2/{repo}/blobs/{digest}");
         let got = self.send(Ask::get(&target), rng).await;
         self.world.model.judge(&target, digest, &got);
         self.must_be_whole(&target, &got);
+        got.complete()
     }
 
     /// The same, of content that upstream may not have any more.
@@ -265,4 +279,16 @@ impl Load {
         }
         acknowledged
     }
+}
+
+/// One of so many, as they are asked for in the world: the k-th most popular a k-th as often as the first.
+fn zipf(count: usize, rng: &mut Rng) -> usize {
+    let weight = |rank: usize| 1.0 / (rank + 1) as f64;
+    let mut left = rng.f64() * (0..count).map(weight).sum::<f64>();
+    (0..count)
+        .find(|rank| {
+            left -= weight(*rank);
+            left < 0.0
+        })
+        .unwrap_or(count - 1)
 }

@@ -24,6 +24,7 @@ mod common;
 mod blocks;
 mod checks;
 mod clock;
+mod counted;
 mod enospc;
 mod errors;
 mod index;
@@ -40,6 +41,7 @@ mod report;
 mod rot;
 mod short;
 mod site;
+mod slow;
 mod soak;
 mod strace;
 mod table;
@@ -60,10 +62,8 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    if std::env::var_os("RUST_LOG").is_none() {
-        // What a server in this process says of the damage that is done to it is no news.
-        let _ = tracing_subscriber::fmt().with_writer(std::io::sink).try_init();
-    }
+    // What a server in this process says of the damage that is done to it is no news, but how much that is.
+    common::logs::keep("warn");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let outcome = runtime.block_on(async {
         // Whoever is told to end ends its processes and unmounts; the forms have parts of their own to tell first.

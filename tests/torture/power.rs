@@ -1,5 +1,6 @@
 //! Power cuts: ext4 on a loop file loses what is not in its journal while pulls, pushes, deletes and evictions run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -11,10 +12,11 @@ use ocistern::oci::Digest;
 use crate::checks;
 use crate::common::Daemon;
 use crate::common::clock::wall;
-use crate::common::invariants::Seen;
+use crate::common::invariants::{Partial, Seen, partials};
 use crate::options::{Options, need};
 use crate::report::Report;
 use crate::site::{Durability, Site};
+use crate::slow;
 use crate::volume::{Volume, enter_namespace};
 
 /// A push: repository, digest, time.
@@ -24,8 +26,12 @@ const MIB: u64 = 1 << 20;
 const VOLUME: u64 = 400 * MIB;
 /// With room for everything nothing may go but by loss; in the small one evictions run.
 const CAPACITIES: [&str; 2] = ["250MiB", "12MiB"];
-/// Cuts on the same store.
-const BATCH: u64 = 15;
+/// Cuts on the same store. Six batches have every durability with every capacity.
+const BATCH: u64 = 10;
+/// How often is looked at what is put down.
+const LOOK: Duration = Duration::from_millis(150);
+/// Clients that download what takes its time.
+pub const DOWNLOADS: usize = 2;
 /// Sizes of layers; large ones are rare.
 pub const SIZES: [usize; 12] =
     [4096, 4096, 16_384, 16_384, 65_536, 65_536, 65_536, 300_000, 300_000, 1_500_000, 1_500_000, 8_000_000];
@@ -46,6 +52,9 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         batch += 1;
         report.progress(done, cuts);
     }
+    report.must_have("maps_left", cuts >= BATCH);
+    report.must_have("maps_judged", cuts >= 3 * BATCH);
+    report.must_have("files_judged", cuts >= BATCH);
     Ok(report.end())
 }
 
@@ -61,36 +70,58 @@ async fn run_batch(
     let volume = Volume::ext4(directory.path(), VOLUME)?;
     let site = Site::new(rng, 14, &SIZES, Some(&volume.path().join("root"))).await;
     site.configure(durability, capacity);
+    let mut powered_on = Seen::now(&site.root);
     let (mut daemon, _) = site.start().await?;
     for cut in 0..count {
         let case = format!("{batch}, cut {cut}");
-        let running = site.world.at(daemon.client).run(rng, 5);
-        // Now and then long enough for groups to be synced while the load runs.
-        let delay = if rng.u8(..8) == 0 { rng.u64(1500..4500) } else { rng.u64(20..600) };
-        tokio::time::sleep(Duration::from_millis(delay)).await;
+        let load = site.world.at(daemon.client);
+        let running = load.run(rng, 5).and_downloads(&load, rng, DOWNLOADS);
+        // Now and then long enough for groups to be synced and downloads to be put down while the load runs.
+        let delay = if rng.u8(..3) == 0 { rng.u64(1500..5000) } else { rng.u64(20..600) };
+        // What there is after it was mounted is on the disk.
+        let mut watched = Watched { seen: vec![powered_on], maps: Vec::new() };
+        watched.watch(&site.root, Duration::from_millis(delay)).await;
         let evicts = capacity == CAPACITIES[1];
-        // Where evictions run, what is there at the cut is known only if they stand still; else it happens in full run.
         let log = daemon.log();
         report.count("evicted_bytes", checks::evictions(&log).filter_map(|event| event["bytes"].as_u64()).sum());
+        report.count("maps_taken_up", slow::taken_up(&log));
+        checks::fits(&daemon, report, &case).await;
+        let synced = checks::synced(&daemon, report, &case).await;
+        // Where evictions run, what is there at the cut is known only if they stand still; else it happens in full run.
         let frozen = evicts || rng.bool();
-        let (acknowledged, seen, cut_at, died) = cut_power(&site, &volume, daemon, frozen).await?;
+        let Cut { acknowledged, seen, maps, at: cut_at } = cut_power(&site, &volume, daemon, frozen).await?;
         running.end().await;
         volume.power_on()?;
+        powered_on = Seen::now(&site.root);
         report.count("cuts", 1);
         report.count(if durability == Durability::Strict { "cuts_strict" } else { "cuts_fast" }, 1);
+        report.count("maps_at_cuts", maps.len() as u64);
+        if frozen {
+            // In full run a download may end between the look and the cut.
+            let there = partials(&site.root);
+            let judged: Vec<&Partial> = maps.iter().filter_map(|map| watched.map(map, synced)).collect();
+            report.count("maps_judged", judged.len() as u64);
+            let is_there = |map: &Partial| there.iter().any(|now| now.digest == map.digest && now.has(&map.present));
+            let lost = judged.iter().filter(|map| !is_there(map)).map(|map| format!("put down and lost: {map:?}"));
+            report.violations(&case, lost);
+        }
         if durability == Durability::Strict {
             report.count("files_at_cuts", seen.len() as u64);
+            let published: BTreeMap<Digest, SystemTime> =
+                acknowledged.iter().filter_map(|(_, digest, _)| Some((*digest, seen.published(digest)?))).collect();
+            let seen = seen.since(watched.before(synced));
+            report.count("files_judged", seen.len() as u64);
             // In full run a tag or manifest may be deleted or moved between the look and the cut.
             let deleted = |file: &Path, content: &[u8], published| {
                 !frozen && site.world.model.may_be_gone(file, content, published, cut_at)
             };
-            let lost = seen.lost(&site.root, checks::synced_within(), deleted);
+            let lost = seen.lost(&site.root, deleted);
             let moment = if frozen { "standing still" } else { "in full run" };
             report.violations(&case, lost.iter().map(|file| format!("published and lost, {moment}: {file}")));
             for (_, digest, at) in acknowledged {
                 // In the small store a push may find no room, and what is there be of a fill that has just published it, or
                 // be evicted and fetched again: other publications, which the acknowledgement says nothing about.
-                if evicts || seen.published(&digest).is_none_or(|published| at < published) {
+                if evicts || published.get(&digest).is_none_or(|published| at < *published) {
                     continue;
                 }
                 report.count("acknowledged_pushes_at_cuts", 1);
@@ -100,7 +131,7 @@ async fn run_batch(
                 }
             }
         }
-        let next = checks::restart(&site, report, &case, durability, died, rng).await;
+        let next = checks::restart(&site, report, &case, durability, checks::kept(synced), rng).await;
         let Some(next) = next else { return Ok(()) };
         daemon = next;
     }
@@ -109,23 +140,59 @@ async fn run_batch(
     Ok(())
 }
 
-/// Cuts the power and kills the daemon; which pushes were acknowledged before that moment, and what was published.
-async fn cut_power(
-    site: &Site,
-    volume: &Volume,
-    daemon: Daemon,
-    frozen: bool,
-) -> Result<(Vec<Acknowledged>, Seen, SystemTime, Instant), String> {
+/// What was published and put down while a load ran, as often as it was looked at. When a file got its name is not enough to
+/// know: that time is of the begin of a rename, which may wait for the disk.
+struct Watched {
+    /// The first is on the disk.
+    seen: Vec<Seen>,
+    maps: Vec<(SystemTime, Partial)>,
+}
+
+impl Watched {
+    /// Looks for so long.
+    async fn watch(&mut self, root: &Path, time: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            tokio::time::sleep(LOOK.min(time.saturating_sub(began.elapsed()))).await;
+            let maps = partials(root);
+            self.seen.push(Seen::now(root));
+            let at = wall();
+            self.maps.extend(maps.into_iter().map(|map| (at, map)));
+        }
+    }
+
+    /// What there was when it was looked at last before what is on the disk.
+    fn before(&self, synced: Option<SystemTime>) -> &Seen {
+        self.seen.iter().rfind(|seen| seen.at() < synced).unwrap_or(&self.seen[0])
+    }
+
+    /// The last map of the same file that was seen before then.
+    fn map(&self, map: &Partial, synced: Option<SystemTime>) -> Option<&Partial> {
+        self.maps.iter().rfind(|(at, seen)| seen.file == map.file && Some(*at) < synced).map(|(_, seen)| seen)
+    }
+}
+
+/// What there was at a cut.
+struct Cut {
+    acknowledged: Vec<Acknowledged>,
+    seen: Seen,
+    maps: Vec<Partial>,
+    at: SystemTime,
+}
+
+/// Cuts the power and kills the daemon; which pushes were acknowledged before that moment, what was published, and which
+/// downloads were put down.
+async fn cut_power(site: &Site, volume: &Volume, daemon: Daemon, frozen: bool) -> Result<Cut, String> {
     if frozen {
         site.world.set_faulty(true);
         daemon.freeze();
     }
     // In this order: what a daemon acknowledges whose disk is gone counts for nothing.
     let acknowledged = site.world.model.acknowledged();
-    let seen = Seen::now(&site.root);
+    let (seen, maps) = (Seen::now(&site.root), partials(&site.root));
     site.world.set_faulty(true);
     volume.cut()?;
-    let (cut_at, died) = (wall(), Instant::now());
+    let at = wall();
     if !frozen {
         // What it says while its disk is gone must be right, too.
         tokio::time::sleep(Duration::from_millis(30)).await;
@@ -133,5 +200,5 @@ async fn cut_power(
     daemon.kill();
     // What was under way to upstream arrives.
     tokio::time::sleep(Duration::from_millis(30)).await;
-    Ok((acknowledged, seen, cut_at, died))
+    Ok(Cut { acknowledged, seen, maps, at })
 }

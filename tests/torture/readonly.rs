@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use tokio::time::Instant;
 
 use crate::checks;
 use crate::enospc::SIZES;
@@ -42,6 +41,7 @@ async fn read_only(report: &mut Report, rng: &mut Rng, case: &str) -> Result<(),
     let load = site.world.at(daemon.client);
     let running = load.run(rng, 4);
     tokio::time::sleep(Duration::from_millis(rng.u64(100..500))).await;
+    let synced = checks::synced(&daemon, report, case).await;
     site.world.set_faulty(true);
     volume.abort()?;
     running.end().await;
@@ -58,9 +58,8 @@ async fn read_only(report: &mut Report, rng: &mut Rng, case: &str) -> Result<(),
     }
     report.violations(case, site.world.model.take_wrong());
     daemon.kill();
-    let died = Instant::now();
     volume.power_on()?;
-    let Some(next) = checks::restart(&site, report, case, Durability::Strict, died, rng).await else {
+    let Some(next) = checks::restart(&site, report, case, Durability::Strict, checks::kept(synced), rng).await else {
         return Ok(());
     };
     report.count("answers", site.world.model.answers());

@@ -5,7 +5,6 @@ use std::fs;
 use std::time::Duration;
 
 use fastrand::Rng;
-use tokio::time::Instant;
 
 use crate::checks;
 use crate::enospc::SIZES;
@@ -76,8 +75,8 @@ async fn removed(report: &mut Report, rng: &mut Rng, case: &str, place: &str) ->
     if place.is_empty() || rng.u8(..3) == 0 {
         site.world.set_faulty(true);
         daemon.kill();
-        let died = Instant::now();
-        let Some(next) = checks::restart(&site, report, case, Durability::Strict, died, rng).await else {
+        let kept = checks::before_kill();
+        let Some(next) = checks::restart(&site, report, case, Durability::Strict, kept, rng).await else {
             return Ok(());
         };
         report.count("restarts", 1);

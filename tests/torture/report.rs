@@ -42,10 +42,22 @@ impl Report {
         *self.figures.entry(figure).or_default() += more;
     }
 
+    /// What a figure is by now.
+    pub fn figure(&self, figure: &str) -> u64 {
+        self.figures.get(figure).copied().unwrap_or_default()
+    }
+
     /// Raises a figure to this.
     pub fn most(&mut self, figure: &'static str, value: u64) {
         let known = self.figures.entry(figure).or_default();
         *known = value.max(*known);
+    }
+
+    /// What was to be shown was not there to show it: a figure that must not be 0, if there was enough of the run.
+    pub fn must_have(&mut self, figure: &'static str, enough: bool) {
+        if enough && self.figures.get(figure).is_none_or(|value| *value == 0) {
+            self.violation("all of it", &format!("{figure} is 0: the load shows nothing of it"));
+        }
     }
 
     /// Says where the run is, at each tenth.

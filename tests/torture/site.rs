@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::common::content::{blob, image_of};
 use crate::common::model::{Moves, TagName};
 use crate::common::{Client, Daemon, Image, Model, Upstream};
+use crate::slow::Slow;
 
 /// What a publication waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct World {
     lied: Mutex<BTreeSet<String>>,
     /// Requests for content that got an answer.
     answered: AtomicU64,
+    /// Downloads that take their time.
+    pub slow: Arc<Slow>,
     /// Where uploads were begun that have not been seen to end.
     uploads: Mutex<BTreeSet<String>>,
 }
@@ -143,8 +146,10 @@ impl Site {
             faulty: AtomicBool::new(false),
             lied: Mutex::default(),
             answered: AtomicU64::new(0),
+            slow: Arc::default(),
             uploads: Mutex::default(),
         });
+        world.slow.script(&world.upstream);
         Self {
             _directory: directory,
             root,

@@ -14,9 +14,10 @@ use crate::common::Daemon;
 use crate::common::acts;
 use crate::common::upstream::{Act, Cut};
 use crate::options::Options;
-use crate::power::SIZES;
+use crate::power::{self, SIZES};
 use crate::report::Report;
 use crate::site::{Durability, Site, World};
+use crate::slow;
 
 /// The part of the last life before memory is looked at: buffers and pools fill up.
 const WARM_UP: f64 = 0.3;
@@ -24,6 +25,9 @@ const WARM_UP: f64 = 0.3;
 const JUDGED: Duration = Duration::from_mins(30);
 const MOST_GROWTH: f64 = 1024.0;
 const SAMPLE: Duration = Duration::from_secs(1);
+/// At most the reciprocal of this of all requests may fail where upstream fails one in twenty: ocistern goes on with what is
+/// broken off, and asks again where it gets no answer.
+const MOST_FAILED: u64 = 20;
 
 pub async fn run(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("soak", options.seed, &options.text);
@@ -43,7 +47,8 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         let case = format!("round {round}");
         round += 1;
         faults(&site.world, &mut rng);
-        let running = site.world.at(daemon.client).run(&mut rng, 16);
+        let load = site.world.at(daemon.client);
+        let running = load.run(&mut rng, 16).and_downloads(&load, &mut rng, power::DOWNLOADS);
         let lives = if last { life } else { Duration::from_secs(rng.u64(20..=60)).min(all_of_it / 2) };
         let began = Instant::now();
         let mut samples = Vec::new();
@@ -71,17 +76,27 @@ pub async fn run(options: &Options) -> Result<bool, String> {
                 }
             }
         }
-        site.world.set_faulty(true);
-        daemon.kill();
-        let died = Instant::now();
-        running.end().await;
-        site.world.upstream.unscript();
+        checks::fits(&daemon, &mut report, &case).await;
+        report.count("maps_taken_up", slow::taken_up(&daemon.log()));
+        if last {
+            // It is looked at as it is after all that, before it is ended.
+            running.end().await;
+            failed(&site, &mut report, &case);
+            undo_faults(&site.world);
+            checks::go_on(&site, &daemon, Durability::Strict, &mut report, &case, &mut rng).await;
+            site.world.set_faulty(true);
+            daemon.kill();
+        } else {
+            site.world.set_faulty(true);
+            daemon.kill();
+            running.end().await;
+            failed(&site, &mut report, &case);
+            undo_faults(&site.world);
+        }
+        let kept = checks::before_kill();
         tokio::time::sleep(Duration::from_millis(50)).await;
         report.count("kills", 1);
-        // What failed while upstream did is no news.
-        let wrong = site.world.model.take_wrong().into_iter().filter(|what| !what.contains("not served although"));
-        report.violations(&case, wrong);
-        let Some(next) = checks::restart(&site, &mut report, &case, Durability::Strict, died, &mut rng).await else {
+        let Some(next) = checks::restart(&site, &mut report, &case, Durability::Strict, kept, &mut rng).await else {
             return Ok(report.end());
         };
         daemon = next;
@@ -91,7 +106,23 @@ pub async fn run(options: &Options) -> Result<bool, String> {
     }
     report.count("answers", site.world.model.answers());
     daemon.stop().await;
+    let (failed, answers) = (report.figure("failed"), report.figure("answers"));
+    if failed * MOST_FAILED > answers {
+        report.violation(
+            "all of it",
+            &format!("{failed} of {answers} requests failed, one upstream answer in twenty did"),
+        );
+    }
+    report.must_have("maps_taken_up", minutes >= 1);
     Ok(report.end())
+}
+
+/// What was wrong in the answers so far, but for those that failed while upstream did: these are counted.
+fn failed(site: &Site, report: &mut Report, case: &str) {
+    let (failed, wrong): (Vec<_>, Vec<_>) =
+        site.world.model.take_wrong().into_iter().partition(|what| what.contains("not served although"));
+    report.count("failed", failed.len() as u64);
+    report.violations(case, wrong);
 }
 
 /// One answer in twenty is cut, an error, or nothing at all.
@@ -117,6 +148,12 @@ fn faults(world: &Arc<World>, rng: &mut Rng) {
         all[rng.usize(..all.len())](request, honest)
     });
     world.upstream.script("*", "*", .., act);
+}
+
+/// Upstream is as it was.
+fn undo_faults(world: &World) {
+    world.upstream.unscript();
+    world.slow.script(&world.upstream);
 }
 
 /// What a process has, of /proc/<pid>/status; in KiB.

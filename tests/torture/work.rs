@@ -1,4 +1,4 @@
-//! Pieces of work that faults are injected into, each with content of its own: a fill, a push, evictions.
+//! Pieces of work that faults are injected into, each with content of its own: fills, a push, evictions.
 
 use fastrand::Rng;
 
@@ -6,21 +6,24 @@ use crate::common::Ask;
 use crate::common::content::{blob, image_of, sha256};
 use crate::load::Load;
 use crate::site::tag;
+use crate::slow;
 
 /// What the daemon does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     Start,
     Fill,
+    /// A fill that takes so long that it is put down how far it is.
+    Checkpoint,
     Push,
     Evict,
     Stop,
 }
 
 impl Work {
-    pub const ALL: [Self; 5] = [Self::Start, Self::Fill, Self::Push, Self::Evict, Self::Stop];
+    pub const ALL: [Self; 6] = [Self::Start, Self::Fill, Self::Checkpoint, Self::Push, Self::Evict, Self::Stop];
     /// What clients ask for.
-    pub const ASKED: [Self; 3] = [Self::Fill, Self::Push, Self::Evict];
+    pub const ASKED: [Self; 4] = [Self::Fill, Self::Checkpoint, Self::Push, Self::Evict];
 
     /// Lets clients ask for it; whether all that they asked for was done.
     pub async fn ask(self, load: &Load, rng: &mut Rng) -> bool {
@@ -40,6 +43,13 @@ impl Work {
                     }
                 }
                 whole
+            }
+            Self::Checkpoint => {
+                let digest = slow::new(&load.world.upstream, rng);
+                let target = format!("/v2/{}/blobs/{digest}", slow::REPO);
+                let got = load.client.get(&target).await;
+                load.world.model.judge(&target, &digest, &got);
+                got.complete()
             }
             Self::Push => {
                 let image = image_of(rng.u64(..), vec![blob(rng.u64(..), 5_000), blob(rng.u64(..), 300_000)], None);

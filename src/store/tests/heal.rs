@@ -430,3 +430,19 @@ async fn a_stop_is_not_clean_where_a_sync_of_all_has_failed() {
         assert_eq!(epoch.contains("\"clean\":true"), !fails, "{epoch}");
     }
 }
+
+#[tokio::test]
+async fn it_is_told_since_when_all_is_on_the_disk() {
+    let root = tempfile::tempdir().unwrap();
+    let sim = Sim::new(root.path());
+    let options = options(root.path(), 1 << 30);
+    let Fixture { root: _root, store, metrics, .. } = opened(root, &sim, options);
+    let (inner, before) = (&store.0, wall());
+    sim.arm(Fault { harm: Harm::Fail(Errno::IO), at: 1, times: 1 }, 0);
+    inner.sync_published();
+    assert!(metrics.store_synced.get().abs() < 1.0, "the first sync, of all there is, has failed");
+    sim.heal();
+    inner.sync_published();
+    let told = UNIX_EPOCH + Duration::from_secs_f64(metrics.store_synced.get());
+    assert!(told + Duration::from_millis(1) >= before && told <= wall(), "{told:?}");
+}
