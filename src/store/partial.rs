@@ -14,11 +14,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+mod chosen;
 mod map;
 mod shelf;
 mod start;
 mod table;
 
+pub(super) use chosen::{Gone, Place};
 pub(super) use map::{Map, Mapped};
 pub(super) use start::remove_temporary;
 pub(super) use table::{Claim, LEAST, Left, Parked, Partials};
@@ -51,6 +53,8 @@ pub struct PartialMark {
     pub upstream: Option<String>,
     /// The validator that came with them.
     pub etag: Option<String>,
+    /// The repository in which they were asked for last.
+    pub repository: Option<String>,
     /// The repository in which it gave them to everybody; none: to who may have them.
     pub public_in: Option<String>,
     /// Upstream has said another length since. Not for the next process.

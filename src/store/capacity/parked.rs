@@ -20,6 +20,11 @@ impl Books {
         Some(Reservation { books: self.clone(), digest: None, bytes, unallocated: 0, parked: true })
     }
 
+    /// How many bytes fills have left with which nobody goes on.
+    pub(in crate::store) fn parked(&self) -> u64 {
+        self.state.lock().parked
+    }
+
     /// So many bytes are there, and are to go; they count until they have.
     pub(in crate::store) fn count(self: &Arc<Self>, bytes: u64) -> Reservation {
         let mut state = self.state.lock();

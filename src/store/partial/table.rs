@@ -239,6 +239,11 @@ impl Partials {
         self.table.lock().parked.iter().filter_map(|(digest, parked)| of(digest, &parked.left)).collect()
     }
 
+    /// What the file of this digest takes, if it is left.
+    pub(super) fn bytes(&self, digest: &Digest) -> Option<u64> {
+        self.table.lock().parked.get(digest).map(|parked| parked.reservation.bytes())
+    }
+
     /// A time that is later than now was that of a wrong clock.
     pub(super) fn bound(&self, now: u32) {
         self.table.lock().parked.bound(now);

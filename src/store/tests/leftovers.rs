@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-use super::partial::{MIB, begin, content, end, on, simulated, write, written};
+use super::partial::{MIB, begin, content, end, mark, on, simulated, write, written};
 use super::sim::{Fault, Harm, Sim};
 use super::*;
 use crate::clock::twin::Twin;
@@ -223,4 +223,112 @@ async fn what_a_start_cannot_find_out_in_time_is_found_later_and_harms_no_runnin
     fixture.leave(&small, &[0..MIB]).await;
     end(&fixture.store, &small).await;
     assert_eq!(fixture.bytes(), 9 * MIB);
+}
+
+// === what is removed by command ===
+
+impl Fixture {
+    /// Leaves a part of a blob that was asked for in this repository of docker.io.
+    async fn leave_of(&self, content: &[u8], repository: Option<&str>) -> Digest {
+        let writer = begin(&self.store, content).await;
+        writer.remember(PartialMark { repository: repository.map(Into::into), ..mark() });
+        let half = content.len() as u64 / 2;
+        write(&writer, content, &[0..half]).await;
+        written(&writer, half).await;
+        drop(writer);
+        self.idle().await;
+        sha256(content)
+    }
+
+    /// What `rm` says of unfinished downloads, of images, and of names that mean nothing.
+    async fn rm(&self, pattern: &str, dry_run: bool) -> (u64, u64, usize, usize) {
+        let (removed, _) = self.store.remove_images(vec![pattern.parse().unwrap()], dry_run).await.unwrap();
+        (removed.unfinished, removed.unfinished_bytes, removed.images.len(), removed.unmatched.len())
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_repository_goes_with_it() {
+    let fixture = fixture(1 << 30);
+    let app = fixture.leave_of(&content(150, 2 * MIB), Some("team/app")).await;
+    let other = fixture.leave_of(&content(151, 2 * MIB), Some("team/other")).await;
+    let unknown = fixture.leave_of(&content(152, 2 * MIB), None).await;
+    let running = begin(&fixture.store, &content(153, 2 * MIB)).await;
+    for nothing in ["docker.io/team/app:1", "docker.io/team", "ghcr.io/team/app"] {
+        assert_eq!(fixture.rm(nothing, false).await, (0, 0, 0, 1), "{nothing}");
+    }
+    assert_eq!(fixture.rm("docker.io/team/app", true).await, (1, MIB, 0, 0));
+    assert!(fixture.is_left(&app).await, "nothing was removed");
+    assert_eq!(fixture.rm("docker.io/team/app", false).await, (1, MIB, 0, 0), "it means something");
+    assert!(!fixture.is_left(&app).await && fixture.is_left(&other).await && fixture.is_left(&unknown).await);
+    assert_eq!(fixture.rm("docker.io/team/app", false).await, (0, 0, 0, 1), "once");
+    // After a restart it is known too.
+    let taken = fixture.store.take_up(&other).await.unwrap();
+    assert_eq!(fixture.rm("**", false).await, (0, 0, 0, 1), "somebody goes on with it");
+    drop(taken);
+    running.discard();
+    fixture.idle().await;
+    let fixture = fixture.restart(false, false).await;
+    assert_eq!(fixture.rm("docker.io/**", false).await, (1, MIB, 0, 0));
+    assert_eq!(
+        (fixture.fills().await.len(), fixture.bytes()),
+        (2, MIB),
+        "of that one nobody knows where it was asked for"
+    );
+}
+
+#[tokio::test]
+async fn what_is_left_of_an_image_goes_with_it() {
+    let images = images::Images::new().await;
+    let fixture = &images.fixture;
+    fixture.store.0.partials.set_least(1);
+    // The platform of `app:1` that is not stored.
+    let part = b"nobody asked for it";
+    for (repository, goes) in [("team/tool", false), ("library/app", true)] {
+        let digest = fixture.leave_of(part, Some(repository)).await;
+        assert_eq!(fixture.rm("docker.io/library/app:2", true).await, (0, 0, 1, 0), "it is no part of that one");
+        assert_eq!(fixture.rm("docker.io/library/app:1", true).await, (u64::from(goes), 9 * u64::from(goes), 1, 0));
+        if goes {
+            fixture.rm("docker.io/library/app:1", false).await;
+        } else {
+            fixture.store.take_up(&digest).await.unwrap().discard().await;
+        }
+        assert!(!fixture.is_left(&digest).await && fixture.fills().await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn gc_removes_what_nobody_has_gone_on_with_for_an_hour() {
+    let fixture = fixture(1 << 30);
+    let digest = fixture.leave_of(&content(160, 2 * MIB), Some("team/app")).await;
+    let blob = put(&fixture.store, &vec![1; 1000]).await;
+    let collect = |minutes, dry_run, evict| {
+        let (store, at) = (&fixture.store, wall() + Duration::from_mins(minutes));
+        async move { store.collect_at(at, dry_run, evict).await.unwrap() }
+    };
+    let young = collect(50, false, Some(MIB)).await;
+    assert_eq!((young.unfinished, young.unfinished_bytes, young.blobs), (0, 0, 0));
+    assert_eq!((young.evict_unfinished_bytes, young.evict_next.unwrap().len()), (MIB, 0), "it goes before any blob");
+    let more = collect(50, false, Some(MIB + 1)).await;
+    assert_eq!((more.evict_unfinished_bytes, more.evict_next.unwrap().len()), (MIB, 1));
+    let too_much = collect(50, false, Some(2 * MIB)).await;
+    assert_eq!((too_much.evict_unfinished_bytes, too_much.evict_next.unwrap().len()), (0, 0));
+    assert_eq!(collect(70, true, None).await.unfinished, 1);
+    assert!(fixture.is_left(&digest).await && fixture.store.blob(&blob).await.unwrap().is_some());
+    let old = collect(70, false, None).await;
+    assert_eq!((old.unfinished, old.unfinished_bytes, old.blobs, old.freed_bytes), (1, MIB, 1, 1000));
+    assert_eq!((fixture.fills().await.len(), fixture.bytes()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_map_that_does_not_say_the_repository_is_one_too() {
+    let fixture = fixture(1 << 30);
+    let digest = fixture.leave_of(&content(161, 2 * MIB), Some("team/app")).await;
+    let path = fixture.root.path().join(layout::map(&digest));
+    let mut record = record::decode::<serde_json::Value>(&std::fs::read(&path).unwrap()).unwrap();
+    assert!(record["mark"].as_object_mut().unwrap().remove("repository").is_some());
+    std::fs::write(path, record::encode(&record).unwrap()).unwrap();
+    let fixture = fixture.restart(true, false).await;
+    let partial = fixture.store.take_up(&digest).await.unwrap();
+    assert_eq!(partial.mark(), &PartialMark { repository: None, ..mark() });
 }

@@ -51,7 +51,12 @@ pub(super) async fn written(writer: &BlobWriter, bytes: u64) {
 }
 
 pub(super) fn mark() -> PartialMark {
-    PartialMark { upstream: Some("docker.io".into()), etag: Some("\"1\"".into()), public_in: None, is_doubted: false }
+    PartialMark {
+        upstream: Some("docker.io".into()),
+        etag: Some("\"1\"".into()),
+        repository: Some("library/app".into()),
+        ..PartialMark::default()
+    }
 }
 
 impl Fixture {
