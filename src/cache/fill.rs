@@ -300,6 +300,7 @@ impl FillTask {
         writer.remember(PartialMark {
             upstream: Some(registry.name().to_string()),
             etag: supply.mark().etag,
+            repository: Some(target.repo.to_string()),
             public_in: (via == Via::Anonymous).then(|| target.repo.to_string()),
             is_doubted: false,
         });

@@ -63,6 +63,12 @@ fn text(collected: &Collected, evict: u64) -> String {
     let Collected { quarantined, quarantined_bytes, bad_indexes, index_added, index_removed, .. } = *collected;
     for (number, one, many, size) in [
         (blobs, "blob to which nothing leads", "blobs to which nothing leads", Some(freed_bytes)),
+        (
+            collected.unfinished,
+            "download that nobody has gone on with",
+            "downloads that nobody has gone on with",
+            Some(collected.unfinished_bytes),
+        ),
         (broken_refs, "tag or link whose blob is gone", "tags and links whose blobs are gone", None),
         (damaged_records, "damaged record", "damaged records", None),
         (collected.damaged_pins.len() as u64, "damaged file of a pin", "damaged files of pins", None),
@@ -82,8 +88,20 @@ fn text(collected: &Collected, evict: u64) -> String {
     } else {
         text.insert_str(0, if collected.dry_run { "would be cleaned up:\n" } else { "cleaned up:\n" });
     }
+    let unfinished = collected.evict_unfinished_bytes;
     match collected.evict_next.as_deref() {
         None => {}
+        Some(victims) if unfinished > 0 => {
+            let _ = writeln!(
+                text,
+                "\nto free {}, unfinished downloads would go first, {}",
+                bytes(evict),
+                bytes(unfinished)
+            );
+            if !victims.is_empty() {
+                let _ = write!(text, "then would be evicted:\n{}", victim_table(victims));
+            }
+        }
         Some([]) => {
             let _ = writeln!(text, "\nto free {}, nothing can be evicted: there is not so much", bytes(evict));
         }

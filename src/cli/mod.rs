@@ -49,7 +49,7 @@ enum Command {
     Ls(ls::Arguments),
     /// Tell what takes the store's space, by repository
     Du(du::Arguments),
-    /// Remove images from the store; upstream is not asked
+    /// Remove images from the store, and what has come of their unfinished downloads; upstream is not asked
     Rm(rm::Arguments),
     /// Keep names for ever, or list those that are kept
     Pin(pin::PinArguments),
@@ -57,7 +57,7 @@ enum Command {
     Unpin(pin::UnpinArguments),
     /// Hash what is stored, and set aside what is wrong
     Verify(verify::Arguments),
-    /// Remove what nothing leads to, and repair the index
+    /// Remove what nothing leads to and downloads that were given up, and repair the index
     Gc(gc::Arguments),
     /// Tell whether a daemon has the store, and figures of both
     Status(status::Arguments),

@@ -58,5 +58,10 @@ fn text(removed: &Removed) -> String {
             kept => writeln!(text, "; {} stay, because others need them", bytes(kept)),
         };
     }
+    if removed.unfinished > 0 {
+        let verb = if removed.dry_run { "would be removed" } else { "removed" };
+        let downloads = count(removed.unfinished, "unfinished download", "unfinished downloads");
+        let _ = writeln!(text, "{verb}: {downloads}, {}", bytes(removed.unfinished_bytes));
+    }
     text
 }

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::capacity::seconds;
 use super::layout::{self, QUARANTINE};
 use super::order::Short;
 use super::origin::is_aside;
@@ -39,6 +40,12 @@ pub struct Collected {
     pub blobs: u64,
     /// Their bytes.
     pub freed_bytes: u64,
+    /// Unfinished downloads with which nobody has gone on for an hour.
+    #[serde(default)]
+    pub unfinished: u64,
+    /// Their bytes; not among the freed ones.
+    #[serde(default)]
+    pub unfinished_bytes: u64,
     /// Tags and links older than an hour whose blob is not there.
     pub broken_refs: u64,
     /// Tags, links and other records that cannot be read.
@@ -62,6 +69,9 @@ pub struct Collected {
     /// What would be evicted next; only where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evict_next: Option<Vec<Victim>>,
+    /// Bytes of unfinished downloads that would go before those.
+    #[serde(default)]
+    pub evict_unfinished_bytes: u64,
 }
 
 /// A blob that would be evicted.
@@ -79,7 +89,7 @@ pub struct Victim {
 
 /// A run.
 struct Sweep<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     now: SystemTime,
     /// Directories with nothing in them but such directories.
     empty: HashSet<PathBuf>,
@@ -112,10 +122,14 @@ impl Store {
             sweep.blobs(true)?;
             sweep.index()?;
             sweep.evidence()?;
+            sweep.unfinished()?;
             sweep.pins()?;
             inner.group.run(&inner.disk);
             let mut report = sweep.report;
-            report.evict_next = evict.map(|bytes| inner.next_victims(bytes));
+            if let Some(bytes) = evict {
+                let (unfinished, victims) = inner.next_victims(bytes);
+                (report.evict_unfinished_bytes, report.evict_next) = (unfinished, Some(victims));
+            }
             Ok(report)
         };
         self.blocking(work).await
@@ -143,7 +157,7 @@ impl Store {
 // === impl Sweep ===
 
 impl<'a> Sweep<'a> {
-    fn new(inner: &'a Inner, now: SystemTime, dry_run: bool) -> Self {
+    fn new(inner: &'a Arc<Inner>, now: SystemTime, dry_run: bool) -> Self {
         Self { inner, now, empty: HashSet::new(), report: Collected { dry_run, ..Collected::default() } }
     }
 
@@ -294,6 +308,14 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
+    /// No ref leads to what fills have left, so it goes by its age alone.
+    fn unfinished(&mut self) -> Result<(), StoreError> {
+        let before = self.now.checked_sub(YOUNG).map_or(0, seconds);
+        let gone = self.inner.remove_partials(self.report.dry_run, |_, left| left.touched < before)?;
+        (self.report.unfinished, self.report.unfinished_bytes) = (gone.downloads, gone.bytes);
+        Ok(())
+    }
+
     fn pins(&mut self) -> Result<(), StoreError> {
         self.report.damaged_pins = self.inner.damaged_pins(self.acts())?;
         Ok(())
@@ -368,9 +390,14 @@ impl Inner {
         self.group.directories([PathBuf::new()]);
     }
 
-    /// What would be evicted if so many bytes had to be freed; nothing, if all that may go would not be enough.
-    fn next_victims(&self, bytes: u64) -> Vec<Victim> {
-        let victims = self.books.victims(bytes);
+    /// What would be evicted if so many bytes had to be freed, after how many of unfinished downloads; nothing, if all that may
+    /// go would not be enough.
+    fn next_victims(&self, bytes: u64) -> (u64, Vec<Victim>) {
+        let unfinished = self.books.parked().min(bytes);
+        let victims = self.books.victims(bytes - unfinished);
+        if victims.is_empty() && unfinished < bytes {
+            return (0, Vec::new());
+        }
         let name = |path: &PathBuf| Self::name_of_ref(path);
         let victim = |short: &Short| {
             let digest = self.hints.whole(short);
@@ -382,6 +409,6 @@ impl Inner {
                 digest,
             }
         };
-        victims.iter().map(victim).collect()
+        (unfinished, victims.iter().map(victim).collect())
     }
 }

@@ -299,7 +299,8 @@ impl Store {
             timeline,
         };
         inner.check_origins(&origins)?;
-        inner.find_partials(command.is_some());
+        // A command has all the time that it takes.
+        inner.find_partials(command.is_some(), command.is_none().then(|| Instant::now() + partial::START_PATIENCE));
         inner.group.run(&inner.disk);
         if !goes_on {
             // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
@@ -352,9 +353,12 @@ impl Store {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
                 inner.books.look_at_clock();
+// Before the sync, which may take long after an unclean stop.
+                inner.find_partials(false, None);
                 inner.sync_published();
                 inner.disk.remove_left();
-                inner.find_partials(false);
+                inner.remove_stuck_partials();
+                inner.forget_surplus_partials();
                 if order {
                     inner.write_order();
                     inner.forget_lost_partials();
@@ -436,6 +440,7 @@ impl Inner {
     fn shut(&self) -> Result<(), StoreError> {
         let synced = self.group.run(&self.disk);
         self.disk.remove_left();
+        self.remove_stuck_partials();
         self.write_order();
         self.hints.close();
         if !synced || self.group.has_lost() {

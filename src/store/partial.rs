@@ -12,16 +12,23 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
+mod chosen;
 mod map;
+mod shelf;
 mod start;
 mod table;
 
+pub(super) use chosen::{Gone, Place};
 pub(super) use map::{Map, Mapped};
 pub(super) use start::remove_temporary;
 pub(super) use table::{Claim, LEAST, Left, Parked, Partials};
 
-use super::capacity::{Reservation, seconds};
+use start::Finds;
+use table::Stuck;
+
+use super::capacity::{CHUNK, Reservation, seconds};
 use super::layout::{self, FILLS};
 use super::pipeline::{Begun, Pipeline};
 use super::ranges::ByteRanges;
@@ -33,6 +40,9 @@ use crate::oci::Digest;
 /// What nobody has gone on with for longer goes.
 const TOO_OLD: Duration = Duration::from_hours(7 * 24);
 
+/// How long a start waits until it is known what is left; after that it is found out while others are served.
+pub(super) const START_PATIENCE: Duration = Duration::from_millis(200);
+
 /// By so much more than its bytes a file may take: file systems round up.
 const ROUNDING: u64 = 128 << 10;
 
@@ -43,6 +53,8 @@ pub struct PartialMark {
     pub upstream: Option<String>,
     /// The validator that came with them.
     pub etag: Option<String>,
+    /// The repository in which they were asked for last.
+    pub repository: Option<String>,
     /// The repository in which it gave them to everybody; none: to who may have them.
     pub public_in: Option<String>,
     /// Upstream has said another length since. Not for the next process.
@@ -209,37 +221,40 @@ impl Inner {
         Ok(Some((file, promised)))
     }
 
-    /// After the start: finds out what dead processes have left, or tries it again. The latest is taken over first, as far as
-    /// there is room for it; for a command, which may not know the daemon's capacity, all of it. Blocks.
-    pub(super) fn find_partials(&self, for_command: bool) {
+    /// After the start: finds out what dead processes have left, or tries it again; not beyond `until`. The latest is taken over
+    /// first, as far as there is room for it; for a command, which may not know the daemon's capacity, all of it. Blocks.
+    pub(super) fn find_partials(&self, for_command: bool, until: Option<Instant>) {
         if self.partials.are_known() {
             return;
         }
-        let mut found = match start::find(&self.disk) {
-            Ok(found) => found,
+        let Finds { mut found, stuck } = match start::find(&self.disk, until) {
+            Ok(finds) => finds,
             Err(error) => {
                 tracing::debug!(%error, "it cannot be found out now which downloads can be gone on with");
                 return;
             }
         };
-        self.partials.set_known();
-        if found.is_empty() {
-            return;
+        for claim in stuck.iter().filter_map(|digest| self.partials.claim_found(digest)) {
+            self.partials.set_stuck(claim, None);
         }
         let now = seconds(self.timeline.now());
         found.sort_by_key(|(_, left, _)| std::cmp::Reverse(left.touched.min(now)));
         let (mut count, mut sum) = (0_usize, 0);
         for (digest, left, bytes) in found {
-            let Some(claim) = self.partials.claim(&digest) else { continue };
+            let Some(claim) = self.partials.claim_found(&digest) else { continue };
             let Some(reservation) = self.books.adopt(bytes, !for_command) else {
                 tracing::info!(%digest, bytes, "an unfinished download has no room any more and is removed");
-                self.remove_part(&digest, &left.path);
+                self.forget_partial(claim, Parked { left, reservation: self.books.count(bytes) });
                 continue;
             };
             (count, sum) = (count + 1, sum + bytes);
             self.partials.put_back(claim, Box::new(Parked { left, reservation }));
         }
-        tracing::info!(downloads = count, bytes = sum, "unfinished downloads can be gone on with");
+        // Last: else who begins in between would write over a map that was found.
+        self.partials.set_known();
+        if count > 0 {
+            tracing::info!(downloads = count, bytes = sum, "unfinished downloads can be gone on with");
+        }
     }
 
     /// What somebody has removed from the directory is not there any more, and counts for nothing. Blocks.
@@ -249,6 +264,9 @@ impl Inner {
             is_gone(path) || is_gone(&layout::map(digest))
         };
         for (digest, path) in self.partials.paths() {
+            if self.is_stopping() {
+                return;
+            }
             // Looked at again when nobody else can have it: it may have been gone on with meanwhile.
             if is_lost(&digest, &path)
                 && let Some((claim, parked)) = self.partials.take(&digest)
@@ -263,11 +281,15 @@ impl Inner {
         }
     }
 
-    /// Removes what fills have left, the oldest first, until so many bytes are free; returns how many are. Blocks.
-    pub(super) fn forget_partials(&self, bytes: u64) -> u64 {
+    /// Removes what fills have left, the oldest first, until so many bytes are free, or `enough`; not very many at a time.
+    /// Returns how many bytes are. Blocks.
+    pub(super) fn forget_partials(&self, bytes: u64, enough: &mut dyn FnMut() -> bool) -> u64 {
         let (mut count, mut freed) = (0_usize, 0);
         while freed < bytes
-            && let Some((claim, parked)) = self.partials.take_oldest(|_| true)
+            && count < CHUNK
+            && !self.is_stopping()
+            && !enough()
+            && let Some((claim, parked)) = self.partials.take_oldest(None)
         {
             freed += self.forget_partial(claim, *parked);
             count += 1;
@@ -283,10 +305,31 @@ impl Inner {
         let now = seconds(self.timeline.settled());
         self.partials.bound(now);
         let since = now.saturating_sub(u32::try_from(TOO_OLD.as_secs()).unwrap_or(u32::MAX));
-        while let Some((claim, parked)) = self.partials.take_oldest(|left| left.touched < since) {
+        while !self.is_stopping()
+            && let Some((claim, parked)) = self.partials.take_oldest(Some(since))
+        {
             let digest = *claim.digest();
             let bytes = self.forget_partial(claim, *parked);
             tracing::info!(%digest, bytes, "an unfinished download that nobody has gone on with for long was removed");
+        }
+    }
+
+    /// Removes the oldest where more fills have left something than may. Blocks.
+    pub(super) fn forget_surplus_partials(&self) {
+        while !self.is_stopping()
+            && let Some((claim, parked)) = self.partials.take_surplus()
+        {
+            let digest = *claim.digest();
+            let bytes = self.forget_partial(claim, *parked);
+            tracing::info!(%digest, bytes, "there are too many unfinished downloads; the oldest was removed");
+        }
+    }
+
+    /// Tries again to remove what could not be removed. Blocks.
+    pub(super) fn remove_stuck_partials(&self) {
+        for (claim, file) in self.partials.take_stuck() {
+            // That it failed was said the first time.
+            let _ = self.try_remove(claim, file);
         }
     }
 
@@ -299,30 +342,34 @@ impl Inner {
 
     /// Removes what a fill has left; returns how many bytes are free by that.
     fn forget_partial(&self, claim: Claim, parked: Parked) -> u64 {
-        let Parked { left, reservation } = parked;
+        let Parked { left: Left { path, .. }, reservation } = parked;
         let bytes = reservation.bytes();
-        let is_gone = self.remove_part(claim.digest(), &left.path);
-        drop(reservation);
-        // Only now: another fill of the same may write a map from here on.
-        drop(claim);
-        if is_gone { bytes } else { 0 }
+        if self.remove_part(claim, Some(Stuck { path, reservation })) { bytes } else { 0 }
     }
 
-    /// The map first: without it the file is nothing. Whether the file is gone; what is not is removed later.
-    fn remove_part(&self, digest: &Digest, path: &Path) -> bool {
-        self.remove_or_leave(&layout::map(digest));
-        let is_gone = self.remove_or_leave(path);
-        self.group.directories([FILLS.into()]);
-        is_gone
-    }
-
-    fn remove_or_leave(&self, path: &Path) -> bool {
-        let removed = self.disk.unlink(path);
+    /// Removes a map, and its file if there is one. Whether they are gone: what is not counts on, and is removed later.
+    fn remove_part(&self, claim: Claim, file: Option<Stuck>) -> bool {
+        let digest = *claim.digest();
+        let removed = self.try_remove(claim, file);
         if let Err(error) = &removed {
-            tracing::warn!(path = %path.display(), %error, "an unfinished download could not be removed; tried again soon");
-            self.disk.leave(path);
+            tracing::warn!(%digest, %error, "an unfinished download could not be removed; tried again soon");
         }
         removed.is_ok()
+    }
+
+    fn try_remove(&self, claim: Claim, file: Option<Stuck>) -> io::Result<()> {
+        // The map first: without it the file is nothing.
+        let map = self.disk.unlink(&layout::map(claim.digest()));
+        let unlinked = file.as_ref().map_or(Ok(false), |file| self.disk.unlink(&file.path));
+        self.group.directories([FILLS.into()]);
+        let file = file.filter(|_| unlinked.is_err());
+        let removed = unlinked.and(map);
+        match removed {
+            // Only now: another fill of the same may write a map from here on.
+            Ok(_) => drop(claim),
+            Err(_) => self.partials.set_stuck(claim, file),
+        }
+        removed.map(drop)
     }
 }
 

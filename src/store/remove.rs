@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::inventory::image_name;
 use super::layout;
 use super::order::Short;
+use super::partial::{Gone, Place};
 use super::survey::{Contents, Spares, Survey};
 use super::{Inner, Store, StoreError};
 use crate::config::ImagePattern;
@@ -33,6 +34,12 @@ pub struct Removed {
     pub freed_bytes: u64,
     /// Bytes of the images that stay, because others lead to them too.
     pub kept_bytes: u64,
+    /// Unfinished downloads of parts of these images, and with a whole repository all that were asked for there.
+    #[serde(default)]
+    pub unfinished: u64,
+    /// Their bytes; not among the freed ones.
+    #[serde(default)]
+    pub unfinished_bytes: u64,
 }
 
 /// A removed image.
@@ -62,7 +69,7 @@ struct Plan {
     whole: bool,
     /// What stands at each tag that goes; one that has moved meanwhile stays.
     tags: Vec<(Tag, Digest)>,
-    /// Links that go.
+    /// Links that go, in order.
     links: Vec<Digest>,
     /// All that the images lead to, whether it goes or stays.
     reached: HashSet<Digest>,
@@ -233,6 +240,11 @@ impl Inner {
         for (up, repo) in self.repositories()? {
             plans.extend(Plan::of(&mut survey, (&up, &repo), patterns, &mut matched)?);
         }
+        // Of a repository perhaps nothing else is there.
+        let places = self.places_of_partials();
+        for (pattern, matched) in patterns.iter().zip(&mut matched) {
+            *matched |= places.iter().any(|place| is_all_of(pattern, place));
+        }
         let unmatched = patterns.iter().zip(&matched).filter(|(_, matched)| !**matched);
         let mut report =
             Removed { dry_run, unmatched: unmatched.map(|(p, _)| p.to_string()).collect(), ..Removed::default() };
@@ -243,12 +255,9 @@ impl Inner {
             report.pinned.extend(pinned.map(|(tag, digest)| image_name(up, repo, Some(tag), digest)));
         }
         report.pinned.sort();
-        if plans.is_empty() {
-            return Ok((report, Vec::new()));
-        }
         // Before anything is removed: an error on the way leaves all of it, or refs that are gone and blobs for `gc`.
         let paths: HashSet<PathBuf> = plans.iter().flat_map(Plan::paths).collect();
-        let led = self.led_to(|path: &Path| paths.contains(path))?;
+        let led = if plans.is_empty() { HashSet::new() } else { self.led_to(|path: &Path| paths.contains(path))? };
         let gone: BTreeSet<Digest> = plans.iter().flat_map(|plan| plan.links.iter().copied()).collect();
         let reached: HashSet<Digest> = plans.iter().flat_map(|plan| plan.reached.iter().copied()).collect();
         let bytes: u64 = reached.iter().filter_map(|digest| survey.len(digest)).sum();
@@ -264,16 +273,43 @@ impl Inner {
             }
         }
         report.kept_bytes = bytes - report.freed_bytes;
-        if !dry_run {
+        let unfinished = self.remove_unfinished(patterns, &plans, &led, dry_run)?;
+        (report.unfinished, report.unfinished_bytes) = (unfinished.downloads, unfinished.bytes);
+        if !dry_run && (!plans.is_empty() || report.unfinished > 0) {
             self.group.run(&self.disk);
             tracing::info!(
                 images = report.images.len(),
                 blobs = report.blobs,
                 bytes = report.freed_bytes,
+                unfinished = report.unfinished,
                 "removed images"
             );
         }
         let from = plans.into_iter().map(|plan| RemovedFrom { upstream: plan.up, repository: plan.repo }).collect();
         Ok((report, from))
     }
+
+    /// What fills have left of the images that go, and all of a repository that goes as a whole.
+    fn remove_unfinished(
+        self: &Arc<Self>,
+        patterns: &[ImagePattern],
+        plans: &[Plan],
+        led: &HashSet<Short>,
+        dry_run: bool,
+    ) -> Result<Gone, StoreError> {
+        let is_part = |place: &Place, digest: &Digest| {
+            let mut of_images = plans.iter().filter(|plan| plan.up == place.0 && plan.repo == place.1);
+            // They are in order.
+            !led.contains(&Short::from(digest)) && of_images.any(|plan| plan.links.binary_search(digest).is_ok())
+        };
+        self.remove_partials(dry_run, |digest, left| {
+            let goes = |place: Place| patterns.iter().any(|p| is_all_of(p, &place)) || is_part(&place, digest);
+            left.mark.place().is_some_and(goes)
+        })
+    }
+}
+
+/// Whether everything in a repository is meant.
+fn is_all_of(pattern: &ImagePattern, (up, repo): &Place) -> bool {
+    pattern.is_whole() && pattern.is_about(up, repo)
 }

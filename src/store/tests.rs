@@ -21,6 +21,7 @@ pub(super) mod gate;
 mod heal;
 mod images;
 mod keys;
+mod leftovers;
 mod marks;
 mod model;
 mod partial;

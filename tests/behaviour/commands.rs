@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Output;
 
-use crate::common::content::{Image, image};
+use crate::common::content::{Image, blob, image};
 use crate::common::invariants::{blob_path, check, is_stored};
-use crate::common::{Cistern, Upstream};
+use crate::common::{Cistern, Gate, Upstream, acts};
 use ocistern::oci::Digest;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
@@ -225,6 +225,38 @@ async fn gc_cleans_up_with_a_daemon_and_without() {
     assert_eq!(json(&root, &["gc"]).await["bad_indexes"], 1);
     assert!(!root.join("index.bad-7").exists());
     cistern.start_again().await;
+    check(&cistern).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_download_has_left_is_counted_and_goes_with_its_repository() {
+    const MIB: u64 = 1 << 20;
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob("app", &blob(9, 8 << 20));
+    let (target, gate) = (format!("/v2/app/blobs/{digest}"), Gate::new());
+    upstream.script("GET", &target, 0..1, acts::hold_at(5 * MIB, &gate));
+    let mut cistern = Cistern::start(&upstream, "").await;
+    let root = cistern.root().to_owned();
+    let mut reader = cistern.open(&target).await;
+    gate.reached(1).await;
+    reader.read_to(4 * MIB).await;
+    let stopped = cistern.stop();
+    drop(reader);
+    stopped.await;
+    let kept = || fs::read_dir(root.join("fills")).unwrap().count();
+    assert!(says(&root, &["du"], 0).await.contains("of downloads, running or interrupted, besides"));
+    let text = says(&root, &["gc", "--dry-run", "--bytes", "1MiB"], 0).await;
+    assert!(text.starts_with("nothing to clean up\n"), "it is young: {text}");
+    assert!(text.contains("to free 1.0 MiB, unfinished downloads would go first, 1.0 MiB\n"), "{text}");
+    let text = says(&root, &["rm", "--dry-run", "up/app"], 0).await;
+    assert!(text.starts_with("would be removed: 1 unfinished download, "), "{text}");
+    assert_eq!(kept(), 2);
+    cistern.start_again().await;
+    assert!(says(&root, &["rm", "up/app:1"], 1).await.contains("no image in the store is called up/app:1"));
+    let text = says(&root, &["rm", "up/app"], 0).await;
+    assert!(text.starts_with("removed: 1 unfinished download, "), "{text}");
+    assert_eq!(kept(), 0);
+    assert!(says(&root, &["rm", "up/app"], 1).await.contains("no image in the store is called up/app"));
     check(&cistern).await;
 }
 

@@ -19,6 +19,19 @@ impl Books {
         self.show(&state);
         Some(Reservation { books: self.clone(), digest: None, bytes, unallocated: 0, parked: true })
     }
+
+    /// How many bytes fills have left with which nobody goes on.
+    pub(in crate::store) fn parked(&self) -> u64 {
+        self.state.lock().parked
+    }
+
+    /// So many bytes are there, and are to go; they count until they have.
+    pub(in crate::store) fn count(self: &Arc<Self>, bytes: u64) -> Reservation {
+        let mut state = self.state.lock();
+        state.reserved += bytes;
+        self.show(&state);
+        Reservation { books: self.clone(), digest: None, bytes, unallocated: 0, parked: false }
+    }
 }
 
 // === impl Reservation ===
@@ -30,6 +43,17 @@ impl Reservation {
         let mut state = self.books.state.lock();
         if !std::mem::replace(&mut self.parked, true) {
             state.parked += self.bytes;
+        }
+        if let Some(digest) = self.digest.take() {
+            state.end(&digest);
+        }
+    }
+
+    /// Its file is nobody's any more, but still there: it counts, and making room does not count on it.
+    pub(in crate::store) fn leave(&mut self) {
+        let mut state = self.books.state.lock();
+        if std::mem::take(&mut self.parked) {
+            state.parked -= self.bytes;
         }
         if let Some(digest) = self.digest.take() {
             state.end(&digest);

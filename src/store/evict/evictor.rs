@@ -114,7 +114,7 @@ impl Drop for Running<'_> {
 // === impl Inner ===
 
 impl Inner {
-    fn is_stopping(&self) -> bool {
+    pub(in crate::store) fn is_stopping(&self) -> bool {
         self.closed.load(Ordering::SeqCst) || self.evictor.stopping.load(Ordering::Acquire)
     }
 
@@ -184,7 +184,7 @@ impl Inner {
                     return;
                 }
                 Round::Forget(bytes) => {
-                    let freed = self.forget_partials(bytes);
+                    let freed = self.forget_partials(bytes, &mut enough);
                     estimate.freed(freed);
                     self.books.freed(freed);
                 }

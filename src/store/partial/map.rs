@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -173,12 +173,11 @@ impl Map {
     fn remove(&self) {
         let mut state = self.state.lock();
         state.is_over = true;
-        if std::mem::take(&mut state.is_written) {
-            self.inner.remove_or_leave(&layout::map(&self.digest));
-            self.inner.group.directories([Path::new(FILLS).to_owned()]);
+        if let Some(claim) = state.claim.take()
+            && std::mem::take(&mut state.is_written)
+        {
+            self.inner.remove_part(claim, None);
         }
-        // Only now: another fill of the same may write one from here on.
-        state.claim = None;
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tokio::time::Instant;
+
 use super::map::Record;
 use super::{Left, fits, has_more, held};
 use crate::oci::Digest;
@@ -16,40 +18,55 @@ use crate::store::record::Records;
 /// What a map says, of which digest, and how many bytes the file takes.
 pub(super) type Found = (Digest, Left, u64);
 
+/// What dead processes have left.
+#[derive(Debug, Default)]
+pub(super) struct Finds {
+    /// What can be gone on with.
+    pub(super) found: Vec<Found>,
+    /// Of which there is a map that says nothing, and could not be removed.
+    pub(super) stuck: Vec<Digest>,
+}
+
 /// Removes temporary files. The root's lock is held, so whoever wrote them is dead.
 pub(in crate::store) fn remove_temporary(disk: &Disk) {
     let Ok(listing) = disk.list(Path::new(FILLS)) else { return };
     // Collected first: removing entries while reading a directory may skip some.
     let left: Vec<Entry> = listing.flatten().filter(|e| !e.is_dir && e.name.ends_with(TEMPORARY)).collect();
     let paths: Vec<PathBuf> = left.iter().map(|entry| Path::new(FILLS).join(&entry.name)).collect();
-    remove(disk, &paths);
+    remove_or_leave(disk, &paths);
+    tell(paths.len());
 }
 
 /// What can be gone on with, with the bytes that each takes; what is of no use is removed. What the maps claim is not read:
-/// it was on the disk before they were, and the whole is verified before it is published. Nobody may have a map meanwhile.
+/// it was on the disk before they were, and the whole is verified before it is published. Nobody may have a map meanwhile, and
+/// so no file that one could name: what writes until then is temporary.
 ///
 /// # Errors
-/// That it cannot be found out now what is there. Then nothing is removed.
-pub(super) fn find(disk: &Disk) -> io::Result<Vec<Found>> {
+/// That it cannot be found out now what is there, or not until then. Then nothing is removed.
+pub(super) fn find(disk: &Disk, until: Option<Instant>) -> io::Result<Finds> {
     let directory = Path::new(FILLS);
     let names: Vec<String> = match disk.list(directory) {
         Ok(listing) => listing.map(|entry| entry.map(|entry| entry.name)).collect::<io::Result<_>>()?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error),
     };
-    let (mut found, mut known, mut useless) = (Vec::new(), HashSet::new(), Vec::new());
-    for name in &names {
-        let Some(digest) = layout::parse_map(name) else { continue };
+    let (mut finds, mut known, mut useless) = (Finds::default(), HashSet::new(), Vec::new());
+    for digest in names.iter().filter_map(|name| layout::parse_map(name)) {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         match read(disk, &digest) {
-            Some((left, bytes)) if known.insert(left.path.clone()) => found.push((digest, left, bytes)),
-            _ => useless.push(directory.join(name)),
+            Some((left, bytes)) if known.insert(left.path.clone()) => finds.found.push((digest, left, bytes)),
+            _ => useless.push(digest),
         }
     }
+    finds.stuck = useless.iter().filter(|digest| !remove(disk, &layout::map(digest))).copied().collect();
     // After the maps: what none of them names is nothing.
     let parts = names.iter().filter(|name| name.ends_with(PART)).map(|name| directory.join(name));
-    useless.extend(parts.filter(|path| !known.contains(path)));
-    remove(disk, &useless);
-    Ok(found)
+    let strays: Vec<PathBuf> = parts.filter(|path| !known.contains(path)).collect();
+    remove_or_leave(disk, &strays);
+    tell(useless.len() + strays.len());
+    Ok(finds)
 }
 
 /// What a map says, if it can be used.
@@ -81,14 +98,24 @@ fn cut(disk: &Disk, left: &Left) -> io::Result<()> {
     disk.set_len(&file, left.present.end())
 }
 
-fn remove(disk: &Disk, useless: &[PathBuf]) {
-    for path in useless {
-        if let Err(error) = disk.unlink(path) {
-            tracing::warn!(path = %path.display(), %error, "a left-over file of a download could not be removed");
-            disk.leave(path);
-        }
+/// Removes files that are nobody's, now or later.
+fn remove_or_leave(disk: &Disk, paths: &[PathBuf]) {
+    for path in paths.iter().filter(|path| !remove(disk, path)) {
+        disk.leave(path);
     }
-    if !useless.is_empty() {
-        tracing::info!(files = useless.len(), "removed what an unclean stop left half written");
+}
+
+/// Whether it is gone.
+fn remove(disk: &Disk, path: &Path) -> bool {
+    let removed = disk.unlink(path);
+    if let Err(error) = &removed {
+        tracing::warn!(path = %path.display(), %error, "a left-over file of a download could not be removed");
+    }
+    removed.is_ok()
+}
+
+fn tell(files: usize) {
+    if files > 0 {
+        tracing::info!(files, "removed what an unclean stop left half written");
     }
 }

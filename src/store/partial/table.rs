@@ -1,16 +1,16 @@
 //! Which fills have left something, and who goes on with what.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::PartialMark;
+use super::shelf::Shelf;
 use crate::oci::Digest;
 use crate::store::capacity::Reservation;
 use crate::store::gated::Gated;
@@ -20,6 +20,8 @@ use crate::store::ranges::ByteRanges;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is shorter is not worth it.
 pub(in crate::store) const LEAST: u64 = 1 << 20;
+/// Of how many blobs something is left at most: each is two files, which a start reads and looks at.
+const MOST: usize = 4096;
 
 /// What fills have left.
 #[derive(Debug)]
@@ -31,13 +33,17 @@ pub(in crate::store) struct Partials {
     /// A claim has ended.
     ended: Notify,
     least: AtomicU64,
+    most: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     /// Of which somebody has the map, and whether that is about to end.
     claimed: HashMap<Digest, bool>,
-    parked: HashMap<Digest, Box<Parked>>,
+    parked: Shelf,
+    /// What could not be removed. It counts until it is, and until then nobody has the map of its digest: the next attempt
+    /// would take it for the old one.
+    stuck: HashMap<Digest, Option<Stuck>>,
 }
 
 /// The right to write the map of this digest. Nobody else has it until this is dropped.
@@ -70,6 +76,13 @@ pub(in crate::store) struct Parked {
     pub(in crate::store) reservation: Reservation,
 }
 
+/// A file that is nobody's any more and is still there, with what it takes.
+#[derive(Debug)]
+pub(super) struct Stuck {
+    pub(super) path: PathBuf,
+    pub(super) reservation: Reservation,
+}
+
 // === impl Partials ===
 
 impl Default for Partials {
@@ -79,6 +92,7 @@ impl Default for Partials {
             are_known: AtomicBool::new(false),
             ended: Notify::new(),
             least: AtomicU64::new(LEAST),
+            most: AtomicUsize::new(MOST),
         }
     }
 }
@@ -96,6 +110,12 @@ impl Partials {
         self.least.store(least, Ordering::Relaxed);
     }
 
+    /// Tests have few.
+    #[cfg(test)]
+    pub(in crate::store) fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
     pub(super) fn are_known(&self) -> bool {
         self.are_known.load(Ordering::Acquire)
     }
@@ -106,11 +126,14 @@ impl Partials {
 
     /// The map of a digest, if nobody has it and nothing is left of it.
     pub(in crate::store) fn claim(self: &Arc<Self>, digest: &Digest) -> Option<Claim> {
-        if !self.are_known() {
-            return None;
-        }
+        if self.are_known() { self.claim_found(digest) } else { None }
+    }
+
+    /// The same while it is not known yet what is left.
+    pub(super) fn claim_found(self: &Arc<Self>, digest: &Digest) -> Option<Claim> {
         let mut table = self.table.lock();
-        if table.parked.contains_key(digest) || table.claimed.contains_key(digest) {
+        if table.parked.get(digest).is_some() || table.claimed.contains_key(digest) || table.stuck.contains_key(digest)
+        {
             return None;
         }
         table.claimed.insert(*digest, false);
@@ -123,24 +146,35 @@ impl Partials {
 
     /// Takes what is left of a digest.
     pub(in crate::store) fn take(self: &Arc<Self>, digest: &Digest) -> Option<(Claim, Box<Parked>)> {
+        self.take_from(&mut self.table.lock(), digest)
+    }
+
+    /// Takes what was touched before all others; none if that was not before `before`.
+    pub(super) fn take_oldest(self: &Arc<Self>, before: Option<u32>) -> Option<(Claim, Box<Parked>)> {
         let mut table = self.table.lock();
-        let mut parked = table.parked.remove(digest)?;
+        let (touched, digest) = table.parked.oldest()?;
+        if before.is_some_and(|before| touched >= before) {
+            return None;
+        }
+        self.take_from(&mut table, &digest)
+    }
+
+    /// The same where there are more than may be.
+    pub(super) fn take_surplus(self: &Arc<Self>) -> Option<(Claim, Box<Parked>)> {
+        let mut table = self.table.lock();
+        if table.parked.len() <= self.most.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (_, digest) = table.parked.oldest()?;
+        self.take_from(&mut table, &digest)
+    }
+
+    fn take_from(self: &Arc<Self>, table: &mut Table, digest: &Digest) -> Option<(Claim, Box<Parked>)> {
+        let mut parked = table.parked.take(digest)?;
         table.claimed.insert(*digest, false);
         // Under the lock: what counts as parked can be found in the table.
         parked.reservation.take_up(digest);
         Some((self.claimed(*digest), parked))
-    }
-
-    /// Takes what was touched before all others, if it is such.
-    pub(super) fn take_oldest(self: &Arc<Self>, is_such: impl Fn(&Left) -> bool) -> Option<(Claim, Box<Parked>)> {
-        let mut table = self.table.lock();
-        let such = table.parked.iter().filter(|(_, parked)| is_such(&parked.left));
-        let digest =
-            such.min_by_key(|(digest, parked)| (parked.left.touched, digest.hex())).map(|(digest, _)| *digest)?;
-        let mut parked = table.parked.remove(&digest)?;
-        table.claimed.insert(digest, false);
-        parked.reservation.take_up(&digest);
-        Some((self.claimed(digest), parked))
     }
 
     /// Nobody goes on with it for now; its file takes as much as is reserved.
@@ -150,11 +184,30 @@ impl Partials {
         claim.is_over = true;
         table.claimed.remove(&claim.digest);
         // Nobody else can have put something there.
-        if let Entry::Vacant(place) = table.parked.entry(claim.digest) {
-            place.insert(parked);
-        }
+        table.parked.put(claim.digest, parked);
         drop(table);
         self.ended.notify_waiters();
+    }
+
+    /// Its map or its file (with what that takes) could not be removed.
+    pub(super) fn set_stuck(&self, mut claim: Claim, mut stuck: Option<Stuck>) {
+        let mut table = self.table.lock();
+        if let Some(Stuck { reservation, .. }) = &mut stuck {
+            reservation.leave();
+        }
+        claim.is_over = true;
+        table.claimed.remove(&claim.digest);
+        table.stuck.insert(claim.digest, stuck);
+        drop(table);
+        self.ended.notify_waiters();
+    }
+
+    /// Takes what could not be removed, to try it again.
+    pub(super) fn take_stuck(self: &Arc<Self>) -> Vec<(Claim, Option<Stuck>)> {
+        let mut table = self.table.lock();
+        let stuck = std::mem::take(&mut table.stuck);
+        table.claimed.extend(stuck.keys().map(|digest| (*digest, false)));
+        stuck.into_iter().map(|(digest, stuck)| (self.claimed(digest), stuck)).collect()
     }
 
     /// Whoever has the map of this digest gives it up, as soon as that can be.
@@ -178,14 +231,22 @@ impl Partials {
 
     /// The files of all that is left.
     pub(super) fn paths(&self) -> Vec<(Digest, PathBuf)> {
-        self.table.lock().parked.iter().map(|(digest, parked)| (*digest, parked.left.path.clone())).collect()
+        self.select(|digest, left| Some((*digest, left.path.clone())))
+    }
+
+    /// Of what is left that for which there is something.
+    pub(super) fn select<T>(&self, of: impl Fn(&Digest, &Left) -> Option<T>) -> Vec<T> {
+        self.table.lock().parked.iter().filter_map(|(digest, parked)| of(digest, &parked.left)).collect()
+    }
+
+    /// What the file of this digest takes, if it is left.
+    pub(super) fn bytes(&self, digest: &Digest) -> Option<u64> {
+        self.table.lock().parked.get(digest).map(|parked| parked.reservation.bytes())
     }
 
     /// A time that is later than now was that of a wrong clock.
     pub(super) fn bound(&self, now: u32) {
-        for parked in self.table.lock().parked.values_mut() {
-            parked.left.touched = parked.left.touched.min(now);
-        }
+        self.table.lock().parked.bound(now);
     }
 
     /// When what is left of a digest was touched.
@@ -197,7 +258,7 @@ impl Partials {
     /// How many bytes are parked.
     #[cfg(test)]
     pub(in crate::store) fn parked_bytes(&self) -> u64 {
-        self.table.lock().parked.values().map(|parked| parked.reservation.bytes()).sum()
+        self.table.lock().parked.iter().map(|(_, parked)| parked.reservation.bytes()).sum()
     }
 }
 

@@ -109,5 +109,6 @@ impl Shared {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "an unfinished download could not be kept");
         }
+        self.inner.forget_surplus_partials();
     }
 }

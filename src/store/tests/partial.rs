@@ -10,10 +10,10 @@ use super::*;
 use crate::clock::twin::Twin;
 use crate::store::capacity::seconds;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// Bytes of which none is like its neighbours.
-fn content(seed: u64, length: u64) -> Vec<u8> {
+pub(super) fn content(seed: u64, length: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(|| random.u8(..)).take(usize::try_from(length).unwrap()).collect()
 }
@@ -23,12 +23,12 @@ fn part(content: &[u8], range: Range<u64>) -> Bytes {
     Bytes::copy_from_slice(&content[start..end])
 }
 
-async fn begin(store: &Store, content: &[u8]) -> BlobWriter {
+pub(super) async fn begin(store: &Store, content: &[u8]) -> BlobWriter {
     store.create(&sha256(content), Some(content.len() as u64)).await.unwrap()
 }
 
 /// Writes these parts, in chunks.
-async fn write(writer: &BlobWriter, content: &[u8], ranges: &[Range<u64>]) {
+pub(super) async fn write(writer: &BlobWriter, content: &[u8], ranges: &[Range<u64>]) {
     for range in ranges {
         let mut at = range.start;
         while at < range.end {
@@ -40,7 +40,7 @@ async fn write(writer: &BlobWriter, content: &[u8], ranges: &[Range<u64>]) {
 }
 
 /// Waits until all that was accepted is in the file.
-async fn written(writer: &BlobWriter, bytes: u64) {
+pub(super) async fn written(writer: &BlobWriter, bytes: u64) {
     for _ in 0..10_000 {
         if writer.present().total() == bytes {
             return;
@@ -50,19 +50,24 @@ async fn written(writer: &BlobWriter, bytes: u64) {
     panic!("{:?}", writer.present());
 }
 
-fn mark() -> PartialMark {
-    PartialMark { upstream: Some("docker.io".into()), etag: Some("\"1\"".into()), public_in: None, is_doubted: false }
+pub(super) fn mark() -> PartialMark {
+    PartialMark {
+        upstream: Some("docker.io".into()),
+        etag: Some("\"1\"".into()),
+        repository: Some("library/app".into()),
+        ..PartialMark::default()
+    }
 }
 
 impl Fixture {
-    async fn idle(&self) {
+    pub(super) async fn idle(&self) {
         self.store.0.jobs.close();
         self.store.0.jobs.wait().await;
         self.store.0.jobs.reopen();
     }
 
     /// What is in `fills/`, after all jobs have ended: names without what makes them distinct.
-    async fn fills(&self) -> Vec<String> {
+    pub(super) async fn fills(&self) -> Vec<String> {
         self.idle().await;
         let names = std::fs::read_dir(self.root.path().join("fills")).unwrap();
         let mut names: Vec<String> =
@@ -72,7 +77,7 @@ impl Fixture {
     }
 
     /// Leaves these parts of a blob.
-    async fn leave(&self, content: &[u8], ranges: &[Range<u64>]) -> Digest {
+    pub(super) async fn leave(&self, content: &[u8], ranges: &[Range<u64>]) -> Digest {
         let writer = begin(&self.store, content).await;
         writer.remember(mark());
         write(&writer, content, ranges).await;
@@ -82,13 +87,13 @@ impl Fixture {
         sha256(content)
     }
 
-    fn part_file(&self) -> PathBuf {
+    pub(super) fn part_file(&self) -> PathBuf {
         let names = std::fs::read_dir(self.root.path().join("fills")).unwrap();
         let mut parts = names.map(|e| e.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "part"));
         parts.next().unwrap()
     }
 
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.metrics.store_bytes.get().cast_unsigned()
     }
 }
@@ -102,7 +107,7 @@ async fn forget_lost(store: &Store) {
 }
 
 /// Goes on with what is left, and ends it.
-async fn end(store: &Store, content: &[u8]) {
+pub(super) async fn end(store: &Store, content: &[u8]) {
     let partial = store.take_up(&sha256(content)).await.unwrap();
     let missing = partial.present().gaps(0..content.len() as u64);
     let mut writer = partial.resume().await.unwrap();
@@ -203,13 +208,13 @@ async fn a_file_that_cannot_be_read_back_fails_its_writer() {
     assert!(fixture.fills().await.is_empty(), "nobody goes on with that");
 }
 
-fn simulated() -> (Fixture, Arc<Sim>) {
+pub(super) fn simulated() -> (Fixture, Arc<Sim>) {
     let root = fast_directory();
     let sim = Sim::new(root.path());
     (on(&sim, root), sim)
 }
 
-fn on(sim: &Arc<Sim>, root: tempfile::TempDir) -> Fixture {
+pub(super) fn on(sim: &Arc<Sim>, root: tempfile::TempDir) -> Fixture {
     let disk = Disk::over(Box::new(SimFs(sim.clone())), root.path().canonicalize().unwrap());
     let metrics = Metrics::new().unwrap();
     let options = options(root.path(), 1 << 30);

@@ -197,6 +197,7 @@ fn tick(_: &Stage, store: &Store, actor: &Actor) {
         let work = |inner: &Arc<Inner>| {
             inner.group.run(&inner.disk);
             inner.disk.remove_left();
+            inner.remove_stuck_partials();
             inner.expire();
             Ok(())
         };

@@ -692,7 +692,8 @@ impl World {
                 let work = |inner: &Arc<Inner>| {
                     inner.group.run(&inner.disk);
                     inner.disk.remove_left();
-                    inner.find_partials(false);
+                    inner.remove_stuck_partials();
+                    inner.find_partials(false, None);
                     inner.write_order();
                     Ok(())
                 };
