@@ -353,7 +353,7 @@ impl Store {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
                 inner.books.look_at_clock();
-// Before the sync, which may take long after an unclean stop.
+                // Before the sync, which may take long after an unclean stop.
                 inner.find_partials(false, None);
                 inner.sync_published();
                 inner.disk.remove_left();
