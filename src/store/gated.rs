@@ -19,4 +19,10 @@ impl<T> Gated<T> {
         super::tests::gate::wait_for(|| !self.0.is_locked());
         self.0.lock()
     }
+
+    /// Looks behind the lock, if nobody has it.
+    #[cfg(test)]
+    pub(super) fn peek<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.0.try_lock().map(|value| look(&value))
+    }
 }

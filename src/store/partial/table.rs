@@ -219,6 +219,11 @@ impl Partials {
 
     /// Waits for a fill of this digest that was given up a moment ago: what it leaves is not to be missed.
     pub(in crate::store) async fn settle(&self, digest: &Digest) {
+        // An explored schedule sees threads, and no tasks that wait.
+        #[cfg(test)]
+        crate::store::tests::gate::wait_for(|| {
+            self.table.peek(|table| table.claimed.get(digest).is_none_or(|is_ending| !is_ending)).unwrap_or(false)
+        });
         let until = Instant::now() + PATIENCE;
         loop {
             let ended = self.ended.notified();

@@ -60,6 +60,7 @@ const LEFT: &[Op] = &[
     Op::Leave(2, 0),
     Op::Evict(1),
     Op::Leave(2, 1),
+    Op::Tick,
     Op::Publish(2, true),
     Op::Evict(71),
     Op::Abandon(2),

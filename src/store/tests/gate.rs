@@ -158,6 +158,11 @@ pub(in crate::store) fn is_here() -> bool {
     HERE.with_borrow(Option::is_some)
 }
 
+/// This thread works for no actor from now on.
+pub(in crate::store) fn leave() {
+    HERE.set(None);
+}
+
 /// A step of this thread's actor.
 pub(in crate::store) fn step() {
     let here = HERE.with_borrow(Clone::clone);

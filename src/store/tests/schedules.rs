@@ -6,9 +6,11 @@
 use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;
 
+mod partials;
+
 use super::every_k::say;
 use super::evict::manifest;
-use super::gate::{Gate, Policy};
+use super::gate::{self, Gate, Policy};
 use super::sim::{Sim, SimFs, fast_directory};
 use super::*;
 use crate::clock::twin::wall;
@@ -16,6 +18,16 @@ use crate::config::{ImagePattern, Pin};
 
 /// What an actor does: its gate, its number, and the store.
 type Act = fn(&Stage, &Store, &Actor);
+
+/// What is played: who acts, in a store of which capacity.
+#[derive(Clone, Copy)]
+struct Play<'p> {
+    acts: &'p [Act],
+    capacity: u64,
+    pinned: bool,
+    /// What a fill has left is there, and may be at the end.
+    left: bool,
+}
 
 /// One of those that act at the same time.
 struct Actor {
@@ -36,7 +48,12 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let layers = [(1, 9_000), (2, 7_000), (3, 40_000), (4, 5_000)].map(|(seed, len)| vec![seed; len]);
+        // None like its neighbours: nothing passes in another's place.
+        let layer = |(seed, len)| {
+            let mut random = fastrand::Rng::with_seed(seed);
+            std::iter::repeat_with(|| random.u8(1..)).take(len).collect()
+        };
+        let layers: [Vec<u8>; 4] = [(1, 9_000), (2, 7_000), (3, 40_000), (4, 5_000)].map(layer);
         let digests: Vec<Digest> = layers.iter().map(|layer| sha256(layer)).collect();
         let images = [&digests[..2], &digests[2..]].map(|of| manifest(&of[0], &of[1..]).into_bytes());
         Self { layers, images, met: AtomicUsize::new(0), acknowledged: AtomicUsize::new(0) }
@@ -265,7 +282,8 @@ fn schedules() -> u64 {
 }
 
 /// One schedule. Returns a number for it.
-fn perform(stage: &Arc<Stage>, acts: &[Act], capacity: u64, pinned: bool, seed: u64) -> u64 {
+fn perform(stage: &Arc<Stage>, play: Play<'_>, seed: u64) -> u64 {
+    let Play { acts, capacity, pinned, left } = play;
     let root = fast_directory();
     let sim = Sim::new(root.path());
     let metrics = Metrics::new().unwrap();
@@ -277,6 +295,10 @@ fn perform(stage: &Arc<Stage>, acts: &[Act], capacity: u64, pinned: bool, seed: 
     if pinned {
         let pin = Pin::parse("docker.io/library/app:one", |_| false).unwrap();
         own.block_on(store.pin(pin)).unwrap();
+    }
+    if left {
+        store.0.partials.set_least(partials::LEAST);
+        own.block_on(partials::leave_some(&store, stage)).unwrap();
     }
     stage.acknowledged.store(0, Ordering::SeqCst);
     let policy = if seed.is_multiple_of(2) { Policy::Random } else { Policy::Priorities };
@@ -303,6 +325,9 @@ fn perform(stage: &Arc<Stage>, acts: &[Act], capacity: u64, pinned: bool, seed: 
         }
     });
     own.block_on(store.recover_once()).unwrap();
+    if left {
+        own.block_on(partials::end(&store, stage, root.path(), seed));
+    }
     let (mut bytes, mut count) = (0, 0);
     for entry in std::fs::read_dir(root.path().join("blobs/sha256")).unwrap() {
         bytes += entry.unwrap().metadata().unwrap().len();
@@ -341,11 +366,14 @@ fn check_tags(root: &Path, may_be_broken: bool) {
 
 /// Performs it under many schedules. Returns how many were different ones.
 fn explore(acts: &[Act], capacity: u64, pinned: bool) {
+    play(Play { acts, capacity, pinned, left: false });
+}
+
+fn play(play: Play<'_>) {
     let stage = Arc::new(Stage::new());
     let mut different = HashSet::new();
     for seed in 0..schedules() {
-        let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| perform(&stage, acts, capacity, pinned, seed)));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| perform(&stage, play, seed)));
         assert!(outcome.is_ok(), "what is said above is of schedule {seed}");
         different.extend(outcome.ok());
     }

@@ -207,7 +207,21 @@ impl Content {
     }
 
     fn sync(&mut self) {
-        let synced = self.since.extract_if(.., |write| !write.lost).map(|write| write.change).collect::<Vec<_>>();
+        let now = self.whole();
+        let last = self.since.iter().rposition(|write| !write.lost);
+        let mut at = 0..;
+        let synced = self.since.extract_if(.., |write| {
+            let is_before = at.next() < last;
+            // What was lost, and may be there all the same, is not there instead of what was written over it.
+            if is_before && let Change::Write(from, bytes) = &mut write.change {
+                let from = usize::try_from(*from).unwrap().min(now.len());
+                let there = &now[from..];
+                let length = bytes.len().min(there.len());
+                *bytes = there[..length].to_vec();
+            }
+            !write.lost || is_before && matches!(write.change, Change::Length(_))
+        });
+        let synced: Vec<Change> = synced.map(|write| write.change).collect();
         self.durable = apply(std::mem::take(&mut self.durable), &synced);
     }
 
@@ -846,4 +860,22 @@ fn a_sync_that_fails_loses_what_was_before_it() {
     fs.sync_file(&file).unwrap();
     let lost = (0..20).any(|seed| std::fs::read(sim.cut(Order::Any, seed).root.path().join("a")).unwrap() != [1; 100]);
     assert!(lost, "the second sync has written nothing");
+}
+
+#[test]
+fn what_is_written_and_synced_after_a_sync_that_failed_is_there() {
+    let root = fast_directory();
+    let sim = Sim::new(root.path());
+    let fs = SimFs(sim.clone());
+    let file = fs.create(Path::new("a"), Create::New).unwrap();
+    fs.sync_dir(Path::new("")).unwrap();
+    fs.write_at(&file, &[1; 100], 0).unwrap();
+    fs.set_len(&file, 50).unwrap();
+    sim.arm(Fault { harm: Harm::Fail(Errno::IO), at: 1, times: 1 }, 0);
+    assert!(fs.sync_file(&file).is_err());
+    fs.write_at(&file, &[2; 200], 0).unwrap();
+    fs.sync_file(&file).unwrap();
+    for seed in 0..20 {
+        assert!(std::fs::read(sim.cut(Order::Any, seed).root.path().join("a")).unwrap() == [2; 200], "{seed}");
+    }
 }

@@ -10,6 +10,12 @@ use std::sync::OnceLock;
 
 use tokio::runtime::Runtime;
 
+mod partials;
+
+pub(in crate::store) use partials::PARTS;
+
+use partials::{LEAST, LONG};
+
 use super::evict::manifest;
 use super::sim::{Order, Sim, SimFs, fast_directory};
 use super::*;
@@ -21,11 +27,8 @@ use crate::store::stamp::{Epoch, Stamp};
 pub(in crate::store) const CONTENTS: usize = 7;
 /// The first that is a manifest.
 pub(in crate::store) const IMAGES: usize = 4;
-/// Blobs of so many bytes can be gone on with.
-const LEAST: u64 = 20_000;
-/// What of a blob is written, with what is there put down after each.
-pub(in crate::store) const PARTS: [[Range<u64>; 3]; 2] =
-    [[0..25_000, 40_000..50_000, 50_000..51_000], [30_000..45_000, 10_000..30_000, 69_000..70_000]];
+/// Fills write so many bytes at a time.
+const CHUNK: usize = 30_000;
 /// Tags.
 pub(in crate::store) const TAGS: usize = 3;
 /// One that nothing but [`World::works`] sets.
@@ -105,6 +108,8 @@ enum Value {
     There,
     /// A record's content, as a number.
     Is(usize),
+    /// These bytes of an unfinished download, as its map says.
+    Left(Vec<(u64, u64)>),
     /// What is no record.
     Torn,
 }
@@ -118,6 +123,8 @@ enum Thing {
     Access,
     Key,
     Pin(usize),
+    /// What can be gone on with of the one content that is long enough.
+    Partial,
 }
 
 /// The store, the file system under it, and the model of both.
@@ -144,6 +151,8 @@ pub(in crate::store) struct World {
     sync_failed: bool,
     /// What was not on the disk when a sync of all failed: no later sync says that it is.
     doubtful: BTreeSet<Thing>,
+    /// Something went wrong since what is left of downloads was last known to be known.
+    is_doubtful: bool,
     log: Vec<Op>,
 }
 
@@ -221,6 +230,7 @@ fn known() -> &'static Known {
                     let name = Digest::of(Algorithm::Sha256, pin_of(n).to_string().as_bytes()).hex();
                     Path::new(layout::STATE).join("pins").join(name)
                 }
+                Thing::Partial => layout::map(digest(LONG)),
             };
             (thing, path)
         });
@@ -230,7 +240,12 @@ fn known() -> &'static Known {
 }
 
 fn contents() -> Vec<Vec<u8>> {
-    let mut all: Vec<Vec<u8>> = [(1, 200), (2, 3_000), (3, 70_000), (4, 0)].map(|(seed, len)| vec![seed; len]).into();
+    // None like its neighbours, so that nothing passes in another's place, and none like what was never written.
+    let content = |(seed, len)| {
+        let mut random = fastrand::Rng::with_seed(seed);
+        std::iter::repeat_with(|| random.u8(1..)).take(len).collect()
+    };
+    let mut all: Vec<Vec<u8>> = [(1, 200), (2, 3_000), (3, 70_000), (4, 0)].map(content).into();
     for n in IMAGES..CONTENTS {
         let text = manifest(&sha256(&all[n - IMAGES]), &[sha256(&all[1])]);
         all.push(text.into_bytes());
@@ -275,6 +290,7 @@ impl World {
             keys: Vec::new(),
             sync_failed: false,
             doubtful: BTreeSet::new(),
+            is_doubtful: false,
             log: Vec::new(),
         };
         world.open().unwrap();
@@ -334,6 +350,9 @@ impl World {
 
     /// What is there, by the files alone.
     fn look(&mut self, thing: Thing) -> Value {
+        if thing == Thing::Partial {
+            return self.left();
+        }
         let Ok(bytes) = std::fs::read(self.root.path().join(Self::path(thing))) else { return Value::Nothing };
         if let Thing::Blob(n) = thing {
             let is_right = known().contents[n].0 == bytes;
@@ -400,6 +419,10 @@ impl World {
             return;
         }
         let now = self.look(thing);
+        if (thing, &now) == (Thing::Partial, &Value::Nothing) {
+            // Its removal is not waited for: what comes back is right, and can be gone on with.
+            return;
+        }
         self.claims.get_mut(&thing).unwrap().disk = BTreeSet::from([now]);
     }
 
@@ -439,7 +462,12 @@ impl World {
             return;
         }
         if let Err(error) = &outcome {
-            assert!(harmed || matches!(error, StoreError::DigestMismatch { .. }), "{op:?}: {error}\n{:?}", self.log);
+            let is_wrong = matches!((op, error), (Op::Wrong(_), StoreError::DigestMismatch { .. }));
+            assert!(harmed || is_wrong, "{op:?}: {error}\n{:?}", self.log);
+        }
+        self.widen_by_blob(op);
+        if harmed {
+            self.harm_left(op);
         }
         if matches!(op, Op::Restart | Op::Crash(_)) && outcome.is_err() {
             return;
@@ -496,6 +524,7 @@ impl World {
             Op::Read(n) => self.widen(Thing::Blob(n), Value::Nothing),
             _ => {}
         }
+        self.widen_left(op);
         // A full disk makes room, and gives up tags that it cannot mark.
         self.widen_by_shortage();
         // What is torn may be found so by anybody and removed.
@@ -509,6 +538,7 @@ impl World {
     fn widen_by_shortage(&mut self) {
         if self.sim.is_short_of_space() {
             self.widen_by_removal();
+            self.widen(Thing::Partial, Value::Nothing);
         }
         // Whose sync has failed, goes.
         self.sync_failed |= self.sim.may_fail_to_sync();
@@ -523,6 +553,7 @@ impl World {
 
     /// What it has done for good.
     fn after(&mut self, op: Op) {
+        self.after_left(op);
         match op {
             Op::Publish(n, _) | Op::Spool(n) | Op::GoOn(n) if self.durability == Durability::Strict => {
                 assert_eq!(self.look(Thing::Blob(n)), Value::There, "what was published is there");
@@ -576,35 +607,15 @@ impl World {
             }
             Op::Abandon(n) => self.write(n, true, &known().contents[n].0, false),
             Op::Leave(n, set) => {
-                let content = &known().contents[n].0;
-                self.block(async |store| {
-                    let writer = Self::begin(store, n).await?;
-                    for range in &PARTS[set] {
-                        let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap());
-                        let Some(bytes) = content.get(start..end) else { continue };
-                        writer.write_at(range.start, Bytes::copy_from_slice(bytes)).await?;
-                        writer.checkpoint().await;
-                    }
-                    Ok(())
-                })
+                assert_eq!(n, LONG);
+                self.leave(set)
             }
-            Op::GoOn(n) => {
-                let content = &known().contents[n].0;
-                self.block(async |store| {
-                    let writer = Self::begin(store, n).await?;
-                    for gap in writer.present().gaps(0..content.len() as u64) {
-                        let [start, end] = [gap.start, gap.end].map(|at| usize::try_from(at).unwrap());
-                        writer.write_at(gap.start, Bytes::copy_from_slice(&content[start..end])).await?;
-                        writer.checkpoint().await;
-                    }
-                    writer.finish().await.map(drop)
-                })
-            }
+            Op::GoOn(n) => self.go_on(n),
             Op::Spool(n) => {
                 let (digest, content) = (Self::digest(n), known().contents[n].0.clone());
                 self.block(async |store| {
                     let mut spool = store.spool(None).await?;
-                    for chunk in content.chunks(30_000) {
+                    for chunk in content.chunks(CHUNK) {
                         spool.write(Bytes::copy_from_slice(chunk)).await?;
                     }
                     spool.finish(&digest).await.map(drop)
@@ -725,7 +736,7 @@ impl World {
         let length = announced.then_some(content.len() as u64);
         self.block(async |store| {
             let mut writer = store.create(&digest, length).await?;
-            for chunk in content.chunks(30_000) {
+            for chunk in content.chunks(CHUNK) {
                 writer.write(Bytes::copy_from_slice(chunk)).await?;
             }
             if finish {
@@ -734,15 +745,6 @@ impl World {
             }
             Ok(())
         })
-    }
-
-    /// Goes on with what is left of a blob, or begins.
-    async fn begin(store: &Store, n: usize) -> Result<BlobWriter, StoreError> {
-        let (digest, length) = (Self::digest(n), known().contents[n].0.len() as u64);
-        match store.take_up(&digest).await {
-            Some(partial) => partial.resume().await,
-            None => store.create(&digest, Some(length)).await,
-        }
     }
 
     /// Reads a blob as a server would: what is not verified is hashed on the way.
@@ -805,6 +807,7 @@ impl World {
         self.sim.heal();
         self.tear();
         self.check_maps(&format!("after {crash:?}"));
+        self.narrow_left(crash);
         self.open().unwrap_or_else(|error| panic!("the start is refused: {error}\n{:?}", self.log));
         self.audit(&format!("after {crash:?}"));
         if matches!(crash, Crash::Cut(..)) {
@@ -819,7 +822,7 @@ impl World {
         for (thing, claim) in &mut self.claims {
             let may_be_torn = match thing {
                 Thing::Blob(_) => self.durability == Durability::Fast,
-                Thing::Key | Thing::Pin(_) | Thing::Mark(_) => false,
+                Thing::Key | Thing::Pin(_) | Thing::Mark(_) | Thing::Partial => false,
                 _ => true,
             };
             // One that replaces another is never torn.
@@ -910,30 +913,6 @@ impl World {
         assert_eq!(used, bytes, "{when}: nothing is promised to nobody\n{:?}", self.log);
     }
 
-    /// A map claims nothing that is not there, and right; its file may be gone. Returns the maps with their files.
-    fn check_maps(&mut self, when: &str) -> BTreeSet<std::ffi::OsString> {
-        let fills = self.root.path().join("fills");
-        let mut known_names = BTreeSet::new();
-        for n in 0..CONTENTS {
-            let (content, digest) = &known().contents[n];
-            let map = layout::map(digest);
-            let Ok(bytes) = std::fs::read(self.root.path().join(&map)) else { continue };
-            let record: serde_json::Value = record::decode(&bytes).unwrap_or_else(|e| panic!("{when}: a map: {e}"));
-            let file = record["file"].as_str().unwrap();
-            let Ok(there) = std::fs::read(fills.join(file)) else { continue };
-            let present: Vec<(usize, usize)> = serde_json::from_value(record["present"].clone()).unwrap();
-            for (start, end) in present {
-                assert!(
-                    there.get(start..end) == Some(&content[start..end]),
-                    "{when}: of {n} the map claims {start}..{end}\n{:?}",
-                    self.log
-                );
-            }
-            known_names.extend([map.file_name().unwrap().to_owned(), file.into()]);
-        }
-        known_names
-    }
-
     fn check_strays(&mut self, when: &str) {
         let known = self.check_maps(when);
         let names = std::fs::read_dir(self.root.path().join("fills")).unwrap();
@@ -949,6 +928,9 @@ impl World {
     /// Everything works, without another start.
     pub(in crate::store) fn works(&mut self) {
         self.sim.heal();
+        if self.left() != Value::Nothing {
+            self.apply(Op::GoOn(LONG));
+        }
         for n in [0, 2, IMAGES] {
             self.apply(Op::Publish(n, true));
             self.apply(Op::Link(n));
@@ -967,7 +949,7 @@ impl World {
 fn things() -> impl Iterator<Item = Thing> {
     let contents = (0..CONTENTS).flat_map(|n| [Thing::Blob(n), Thing::Link(n)]);
     let tags = (0..TAGS).flat_map(|t| [Thing::Tag(t), Thing::Mark(t), Thing::Pin(t)]);
-    contents.chain(tags).chain([Thing::Access, Thing::Key])
+    contents.chain(tags).chain([Thing::Access, Thing::Key, Thing::Partial])
 }
 
 /// An index after a power cut: as it was, with the stamps of the files as they are now, so that nothing but the epoch
