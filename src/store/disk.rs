@@ -11,7 +11,6 @@ use rustix::io::Errno;
 
 use super::StoreError;
 use super::fs::{Create, Fs, Listing, Space};
-use super::gated::Gated;
 use super::real_fs::RealFs;
 
 /// How many files that could not be removed are remembered.
@@ -25,7 +24,7 @@ pub(super) struct Disk {
     path: PathBuf,
     fs: Box<dyn Fs>,
     /// Files that are nobody's and could not be removed.
-    left: Gated<Vec<PathBuf>>,
+    left: Mutex<Vec<PathBuf>>,
     made: Mutex<Made>,
 }
 
@@ -48,7 +47,7 @@ impl Disk {
 
     /// Over a file system whose root is at this absolute path.
     pub(super) fn over(fs: Box<dyn Fs>, path: PathBuf) -> Self {
-        Self { path, fs, left: Gated::default(), made: Mutex::default() }
+        Self { path, fs, left: Mutex::default(), made: Mutex::default() }
     }
 
     /// The root's absolute path.
@@ -257,13 +256,12 @@ impl Disk {
 
     /// Tries again to remove what could not be removed.
     pub(super) fn remove_left(&self) {
-        // Held meanwhile: what is taken back stays.
-        self.left.lock().retain(|path| self.unlink(path).is_err());
-    }
-
-    /// A file that is somebody's gets this name: what could not be removed there is replaced by it, and it stays.
-    pub(super) fn take_back(&self, path: &Path) {
-        self.left.lock().retain(|left| left != path);
+        let left = std::mem::take(&mut *self.left.lock());
+        for path in left {
+            if self.unlink(&path).is_err() {
+                self.leave(&path);
+            }
+        }
     }
 
     /// Removes an empty directory; `false` if it is not empty or not there.

@@ -116,10 +116,7 @@ impl Map {
         };
         // Also if this fails: it may have its name all the same.
         state.is_written = true;
-        let path = layout::map(&self.digest);
-        // One that a fill before this could not remove may be there.
-        self.inner.disk.take_back(&path);
-        self.inner.records.write_synced(&self.inner.disk, &path, &record)?;
+        self.inner.records.write_synced(&self.inner.disk, &layout::map(&self.digest), &record)?;
         self.inner.group.directories([FILLS.into()]);
         Ok(touched)
     }

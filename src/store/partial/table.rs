@@ -260,10 +260,12 @@ impl Partials {
         self.table.lock().parked.get(digest).map(|parked| parked.left.touched)
     }
 
-    /// How many bytes are parked.
+    /// How many bytes what is left takes, that included which could not be removed.
     #[cfg(test)]
-    pub(in crate::store) fn parked_bytes(&self) -> u64 {
-        self.table.lock().parked.iter().map(|(_, parked)| parked.reservation.bytes()).sum()
+    pub(in crate::store) fn bytes_left(&self) -> u64 {
+        let table = self.table.lock();
+        let parked = table.parked.iter().map(|(_, parked)| parked.reservation.bytes());
+        parked.chain(table.stuck.values().flatten().map(|stuck| stuck.reservation.bytes())).sum()
     }
 }
 

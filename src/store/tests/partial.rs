@@ -440,26 +440,6 @@ async fn what_is_discarded_is_gone_and_what_has_no_file_too() {
 }
 
 #[tokio::test]
-async fn a_map_that_could_not_be_removed_does_not_take_the_next_one_along() {
-    let (fixture, sim) = simulated();
-    let content = content(16, 3 * MIB);
-    let digest = fixture.leave(&content, &[0..2 * MIB]).await;
-    let partial = fixture.store.take_up(&digest).await.unwrap();
-    sim.arm(Fault { harm: Harm::Fail(rustix::io::Errno::IO), at: 1, times: 1 }, 0);
-    partial.discard().await;
-    assert_eq!((sim.fired(), fixture.fills().await), (1, vec!["map".to_owned()]));
-    sim.heal();
-    fixture.leave(&content, &[0..MIB]).await;
-    let upkeep = |inner: &Arc<Inner>| {
-        inner.disk.remove_left();
-        Ok(())
-    };
-    fixture.store.blocking(upkeep).await.unwrap();
-    assert_eq!(fixture.fills().await, ["map", "part"]);
-    end(&fixture.store, &content).await;
-}
-
-#[tokio::test]
 async fn a_start_keeps_only_what_a_map_names() {
     let fixture = fixture(1 << 30);
     let contents: Vec<Vec<u8>> = (0..6).map(|seed| content(seed, 2 * MIB)).collect();

@@ -906,7 +906,7 @@ impl World {
                 count += 1;
             }
         }
-        bytes += self.store.as_ref().unwrap().0.partials.parked_bytes();
+        bytes += self.store.as_ref().unwrap().0.partials.bytes_left();
         let books = (self.metrics.store_bytes.get().cast_unsigned(), self.metrics.store_blobs.get().cast_unsigned());
         assert_eq!(books, (bytes, count), "{when}: the books equal the files\n{:?}", self.log);
         let used = self.store.as_ref().unwrap().0.books.used_bytes();

@@ -56,7 +56,9 @@ impl World {
         let file = record["file"].as_str().unwrap();
         let there = std::fs::read(self.root.path().join("fills").join(file)).ok()?;
         let present: Vec<(u64, u64)> = serde_json::from_value(record["present"].clone()).unwrap();
-        for (start, end) in &present {
+        // In `fast` a power cut may give a file back its old name, and then what was done to it is done to what is left.
+        let is_damaged = self.damaged.contains(&n);
+        for (start, end) in present.iter().filter(|_| !is_damaged) {
             let [from, to] = [start, end].map(|at| usize::try_from(*at).unwrap());
             assert!(
                 there.get(from..to) == Some(&content[from..to]),
@@ -131,7 +133,8 @@ impl World {
             }
             _ => {}
         }
-        if matches!(op, Op::Evict(_)) || self.is_doubtful && matches!(op, Op::Tick | Op::Restart) {
+        // What is collected is collected two hours later.
+        if matches!(op, Op::Evict(_) | Op::Collect) || self.is_doubtful && matches!(op, Op::Tick | Op::Restart) {
             possible.push(Value::Nothing);
         }
         for value in possible {
@@ -162,8 +165,8 @@ impl World {
             self.is_doubtful = false;
             self.check_left(&format!("after {op:?}"));
         }
-        if ends(op) && !self.is_doubtful {
-            assert_eq!(self.left(), Value::Nothing, "what is left of a blob that is there goes\n{:?}", self.log);
+        if (ends(op) || op == Op::Collect) && !self.is_doubtful {
+            assert_eq!(self.left(), Value::Nothing, "what is of no use any more goes: {op:?}\n{:?}", self.log);
         }
     }
 
