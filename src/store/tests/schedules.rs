@@ -27,6 +27,8 @@ struct Play<'p> {
     pinned: bool,
     /// What a fill has left is there, and may be at the end.
     left: bool,
+    /// So many times as many schedules: of what is met in few of them.
+    times: u64,
 }
 
 /// One of those that act at the same time.
@@ -283,7 +285,7 @@ fn schedules() -> u64 {
 
 /// One schedule. Returns a number for it.
 fn perform(stage: &Arc<Stage>, play: Play<'_>, seed: u64) -> u64 {
-    let Play { acts, capacity, pinned, left } = play;
+    let Play { acts, capacity, pinned, left, .. } = play;
     let root = fast_directory();
     let sim = Sim::new(root.path());
     let metrics = Metrics::new().unwrap();
@@ -366,20 +368,21 @@ fn check_tags(root: &Path, may_be_broken: bool) {
 
 /// Performs it under many schedules. Returns how many were different ones.
 fn explore(acts: &[Act], capacity: u64, pinned: bool) {
-    play(Play { acts, capacity, pinned, left: false });
+    play(Play { acts, capacity, pinned, left: false, times: 1 });
 }
 
 fn play(play: Play<'_>) {
     let stage = Arc::new(Stage::new());
     let mut different = HashSet::new();
-    for seed in 0..schedules() {
+    let schedules = schedules() * play.times;
+    for seed in 0..schedules {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| perform(&stage, play, seed)));
         assert!(outcome.is_ok(), "what is said above is of schedule {seed}");
         different.extend(outcome.ok());
     }
     let met = stage.met.load(Ordering::Relaxed);
-    say(&format!("{} schedules, {} different, {met} times without", schedules(), different.len()));
-    assert!(different.len() as u64 * 2 > schedules(), "the schedules differ: {}", different.len());
+    say(&format!("{schedules} schedules, {} different, {met} times without", different.len()));
+    assert!(different.len() as u64 * 2 > schedules, "the schedules differ: {}", different.len());
 }
 
 /// Room for the first image and a little.

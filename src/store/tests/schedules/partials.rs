@@ -174,6 +174,29 @@ fn give_up(stage: &Stage, store: &Store, actor: &Actor) {
     }
 }
 
+/// Goes on, or begins, and gives it up for good.
+fn discard(stage: &Stage, store: &Store, actor: &Actor) {
+    let content = long(stage);
+    for _ in 0..2 {
+        let Some(writer) = begin(stage, store, actor) else { continue };
+        if let Some(range) = missing(&writer, content).first() {
+            actor.block(writer.write_at(range.start, part(content, range))).unwrap();
+        }
+        put_down(stage, store, actor, &writer);
+        actor.step();
+        actor.alone(async { writer.discard() });
+    }
+}
+
+/// Removes what is left, once: a second time would hide what the first has done to others. Of what makes room nobody gets any
+/// before that is done, so there nobody comes in between.
+fn discard_left(stage: &Stage, store: &Store, actor: &Actor) {
+    match actor.alone(store.take_up(&sha256(long(stage)))) {
+        Some(partial) => actor.alone(partial.discard()),
+        None => stage.meet(),
+    }
+}
+
 /// Fills what needs the room of what is left, and the same once more.
 fn need_room(stage: &Stage, store: &Store, actor: &Actor) {
     for content in [&stage.layers[3][..], long(stage), &stage.images[1]] {
@@ -211,7 +234,7 @@ fn tidy(_: &Stage, store: &Store, actor: &Actor) {
 // === plays ===
 
 fn explore_left(acts: &[Act], capacity: u64) {
-    play(Play { acts, capacity, pinned: false, left: true });
+    play(Play { acts, capacity, pinned: false, left: true, times: 1 });
 }
 
 #[test]
@@ -237,4 +260,15 @@ fn fills_that_are_given_up_one_after_the_other() {
 #[test]
 fn what_is_left_and_upkeep() {
     explore_left(&[tidy, go_on, give_up, evict], AMPLE);
+}
+
+#[test]
+fn what_comes_in_the_place_of_what_is_removed() {
+    // All that the others do must come between two steps of the one.
+    play(Play { acts: &[discard_left, give_up, give_up], capacity: AMPLE, pinned: false, left: true, times: 3 });
+}
+
+#[test]
+fn what_comes_in_the_place_of_what_goes_for_good() {
+    explore_left(&[discard, give_up], AMPLE);
 }
