@@ -82,8 +82,8 @@ pub struct Metrics {
     pub scrubbed_bytes: IntCounter,
     /// When the last whole pass of the background scrub ended, in seconds since 1970; 0: never.
     pub scrub_last_pass: IntGauge,
-    /// When the last sync that left nothing unsynced began, in seconds since 1970: what was published before that is on the
-    /// disk; 0: none has.
+    /// When the last sync of what is published without waiting for the disk began that left nothing of it, in seconds since
+    /// 1970; 0: none has.
     pub store_synced: Gauge,
     /// Times the index was set aside and started anew.
     pub index_rebuilds: IntCounter,
@@ -197,7 +197,7 @@ impl Metrics {
                 &registry,
                 Gauge::with_opts(Opts::new(
                     "ocistern_store_synced_timestamp_seconds",
-                    "When the last sync of the store that left nothing unsynced began; 0 if none has.",
+                    "When the last sync of what is published without waiting for the disk began that left nothing of it; 0 if none has.",
                 ))?,
             )?,
             index_rebuilds: counter(

@@ -37,7 +37,7 @@ pub struct Flags {
     #[arg(
         long,
         value_name = "[NAME=]URL",
-        help = "Registry to cache; can be repeated: URL makes it the one that names without a registry mean, NAME=URL adds one called NAME [env: OCISTERN_UPSTREAM, divided by commas]"
+        help = "Registry to cache; can be repeated: URL makes it the one that names without a registry mean, called by its host (HOST-PORT where it has a port), NAME=URL adds one called NAME [env: OCISTERN_UPSTREAM, divided by commas]"
     )]
     pub upstream: Vec<String>,
     /// Whether all upstreams are sealed.

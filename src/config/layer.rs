@@ -71,7 +71,15 @@ pub(super) fn load(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Config,
     }
     problems.into_result(&document)?;
     config.source = document.path;
+    // Commands find the daemon by what it says of these, from wherever they are called.
+    config.root = absolute(config.root);
+    config.admin.socket = config.admin.socket.map(absolute);
     Ok(config)
+}
+
+/// The path from the top; as it is where nobody knows what it is relative to.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// A file's text alone, without flags and environment.

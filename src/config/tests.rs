@@ -72,6 +72,14 @@ fn nothing_at_all_is_a_working_configuration() {
 }
 
 #[test]
+fn where_the_store_is_does_not_depend_on_where_commands_are_called() {
+    let here = std::env::current_dir().unwrap();
+    let relative = load(&Flags { root: Some("some/store".into()), ..flags() }, &[]);
+    assert_eq!(relative.root, here.join("some/store"));
+    assert!(load(&flags(), &[]).root.is_absolute());
+}
+
+#[test]
 fn root_follows_flag_variable_file_systemd_xdg_home_and_system() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("c.toml");

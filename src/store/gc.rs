@@ -117,6 +117,7 @@ impl Store {
             if !inner.pins.are_settled() {
                 inner.settle_pins()?;
             }
+            inner.know_partials()?;
             let mut sweep = Sweep::new(inner, now, dry_run);
             sweep.refs()?;
             sweep.blobs(true)?;

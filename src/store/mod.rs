@@ -299,8 +299,7 @@ impl Store {
             timeline,
         };
         inner.check_origins(&origins)?;
-        // A command has all the time that it takes.
-        inner.find_partials(command.is_some(), command.is_none().then(|| Instant::now() + partial::START_PATIENCE));
+        inner.find_partials(command.is_some());
         inner.group.run(&inner.disk);
         if !goes_on {
             // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
@@ -353,9 +352,8 @@ impl Store {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
                 inner.books.look_at_clock();
-                // Before the sync, which may take long after an unclean stop.
-                inner.find_partials(false, None);
                 inner.sync_published();
+                inner.find_partials(false);
                 inner.disk.remove_left();
                 inner.remove_stuck_partials();
                 inner.forget_surplus_partials();
@@ -422,7 +420,7 @@ impl Inner {
     /// Syncs what was published without waiting, and lets it be known when all of it is on the disk. Blocks.
     fn sync_published(&self) {
         let began = self.timeline.now();
-        if self.group.run(&self.disk) {
+        if self.group.run(&self.disk) && !self.group.has_lost() {
             let since = began.duration_since(UNIX_EPOCH).unwrap_or_default();
             self.metrics.store_synced.set(since.as_secs_f64());
         }

@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 mod chosen;
 mod map;
@@ -40,8 +39,8 @@ use crate::oci::Digest;
 /// What nobody has gone on with for longer goes.
 const TOO_OLD: Duration = Duration::from_hours(7 * 24);
 
-/// How long a start waits until it is known what is left; after that it is found out while others are served.
-pub(super) const START_PATIENCE: Duration = Duration::from_millis(200);
+/// How often it is tried to read a map before it is given up, with what it names: once a second.
+const ATTEMPTS: u32 = 30;
 
 /// By so much more than its bytes a file may take: file systems round up.
 const ROUNDING: u64 = 128 << 10;
@@ -221,18 +220,24 @@ impl Inner {
         Ok(Some((file, promised)))
     }
 
-    /// After the start: finds out what dead processes have left, or tries it again; not beyond `until`. The latest is taken over
-    /// first, as far as there is room for it; for a command, which may not know the daemon's capacity, all of it. Blocks.
-    pub(super) fn find_partials(&self, for_command: bool, until: Option<Instant>) {
+    /// At the start: finds out what dead processes have left, or tries it again where that could not be found out. The latest is
+    /// taken over first, as far as there is room for it; for a command, which may not know the daemon's capacity, all of it.
+    /// Blocks.
+    pub(super) fn find_partials(&self, for_command: bool) {
+        // Two at a time would remove what the other has found.
+        let mut attempts = self.partials.attempts.lock();
         if self.partials.are_known() {
             return;
         }
-        let Finds { mut found, stuck } = match start::find(&self.disk, until) {
+        let is_last = *attempts >= ATTEMPTS;
+        *attempts += 1;
+        let Finds { mut found, stuck } = match start::find(&self.disk, is_last, || self.is_stopping()) {
             Ok(finds) => finds,
-            Err(error) => {
-                tracing::debug!(%error, "it cannot be found out now which downloads can be gone on with");
+            Err(error) if *attempts == 1 => {
+                tracing::warn!(%error, "it cannot be found out now which downloads can be gone on with; it is tried again each second");
                 return;
             }
+            Err(_) => return,
         };
         for claim in stuck.iter().filter_map(|digest| self.partials.claim_found(digest)) {
             self.partials.set_stuck(claim, None);
@@ -242,8 +247,13 @@ impl Inner {
         let (mut count, mut sum) = (0_usize, 0);
         for (digest, left, bytes) in found {
             let Some(claim) = self.partials.claim_found(&digest) else { continue };
-            let Some(reservation) = self.books.adopt(bytes, !for_command) else {
-                tracing::info!(%digest, bytes, "an unfinished download has no room any more and is removed");
+            // Published since by another fill, or by one that died before it could remove this.
+            let is_stored = self.disk.metadata(&layout::blob(&digest)).is_ok();
+            let adopted = if is_stored { None } else { self.books.adopt(bytes, !for_command) };
+            let Some(reservation) = adopted else {
+                if !is_stored {
+                    tracing::info!(%digest, bytes, "an unfinished download has no room any more and is removed");
+                }
                 self.forget_partial(claim, Parked { left, reservation: self.books.count(bytes) });
                 continue;
             };
@@ -255,6 +265,19 @@ impl Inner {
         if count > 0 {
             tracing::info!(downloads = count, bytes = sum, "unfinished downloads can be gone on with");
         }
+    }
+
+    /// The same for who must know. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be found out now.
+    pub(super) fn know_partials(&self) -> Result<(), StoreError> {
+        // All of them: whoever is above the capacity by that makes room as ever.
+        self.find_partials(true);
+        if self.partials.are_known() {
+            return Ok(());
+        }
+        Err(StoreError::io("find unfinished downloads in", Path::new(FILLS), io::Error::other("the log says why")))
     }
 
     /// What somebody has removed from the directory is not there any more, and counts for nothing. Blocks.

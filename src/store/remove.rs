@@ -234,6 +234,7 @@ impl Inner {
         patterns: &[ImagePattern],
         dry_run: bool,
     ) -> Result<(Removed, Vec<RemovedFrom>), StoreError> {
+        self.know_partials()?;
         let mut survey = Survey::new(self);
         let mut matched = vec![false; patterns.len()];
         let mut plans = Vec::new();

@@ -234,6 +234,11 @@ impl Seen {
         self.at
     }
 
+    /// How many of these files had not been so then.
+    pub fn new_since(&self, earlier: &Self) -> usize {
+        self.files.iter().filter(|(path, file)| earlier.files.get(*path) != Some(file)).count()
+    }
+
     /// Those of these files that had been so earlier already.
     pub fn since(mut self, earlier: &Self) -> Self {
         self.files.retain(|path, file| earlier.files.get(path) == Some(file));

@@ -97,8 +97,12 @@ pub async fn restart(
     // Without syncs any file may be wrong; else the scan has looked at them all.
     let blobs = if durability == Durability::Fast { usize::MAX } else { SAMPLE };
     healthy(site, &daemon, blobs, rng, report, case).await;
-    let may_go = made_room(&daemon.log());
-    slow::go_on(&load, &unfinished, rng, report, case, may_go).await;
+    let again = slow::go_on(&load, &unfinished, rng, report).await;
+    if made_room(&daemon.log()) {
+        report.count("asked_for_again_after_making_room", again.len() as u64);
+    } else {
+        report.violations(case, again);
+    }
     quiet(site, &daemon, durability, report, case).await;
     report.violations(case, world.model.take_wrong());
     world.slow.set_quick(false);
@@ -123,7 +127,7 @@ async fn settle(site: &Site, daemon: Option<&Daemon>) {
 /// What a kill may not take: what clients had got so long before it. What is in the page cache survives it, but an answer
 /// may be out before the record of it is written.
 pub fn before_kill() -> Option<Instant> {
-    Instant::now().checked_sub(SYNCED)
+    Instant::now().checked_sub(BETWEEN)
 }
 
 /// Before which moment all that was to be seen in the store is on the disk: the last sync that left nothing unsynced, which the
@@ -132,8 +136,11 @@ pub fn before_kill() -> Option<Instant> {
 pub async fn synced(daemon: &Daemon, report: &mut Report, case: &str) -> Option<SystemTime> {
     let told = daemon.synced().await?;
     let ago = wall().duration_since(told).unwrap_or_default();
-    if load() <= 1.0 && ago > SYNCED {
-        report.violation(case, &format!("nothing was synced for {ago:?}"));
+    if load() <= 1.0 {
+        report.count("ages_of_syncs_judged", 1);
+        if ago > SYNCED {
+            report.violation(case, &format!("nothing was synced for {ago:?}"));
+        }
     }
     Some(told - BETWEEN)
 }
@@ -142,7 +149,7 @@ pub async fn synced(daemon: &Daemon, report: &mut Report, case: &str) -> Option<
 /// written, and where the disk is busy that takes a while.
 pub fn kept(synced: Option<SystemTime>) -> Option<Instant> {
     let ago = wall().duration_since(synced?).unwrap_or_default();
-    Instant::now().checked_sub(ago + SYNCED)
+    Instant::now().checked_sub(ago + BETWEEN)
 }
 
 /// Whether so many others want the processors that a time says nothing about the daemon.

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::checks;
 use crate::common::Daemon;
+use crate::common::invariants::{Partial, partials};
 use crate::options::{Options, need};
 use crate::report::Report;
 use crate::site::{Durability, Site};
@@ -66,11 +67,19 @@ pub async fn at_random(report: &mut Report, rng: &mut Rng, count: u64) -> Result
         report.count("maps_taken_up", slow::taken_up(&daemon.log()));
         site.world.set_faulty(true);
         let acknowledged = site.world.model.acknowledged();
+        // What stands still has put down what it will.
+        daemon.freeze();
+        let maps = partials(&site.root);
         daemon.kill();
         let kept = checks::before_kill();
         running.end().await;
         tokio::time::sleep(Duration::from_millis(30)).await;
         report.count("kills", 1);
+        report.count("maps_at_kills", maps.len() as u64);
+        let there = partials(&site.root);
+        let is_there = |map: &Partial| there.iter().any(|now| now.file == map.file && now.has(&map.present));
+        let lost = maps.iter().filter(|map| !is_there(map)).map(|map| format!("put down and lost by a kill: {map:?}"));
+        report.violations(&case, lost);
         for (repo, digest, _) in acknowledged {
             let layer = site.world.upstream.registry(|registry| registry.repos[&repo].blobs.contains_key(&digest));
             let path = site.root.join("blobs").join(digest.algorithm().as_str()).join(digest.hex());

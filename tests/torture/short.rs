@@ -35,7 +35,7 @@ const PARTS: [&str; 21] = [
     "soak --minutes 1",
 ];
 /// How many run at a time.
-const LANES: u64 = 4;
+const LANES: u64 = 5;
 
 /// Programs of which some subject makes use, with their packages.
 pub const TOOLS: [(&str, &str); 7] = [

@@ -1,10 +1,13 @@
 //! What fills have left goes with what an operator removes: it has no ref that would lead there, only a mark that says where it
 //! came from.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Left, PartialMark};
 use crate::oci::{Digest, RepoName, UpstreamName};
+use crate::store::layout::FILLS;
 use crate::store::{Inner, StoreError};
 
 /// A repository of an upstream.
@@ -36,13 +39,16 @@ impl Inner {
     }
 
     /// Removes what is such, unless somebody goes on with it; or says how much it is. Blocks.
+    ///
+    /// # Errors
+    /// Something of it could not be removed, which is tried again each second; or the store is closed.
     pub(in crate::store) fn remove_partials(
         self: &Arc<Self>,
         dry_run: bool,
         is_such: impl Fn(&Digest, &Left) -> bool,
     ) -> Result<Gone, StoreError> {
         let such = self.partials.select(|digest, left| is_such(digest, left).then_some(*digest));
-        let mut gone = Gone::default();
+        let (mut gone, mut all) = (Gone::default(), true);
         for digest in such {
             self.check_open()?;
             let bytes = if dry_run {
@@ -51,7 +57,10 @@ impl Inner {
                 self.partials.take(&digest).and_then(|(claim, parked)| {
                     // Somebody may have gone on with it, and left it again.
                     if is_such(&digest, &parked.left) {
-                        return Some(self.forget_partial(claim, *parked));
+                        let bytes = parked.reservation.bytes();
+                        let is_gone = self.forget_partial(claim, *parked) == bytes;
+                        all &= is_gone;
+                        return is_gone.then_some(bytes);
                     }
                     self.partials.put_back(claim, parked);
                     None
@@ -61,6 +70,10 @@ impl Inner {
                 gone.downloads += 1;
                 gone.bytes += bytes;
             }
+        }
+        if !all {
+            let error = io::Error::other("the log says why; it is tried again each second");
+            return Err(StoreError::io("remove an unfinished download from", Path::new(FILLS), error));
         }
         Ok(gone)
     }

@@ -1,10 +1,9 @@
 //! After a start: what dead processes have left in `fills/`.
 
 use std::collections::HashSet;
+use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
-
-use tokio::time::Instant;
 
 use super::map::Record;
 use super::{Left, fits, has_more, held};
@@ -42,8 +41,9 @@ pub(in crate::store) fn remove_temporary(disk: &Disk) {
 /// so no file that one could name: what writes until then is temporary.
 ///
 /// # Errors
-/// That it cannot be found out now what is there, or not until then. Then nothing is removed.
-pub(super) fn find(disk: &Disk, until: Option<Instant>) -> io::Result<Finds> {
+/// That it cannot be found out now what is there, or that somebody stops it. Then nothing is removed: a file that cannot be read
+/// now may be one to go on with. At the last attempt what cannot be read is of no use.
+pub(super) fn find(disk: &Disk, is_last: bool, is_stopping: impl Fn() -> bool) -> io::Result<Finds> {
     let directory = Path::new(FILLS);
     let names: Vec<String> = match disk.list(directory) {
         Ok(listing) => listing.map(|entry| entry.map(|entry| entry.name)).collect::<io::Result<_>>()?,
@@ -52,11 +52,12 @@ pub(super) fn find(disk: &Disk, until: Option<Instant>) -> io::Result<Finds> {
     };
     let (mut finds, mut known, mut useless) = (Finds::default(), HashSet::new(), Vec::new());
     for digest in names.iter().filter_map(|name| layout::parse_map(name)) {
-        if until.is_some_and(|until| Instant::now() >= until) {
-            return Err(io::ErrorKind::TimedOut.into());
+        if is_stopping() {
+            return Err(io::ErrorKind::Interrupted.into());
         }
         match read(disk, &digest) {
-            Some((left, bytes)) if known.insert(left.path.clone()) => finds.found.push((digest, left, bytes)),
+            Ok(Some((left, bytes))) if known.insert(left.path.clone()) => finds.found.push((digest, left, bytes)),
+            Err(error) if !is_last => return Err(error),
             _ => useless.push(digest),
         }
     }
@@ -70,26 +71,36 @@ pub(super) fn find(disk: &Disk, until: Option<Instant>) -> io::Result<Finds> {
 }
 
 /// What a map says, if it can be used.
-fn read(disk: &Disk, digest: &Digest) -> Option<(Left, u64)> {
-    // One that cannot be read now is dropped too: it costs a download.
-    let record: Record = Records::look(disk, &layout::map(digest)).ok()?.record()?;
+fn read(disk: &Disk, digest: &Digest) -> io::Result<Option<(Left, u64)>> {
+    let found = Records::look(disk, &layout::map(digest)).map_err(io::Error::other)?;
+    let Some(record) = found.record() else { return Ok(None) };
     let Record { file, length, mark, touched, present, .. } = record;
-    let present = ByteRanges::try_from(present).ok()?;
+    let Ok(present) = ByteRanges::try_from(present) else { return Ok(None) };
     let is_ours = record.digest == *digest && file.ends_with(PART) && !file.contains('/');
     if !is_ours || present.is_empty() || present.end() > length {
-        return None;
+        return Ok(None);
     }
     let left = Left { path: Path::new(FILLS).join(file), length, present, mark, touched };
-    let mut found = disk.metadata(&left.path).ok().filter(|found| fits(found, &left))?;
+    let Some(mut found) = look(disk, &left)? else { return Ok(None) };
     if has_more(&found, &left.present) {
         // What came after the map was put down is not known to be right, and what was taken for the rest is nobody's.
         if let Err(error) = cut(disk, &left) {
             tracing::warn!(path = %left.path.display(), %error, "an unfinished download takes more of the disk than it has bytes");
         }
-        found = disk.metadata(&left.path).ok().filter(|found| fits(found, &left))?;
+        let Some(now) = look(disk, &left)? else { return Ok(None) };
+        found = now;
     }
     let bytes = held(&found, &left.present);
-    Some((left, bytes))
+    Ok(Some((left, bytes)))
+}
+
+/// The file, if it can have what the map says.
+fn look(disk: &Disk, left: &Left) -> io::Result<Option<Metadata>> {
+    match disk.metadata(&left.path) {
+        Ok(found) => Ok(Some(found).filter(|found| fits(found, left))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Gives back what the file has behind what is there.

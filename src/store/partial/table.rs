@@ -20,8 +20,8 @@ use crate::store::ranges::ByteRanges;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What is shorter is not worth it.
 pub(in crate::store) const LEAST: u64 = 1 << 20;
-/// Of how many blobs something is left at most: each is two files, which a start reads and looks at.
-const MOST: usize = 4096;
+/// Of how many blobs something is left at most: each is two files, which a start reads and looks at before it listens.
+const MOST: usize = 1024;
 
 /// What fills have left.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub(in crate::store) struct Partials {
     are_known: AtomicBool,
     /// A claim has ended.
     ended: Notify,
+    /// How often it was tried to find out; held meanwhile.
+    pub(super) attempts: Gated<u32>,
     least: AtomicU64,
     most: AtomicUsize,
 }
@@ -91,6 +93,7 @@ impl Default for Partials {
             table: Gated::default(),
             are_known: AtomicBool::new(false),
             ended: Notify::new(),
+            attempts: Gated::default(),
             least: AtomicU64::new(LEAST),
             most: AtomicUsize::new(MOST),
         }

@@ -704,7 +704,7 @@ impl World {
                     inner.group.run(&inner.disk);
                     inner.disk.remove_left();
                     inner.remove_stuck_partials();
-                    inner.find_partials(false, None);
+                    inner.find_partials(false);
                     inner.write_order();
                     Ok(())
                 };

@@ -85,7 +85,8 @@ impl World {
     pub(super) fn narrow_left(&mut self, crash: Crash) {
         let (found, is_ending) = (self.left(), self.log.last().is_some_and(|op| ends(*op)));
         let is_gone = is_ending && found == Value::Nothing;
-        let may_be_gone = matches!(crash, Crash::Cut(Order::Any, _)) || self.look(Thing::Blob(LONG)) != Value::Nothing;
+        let is_stored = self.look(Thing::Blob(LONG)) != Value::Nothing;
+        let may_be_gone = matches!(crash, Crash::Cut(Order::Any, _)) || is_stored;
         let claim = self.claims.get_mut(&Thing::Partial).unwrap();
         assert!(
             claim.now.contains(&found) || is_gone && may_be_gone,
@@ -95,6 +96,11 @@ impl World {
         );
         claim.disk.insert(found.clone());
         claim.now = BTreeSet::from([found]);
+        if is_stored {
+            // A start removes what is left of a blob that is there.
+            claim.disk.insert(Value::Nothing);
+            claim.now.insert(Value::Nothing);
+        }
         self.is_doubtful = false;
     }
 
@@ -135,6 +141,10 @@ impl World {
         }
         // What is collected is collected two hours later.
         if matches!(op, Op::Evict(_) | Op::Collect) || self.is_doubtful && matches!(op, Op::Tick | Op::Restart) {
+            possible.push(Value::Nothing);
+        }
+        // A start removes what is left of a blob that is there.
+        if op == Op::Restart && self.look(Thing::Blob(LONG)) != Value::Nothing {
             possible.push(Value::Nothing);
         }
         for value in possible {
