@@ -16,8 +16,8 @@ use crate::store::capacity::Reservation;
 use crate::store::gated::Gated;
 use crate::store::ranges::ByteRanges;
 
-/// How long is waited for a fill that was given up: it syncs its file.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long is waited for a fill that was given up, in milliseconds: it syncs its file.
+const PATIENCE: u64 = 5_000;
 /// What is shorter is not worth it.
 pub(in crate::store) const LEAST: u64 = 1 << 20;
 /// Of how many blobs something is left at most: each is two files, which a start reads and looks at before it listens.
@@ -36,6 +36,8 @@ pub(in crate::store) struct Partials {
     pub(super) attempts: Gated<u32>,
     least: AtomicU64,
     most: AtomicUsize,
+    /// In milliseconds.
+    patience: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -96,6 +98,7 @@ impl Default for Partials {
             attempts: Gated::default(),
             least: AtomicU64::new(LEAST),
             most: AtomicUsize::new(MOST),
+            patience: AtomicU64::new(PATIENCE),
         }
     }
 }
@@ -111,6 +114,13 @@ impl Partials {
     #[cfg(test)]
     pub(in crate::store) fn set_least(&self, least: u64) {
         self.least.store(least, Ordering::Relaxed);
+    }
+
+    /// Who is waited for may wait for who waits, where one thread runs at a time.
+    #[cfg(test)]
+    pub(in crate::store) fn set_patience(&self, patience: Duration) {
+        let patience = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.patience.store(patience, Ordering::Relaxed);
     }
 
     /// Tests have few.
@@ -227,7 +237,7 @@ impl Partials {
         crate::store::tests::gate::wait_for(|| {
             self.table.peek(|table| table.claimed.get(digest).is_none_or(|is_ending| !is_ending)).unwrap_or(false)
         });
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + Duration::from_millis(self.patience.load(Ordering::Relaxed));
         loop {
             let ended = self.ended.notified();
             let is_ending = self.table.lock().claimed.get(digest).copied().unwrap_or(false);

@@ -300,6 +300,7 @@ fn perform(stage: &Arc<Stage>, play: Play<'_>, seed: u64) -> u64 {
     }
     if left {
         store.0.partials.set_least(partials::LEAST);
+        store.0.partials.set_patience(Duration::from_millis(20));
         own.block_on(partials::leave_some(&store, stage)).unwrap();
     }
     stage.acknowledged.store(0, Ordering::SeqCst);
