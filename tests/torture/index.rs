@@ -21,7 +21,7 @@ const FIRST_BYTE: Duration = Duration::from_secs(2);
 
 /// So many warnings about one damage are enough.
 const MOST_SAID: usize = 1;
-/// What sled panics at it does at many a flipped bit.
+/// What is said where sled panicked.
 const PANICKED: &str = "panicked";
 
 /// What is done to the index in this directory; an older copy of it is in the other one.
@@ -95,9 +95,7 @@ const WAYS: [Way; 13] = [
 
 pub async fn run(options: &Options) -> Result<bool, String> {
     let mut report = Report::new("index", options.seed, &options.text);
-    let count = options.count("damages");
-    damages(&mut report, options.seed, count).await;
-    report.must_have("panics", count >= 500);
+    damages(&mut report, options.seed, options.count("damages")).await;
     Ok(report.end())
 }
 
@@ -158,7 +156,9 @@ pub async fn damages(report: &mut Report, seed: u64, count: u64) {
         report.count("index_rebuilds", cistern.metric("ocistern_index_rebuilds_total", &[]).await);
         report.count("damages", 1);
         cistern.stop().await;
-        let said = own_lines().split_off(said);
+        // Of the store alone: on a busy machine a connection may be closed in the middle of an answer by a stop.
+        let mut said = own_lines().split_off(said);
+        said.retain(|line| line.contains("ocistern::store::"));
         report.count("panics", u64::from(said.iter().any(|line| line.contains(PANICKED))));
         report.most("warnings_about_one_damage", said.len() as u64);
         if said.len() > MOST_SAID {

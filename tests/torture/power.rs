@@ -52,9 +52,9 @@ pub async fn run(options: &Options) -> Result<bool, String> {
         batch += 1;
         report.progress(done, cuts);
     }
-    report.must_have("maps_left", cuts >= BATCH);
-    report.must_have("maps_judged", cuts >= 3 * BATCH);
-    report.must_have("files_judged", cuts >= BATCH);
+    // Of maps that are old enough to be judged there are some in a hundred cuts, and on a busy machine perhaps none in sixty.
+    report.must_have("maps_left", cuts >= 3 * BATCH);
+    report.must_have("files_judged", cuts >= 3 * BATCH);
     Ok(report.end())
 }
 
