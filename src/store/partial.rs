@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 mod chosen;
 mod map;
@@ -39,8 +40,8 @@ use crate::oci::Digest;
 /// What nobody has gone on with for longer goes.
 const TOO_OLD: Duration = Duration::from_hours(7 * 24);
 
-/// How often it is tried to read a map before it is given up, with what it names: once a second.
-const ATTEMPTS: u32 = 30;
+/// How long what can be read waits for what cannot: no map is written meanwhile.
+const UNREADABLE_FOR: Duration = Duration::from_secs(30);
 
 /// By so much more than its bytes a file may take: file systems round up.
 const ROUNDING: u64 = 128 << 10;
@@ -225,15 +226,15 @@ impl Inner {
     /// Blocks.
     pub(super) fn find_partials(&self, for_command: bool) {
         // Two at a time would remove what the other has found.
-        let mut attempts = self.partials.attempts.lock();
+        let mut unknown_since = self.partials.unknown_since.lock();
         if self.partials.are_known() {
             return;
         }
-        let is_last = *attempts >= ATTEMPTS;
-        *attempts += 1;
-        let Finds { mut found, stuck } = match start::find(&self.disk, is_last, || self.is_stopping()) {
+        let is_late = unknown_since.is_some_and(|since| since.elapsed() >= UNREADABLE_FOR);
+        let Finds { mut found, stuck } = match start::find(&self.disk, is_late, || self.is_stopping()) {
             Ok(finds) => finds,
-            Err(error) if *attempts == 1 => {
+            Err(error) if unknown_since.is_none() => {
+                *unknown_since = Some(Instant::now());
                 tracing::warn!(%error, "it cannot be found out now which downloads can be gone on with; it is tried again each second");
                 return;
             }
@@ -248,7 +249,7 @@ impl Inner {
         for (digest, left, bytes) in found {
             let Some(claim) = self.partials.claim_found(&digest) else { continue };
             // Published since by another fill, or by one that died before it could remove this.
-            let is_stored = self.disk.metadata(&layout::blob(&digest)).is_ok();
+            let is_stored = self.disk.metadata(&layout::blob(&digest)).is_ok_and(|blob| blob.len() == left.length);
             let adopted = if is_stored { None } else { self.books.adopt(bytes, !for_command) };
             let Some(reservation) = adopted else {
                 if !is_stored {

@@ -42,8 +42,9 @@ pub(in crate::store) fn remove_temporary(disk: &Disk) {
 ///
 /// # Errors
 /// That it cannot be found out now what is there, or that somebody stops it. Then nothing is removed: a file that cannot be read
-/// now may be one to go on with. At the last attempt what cannot be read is of no use.
-pub(super) fn find(disk: &Disk, is_last: bool, is_stopping: impl Fn() -> bool) -> io::Result<Finds> {
+/// now may be one to go on with. Where it is late, what can be read counts, and whatever may belong to the rest stays for the
+/// next start.
+pub(super) fn find(disk: &Disk, is_late: bool, is_stopping: impl Fn() -> bool) -> io::Result<Finds> {
     let directory = Path::new(FILLS);
     let names: Vec<String> = match disk.list(directory) {
         Ok(listing) => listing.map(|entry| entry.map(|entry| entry.name)).collect::<io::Result<_>>()?,
@@ -51,19 +52,21 @@ pub(super) fn find(disk: &Disk, is_last: bool, is_stopping: impl Fn() -> bool) -
         Err(error) => return Err(error),
     };
     let (mut finds, mut known, mut useless) = (Finds::default(), HashSet::new(), Vec::new());
+    let mut all_read = true;
     for digest in names.iter().filter_map(|name| layout::parse_map(name)) {
         if is_stopping() {
             return Err(io::ErrorKind::Interrupted.into());
         }
         match read(disk, &digest) {
             Ok(Some((left, bytes))) if known.insert(left.path.clone()) => finds.found.push((digest, left, bytes)),
-            Err(error) if !is_last => return Err(error),
+            Err(error) if !is_late => return Err(error),
+            Err(_) => all_read = false,
             _ => useless.push(digest),
         }
     }
     finds.stuck = useless.iter().filter(|digest| !remove(disk, &layout::map(digest))).copied().collect();
     // After the maps: what none of them names is nothing.
-    let parts = names.iter().filter(|name| name.ends_with(PART)).map(|name| directory.join(name));
+    let parts = names.iter().filter(|name| all_read && name.ends_with(PART)).map(|name| directory.join(name));
     let strays: Vec<PathBuf> = parts.filter(|path| !known.contains(path)).collect();
     remove_or_leave(disk, &strays);
     tell(useless.len() + strays.len());

@@ -32,8 +32,8 @@ pub(in crate::store) struct Partials {
     are_known: AtomicBool,
     /// A claim has ended.
     ended: Notify,
-    /// How often it was tried to find out; held meanwhile.
-    pub(super) attempts: Gated<u32>,
+    /// Since when it could not be found out; held while it is tried.
+    pub(super) unknown_since: Gated<Option<Instant>>,
     least: AtomicU64,
     most: AtomicUsize,
     /// In milliseconds.
@@ -95,7 +95,7 @@ impl Default for Partials {
             table: Gated::default(),
             are_known: AtomicBool::new(false),
             ended: Notify::new(),
-            attempts: Gated::default(),
+            unknown_since: Gated::default(),
             least: AtomicU64::new(LEAST),
             most: AtomicUsize::new(MOST),
             patience: AtomicU64::new(PATIENCE),

@@ -227,6 +227,26 @@ async fn what_a_start_cannot_find_out_is_found_later_and_harms_no_running_fill()
     assert_eq!(fixture.bytes(), 9 * MIB);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_for_long_stays_and_keeps_no_other_waiting() {
+    let (fixture, sim) = simulated();
+    let [bad, good] = [150, 151].map(|seed| content(seed, 3 * MIB));
+    let [bad, good] = [fixture.leave(&bad, &[0..2 * MIB]).await, fixture.leave(&good, &[0..MIB]).await];
+    fixture.store.close().await;
+    let Fixture { root, store, .. } = fixture;
+    drop(store);
+    sim.spoil([layout::map(&bad)]);
+    let fixture = on(&sim, root);
+    for _ in 0..40 {
+        fixture.run(|inner| inner.find_partials(false)).await;
+    }
+    assert!(!fixture.is_left(&good).await, "however often it is asked, it is not late yet");
+    tokio::time::advance(Duration::from_secs(31)).await;
+    fixture.run(|inner| inner.find_partials(false)).await;
+    assert!(fixture.is_left(&good).await && !fixture.is_left(&bad).await);
+    assert_eq!(fixture.fills().await, ["map", "map", "part", "part"], "the other is there for the next start");
+}
+
 // === what is removed by command ===
 
 impl Fixture {
