@@ -309,10 +309,11 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
-    /// No ref leads to what fills have left, so it goes by its age alone.
+    /// No ref leads to what fills have left, so it goes by its age alone. What somebody has is being gone on with.
     fn unfinished(&mut self) -> Result<(), StoreError> {
         let before = self.now.checked_sub(YOUNG).map_or(0, seconds);
-        let gone = self.inner.remove_partials(self.report.dry_run, |_, left| left.touched < before)?;
+        let gone =
+            self.inner.remove_partials(self.report.dry_run, |seen| seen.touched.is_some_and(|at| at < before))?;
         (self.report.unfinished, self.report.unfinished_bytes) = (gone.downloads, gone.bytes);
         Ok(())
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 mod chosen;
@@ -23,7 +24,7 @@ mod table;
 pub(super) use chosen::{Gone, Place};
 pub(super) use map::{Map, Mapped};
 pub(super) use start::remove_temporary;
-pub(super) use table::{Claim, LEAST, Left, Parked, Partials};
+pub(super) use table::{Claim, LEAST, Left, Parked, Partials, Seen};
 
 use start::Finds;
 use table::Stuck;
@@ -69,6 +70,7 @@ pub struct Partial {
     length: u64,
     present: ByteRanges,
     mark: PartialMark,
+    runtime: Handle,
     /// None: it was gone on with, or removed.
     taken: Option<(Claim, Box<Parked>)>,
 }
@@ -87,7 +89,7 @@ impl Store {
         let Left { length, present, mark, .. } = &parked.left;
         let (length, present, mark) = (*length, present.clone(), mark.clone());
         let taken = Some((claim, parked));
-        Some(Partial { store: self.clone(), digest: *digest, length, present, mark, taken })
+        Some(Partial { store: self.clone(), digest: *digest, length, present, mark, runtime: Handle::current(), taken })
     }
 }
 
@@ -148,8 +150,12 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        if let Some((claim, parked)) = self.taken.take() {
-            self.store.0.partials.put_back(claim, parked);
+        let Some((claim, parked)) = self.taken.take() else { return };
+        if let Err((claim, parked)) = self.store.0.partials.put_back(claim, parked) {
+            let inner = self.store.0.clone();
+            // Removing files blocks, and this may be an async worker.
+            let forget = move || inner.forget_partial(claim, *parked);
+            drop(self.store.0.jobs.spawn_blocking_on(forget, &self.runtime));
         }
     }
 }
@@ -173,7 +179,7 @@ impl Inner {
                 return Err(gone);
             }
             Err(error) => {
-                self.partials.put_back(claim, parked);
+                self.give_back(claim, parked);
                 return Err(error);
             }
         };
@@ -259,7 +265,7 @@ impl Inner {
                 continue;
             };
             (count, sum) = (count + 1, sum + bytes);
-            self.partials.put_back(claim, Box::new(Parked { left, reservation }));
+            self.give_back(claim, Box::new(Parked { left, reservation }));
         }
         // Last: else who begins in between would write over a map that was found.
         self.partials.set_known();
@@ -299,7 +305,7 @@ impl Inner {
                     tracing::info!(%digest, "the file of an unfinished download was removed by somebody else");
                     self.forget_partial(claim, *parked);
                 } else {
-                    self.partials.put_back(claim, parked);
+                    self.give_back(claim, parked);
                 }
             }
         }
@@ -360,6 +366,13 @@ impl Inner {
     /// The blob is there: what another fill has left of it is of no use any more. Blocks.
     pub(super) fn forget_partial_of(&self, digest: &Digest) {
         if let Some((claim, parked)) = self.partials.take(digest) {
+            self.forget_partial(claim, *parked);
+        }
+    }
+
+    /// Leaves it to who comes next, unless it is not to be kept. Blocks.
+    fn give_back(&self, claim: Claim, parked: Box<Parked>) {
+        if let Err((claim, parked)) = self.partials.put_back(claim, parked) {
             self.forget_partial(claim, *parked);
         }
     }

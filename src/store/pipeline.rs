@@ -145,6 +145,9 @@ impl Pipeline {
 
     /// What is to be known by who goes on with it.
     pub(super) fn remember(&self, mark: PartialMark) {
+        if let Some(checkpoints) = &self.shared.checkpoints {
+            checkpoints.remember(&mark);
+        }
         *self.shared.mark.lock() = mark;
     }
 

@@ -34,7 +34,8 @@ pub struct Removed {
     pub freed_bytes: u64,
     /// Bytes of the images that stay, because others lead to them too.
     pub kept_bytes: u64,
-    /// Unfinished downloads of parts of these images, and with a whole repository all that were asked for there.
+    /// Unfinished downloads of parts of these images, and with a whole repository all that were asked for there. Not those
+    /// that are being gone on with: they go where they do not end.
     #[serde(default)]
     pub unfinished: u64,
     /// Their bytes; not among the freed ones.
@@ -276,13 +277,14 @@ impl Inner {
         report.kept_bytes = bytes - report.freed_bytes;
         let unfinished = self.remove_unfinished(patterns, &plans, &led, dry_run)?;
         (report.unfinished, report.unfinished_bytes) = (unfinished.downloads, unfinished.bytes);
-        if !dry_run && (!plans.is_empty() || report.unfinished > 0) {
+        if !dry_run && (!plans.is_empty() || unfinished != Gone::default()) {
             self.group.run(&self.disk);
             tracing::info!(
                 images = report.images.len(),
                 blobs = report.blobs,
                 bytes = report.freed_bytes,
                 unfinished = report.unfinished,
+                running = unfinished.doomed,
                 "removed images"
             );
         }
@@ -303,9 +305,9 @@ impl Inner {
             // They are in order.
             !led.contains(&Short::from(digest)) && of_images.any(|plan| plan.links.binary_search(digest).is_ok())
         };
-        self.remove_partials(dry_run, |digest, left| {
-            let goes = |place: Place| patterns.iter().any(|p| is_all_of(p, &place)) || is_part(&place, digest);
-            left.mark.place().is_some_and(goes)
+        self.remove_partials(dry_run, |seen| {
+            let goes = |place: Place| patterns.iter().any(|p| is_all_of(p, &place)) || is_part(&place, &seen.digest);
+            seen.mark.place().is_some_and(goes)
         })
     }
 }

@@ -14,6 +14,7 @@ use crate::clock::twin::{system, wall};
 use crate::oci::{Algorithm, Digest, RepoName, Tag, Via};
 
 mod clocks;
+mod doomed;
 mod every_k;
 mod evict;
 mod forget;

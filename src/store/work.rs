@@ -162,12 +162,12 @@ impl Work {
         self.named.set_stays(stays);
     }
 
-    /// Leaves what is there to who takes it up. If that fails, nothing stays.
+    /// Leaves what is there to who takes it up. If that fails or it is not to be kept, nothing stays.
     pub(super) fn park(self, present: ByteRanges, mark: PartialMark) -> Result<(), StoreError> {
         let Self { mut named, reservation, .. } = self;
         let Some(mapped) = &named.map else { return Err(StoreError::Stopped) };
-        mapped.map().park(named.temporary.file(), present, mark, reservation)?;
-        named.set_stays(true);
+        let stays = mapped.map().park(named.temporary.file(), present, mark, reservation)?;
+        named.set_stays(stays);
         Ok(())
     }
 

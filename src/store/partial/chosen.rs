@@ -5,8 +5,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Left, PartialMark};
-use crate::oci::{Digest, RepoName, UpstreamName};
+use super::table::Since;
+use super::{PartialMark, Seen};
+use crate::oci::{RepoName, UpstreamName};
 use crate::store::layout::FILLS;
 use crate::store::{Inner, StoreError};
 
@@ -18,6 +19,8 @@ pub(in crate::store) type Place = (UpstreamName, RepoName);
 pub(in crate::store) struct Gone {
     pub(in crate::store) downloads: u64,
     pub(in crate::store) bytes: u64,
+    /// So many more are not kept when those who have them give them back.
+    pub(in crate::store) doomed: u64,
 }
 
 // === impl PartialMark ===
@@ -33,42 +36,46 @@ impl PartialMark {
 // === impl Inner ===
 
 impl Inner {
-    /// Where what is left was asked for, as far as nobody goes on with it.
+    /// Where what is there was asked for, and what somebody goes on with.
     pub(in crate::store) fn places_of_partials(&self) -> Vec<Place> {
-        self.partials.select(|_, left| left.mark.place())
+        self.partials.look().iter().filter_map(|seen| seen.mark.place()).collect()
     }
 
-    /// Removes what is such, unless somebody goes on with it; or says how much it is. Blocks.
+    /// Removes what is such, or says how much it is. Whoever has such a one goes on with it undisturbed, and what is left of it
+    /// then goes. Blocks.
     ///
     /// # Errors
-    /// Something of it could not be removed, which is tried again each second; or the store is closed.
+    /// Something of it could not be removed, which is tried again; or the store is closed.
     pub(in crate::store) fn remove_partials(
         self: &Arc<Self>,
         dry_run: bool,
-        is_such: impl Fn(&Digest, &Left) -> bool,
+        is_such: impl Fn(&Seen) -> bool,
     ) -> Result<Gone, StoreError> {
-        let such = self.partials.select(|digest, left| is_such(digest, left).then_some(*digest));
+        let mut such = self.partials.look();
+        such.retain(&is_such);
         let (mut gone, mut all) = (Gone::default(), true);
-        for digest in such {
+        for mut seen in such {
             self.check_open()?;
-            let bytes = if dry_run {
-                self.partials.bytes(&digest)
-            } else {
-                self.partials.take(&digest).and_then(|(claim, parked)| {
-                    // Somebody may have gone on with it, and left it again.
-                    if is_such(&digest, &parked.left) {
-                        let bytes = parked.reservation.bytes();
-                        let is_gone = self.forget_partial(claim, *parked) == bytes;
-                        all &= is_gone;
-                        return is_gone.then_some(bytes);
-                    }
-                    self.partials.put_back(claim, parked);
-                    None
-                })
-            };
-            if let Some(bytes) = bytes {
-                gone.downloads += 1;
-                gone.bytes += bytes;
+            if dry_run {
+                gone.add(seen.touched.map(|_| seen.bytes));
+                continue;
+            }
+            // Somebody may have it by now.
+            seen.touched = None;
+            match self.partials.take_seen(&seen, is_such(&seen)) {
+                Since::Taken(claim, parked) if is_such(&Seen::of(&seen.digest, &parked)) => {
+                    let bytes = parked.reservation.bytes();
+                    let is_gone = self.forget_partial(claim, *parked) == bytes;
+                    all &= is_gone;
+                    gone.add(is_gone.then_some(bytes));
+                }
+                // Somebody has gone on with it, and left it again.
+                Since::Taken(claim, parked) => self.give_back(claim, parked),
+                Since::Doomed(map) => {
+                    all &= map.is_none_or(|map| map.doom());
+                    gone.doomed += 1;
+                }
+                Since::Untouched => {}
             }
         }
         if !all {
@@ -76,5 +83,14 @@ impl Inner {
             return Err(StoreError::io("remove an unfinished download from", Path::new(FILLS), error));
         }
         Ok(gone)
+    }
+}
+
+// === impl Gone ===
+
+impl Gone {
+    fn add(&mut self, bytes: Option<u64>) {
+        self.downloads += u64::from(bytes.is_some());
+        self.bytes += bytes.unwrap_or(0);
     }
 }

@@ -51,10 +51,20 @@ struct State {
     claim: Option<Claim>,
     /// There is one on the disk.
     is_written: bool,
-    /// Nothing is put down any more.
-    is_over: bool,
+    course: Course,
     /// The file could not be synced: a later sync would succeed and mean nothing.
     has_failed: bool,
+}
+
+/// Whether what comes is put down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// From time to time.
+    Runs,
+    /// Not any more.
+    Over,
+    /// Not any more, and nothing of it is kept: it was removed by command.
+    Doomed,
 }
 
 /// The map as the owner of the file has it: dropping it removes the map.
@@ -68,7 +78,7 @@ pub(in crate::store) struct Mapped {
 impl Map {
     /// Of a new file.
     pub(in crate::store) fn new(inner: Arc<Inner>, digest: Digest, length: u64, path: PathBuf, claim: Claim) -> Self {
-        let state = State { claim: Some(claim), is_written: false, is_over: false, has_failed: false };
+        let state = State { claim: Some(claim), is_written: false, course: Course::Runs, has_failed: false };
         Self { inner, digest, length, path, state: Gated::new(state) }
     }
 
@@ -86,7 +96,7 @@ impl Map {
         look: impl FnOnce() -> (ByteRanges, PartialMark),
     ) -> Result<(), StoreError> {
         let mut state = self.state.lock();
-        if state.is_over || state.has_failed {
+        if state.course != Course::Runs || state.has_failed {
             return Ok(());
         }
         let (present, mark) = look();
@@ -126,13 +136,36 @@ impl Map {
         self.inner.partials.ends(&self.digest);
     }
 
+    /// What the fill wants to be known of it. Takes no such lock either.
+    pub(in crate::store) fn remember(&self, mark: &PartialMark) {
+        self.inner.partials.remember(&self.digest, &self.path, mark);
+    }
+
+    /// It was removed by command: nothing is put down any more, and a restart does not find it. Whether that is so: else it
+    /// goes with the file. Blocks.
+    pub(super) fn doom(&self) -> bool {
+        let mut state = self.state.lock();
+        state.course = Course::Doomed;
+        // Without the claim it is somebody else's.
+        if state.claim.is_none() || !state.is_written {
+            return true;
+        }
+        let removed = self.inner.disk.unlink(&layout::map(&self.digest));
+        self.inner.group.directories([FILLS.into()]);
+        state.is_written = removed.is_err();
+        if let Err(error) = &removed {
+            tracing::warn!(digest = %self.digest, %error, "the map of a removed download could not be removed; it goes when that ends");
+        }
+        removed.is_ok()
+    }
+
     /// From here on nothing is put down, and the map there is stays until the file has another name.
     ///
     /// # Errors
     /// That the file could not be synced before: it must not be published.
     pub(in crate::store) fn end(&self) -> Result<(), StoreError> {
         let mut state = self.state.lock();
-        state.is_over = true;
+        state.course = Course::Over;
         if state.has_failed {
             let error = io::Error::other("it could not be synced before, and what was written may be lost");
             return Err(StoreError::io("sync", &self.path, error));
@@ -141,19 +174,22 @@ impl Map {
     }
 
     /// Puts down for the last time what is in the file, gives the rest of its blocks back, and the whole to who comes next.
-    /// Blocks.
+    /// False if it is not to be kept. Blocks.
     pub(in crate::store) fn park(
         &self,
         file: &File,
         present: ByteRanges,
         mark: PartialMark,
         mut reservation: Reservation,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let mut state = self.state.lock();
-        if state.is_over || state.has_failed {
+        if state.course == Course::Doomed {
+            return Ok(false);
+        }
+        if state.course != Course::Runs || state.has_failed {
             return Err(StoreError::Stopped);
         }
-        state.is_over = true;
+        state.course = Course::Over;
         // Also where it is as long already: blocks that were taken for what comes after go by that.
         self.inner.disk.set_len(file, present.end()).map_err(|e| StoreError::io("cut", &self.path, e))?;
         let touched = self.put_down(&mut state, file, &present, mark.clone())?;
@@ -161,18 +197,23 @@ impl Map {
         let bytes = file.metadata().map_or(present.end(), |found| held(&found, &present));
         reservation.keep_only(bytes);
         let (total, of) = (present.total(), self.length);
-        tracing::debug!(digest = %self.digest, bytes = total, of, "an unfinished download stays, to be gone on with");
         let left = Left { path: self.path.clone(), length: self.length, present, mark, touched };
-        // Whoever takes it up has the map from here on.
-        state.is_written = false;
-        self.inner.partials.put_back(claim, Box::new(Parked { left, reservation }));
-        Ok(())
+        match self.inner.partials.put_back(claim, Box::new(Parked { left, reservation })) {
+            // Whoever takes it up has the map from here on.
+            Ok(()) => state.is_written = false,
+            Err((claim, _)) => {
+                state.claim = Some(claim);
+                return Ok(false);
+            }
+        }
+        tracing::debug!(digest = %self.digest, bytes = total, of, "an unfinished download stays, to be gone on with");
+        Ok(true)
     }
 
     /// Removes it. What could not be removed is harmless without its file, and goes later.
     fn remove(&self) {
         let mut state = self.state.lock();
-        state.is_over = true;
+        state.course = Course::Over;
         if let Some(claim) = state.claim.take()
             && std::mem::take(&mut state.is_written)
         {
@@ -196,7 +237,12 @@ impl Mapped {
 
 impl From<Map> for Mapped {
     fn from(map: Map) -> Self {
-        Self { map: Arc::new(map), stays: false }
+        let map = Arc::new(map);
+        if map.inner.partials.has_map(&map.digest, &map.path, Arc::downgrade(&map)) {
+            // A failure is told, and it goes with the file.
+            let _ = map.doom();
+        }
+        Self { map, stays: false }
     }
 }
 

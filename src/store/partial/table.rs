@@ -1,16 +1,16 @@
 //! Which fills have left something, and who goes on with what.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::PartialMark;
 use super::shelf::Shelf;
+use super::{Map, PartialMark};
 use crate::oci::Digest;
 use crate::store::capacity::Reservation;
 use crate::store::gated::Gated;
@@ -42,12 +42,49 @@ pub(in crate::store) struct Partials {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// Of which somebody has the map, and whether that is about to end.
-    claimed: HashMap<Digest, bool>,
+    /// Of which somebody has the map.
+    claimed: HashMap<Digest, Claimed>,
     parked: Shelf,
     /// What could not be removed. It counts until it is, and until then nobody has the map of its digest: the next attempt
     /// would take it for the old one.
     stuck: HashMap<Digest, Option<Stuck>>,
+}
+
+/// What somebody has.
+#[derive(Debug, Default)]
+struct Claimed {
+    /// The file. None: there is none yet.
+    path: Option<PathBuf>,
+    mark: PartialMark,
+    /// The map, if it is being written.
+    map: Weak<Map>,
+    /// That is about to end.
+    is_ending: bool,
+    /// It was removed by command, and is not kept when it is given back.
+    is_doomed: bool,
+}
+
+/// What of a digest there was at some time.
+#[derive(Debug)]
+pub(in crate::store) struct Seen {
+    pub(in crate::store) digest: Digest,
+    /// No other of the same digest ever has this file.
+    pub(super) path: PathBuf,
+    pub(in crate::store) mark: PartialMark,
+    /// When somebody wrote to it last, in seconds. None: somebody has it.
+    pub(in crate::store) touched: Option<u32>,
+    /// What its file takes, if nobody has it.
+    pub(super) bytes: u64,
+}
+
+/// What has become of it since.
+pub(super) enum Since {
+    /// Nobody else has it now.
+    Taken(Claim, Box<Parked>),
+    /// Somebody has it, perhaps with this map, and will not keep it.
+    Doomed(Option<Arc<Map>>),
+    /// It is not there any more, or somebody has it and may keep it.
+    Untouched,
 }
 
 /// The right to write the map of this digest. Nobody else has it until this is dropped.
@@ -149,7 +186,7 @@ impl Partials {
         {
             return None;
         }
-        table.claimed.insert(*digest, false);
+        table.claimed.insert(*digest, Claimed::default());
         Some(self.claimed(*digest))
     }
 
@@ -184,15 +221,60 @@ impl Partials {
 
     fn take_from(self: &Arc<Self>, table: &mut Table, digest: &Digest) -> Option<(Claim, Box<Parked>)> {
         let mut parked = table.parked.take(digest)?;
-        table.claimed.insert(*digest, false);
+        let Left { path, mark, .. } = &parked.left;
+        table.claimed.insert(*digest, Claimed { path: Some(path.clone()), mark: mark.clone(), ..Claimed::default() });
         // Under the lock: what counts as parked can be found in the table.
         parked.reservation.take_up(digest);
         Some((self.claimed(*digest), parked))
     }
 
-    /// Nobody goes on with it for now; its file takes as much as is reserved.
-    pub(in crate::store) fn put_back(&self, mut claim: Claim, mut parked: Box<Parked>) {
+    /// Takes what was seen, if it is still there and nobody has it. If somebody has it, that is not kept, with `dooms`.
+    pub(super) fn take_seen(self: &Arc<Self>, seen: &Seen, dooms: bool) -> Since {
         let mut table = self.table.lock();
+        let is_it = |parked: &Parked| parked.left.path == seen.path;
+        if table.parked.get(&seen.digest).is_some_and(is_it) {
+            let taken = self.take_from(&mut table, &seen.digest);
+            return taken.map_or(Since::Untouched, |(claim, parked)| Since::Taken(claim, parked));
+        }
+        match table.claimed.get_mut(&seen.digest) {
+            Some(claimed) if dooms && claimed.path.as_ref() == Some(&seen.path) => {
+                claimed.is_doomed = true;
+                Since::Doomed(claimed.map.upgrade())
+            }
+            _ => Since::Untouched,
+        }
+    }
+
+    /// Somebody writes a map for this file. Whether it is not to be kept.
+    pub(super) fn has_map(&self, digest: &Digest, path: &Path, map: Weak<Map>) -> bool {
+        let mut table = self.table.lock();
+        let Some(claimed) = table.claimed.get_mut(digest) else { return false };
+        (claimed.path, claimed.map) = (Some(path.to_owned()), map);
+        claimed.is_doomed
+    }
+
+    /// What is known of this file now.
+    pub(super) fn remember(&self, digest: &Digest, path: &Path, mark: &PartialMark) {
+        let mut table = self.table.lock();
+        if let Some(claimed) = table.claimed.get_mut(digest).filter(|claimed| claimed.path.as_deref() == Some(path)) {
+            claimed.mark = mark.clone();
+        }
+    }
+
+    /// Nobody goes on with it for now; its file takes as much as is reserved.
+    ///
+    /// # Errors
+    /// It was removed by command meanwhile, and is to go.
+    pub(in crate::store) fn put_back(
+        &self,
+        mut claim: Claim,
+        mut parked: Box<Parked>,
+    ) -> Result<(), (Claim, Box<Parked>)> {
+        let mut table = self.table.lock();
+        if let Some(claimed) = table.claimed.get_mut(&claim.digest).filter(|claimed| claimed.is_doomed) {
+            claimed.is_ending = true;
+            return Err((claim, parked));
+        }
         parked.reservation.park(parked.reservation.bytes());
         claim.is_over = true;
         table.claimed.remove(&claim.digest);
@@ -200,6 +282,7 @@ impl Partials {
         table.parked.put(claim.digest, parked);
         drop(table);
         self.ended.notify_waiters();
+        Ok(())
     }
 
     /// Its map or its file (with what that takes) could not be removed.
@@ -219,14 +302,14 @@ impl Partials {
     pub(super) fn take_stuck(self: &Arc<Self>) -> Vec<(Claim, Option<Stuck>)> {
         let mut table = self.table.lock();
         let stuck = std::mem::take(&mut table.stuck);
-        table.claimed.extend(stuck.keys().map(|digest| (*digest, false)));
+        table.claimed.extend(stuck.keys().map(|digest| (*digest, Claimed::default())));
         stuck.into_iter().map(|(digest, stuck)| (self.claimed(digest), stuck)).collect()
     }
 
     /// Whoever has the map of this digest gives it up, as soon as that can be.
     pub(in crate::store) fn ends(&self, digest: &Digest) {
-        if let Some(is_ending) = self.table.lock().claimed.get_mut(digest) {
-            *is_ending = true;
+        if let Some(claimed) = self.table.lock().claimed.get_mut(digest) {
+            claimed.is_ending = true;
         }
     }
 
@@ -235,12 +318,12 @@ impl Partials {
         // An explored schedule sees threads, and no tasks that wait.
         #[cfg(test)]
         crate::store::tests::gate::wait_for(|| {
-            self.table.peek(|table| table.claimed.get(digest).is_none_or(|is_ending| !is_ending)).unwrap_or(false)
+            self.table.peek(|table| table.claimed.get(digest).is_none_or(|it| !it.is_ending)).unwrap_or(false)
         });
         let until = Instant::now() + Duration::from_millis(self.patience.load(Ordering::Relaxed));
         loop {
             let ended = self.ended.notified();
-            let is_ending = self.table.lock().claimed.get(digest).copied().unwrap_or(false);
+            let is_ending = self.table.lock().claimed.get(digest).is_some_and(|claimed| claimed.is_ending);
             if !is_ending || timeout_at(until, ended).await.is_err() {
                 return;
             }
@@ -249,17 +332,18 @@ impl Partials {
 
     /// The files of all that is left.
     pub(super) fn paths(&self) -> Vec<(Digest, PathBuf)> {
-        self.select(|digest, left| Some((*digest, left.path.clone())))
+        self.table.lock().parked.iter().map(|(digest, parked)| (*digest, parked.left.path.clone())).collect()
     }
 
-    /// Of what is left that for which there is something.
-    pub(super) fn select<T>(&self, of: impl Fn(&Digest, &Left) -> Option<T>) -> Vec<T> {
-        self.table.lock().parked.iter().filter_map(|(digest, parked)| of(digest, &parked.left)).collect()
-    }
-
-    /// What the file of this digest takes, if it is left.
-    pub(super) fn bytes(&self, digest: &Digest) -> Option<u64> {
-        self.table.lock().parked.get(digest).map(|parked| parked.reservation.bytes())
+    /// All that is left, and all that somebody has with its file. It may be another the moment after: who chooses of it takes
+    /// time, and others wait for the table.
+    pub(super) fn look(&self) -> Vec<Seen> {
+        let table = self.table.lock();
+        let parked = table.parked.iter().map(|(digest, parked)| Seen::of(digest, parked));
+        let claimed = table.claimed.iter().filter_map(|(digest, Claimed { path, mark, .. })| {
+            Some(Seen { digest: *digest, path: path.clone()?, mark: mark.clone(), touched: None, bytes: 0 })
+        });
+        parked.chain(claimed).collect()
     }
 
     /// A time that is later than now was that of a wrong clock.
@@ -279,6 +363,16 @@ impl Partials {
         let table = self.table.lock();
         let parked = table.parked.iter().map(|(_, parked)| parked.reservation.bytes());
         parked.chain(table.stuck.values().flatten().map(|stuck| stuck.reservation.bytes())).sum()
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    pub(super) fn of(digest: &Digest, parked: &Parked) -> Self {
+        let Parked { left: Left { path, mark, touched, .. }, reservation } = parked;
+        let (path, mark) = (path.clone(), mark.clone());
+        Self { digest: *digest, path, mark, touched: Some(*touched), bytes: reservation.bytes() }
     }
 }
 

@@ -51,6 +51,11 @@ impl Checkpoints {
     pub(super) fn end(&self) {
         self.map.ends();
     }
+
+    /// What is to be known by who chooses what to remove.
+    pub(super) fn remember(&self, mark: &PartialMark) {
+        self.map.remember(mark);
+    }
 }
 
 // === impl Shared ===

@@ -286,7 +286,8 @@ async fn what_is_left_of_a_repository_goes_with_it() {
     assert_eq!(fixture.rm("docker.io/team/app", false).await, (0, 0, 0, 1), "once");
     // After a restart it is known too.
     let taken = fixture.store.take_up(&other).await.unwrap();
-    assert_eq!(fixture.rm("**", false).await, (0, 0, 0, 1), "somebody goes on with it");
+    assert_eq!(fixture.rm("docker.io/team/app", false).await, (0, 0, 0, 1), "it is another's");
+    assert_eq!(fixture.rm("**", true).await, (0, 0, 0, 0), "somebody goes on with it");
     drop(taken);
     running.discard();
     fixture.idle().await;
