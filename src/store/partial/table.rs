@@ -351,6 +351,12 @@ impl Partials {
         self.table.lock().parked.bound(now);
     }
 
+    /// Whether nobody has the table.
+    #[cfg(test)]
+    pub(in crate::store) fn are_free(&self) -> bool {
+        self.table.peek(|_| ()).is_some()
+    }
+
     /// When what is left of a digest was touched.
     #[cfg(test)]
     pub(in crate::store) fn touched(&self, digest: &Digest) -> Option<u32> {

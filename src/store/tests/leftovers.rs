@@ -321,6 +321,26 @@ async fn what_is_left_of_an_image_goes_with_it() {
 }
 
 #[tokio::test]
+async fn others_do_not_wait_while_it_is_chosen_what_goes() {
+    let fixture = fixture(1 << 30);
+    let [one, other] = [162, 163].map(|seed| content(seed, 2 * MIB));
+    let one = fixture.leave_of(&one, Some("team/app")).await;
+    fixture.leave_of(&other, Some("team/app")).await;
+    for dry_run in [true, false] {
+        let choose = move |inner: &Arc<Inner>| {
+            let is_free = std::cell::Cell::new(true);
+            let gone = inner.remove_partials(dry_run, |seen| {
+                is_free.set(is_free.get() && inner.partials.are_free());
+                seen.digest == one
+            });
+            (gone.unwrap().downloads, is_free.get())
+        };
+        assert_eq!(fixture.run(choose).await, (1, true), "{dry_run}");
+    }
+    assert_eq!(fixture.fills().await, ["map", "part"], "the other stays");
+}
+
+#[tokio::test]
 async fn gc_removes_what_nobody_has_gone_on_with_for_an_hour() {
     let fixture = fixture(1 << 30);
     let digest = fixture.leave_of(&content(160, 2 * MIB), Some("team/app")).await;
