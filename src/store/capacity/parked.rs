@@ -15,9 +15,9 @@ impl Books {
             return None;
         }
         state.reserved += bytes;
-        state.parked += bytes;
         self.show(&state);
-        Some(Reservation { books: self.clone(), digest: None, bytes, unallocated: 0, parked: true })
+        // Parked once it can be found: else whoever makes room would look for it in vain until then.
+        Some(Reservation { books: self.clone(), digest: None, bytes, unallocated: 0, parked: false })
     }
 
     /// How many bytes fills have left with which nobody goes on.
@@ -86,7 +86,9 @@ mod tests {
         left.park(30);
         assert!(!books.is_busy(&digest(1)));
         assert_eq!((books.used_bytes(), books.state.lock().parked), (30, 30));
-        let adopted = books.adopt(70, true).unwrap();
+        let mut adopted = books.adopt(70, true).unwrap();
+        assert_eq!(books.state.lock().parked, 30, "nobody finds it yet");
+        adopted.park(70);
         assert!(books.adopt(1, true).is_none(), "there is no room for more");
         assert_eq!(books.adopt(1, false).map(|left| left.bytes()), Some(1), "whoever only looks takes nothing away");
         assert_eq!(books.state.lock().parked, 100);
@@ -103,7 +105,8 @@ mod tests {
     fn it_goes_before_any_blob_and_not_in_vain() {
         let books = books(100);
         books.used(&digest(1), 40);
-        let left = books.adopt(30, true).unwrap();
+        let mut left = books.adopt(30, true).unwrap();
+        left.park(30);
         let mut much = books.wait(Want::Promise { digest: None, bytes: 110 });
         let mut some = books.wait(Want::Promise { digest: None, bytes: 50 });
         assert!(books.begins_evicting());

@@ -27,6 +27,8 @@ struct Play<'p> {
     pinned: bool,
     /// What a fill has left is there, and may be at the end.
     left: bool,
+    /// It cannot be found out before that what is left.
+    late: bool,
     /// So many times as many schedules: of what is met in few of them.
     times: u64,
 }
@@ -46,6 +48,8 @@ struct Stage {
     met: AtomicUsize,
     /// Which of the images the tag `one` means, as far as whoever wrote it was told.
     acknowledged: AtomicUsize,
+    /// Files of fills that were there when a command began that removes them.
+    removed: parking_lot::Mutex<HashSet<PathBuf>>,
 }
 
 impl Stage {
@@ -58,7 +62,8 @@ impl Stage {
         let layers: [Vec<u8>; 4] = [(1, 9_000), (2, 7_000), (3, 40_000), (4, 5_000)].map(layer);
         let digests: Vec<Digest> = layers.iter().map(|layer| sha256(layer)).collect();
         let images = [&digests[..2], &digests[2..]].map(|of| manifest(&of[0], &of[1..]).into_bytes());
-        Self { layers, images, met: AtomicUsize::new(0), acknowledged: AtomicUsize::new(0) }
+        let [met, acknowledged] = [0, 0].map(AtomicUsize::new);
+        Self { layers, images, met, acknowledged, removed: parking_lot::Mutex::default() }
     }
 
     fn meet(&self) {
@@ -283,15 +288,19 @@ fn schedules() -> u64 {
     std::env::var("OCISTERN_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(120)
 }
 
+fn open(sim: &Arc<Sim>, root: &Path, capacity: u64) -> (Store, Metrics) {
+    let metrics = Metrics::new().unwrap();
+    let disk = Disk::over(Box::new(SimFs(sim.clone())), root.canonicalize().unwrap());
+    let store = Store::open_on(Arc::new(disk), options(root, capacity), metrics.clone(), |_| Box::new(InMemory));
+    (store.unwrap(), metrics)
+}
+
 /// One schedule. Returns a number for it.
 fn perform(stage: &Arc<Stage>, play: Play<'_>, seed: u64) -> u64 {
-    let Play { acts, capacity, pinned, left, .. } = play;
+    let Play { acts, capacity, pinned, left, late, .. } = play;
     let root = fast_directory();
     let sim = Sim::new(root.path());
-    let metrics = Metrics::new().unwrap();
-    let disk = Disk::over(Box::new(SimFs(sim)), root.path().canonicalize().unwrap());
-    let store = Store::open_on(Arc::new(disk), options(root.path(), capacity), metrics.clone(), |_| Box::new(InMemory))
-        .unwrap();
+    let (mut store, mut metrics) = open(&sim, root.path(), capacity);
     let own = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build().unwrap();
     own.block_on(pull(&store, stage, 0, "one")).unwrap();
     if pinned {
@@ -299,11 +308,20 @@ fn perform(stage: &Arc<Stage>, play: Play<'_>, seed: u64) -> u64 {
         own.block_on(store.pin(pin)).unwrap();
     }
     if left {
-        store.0.partials.set_least(partials::LEAST);
-        store.0.partials.set_patience(Duration::from_millis(20));
+        partials::set_up(&store);
         own.block_on(partials::leave_some(&store, stage)).unwrap();
     }
+    if late {
+        own.block_on(store.close());
+        drop(store);
+        sim.spoil([PathBuf::from(layout::FILLS)]);
+        (store, metrics) = open(&sim, root.path(), capacity);
+        sim.spoil([]);
+        partials::set_up(&store);
+        own.block_on(store.recover_once()).unwrap();
+    }
     stage.acknowledged.store(0, Ordering::SeqCst);
+    stage.removed.lock().clear();
     let policy = if seed.is_multiple_of(2) { Policy::Random } else { Policy::Priorities };
     let gate = Gate::new(acts.len(), policy, seed);
     std::thread::scope(|scope| {
@@ -328,6 +346,8 @@ fn perform(stage: &Arc<Stage>, play: Play<'_>, seed: u64) -> u64 {
         }
     });
     own.block_on(store.recover_once()).unwrap();
+    let stays = stage.removed.lock().iter().find(|path| path.exists()).cloned();
+    assert_eq!(stays, None, "what was removed is not kept by who had it");
     if left {
         own.block_on(partials::end(&store, stage, root.path(), seed));
     }
@@ -369,7 +389,7 @@ fn check_tags(root: &Path, may_be_broken: bool) {
 
 /// Performs it under many schedules. Returns how many were different ones.
 fn explore(acts: &[Act], capacity: u64, pinned: bool) {
-    play(Play { acts, capacity, pinned, left: false, times: 1 });
+    play(Play { acts, capacity, pinned, left: false, late: false, times: 1 });
 }
 
 fn play(play: Play<'_>) {

@@ -35,10 +35,23 @@ fn check_present(present: &ByteRanges, file: &std::fs::File, content: &[u8]) {
     }
 }
 
+/// Blobs are small, and no actor waits for another for long.
+pub(super) fn set_up(store: &Store) {
+    store.0.partials.set_least(LEAST);
+    store.0.partials.set_patience(Duration::from_millis(20));
+}
+
+/// As a fill says where it comes from.
+fn mark() -> PartialMark {
+    let repository = Some("library/app".into());
+    PartialMark { upstream: Some("docker.io".into()), repository, ..PartialMark::default() }
+}
+
 /// Begins a fill of the layer, is given up, and has left something.
 pub(super) async fn leave_some(store: &Store, stage: &Stage) -> Result<(), StoreError> {
     let content = long(stage);
     let writer = store.create(&sha256(content), Some(content.len() as u64)).await?;
+    writer.remember(mark());
     for range in [2_000..11_000, 20_000..24_000] {
         writer.write_at(range.start, part(content, &range)).await?;
     }
@@ -106,11 +119,22 @@ fn put_down(stage: &Stage, store: &Store, actor: &Actor, writer: &BlobWriter) ->
     is_mapped(stage, store, writer)
 }
 
-fn is_mapped(stage: &Stage, store: &Store, writer: &BlobWriter) -> bool {
-    let Ok(map) = std::fs::read(store.root().join(layout::map(&sha256(long(stage))))) else { return false };
+/// The file that the map names.
+fn mapped(stage: &Stage, store: &Store) -> Option<PathBuf> {
+    let map = std::fs::read(store.root().join(layout::map(&sha256(long(stage))))).ok()?;
     let record: serde_json::Value = record::decode(&map).unwrap();
-    let named = std::fs::metadata(store.root().join("fills").join(record["file"].as_str().unwrap()));
-    named.is_ok_and(|named| named.ino() == writer.file().metadata().unwrap().ino())
+    Some(store.root().join("fills").join(record["file"].as_str().unwrap()))
+}
+
+fn is_mapped(stage: &Stage, store: &Store, writer: &BlobWriter) -> bool {
+    let named = mapped(stage, store).and_then(|path| std::fs::metadata(path).ok());
+    named.is_some_and(|named| named.ino() == writer.file().metadata().unwrap().ino())
+}
+
+/// Nobody but a command removes the map that a writer has put down.
+fn check_map(stage: &Stage, store: &Store, writer: &BlobWriter) {
+    let by_command = !stage.removed.lock().is_empty();
+    assert!(by_command || is_mapped(stage, store, writer), "nobody else removes its map");
 }
 
 /// Goes on with what is left, or begins; none if there is no room.
@@ -126,6 +150,7 @@ fn begin(stage: &Stage, store: &Store, actor: &Actor) -> Option<BlobWriter> {
     };
     match begun {
         Ok(writer) => {
+            actor.alone(async { writer.remember(mark()) });
             check_present(&writer.present(), &writer.file(), content);
             Some(writer)
         }
@@ -144,7 +169,9 @@ fn go_on(stage: &Stage, store: &Store, actor: &Actor) {
     let mut mapped = false;
     for range in missing(&writer, content) {
         actor.step();
-        assert!(!mapped || is_mapped(stage, store, &writer), "nobody else removes its map");
+        if mapped {
+            check_map(stage, store, &writer);
+        }
         actor.block(writer.write_at(range.start, part(content, &range))).unwrap();
         mapped = put_down(stage, store, actor, &writer);
     }
@@ -163,7 +190,9 @@ fn give_up(stage: &Stage, store: &Store, actor: &Actor) {
         let mut mapped = false;
         for range in missing(&writer, content).into_iter().rev().take(2) {
             actor.step();
-            assert!(!mapped || is_mapped(stage, store, &writer), "nobody else removes its map");
+            if mapped {
+                check_map(stage, store, &writer);
+            }
             actor.block(writer.write_at(range.start, part(content, &range))).unwrap();
             mapped = put_down(stage, store, actor, &writer);
         }
@@ -231,10 +260,47 @@ fn tidy(_: &Stage, store: &Store, actor: &Actor) {
     }
 }
 
+/// Removes all that is of the repository, what others have of it too.
+fn remove_all(stage: &Stage, store: &Store, actor: &Actor) {
+    // What has a map was asked for there.
+    stage.removed.lock().extend(mapped(stage, store));
+    let pattern: ImagePattern = "docker.io/library/app".parse().unwrap();
+    actor.block(store.remove_images(vec![pattern], false)).unwrap();
+}
+
+/// The same of what nobody has gone on with for long.
+fn collect_all(_: &Stage, store: &Store, actor: &Actor) {
+    actor.block(store.collect_at(wall() + Duration::from_hours(2), false, None)).unwrap();
+}
+
+/// Takes up what is left, and gives it back as it is.
+fn look(stage: &Stage, store: &Store, actor: &Actor) {
+    for _ in 0..2 {
+        match actor.alone(store.take_up(&sha256(long(stage)))) {
+            Some(partial) => {
+                actor.step();
+                actor.alone(async { drop(partial) });
+            }
+            None => stage.meet(),
+        }
+    }
+}
+
+/// Finds out what is left.
+fn find(_: &Stage, store: &Store, actor: &Actor) {
+    for _ in 0..2 {
+        let work = |inner: &Arc<Inner>| {
+            inner.find_partials(false);
+            Ok(())
+        };
+        actor.block(store.blocking(work)).unwrap();
+    }
+}
+
 // === plays ===
 
 fn explore_left(acts: &[Act], capacity: u64) {
-    play(Play { acts, capacity, pinned: false, left: true, times: 1 });
+    play(Play { acts, capacity, pinned: false, left: true, late: false, times: 1 });
 }
 
 #[test]
@@ -265,10 +331,27 @@ fn what_is_left_and_upkeep() {
 #[test]
 fn what_comes_in_the_place_of_what_is_removed() {
     // All that the others do must come between two steps of the one.
-    play(Play { acts: &[discard_left, give_up, give_up], capacity: AMPLE, pinned: false, left: true, times: 3 });
+    let acts: &[Act] = &[discard_left, give_up, give_up];
+    play(Play { acts, capacity: AMPLE, pinned: false, left: true, late: false, times: 3 });
 }
 
 #[test]
 fn what_comes_in_the_place_of_what_goes_for_good() {
     explore_left(&[discard, give_up], AMPLE);
+}
+
+#[test]
+fn what_is_left_and_rm() {
+    explore_left(&[remove_all, give_up, look], AMPLE);
+}
+
+#[test]
+fn what_is_left_and_gc() {
+    explore_left(&[collect_all, give_up, look], AMPLE);
+}
+
+#[test]
+fn what_is_found_late() {
+    let acts: &[Act] = &[find, go_on, give_up, evict];
+    play(Play { acts, capacity: AMPLE, pinned: false, left: true, late: true, times: 1 });
 }
