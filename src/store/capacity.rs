@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::MutexGuard;
@@ -56,6 +57,8 @@ struct State {
     parked: u64,
     /// Bytes of removed files that a reader still holds.
     lingering: u64,
+    /// Bytes of files that are nobody's and could not be removed.
+    left: Arc<AtomicU64>,
     /// Open files, by digest and inode. As many as there are readers.
     held: HashMap<(Digest, u64), Held>,
     /// How many read or write a blob.
@@ -120,11 +123,23 @@ impl Books {
             allocated: 0,
             parked: 0,
             lingering: 0,
+            left: Arc::default(),
             held: HashMap::new(),
             busy: HashMap::new(),
             queue: Queue::default(),
         };
         Self { capacity, floor: floor(space.total), metrics, timeline, state: Gated::new(state) }
+    }
+
+    /// The same, where so many bytes count beside what passes here.
+    pub(super) fn with(self, left: Arc<AtomicU64>) -> Self {
+        self.state.lock().left = left;
+        self
+    }
+
+    /// Shows what has changed without passing here.
+    pub(super) fn refresh(&self) {
+        self.show(&self.state.lock());
     }
 
     /// What the store may hold.
@@ -299,7 +314,7 @@ impl Books {
         f(&mut self.state.lock().order)
     }
 
-    /// All bytes that the store answers for: blobs, promises, and removed files that are still read.
+    /// All bytes that the store answers for: blobs, promises, removed files that are still read, and what could not be removed.
     #[cfg(test)]
     pub(super) fn used_bytes(&self) -> u64 {
         self.state.lock().used()
@@ -353,7 +368,7 @@ pub(super) fn seconds(time: SystemTime) -> u32 {
 
 impl State {
     fn used(&self) -> u64 {
-        self.stored + self.reserved + self.lingering
+        self.stored + self.reserved + self.lingering + self.left.load(Ordering::Relaxed)
     }
 
     /// Somebody reads or writes the blob.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -23,8 +26,10 @@ const READ: usize = 4096;
 pub(super) struct Disk {
     path: PathBuf,
     fs: Box<dyn Fs>,
-    /// Files that are nobody's and could not be removed.
-    left: Mutex<Vec<PathBuf>>,
+    /// Files that are nobody's and could not be removed, with what each takes.
+    left: Mutex<Vec<(PathBuf, u64)>>,
+    /// What all of them take, those too that are not remembered.
+    left_bytes: Arc<AtomicU64>,
     made: Mutex<Made>,
 }
 
@@ -47,7 +52,7 @@ impl Disk {
 
     /// Over a file system whose root is at this absolute path.
     pub(super) fn over(fs: Box<dyn Fs>, path: PathBuf) -> Self {
-        Self { path, fs, left: Mutex::default(), made: Mutex::default() }
+        Self { path, fs, left: Mutex::default(), left_bytes: Arc::default(), made: Mutex::default() }
     }
 
     /// The root's absolute path.
@@ -246,21 +251,38 @@ impl Disk {
     }
 
     /// A file that is nobody's cannot be removed now (no descriptor is free, the disk says no): it is tried again with
-    /// [`Disk::remove_left`], and if that never succeeds the next start does it.
-    pub(super) fn leave(&self, path: &Path) {
+    /// [`Disk::remove_left`], and if that never succeeds the next start does it. Until then it counts; `found` is what can be
+    /// seen of it.
+    pub(super) fn leave(&self, path: &Path, found: io::Result<Metadata>) {
+        self.leave_bytes(path.to_owned(), found.map_or(0, |found| taken(&found)));
+    }
+
+    fn leave_bytes(&self, path: PathBuf, bytes: u64) {
+        self.left_bytes.fetch_add(bytes, Ordering::Relaxed);
         let mut left = self.left.lock();
+        // What is more waits for the next start, and counts until then.
         if left.len() < LEFT {
-            left.push(path.to_owned());
+            left.push((path, bytes));
         }
+    }
+
+    /// What the files take that are left; it changes with them.
+    pub(super) fn left_bytes(&self) -> Arc<AtomicU64> {
+        self.left_bytes.clone()
     }
 
     /// Tries again to remove what could not be removed.
     pub(super) fn remove_left(&self) {
         let left = std::mem::take(&mut *self.left.lock());
-        for path in left {
-            if self.unlink(&path).is_err() {
-                self.leave(&path);
+        for (path, bytes) in left {
+            let removed = self.unlink(&path);
+            if removed.is_err() {
+                // It may be that it could not be looked at before.
+                let found = self.metadata(&path);
+                self.leave_bytes(path, found.map_or(bytes, |found| taken(&found)));
             }
+            // Last: in between it counts twice, and not for nothing.
+            self.left_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 
@@ -298,6 +320,11 @@ impl Disk {
     pub(super) fn space(&self) -> io::Result<Space> {
         self.fs.space()
     }
+}
+
+/// What the file system has given for a file.
+fn taken(found: &Metadata) -> u64 {
+    found.blocks().saturating_mul(512)
 }
 
 impl AsRef<Self> for Disk {
@@ -347,6 +374,41 @@ mod tests {
             disk.sync_all_made().unwrap();
             assert!(made().is_empty(), "an old directory needs no sync");
         }
+    }
+
+    #[test]
+    fn what_is_left_counts_until_it_is_gone_however_much_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path()).unwrap();
+        let bytes = disk.left_bytes();
+        let in_the_way = root.path().join("d");
+        std::fs::create_dir(&in_the_way).unwrap();
+        std::fs::write(root.path().join("f"), [1; 9000]).unwrap();
+        let takes = taken(&disk.metadata(Path::new("f")).unwrap());
+        assert!(takes >= 9000);
+        for path in ["d", "f", "gone"].map(Path::new) {
+            disk.leave(path, disk.metadata(path));
+        }
+        let directory = taken(&disk.metadata(Path::new("d")).unwrap());
+        assert_eq!(bytes.load(Ordering::Relaxed), takes + directory);
+        disk.remove_left();
+        assert_eq!(bytes.load(Ordering::Relaxed), directory, "a directory is not unlinked");
+        // What could not be looked at before is looked at again.
+        std::fs::remove_dir(&in_the_way).unwrap();
+        disk.remove_left();
+        disk.leave(Path::new("d"), disk.metadata(Path::new("d")));
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert_eq!(bytes.load(Ordering::Relaxed), 0);
+        disk.remove_left();
+        assert_eq!(bytes.load(Ordering::Relaxed), directory);
+        std::fs::remove_dir(&in_the_way).unwrap();
+        disk.remove_left();
+        for _ in 0..LEFT + 3 {
+            disk.leave_bytes("gone".into(), 10);
+        }
+        assert_eq!((bytes.load(Ordering::Relaxed), disk.left.lock().len()), (10 * (LEFT as u64 + 3), LEFT));
+        disk.remove_left();
+        assert_eq!(bytes.load(Ordering::Relaxed), 30, "of these nobody knows the names");
     }
 
     #[test]

@@ -271,7 +271,7 @@ impl Store {
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
         let mut inner = Inner {
             durability,
-            books: Arc::new(Books::new(capacity, space, metrics.clone(), timeline.clone())),
+            books: Arc::new(Books::new(capacity, space, metrics.clone(), timeline.clone()).with(disk.left_bytes())),
             hints,
             records,
             unreadable: Unreadables::default(),
@@ -300,6 +300,7 @@ impl Store {
         };
         inner.check_origins(&origins)?;
         inner.find_partials(command.is_some());
+        inner.books.refresh();
         inner.group.run(&inner.disk);
         if !goes_on {
             // What a killed process wrote last may be in the page cache alone, and nobody else knows of it. Not waited for
@@ -354,7 +355,7 @@ impl Store {
                 inner.books.look_at_clock();
                 inner.sync_published();
                 inner.find_partials(false);
-                inner.disk.remove_left();
+                inner.remove_left();
                 inner.remove_stuck_partials();
                 inner.forget_surplus_partials();
                 if order {
@@ -426,6 +427,12 @@ impl Inner {
         }
     }
 
+    /// Tries again to remove what is nobody's. Blocks.
+    fn remove_left(&self) {
+        self.disk.remove_left();
+        self.books.refresh();
+    }
+
     /// Ages that the index does not take now stay in memory.
     fn write_order(&self) {
         if !self.hints.has_room() {
@@ -437,7 +444,7 @@ impl Inner {
 
     fn shut(&self) -> Result<(), StoreError> {
         let synced = self.group.run(&self.disk);
-        self.disk.remove_left();
+        self.remove_left();
         self.remove_stuck_partials();
         self.write_order();
         self.hints.close();

@@ -96,7 +96,7 @@ impl<D: AsRef<Disk>> Drop for Temporary<D> {
             && let Err(error) = self.disk.as_ref().unlink(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "a temporary file could not be removed; tried again soon");
-            self.disk.as_ref().leave(&self.path);
+            self.disk.as_ref().leave(&self.path, self.file.metadata());
         }
     }
 }

@@ -164,9 +164,12 @@ impl Work {
 
     /// Leaves what is there to who takes it up. If that fails or it is not to be kept, nothing stays.
     pub(super) fn park(self, present: ByteRanges, mark: PartialMark) -> Result<(), StoreError> {
-        let Self { mut named, reservation, .. } = self;
+        let Self { named, reservation, .. } = self;
+        let mut reservation = Some(reservation);
+        // Goes before the other: what cannot be removed counts by then.
+        let mut named = named;
         let Some(mapped) = &named.map else { return Err(StoreError::Stopped) };
-        let stays = mapped.map().park(named.temporary.file(), present, mark, reservation)?;
+        let stays = mapped.map().park(named.temporary.file(), present, mark, &mut reservation)?;
         named.set_stays(stays);
         Ok(())
     }

@@ -180,7 +180,7 @@ impl Map {
         file: &File,
         present: ByteRanges,
         mark: PartialMark,
-        mut reservation: Reservation,
+        reservation: &mut Option<Reservation>,
     ) -> Result<bool, StoreError> {
         let mut state = self.state.lock();
         if state.course == Course::Doomed {
@@ -193,19 +193,19 @@ impl Map {
         // Also where it is as long already: blocks that were taken for what comes after go by that.
         self.inner.disk.set_len(file, present.end()).map_err(|e| StoreError::io("cut", &self.path, e))?;
         let touched = self.put_down(&mut state, file, &present, mark.clone())?;
-        let Some(claim) = state.claim.take() else { return Err(StoreError::Stopped) };
+        let taken = state.claim.take().zip(reservation.take());
+        let Some((claim, mut kept)) = taken else { return Err(StoreError::Stopped) };
         let bytes = file.metadata().map_or(present.end(), |found| held(&found, &present));
-        reservation.keep_only(bytes);
+        kept.keep_only(bytes);
         let (total, of) = (present.total(), self.length);
         let left = Left { path: self.path.clone(), length: self.length, present, mark, touched };
-        match self.inner.partials.put_back(claim, Box::new(Parked { left, reservation })) {
-            // Whoever takes it up has the map from here on.
-            Ok(()) => state.is_written = false,
-            Err((claim, _)) => {
-                state.claim = Some(claim);
-                return Ok(false);
-            }
+        if let Err((claim, parked)) = self.inner.partials.put_back(claim, Box::new(Parked { left, reservation: kept }))
+        {
+            (state.claim, *reservation) = (Some(claim), Some(parked.reservation));
+            return Ok(false);
         }
+        // Whoever takes it up has the map from here on.
+        state.is_written = false;
         tracing::debug!(digest = %self.digest, bytes = total, of, "an unfinished download stays, to be gone on with");
         Ok(true)
     }

@@ -115,7 +115,7 @@ fn cut(disk: &Disk, left: &Left) -> io::Result<()> {
 /// Removes files that are nobody's, now or later.
 fn remove_or_leave(disk: &Disk, paths: &[PathBuf]) {
     for path in paths.iter().filter(|path| !remove(disk, path)) {
-        disk.leave(path);
+        disk.leave(path, disk.metadata(path));
     }
 }
 

@@ -167,7 +167,7 @@ async fn a_map_that_could_not_be_removed_is_not_taken_for_the_next_one() {
         fixture.idle().await;
         fixture
             .run(|inner| {
-                inner.disk.remove_left();
+                inner.remove_left();
                 inner.remove_stuck_partials();
             })
             .await;
@@ -175,13 +175,57 @@ async fn a_map_that_could_not_be_removed_is_not_taken_for_the_next_one() {
         let digest = fixture.leave(&content, &[0..MIB]).await;
         fixture
             .run(|inner| {
-                inner.disk.remove_left();
+                inner.remove_left();
                 inner.remove_stuck_partials();
             })
             .await;
         assert_eq!(fixture.fills().await, ["map", "part"]);
         fixture.store.take_up(&digest).await.unwrap().discard().await;
     }
+}
+
+#[tokio::test]
+async fn a_file_that_could_neither_be_kept_nor_removed_counts_until_it_is_gone() {
+    let (fixture, sim) = simulated();
+    let content = content(132, 3 * MIB);
+    for is_given_up in [true, false] {
+        let writer = begin(&fixture.store, &content).await;
+        write(&writer, &content, &[0..2 * MIB]).await;
+        written(&writer, 2 * MIB).await;
+        freeze(&sim);
+        if is_given_up {
+            drop(writer);
+        } else {
+            writer.discard();
+        }
+        assert_eq!(fixture.fills().await, ["part"]);
+        assert!((2 * MIB..4 * MIB).contains(&fixture.bytes()), "it is still on the disk: {}", fixture.bytes());
+        fixture.run(|inner| inner.remove_left()).await;
+        assert!((2 * MIB..4 * MIB).contains(&fixture.store.0.books.used_bytes()), "and is not forgotten");
+        sim.heal();
+        fixture.run(|inner| inner.remove_left()).await;
+        assert_eq!((fixture.fills().await.len(), fixture.bytes()), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn what_a_start_finds_that_nobody_wants_and_cannot_remove_counts() {
+    let (fixture, sim) = simulated();
+    fixture.store.close().await;
+    let Fixture { root, store, .. } = fixture;
+    drop(store);
+    std::fs::create_dir_all(root.path().join("fills")).unwrap();
+    std::fs::write(root.path().join("fills/stray-1-1.part"), vec![1; 1 << 20]).unwrap();
+    sim.spoil([PathBuf::from("fills")]);
+    let fixture = on(&sim, root);
+    sim.spoil([]);
+    freeze(&sim);
+    fixture.run(|inner| inner.find_partials(false)).await;
+    fixture.run(|inner| inner.remove_left()).await;
+    assert!((MIB..2 * MIB).contains(&fixture.bytes()), "{}", fixture.bytes());
+    sim.heal();
+    fixture.run(|inner| inner.remove_left()).await;
+    assert_eq!((fixture.fills().await.len(), fixture.bytes()), (0, 0));
 }
 
 // === who finds it ===

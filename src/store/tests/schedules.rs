@@ -220,7 +220,7 @@ fn tick(_: &Stage, store: &Store, actor: &Actor) {
     for _ in 0..2 {
         let work = |inner: &Arc<Inner>| {
             inner.group.run(&inner.disk);
-            inner.disk.remove_left();
+            inner.remove_left();
             inner.remove_stuck_partials();
             inner.expire();
             Ok(())

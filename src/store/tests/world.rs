@@ -702,7 +702,7 @@ impl World {
             Op::Tick => self.block(async |store| {
                 let work = |inner: &Arc<Inner>| {
                     inner.group.run(&inner.disk);
-                    inner.disk.remove_left();
+                    inner.remove_left();
                     inner.remove_stuck_partials();
                     inner.find_partials(false);
                     inner.write_order();
@@ -907,6 +907,12 @@ impl World {
             }
         }
         bytes += self.store.as_ref().unwrap().0.partials.bytes_left();
+        let left = self.store.as_ref().unwrap().0.disk.left_bytes().load(Ordering::Relaxed);
+        bytes += left;
+        if left > 0 {
+            // It is shown with the next tick.
+            self.store.as_ref().unwrap().0.books.refresh();
+        }
         let books = (self.metrics.store_bytes.get().cast_unsigned(), self.metrics.store_blobs.get().cast_unsigned());
         assert_eq!(books, (bytes, count), "{when}: the books equal the files\n{:?}", self.log);
         let used = self.store.as_ref().unwrap().0.books.used_bytes();
@@ -919,6 +925,8 @@ impl World {
         let strays: Vec<_> =
             names.map(|entry| entry.unwrap().file_name()).filter(|name| !known.contains(name)).collect();
         assert!(strays.is_empty(), "{when}: {strays:?}\n{:?}", self.log);
+        let left = self.store.as_ref().unwrap().0.disk.left_bytes().load(Ordering::Relaxed);
+        assert_eq!(left, 0, "{when}: what is gone counts no more\n{:?}", self.log);
         for (name, content) in [("oci-layout", "{\"imageLayoutVersion\":\"1.0.0\"}"), ("VERSION", "1\n")] {
             let found = std::fs::read_to_string(self.root.path().join(name)).unwrap();
             assert_eq!(found, content, "{when}: {name} is whole");

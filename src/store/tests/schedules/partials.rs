@@ -251,7 +251,7 @@ fn tidy(_: &Stage, store: &Store, actor: &Actor) {
     for _ in 0..2 {
         let work = |inner: &Arc<Inner>| {
             inner.group.run(&inner.disk);
-            inner.disk.remove_left();
+            inner.remove_left();
             inner.forget_lost_partials();
             inner.expire_partials();
             Ok(())
