@@ -87,6 +87,8 @@ pub struct Metrics {
     pub store_synced: Gauge,
     /// Times the index was set aside and started anew.
     pub index_rebuilds: IntCounter,
+    /// Lines of the log, one for each request, that were dropped because what reads it is too slow for them.
+    pub log_lines_dropped: IntCounter,
     /// What upstream said is left of its rate limit.
     pub upstream_ratelimit_remaining: IntGaugeVec,
 }
@@ -203,6 +205,10 @@ impl Metrics {
             index_rebuilds: counter(
                 "ocistern_index_rebuilds_total",
                 "Times the index was found bad, set aside and started anew.",
+            )?,
+            log_lines_dropped: counter(
+                "ocistern_log_lines_dropped_total",
+                "Lines of the log, one for each request, that were dropped because standard error takes them too slowly.",
             )?,
             upstream_ratelimit_remaining: register(
                 &registry,

@@ -1,18 +1,47 @@
 //! The log: where it goes, in which form, and that panics get there.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, Stderr, stderr};
 use std::panic::PanicHookInfo;
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::MakeWriter;
 
+use super::request_log::{Flush, Line, RequestLog};
 use crate::config::{Log, LogFormat};
+use crate::http::REQUEST_LOG;
 
-/// Sends events to standard error: one readable line each on a terminal, else one JSON object.
-pub(super) fn start(log: &Log) -> Result<(), ParseError> {
+/// The log cannot be begun.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LogError {
+    /// Its filter is none.
+    #[error("log.filter: {0}")]
+    Filter(#[from] ParseError),
+    /// There can be no further thread.
+    #[error("the thread that writes the log cannot be started: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// Standard error: lines of requests through their queue, all others at once.
+#[derive(Debug)]
+struct Output(RequestLog);
+
+/// Where one line goes.
+#[derive(Debug)]
+enum Writer<'a> {
+    Request(Line<'a>),
+    Other(Stderr),
+}
+
+/// Sends events to standard error: one readable line each on a terminal, else one JSON object. What is returned is to be
+/// dropped last.
+pub(super) fn start(log: &Log) -> Result<(RequestLog, Flush), LogError> {
     let filter = EnvFilter::try_new(&log.filter)?;
+    let (requests, flush) = RequestLog::start()?;
     let terminal = stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_ansi(terminal);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
+    let builder = builder.with_writer(Output(requests.clone()));
     let json = match log.format {
         LogFormat::Auto => !terminal,
         LogFormat::Human => false,
@@ -21,7 +50,7 @@ pub(super) fn start(log: &Log) -> Result<(), ParseError> {
     // Only a second call could fail; the first one's log stays.
     let _ = if json { builder.json().flatten_event(true).with_span_list(false).try_init() } else { builder.try_init() };
     std::panic::set_hook(Box::new(log_panic));
-    Ok(())
+    Ok((requests, flush))
 }
 
 fn log_panic(info: &PanicHookInfo<'_>) {
@@ -30,4 +59,38 @@ fn log_panic(info: &PanicHookInfo<'_>) {
     let backtrace = std::backtrace::Backtrace::capture();
     let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string());
     tracing::error!(location, backtrace, "panic: {message}");
+}
+
+// === impl Output, Writer ===
+
+impl<'a> MakeWriter<'a> for Output {
+    type Writer = Writer<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Writer::Other(stderr())
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        if metadata.target() == REQUEST_LOG && *metadata.level() == Level::INFO {
+            Writer::Request(self.0.line())
+        } else {
+            self.make_writer()
+        }
+    }
+}
+
+impl io::Write for Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Request(line) => line.write(bytes),
+            Self::Other(stderr) => stderr.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Request(line) => line.flush(),
+            Self::Other(stderr) => stderr.flush(),
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod log;
 mod ls;
 mod pin;
 mod reload;
+mod request_log;
 mod rm;
 mod serve;
 mod status;

@@ -11,7 +11,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
+use super::log::LogError;
 use super::reload::Reloader;
+use super::request_log::RequestLog;
 use super::{FAILED, USAGE, complain, log};
 use crate::clock::SystemClock;
 use crate::config::{Config, Flags};
@@ -59,9 +61,11 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(USAGE, error),
     };
-    if let Err(error) = log::start(&config.log) {
-        return complain(USAGE, format_args!("log.filter: {error}"));
-    }
+    let (requests, _flush) = match log::start(&config.log) {
+        Ok(log) => log,
+        Err(error @ LogError::Filter(_)) => return complain(USAGE, error),
+        Err(error @ LogError::Thread(_)) => return complain(FAILED, error),
+    };
     raise_limit();
     crate::sys::allocator::set_up();
     // Before the threads of the runtime, because it changes the environment.
@@ -75,12 +79,12 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let code = serve(&runtime, flags, config, inherited);
+    let code = serve(&runtime, flags, config, inherited, &requests);
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     code
 }
 
-fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited) -> ExitCode {
+fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited, requests: &RequestLog) -> ExitCode {
     runtime.block_on(async {
         // Listened to before the start, so that a stop in its middle is a proper one.
         let mut signals = match Signals::new() {
@@ -104,6 +108,7 @@ fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited)
             }
             Err(error) => return fail(&error),
         };
+        requests.count_in(server.metrics().log_lines_dropped.clone());
         tokio::select! {
             () = until_stop(&mut signals, &mut reloader, &server) => {}
             never = give_memory_back() => match never {},

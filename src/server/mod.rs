@@ -202,7 +202,7 @@ impl Server {
             upstreams: Arc::clone(&upstreams),
             seal: Seal::new(&private_key(&store, "token").await?),
             locations: Locations::new(private_key(&store, "upload").await?),
-            metrics: metrics.clone(),
+            metrics: Arc::new(metrics.clone()),
             steady: Steady::new(&**store.timeline().clock()),
             clock: store.timeline().clock().clone(),
             tasks: registry.tasks.clone(),
