@@ -32,6 +32,7 @@ func main() {
 	limit := flag.Duration("limit", 15*time.Minute, "after this long a client gives up")
 	verify := flag.Bool("verify", false, "hash the body as it comes, as every registry client does, and compare with the digest that ends the URL (sha256:HEX)")
 	accept := flag.String("accept", "*/*", "Accept header")
+	expected := flag.String("digest", "", "what -verify compares with, instead of the end of the URL")
 	flag.Parse()
 	if flag.NArg() == 0 {
 		log.Fatal("load: a URL is required")
@@ -56,7 +57,7 @@ func main() {
 			client := &http.Client{Timeout: *limit, Transport: &http.Transport{DisableCompression: true, ReadBufferSize: 256 << 10}}
 			<-start
 			for i, url := range urls {
-				results[i] = get(client, url, *accept, *verify, begun)
+				results[i] = get(client, url, *accept, *verify, *expected, begun)
 			}
 		}()
 	}
@@ -73,7 +74,7 @@ func main() {
 	}
 }
 
-func get(client *http.Client, url, accept string, verify bool, begun time.Time) (r result) {
+func get(client *http.Client, url, accept string, verify bool, expected string, begun time.Time) (r result) {
 	defer func() { r.LastByte = time.Since(begun).Seconds() }()
 	request, err := http.NewRequest(http.MethodGet, url, nil)
 	if err != nil {
@@ -105,7 +106,10 @@ func get(client *http.Client, url, accept string, verify bool, begun time.Time) 
 			return r
 		}
 	}
-	if digest := "sha256:" + hex.EncodeToString(hash.Sum(nil)); verify && digest != path.Base(url) {
+	if expected == "" {
+		expected = path.Base(url)
+	}
+	if digest := "sha256:" + hex.EncodeToString(hash.Sum(nil)); verify && digest != expected {
 		r.Error = "the body is " + digest
 	}
 	if response.ContentLength >= 0 && r.Bytes != response.ContentLength {
