@@ -5,6 +5,7 @@
 //! stream recognises them by their address, and calls sendfile(2) with the file and the offset. Should anybody read
 //! them all the same, the bytes are those of the file.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -13,31 +14,44 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::sys::mapping::Mapping;
 
 /// How long what was found in memory is taken to be there: longer than it takes to send it to all but slow clients.
 const FRESH: Duration = Duration::from_secs(1);
+/// The same of what another answer has looked for, so that half of that time is left to send it.
+const LATELY: Duration = Duration::from_millis(500);
 
 /// The parts of files that are on their way to one connection. One for each connection; clones are the same.
 #[derive(Debug, Clone, Default)]
-pub struct Outlet(Arc<Mutex<Vec<Weak<Mapping>>>>);
+pub struct Outlet(Arc<Mutex<Vec<Weak<Handed>>>>);
 
 /// A range of a file that can be handed to an [`Outlet`]'s connection. It costs address space, not memory.
 #[derive(Debug)]
-pub struct Part(Arc<Mapping>);
+pub struct Part(Arc<Handed>);
+
+/// What an outlet knows of a part.
+struct Handed {
+    /// Others may hand out the same.
+    mapping: Arc<Mapping>,
+    /// Is told that the file could not be read.
+    unreadable: Box<dyn Fn() + Send + Sync>,
+    /// When pages were last found in memory for somebody to send them.
+    looked: Mutex<Instant>,
+}
 
 /// Where bytes are in a file.
 #[derive(Debug)]
 pub struct Place {
     /// Offset in the file.
     pub offset: u64,
-    mapping: Arc<Mapping>,
+    part: Arc<Handed>,
 }
 
-/// A slice of a mapping, as the owner of [`Bytes`].
+/// A slice of a part, as the owner of [`Bytes`].
 struct Slice {
-    mapping: Arc<Mapping>,
+    part: Arc<Handed>,
     range: Range<u64>,
 }
 
@@ -55,19 +69,26 @@ impl Outlet {
         range: Range<u64>,
         unreadable: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<Part> {
-        let mapping = Arc::new(Mapping::new(Arc::clone(file), range, Box::new(unreadable))?);
+        Ok(self.part_of(Arc::new(Mapping::new(Arc::clone(file), range)?), unreadable))
+    }
+
+    /// The same of a mapping that others may hand out too.
+    pub(crate) fn part_of(&self, mapping: Arc<Mapping>, unreadable: impl Fn() + Send + Sync + 'static) -> Part {
+        let part = Handed { mapping, unreadable: Box::new(unreadable), looked: Mutex::new(Instant::now()) };
+        let part = Arc::new(part);
         let mut parts = self.0.lock();
         parts.retain(|part| part.strong_count() > 0);
-        parts.push(Arc::downgrade(&mapping));
-        Ok(Part(mapping))
+        parts.push(Arc::downgrade(&part));
+        drop(parts);
+        Part(part)
     }
 
     /// The file that these bytes stand for; none: they are nothing but bytes.
     pub fn find(&self, bytes: &[u8]) -> Option<Place> {
         self.0.lock().iter().find_map(|part| {
-            let mapping = part.upgrade()?;
-            let offset = mapping.offset_of(bytes)?;
-            Some(Place { offset, mapping })
+            let part = part.upgrade()?;
+            let offset = part.mapping.offset_of(bytes)?;
+            Some(Place { offset, part })
         })
     }
 }
@@ -78,10 +99,9 @@ impl Part {
     /// The bytes of `range` of the file, all of which are in it by now, if none of them has to be fetched from the
     /// disk: sending those would block. None too where `range` is not within the part.
     pub fn bytes(&self, range: Range<u64>) -> Option<Bytes> {
-        self.0.is_resident(&range).then(|| {
-            self.0.looked();
-            Bytes::from_owner(Slice { mapping: Arc::clone(&self.0), range })
-        })
+        let found = self.0.mapping.found(&range, LATELY)?;
+        *self.0.looked.lock() = found;
+        Some(Bytes::from_owner(Slice { part: Arc::clone(&self.0), range }))
     }
 }
 
@@ -90,22 +110,30 @@ impl Part {
 impl Place {
     /// The file.
     pub fn file(&self) -> &Arc<File> {
-        self.mapping.file()
+        self.part.mapping.file()
     }
 
     /// Whether it is so long since the bytes were found in memory that they may have left it.
     pub fn is_stale(&self) -> bool {
-        self.mapping.last_look().elapsed() > FRESH
+        self.part.looked.lock().elapsed() > FRESH
     }
 
     /// Whether so many bytes from here on are in memory.
     pub fn is_resident(&self, length: usize) -> bool {
-        self.mapping.is_resident(&(self.offset..self.offset + length as u64))
+        self.part.mapping.is_resident(&(self.offset..self.offset + length as u64))
     }
 
     /// Tells whoever prepared the part that the file could not be read.
     pub fn unreadable(&self) {
-        self.mapping.unreadable();
+        (self.part.unreadable)();
+    }
+}
+
+// === impl Handed ===
+
+impl fmt::Debug for Handed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handed").field("mapping", &self.mapping).finish_non_exhaustive()
     }
 }
 
@@ -113,7 +141,7 @@ impl Place {
 
 impl AsRef<[u8]> for Slice {
     fn as_ref(&self) -> &[u8] {
-        self.mapping.slice(&self.range)
+        self.part.mapping.slice(&self.range)
     }
 }
 

@@ -17,7 +17,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("config", &["oci"]),
     ("store", &["oci", "config", "clock", "metrics", "sys"]),
     ("upstream", &["oci", "config", "clock", "metrics"]),
-    ("cache", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream"]),
+    ("cache", &["oci", "config", "clock", "metrics", "sys", "sendfile", "store", "upstream"]),
     ("http", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream", "cache"]),
     ("server", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream", "cache", "http"]),
     ("cli", &["oci", "config", "clock", "metrics", "sys", "store", "upstream", "cache", "http", "server"]),

@@ -1,5 +1,6 @@
 //! Blobs: from the store, from a running fill, or by a new one.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +92,7 @@ impl Cache {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
         let first = begins_with(first, self.config.range_fill, waits);
-        let in_time = self.blob_until(target, digest, first, deadline);
+        let in_time = pin!(self.blob_until(target, digest, first, deadline));
         match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
             Err(error) => Err(self.told_by_digest(target, error)),
@@ -114,13 +115,13 @@ impl Cache {
                 if stored.trust == Trust::Unreadable && anew.is_none() {
                     // A read of it has failed before, perhaps in the middle of an answer. Where upstream cannot help, it is
                     // read once more.
-                    let filled = self.filled(target, digest, (first, false), &mut standing);
+                    let filled = Box::pin(self.filled(target, digest, (first, false), &mut standing));
                     match timeout(ANEW_PATIENCE, filled)
                         .await
                         .unwrap_or_else(|_| Err(Unread::Refused(out_of_time(target))))
                     {
                         Ok(blob) => return Ok(blob),
-                        Err(Unread::NoRoom) => return self.passed(target, digest, deadline).await,
+                        Err(Unread::NoRoom) => return Box::pin(self.passed(target, digest, deadline)).await,
                         Err(Unread::Refused(error) | Unread::Foreign(error)) => anew = Some(error),
                     }
                 }
@@ -142,14 +143,14 @@ impl Cache {
                     }
                     // It is bad, and cannot be moved out of the way: a new one would not be found either.
                     Err(CacheError::NoSpace | CacheError::Store(_)) => {
-                        return self.passed(target, digest, deadline).await;
+                        return Box::pin(self.passed(target, digest, deadline)).await;
                     }
                     Err(error) => return Err(error),
                 }
             }
-            match self.filled(target, digest, (first, turn == TRIES), &mut standing).await {
+            match Box::pin(self.filled(target, digest, (first, turn == TRIES), &mut standing)).await {
                 Ok(blob) => return Ok(blob),
-                Err(Unread::NoRoom) => return self.passed(target, digest, deadline).await,
+                Err(Unread::NoRoom) => return Box::pin(self.passed(target, digest, deadline)).await,
                 Err(Unread::Refused(error)) => return Err(error),
                 // The next turn finds what has arrived, or another fill.
                 Err(Unread::Foreign(error)) => last = error,
@@ -229,7 +230,7 @@ impl Cache {
         let within = async {
             self.admit(target)?;
             if matches!(want, Want::Confirmed | Want::Required)
-                && let Some(answer) = self.confirmed(target, want, self.prove_blob(target, digest)).await
+                && let Some(answer) = Box::pin(self.confirmed(target, want, self.prove_blob(target, digest))).await
             {
                 return answer;
             }
@@ -249,9 +250,9 @@ impl Cache {
                 }
             }
             self.check_missing(target, Wanted::Blob(*digest))?;
-            self.prove_blob(target, digest).await
+            Box::pin(self.prove_blob(target, digest)).await
         };
-        match timeout(ANSWER_WITHIN, within).await.unwrap_or_else(|_| Err(out_of_time(target))) {
+        match timeout(ANSWER_WITHIN, pin!(within)).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
             Err(error) => Err(self.told_by_digest(target, error)),
         }

@@ -21,13 +21,14 @@ use super::supply::Origin;
 use super::view::{Readable, View};
 use crate::sendfile::{Outlet, Part};
 use crate::store::StoredBlob;
+use crate::sys::read_now::read_now;
 
 /// Bytes read from the file at once, and so the memory that a reader needs.
 const CHUNK: usize = 128 * 1024;
 /// Bytes handed to the kernel at once where it sends the file.
 const SENT_CHUNK: u64 = 1024 * 1024;
 /// Ranges up to this size are read: that is faster than mapping them.
-const READ_UP_TO: u64 = 64 * 1024;
+const READ_UP_TO: u64 = 16 * 1024;
 
 /// A blob whose bytes can be read: now, or as they come.
 #[derive(Debug, Clone)]
@@ -145,6 +146,16 @@ impl Content {
         }
     }
 
+    /// The bytes of `range`, which lies within the blob (none: all of them), where they are few, are known to be right, and
+    /// are in memory. Does not block.
+    pub fn at_hand(&self, range: Option<&Range<u64>>) -> Option<Bytes> {
+        let Source::Stored(blob) = &self.0 else { return None };
+        let (at, end) = range.map_or((0, blob.len), |range| (range.start, range.end));
+        let length = end.checked_sub(at).filter(|length| (1..=READ_UP_TO).contains(length))?;
+        let length = usize::try_from(length).ok()?;
+        read_now(&blob.file, at, length).filter(|bytes| bytes.len() == length).map(Bytes::from)
+    }
+
     /// The bytes of `range`, which lies within the blob; none: all of them. With an outlet, those that are in memory
     /// are not read, but stand for the file.
     pub fn read(
@@ -195,6 +206,10 @@ impl Cursor {
             return Ok(Some(bytes));
         }
         let length = usize::try_from(wanted).unwrap_or(self.chunk).min(self.chunk);
+        if let Some(bytes) = read_now(self.source.file(), self.at, length) {
+            self.at += bytes.len() as u64;
+            return Ok(Some(bytes.into()));
+        }
         let (file, at) = (Arc::clone(self.source.file()), self.at);
         let read = reader(length);
         let bytes = tokio::task::spawn_blocking(move || read(&file, at))
@@ -214,7 +229,10 @@ impl Cursor {
         if let Sent::Later(outlet, range) = &self.part {
             // hyper drops the body when it has its last bytes, before it sends them: the source has to outlive it.
             let source = self.source.clone();
-            let part = outlet.part(self.source.file(), range.clone(), move || source.distrust());
+            let part = match &self.source {
+                Source::Stored(blob) => blob.mapping().map(|whole| outlet.part_of(whole, move || source.distrust())),
+                Source::Watched { file, .. } => outlet.part(file, range.clone(), move || source.distrust()).ok(),
+            };
             // Without address space left the bytes are read.
             self.part = part.map_or(Sent::Never, Sent::Part);
         }

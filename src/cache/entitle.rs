@@ -165,7 +165,7 @@ impl Cache {
         }
         self.check_missing(target, wanted.clone())?;
         let asked = self.generations.asking();
-        let asking = self.ask_whether(target, wanted, held);
+        let asking = Box::pin(self.ask_whether(target, wanted, held));
         let answer = if known_while_away {
             // As a known tag does, what is known waits for upstream so long and no longer.
             timeout(REVALIDATION_PATIENCE, asking).await
@@ -179,7 +179,7 @@ impl Cache {
             }
             Ok(Err(error)) if !known_while_away || error.is_upstreams_word() => {
                 if error.is_missing() {
-                    self.withdraw(target, held.digest, &asked).await;
+                    Box::pin(self.withdraw(target, held.digest, &asked)).await;
                 }
                 Err(error)
             }
@@ -200,7 +200,7 @@ impl Cache {
             Right::Anonymous => {
                 let link = self.linked(target, digest, LinkKind::Blob).await;
                 let Some(link) = link.filter(|link| link.via == Via::Anonymous) else { return };
-                let link = Link { via: Via::Client, ..link };
+                let link = Link { via: Via::Client, ..Arc::unwrap_or_clone(link) };
                 if let Err(error) = self.store.set_link(upstream, repo, digest, &link, asked.at).await {
                     tracing::warn!(
                         %upstream, repository = %repo, %digest, error = &error as &dyn std::error::Error,

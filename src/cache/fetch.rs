@@ -96,8 +96,8 @@ impl Cache {
                     && cache.store.touch(&digest)
                     && cache.passes(&target, hot.via, When::Now).await
                 {
-                    let HotManifest { media_type, bytes, via } = hot;
-                    let media_type = media_type.as_ref().to_owned();
+                    let HotManifest { labels, bytes, via } = hot;
+                    let media_type = labels.content_type.to_str().unwrap_or_default().to_owned();
                     return Ok(Arc::new(Fetched { digest, media_type, bytes, via, kept: true }));
                 }
                 let fetched = cache.fetch(&target, &reference, None).await;
@@ -111,7 +111,7 @@ impl Cache {
         self: &Arc<Self>,
         target: &Target,
         tag: &Tag,
-        known: TagRecord,
+        known: Arc<TagRecord>,
     ) -> Result<(CheckFlight, Role), CacheError> {
         self.registry(&target.upstream)?;
         let question = self.question(target, tag.clone());
@@ -356,7 +356,7 @@ impl Cache {
         let Fetched { digest, media_type, bytes, via, .. } = fetched;
         let size = link.size;
         let Some(held) = self.keep_manifest(target, &digest, link, bytes.clone(), asked).await else { return false };
-        let hot = HotManifest { media_type: media_type.as_str().into(), bytes, via };
+        let hot = HotManifest::new(&digest, &media_type, bytes, via);
         if let Some((tag, etag)) = tag {
             self.keep_tag(target, &tag, &TagRecord { digest, media_type, size, etag }, asked).await;
         }

@@ -526,7 +526,7 @@ mod tests {
         cache.tasks.reopen();
 
         // As after an account that pulls no more.
-        let hot = HotManifest { media_type: media::OCI_INDEX.into(), bytes, via: Via::Shared };
+        let hot = HotManifest::new(&digest, media::OCI_INDEX, bytes, Via::Shared);
         cache.hot.insert(&target(), &digest, hot);
         let (flight, _) = cache.start_fetch(&target(), &Reference::Digest(digest)).unwrap();
         let refused = flight.result().await.unwrap().unwrap_err();

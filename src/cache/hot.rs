@@ -3,13 +3,13 @@
 //! An entry is a stored manifest whose bytes were verified and whose link was read. It never outlives the file: every
 //! hit asks the store whether it still has the digest, so eviction, removal and quarantine empty this memory too.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use parking_lot::Mutex;
 
-use super::{Repository, Target};
+use super::{Labels, Repository, Target};
 use crate::oci::{Digest, Via};
 
 /// Bytes of manifests that are kept in all.
@@ -36,7 +36,7 @@ struct State {
 /// A verified manifest under one name; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct HotManifest {
-    pub(super) media_type: Arc<str>,
+    pub(super) labels: Arc<Labels>,
     pub(super) bytes: Bytes,
     /// By whose right upstream gave it.
     pub(super) via: Via,
@@ -110,8 +110,12 @@ impl State {
 // === impl HotManifest ===
 
 impl HotManifest {
+    pub(super) fn new(digest: &Digest, media_type: &str, bytes: Bytes, via: Via) -> Self {
+        Self { labels: Arc::new(Labels::of_manifest(digest, media_type)), bytes, via }
+    }
+
     fn cost(&self) -> usize {
-        self.bytes.len() + self.media_type.len() + OVERHEAD
+        self.bytes.len() + self.labels.content_type.len() + OVERHEAD
     }
 }
 
@@ -129,8 +133,10 @@ mod tests {
             repo: repo.parse().unwrap(),
             right: Right::Anonymous,
         };
-        let manifest =
-            |size| HotManifest { media_type: "text/x".into(), bytes: Bytes::from(vec![0; size]), via: Via::Anonymous };
+        let manifest = |size| {
+            let (digest, bytes) = (Digest::of(Algorithm::Sha256, b""), Bytes::from(vec![0; size]));
+            HotManifest::new(&digest, "text/x", bytes, Via::Anonymous)
+        };
         let digest = |n: u32| Digest::of(Algorithm::Sha256, &n.to_le_bytes());
         for n in 0..100 {
             hot.insert(&target("a"), &digest(n), manifest(LARGEST));

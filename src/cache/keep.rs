@@ -63,7 +63,7 @@ impl Cache {
         match self.store.set_link(upstream, repo, digest, &link, asked.at).await {
             Ok(true) => {
                 let repository = target.repository();
-                if before.as_ref() != Some(&link) {
+                if before.as_deref() != Some(&link) {
                     // It says by whose right, too.
                     self.hot.remove_from(&repository, digest);
                 }

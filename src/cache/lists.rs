@@ -141,7 +141,7 @@ impl Cache {
     ) -> Result<(List, Option<Via>), CacheError> {
         let tag = Reference::Tag(Tag::referrers_fallback(subject));
         let body = match self.manifest(target, &tag, Want::Bytes).await {
-            Ok(manifest) if media::essence(&manifest.media_type) == media::OCI_INDEX => manifest.bytes,
+            Ok(manifest) if media::essence(manifest.media_type()) == media::OCI_INDEX => manifest.bytes,
             Ok(_) => None,
             Err(error) if error.is_missing() => None,
             Err(error) => return Err(error),

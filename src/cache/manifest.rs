@@ -1,5 +1,6 @@
 //! Manifests: by digest from the store for ever, by tag as long as they are fresh, else after asking upstream.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -8,7 +9,7 @@ use tokio::time::timeout;
 
 use super::entitle::{Held, When};
 use super::freshness::{CONFIRMATION_PATIENCE, Freshness, REVALIDATION_PATIENCE, judge};
-use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
+use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Labels, Target, Wanted, out_of_time};
 use crate::cache::fetch::{Checked, Described, Fetched};
 use crate::cache::flight::Role;
 use crate::cache::hot::HotManifest;
@@ -21,8 +22,8 @@ use crate::store::{LinkKind, StoreError, TagRecord, TagState, Trust};
 pub struct Manifest {
     /// Its digest.
     pub digest: Digest,
-    /// Its media type, exactly as upstream gave it.
-    pub media_type: Arc<str>,
+    /// Its names and its media type, exactly as upstream gave it, as header fields.
+    pub labels: Arc<Labels>,
     /// Its size in bytes.
     pub size: u64,
     /// Its bytes; none for a HEAD that upstream answered.
@@ -53,7 +54,7 @@ pub(super) struct Known {
 
 /// What the store knows of a tag.
 pub(super) struct KnownState {
-    pub(super) record: Option<TagRecord>,
+    pub(super) record: Option<Arc<TagRecord>>,
     pub(super) checked_at: Option<SystemTime>,
     /// A write may have changed it.
     pub(super) suspect: bool,
@@ -62,7 +63,7 @@ pub(super) struct KnownState {
 /// A tag of which the manifest is there.
 struct KnownTag {
     known: Known,
-    record: TagRecord,
+    record: Arc<TagRecord>,
     /// A write may have changed it.
     suspect: bool,
 }
@@ -81,7 +82,7 @@ impl Cache {
             self.admit(target)?;
             if matches!(want, Want::Confirmed | Want::Required) {
                 let asking = self.describe_upstream(target, reference);
-                if let Some(answer) = self.confirmed(target, want, asking).await {
+                if let Some(answer) = Box::pin(self.confirmed(target, want, asking)).await {
                     return answer.map(Described::into_manifest);
                 }
             }
@@ -90,7 +91,7 @@ impl Cache {
                 Reference::Tag(tag) => self.manifest_by_tag(target, tag, want).await,
             }
         };
-        let answer = timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(out_of_time(target)));
+        let answer = timeout(ANSWER_WITHIN, pin!(answer)).await.unwrap_or_else(|_| Err(out_of_time(target)));
         match (answer, reference) {
             (Ok(manifest), _) => Ok(manifest),
             (Err(error), Reference::Digest(_)) => Err(self.told_by_digest(target, error)),
@@ -133,7 +134,7 @@ impl Cache {
             Some(known) => (known.manifest.size, Some(known.via)),
             None => match self.manifest_bytes(digest).await {
                 Some(bytes) => (bytes.len() as u64, None),
-                None => return self.ask(target, &reference, want).await,
+                None => return Box::pin(self.ask(target, &reference, want)).await,
             },
         };
         self.entitled(target, &Wanted::Manifest(reference.clone()), Held { digest, size, via }).await?;
@@ -142,7 +143,7 @@ impl Cache {
         }
         match known {
             Some(known) => Ok(known.manifest),
-            None => self.ask(target, &reference, want).await,
+            None => Box::pin(self.ask(target, &reference, want)).await,
         }
     }
 
@@ -156,7 +157,7 @@ impl Cache {
         let (Some(known), Some(record)) = (known, record) else {
             return match policy {
                 TagPolicy::Sealed => Err(CacheError::Sealed { upstream: target.upstream.clone() }),
-                _ => self.ask(target, &Reference::Tag(tag.clone()), want).await,
+                _ => Box::pin(self.ask(target, &Reference::Tag(tag.clone()), want)).await,
             };
         };
         match judge(policy, checked_at, self.store.timeline().now(), suspect) {
@@ -172,7 +173,7 @@ impl Cache {
             Freshness::Sealed => Err(CacheError::Sealed { upstream: target.upstream.clone() }),
             // Whether the tag moved and whether the caller may have it are one question.
             Freshness::Fresh | Freshness::Expired => {
-                self.revalidate(target, tag, want, KnownTag { known, record, suspect }).await
+                Box::pin(self.revalidate(target, tag, want, KnownTag { known, record, suspect })).await
             }
         }
     }
@@ -272,7 +273,7 @@ impl Cache {
         let link = self.linked(target, digest, LinkKind::Manifest).await?;
         let bytes = self.manifest_bytes(digest).await?;
         // A link that does not say was not written by a manifest's answer.
-        let hot = HotManifest { media_type: link.media_type?.into(), bytes, via: link.via };
+        let hot = HotManifest::new(digest, link.media_type.as_deref()?, bytes, link.via);
         self.heat(target, digest, hot.clone(), &read);
         self.store.use_image(digest);
         Some(Known::new(digest, hot))
@@ -312,13 +313,22 @@ impl Cache {
     }
 }
 
+// === impl Manifest ===
+
+impl Manifest {
+    /// Its media type.
+    pub fn media_type(&self) -> &str {
+        self.labels.content_type.to_str().unwrap_or_default()
+    }
+}
+
 // === impl Known ===
 
 impl Known {
     fn new(digest: &Digest, stored: HotManifest) -> Self {
         let manifest = Manifest {
             digest: *digest,
-            media_type: stored.media_type,
+            labels: stored.labels,
             size: stored.bytes.len() as u64,
             bytes: Some(stored.bytes),
             status: Found::Hit.into(),
@@ -338,7 +348,7 @@ impl Fetched {
         };
         Manifest {
             digest: self.digest,
-            media_type: self.media_type.as_str().into(),
+            labels: Arc::new(Labels::of_manifest(&self.digest, &self.media_type)),
             size: self.bytes.len() as u64,
             bytes: (want == Want::Bytes).then(|| self.bytes.clone()),
             status: found.into(),
@@ -352,7 +362,7 @@ impl Described {
     fn into_manifest(self) -> Manifest {
         Manifest {
             digest: self.digest,
-            media_type: self.media_type.into(),
+            labels: Arc::new(Labels::of_manifest(&self.digest, &self.media_type)),
             size: self.size,
             bytes: None,
             status: Found::Passed.into(),

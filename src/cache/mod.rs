@@ -18,6 +18,7 @@ mod flight;
 mod freshness;
 mod hot;
 mod keep;
+mod labels;
 mod leg;
 mod legs;
 mod lenders;
@@ -62,6 +63,7 @@ pub use blob::{Blob, BlobSource};
 pub use body::{BodyError, Content};
 pub use bypass::Bypass;
 pub use error::{CacheError, WrongContent};
+pub use labels::Labels;
 pub use lists::List;
 pub use manifest::{Manifest, Want};
 pub use published::PublishedManifest;
@@ -243,7 +245,7 @@ impl Cache {
 
     /// The link of `digest` in `target`, if it is of the kind that is asked for, whoever asks. A manifest may be asked
     /// for as a blob, not the other way round: the media type of a blob is not known.
-    async fn linked(&self, target: &Target, digest: &Digest, kind: LinkKind) -> Option<Link> {
+    async fn linked(&self, target: &Target, digest: &Digest, kind: LinkKind) -> Option<Arc<Link>> {
         let link = match self.store.link(&target.upstream, &target.repo, digest).await {
             Ok(link) => link,
             Err(error) => {

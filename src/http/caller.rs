@@ -93,7 +93,7 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
         Err(malformed) => return Err(need.challenge(asked, upstream, None, malformed.to_string())),
     };
     if !need.is_met_by(&standing.allowed) {
-        let message = format!("the token was not issued for this; ask for one with the scope {}", need.scope);
+        let message = format!("the token was not issued for this; ask for one with the scope {}", need.scope());
         return Err(need.challenge(asked, upstream, Some(TokenError::Scope), message));
     }
     let lent = standing.credential.as_ref().map(|credential| credential.lend(&asked.app.seal));
@@ -136,7 +136,7 @@ impl Caller {
         &self,
         asked: &Asked<'_>,
         upstream: &Upstream,
-        need: &Need,
+        need: &Need<'_>,
         lent: Option<Lent>,
     ) -> Result<Right, Failure> {
         match upstream.credentials {
@@ -156,7 +156,7 @@ impl Caller {
         &self,
         asked: &Asked<'_>,
         upstream: &Upstream,
-        need: &Need,
+        need: &Need<'_>,
         lent: Option<Lent>,
     ) -> Result<Right, Failure> {
         match upstream.push {
@@ -201,7 +201,7 @@ impl Caller {
     }
 
     /// What upstream gave to ocistern's own account is not for everybody who can connect.
-    fn shared(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need) -> Result<Right, Failure> {
+    fn shared(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need<'_>) -> Result<Right, Failure> {
         if self.trusted || self.loopback {
             return Ok(Right::Shared);
         }
@@ -215,7 +215,7 @@ impl Caller {
         Err(self.not_trusted(asked, upstream, need, &message))
     }
 
-    fn not_trusted(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need, message: &str) -> Failure {
+    fn not_trusted(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need<'_>, message: &str) -> Failure {
         if asked.listener.htpasswd.is_some() {
             let message = format!("{message}; log in with a name and password of the listener's htpasswd file");
             return need.challenge(asked, upstream, self.token_error(), message);
@@ -225,7 +225,7 @@ impl Caller {
     }
 
     /// Upstream wants to know who asks.
-    fn unknown(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need) -> Failure {
+    fn unknown(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need<'_>) -> Failure {
         let message = format!("upstream {} is for callers with a credential of their own; log in", upstream.name);
         need.challenge(asked, upstream, self.token_error(), message + &about_relay(asked, upstream))
     }
@@ -299,7 +299,7 @@ impl Standing {
     }
 
     /// Of a token.
-    fn of_token(asked: &Asked<'_>, upstream: &Upstream, token: &str, need: &Need) -> Result<Self, Failure> {
+    fn of_token(asked: &Asked<'_>, upstream: &Upstream, token: &str, need: &Need<'_>) -> Result<Self, Failure> {
         let pass = asked.app.seal.open(token, Kind::Access, asked.app.clock.now());
         let pass = pass.map_err(|unopened| invalid(asked, upstream, Some(need), unopened))?;
         asked.refuse_plain_pass(&pass)?;
@@ -352,10 +352,10 @@ pub(super) fn about_relay(asked: &Asked<'_>, upstream: &Upstream) -> String {
     )
 }
 
-fn invalid(asked: &Asked<'_>, upstream: &Upstream, need: Option<&Need>, unopened: Unopened) -> Failure {
+fn invalid(asked: &Asked<'_>, upstream: &Upstream, need: Option<&Need<'_>>, unopened: Unopened) -> Failure {
     let message = format!("{unopened}; get another one");
-    let scope = need.map(|need| need.scope.as_str());
-    asked.place().challenge(Some(&upstream.name), scope, Some(TokenError::Invalid), message)
+    let scope = need.map(Need::scope);
+    asked.place().challenge(Some(&upstream.name), scope.as_deref(), Some(TokenError::Invalid), message)
 }
 
 // === impl Allowed ===

@@ -160,8 +160,8 @@ impl Endpoint {
 
     /// Splits from the right, for a repository may have a part called `manifests`; the name may come out empty.
     fn split(rest: &str) -> Option<(&str, Tail<'_>)> {
-        let (front, last) = rest.rsplit_once('/')?;
-        let (name, word) = front.rsplit_once('/').unwrap_or(("", front));
+        let (front, last) = split_last(rest)?;
+        let (name, word) = split_last(front).unwrap_or(("", front));
         match (word, last) {
             ("tags", "list") => return Some((name, Tail::Tags)),
             ("manifests", text) => return Some((name, Tail::Manifest(text))),
@@ -171,7 +171,7 @@ impl Endpoint {
             ("uploads", _) => {}
             _ => return None,
         }
-        let (name, word) = name.rsplit_once('/').unwrap_or(("", name));
+        let (name, word) = split_last(name).unwrap_or(("", name));
         let tail = if last.is_empty() { Tail::Uploads } else { Tail::Upload(last) };
         (word == "blobs").then_some((name, tail))
     }
@@ -189,6 +189,12 @@ impl Endpoint {
             Self::Acr(acr) => Self::Acr(acr),
         }
     }
+}
+
+/// At the last slash.
+fn split_last(text: &str) -> Option<(&str, &str)> {
+    let slash = memchr::memrchr(b'/', text.as_bytes())?;
+    Some((text.get(..slash)?, text.get(slash + 1..)?))
 }
 
 /// What follows a repository's name, not yet validated.

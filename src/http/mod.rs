@@ -68,7 +68,7 @@ pub use self::htpasswd::{Htpasswd, HtpasswdError};
 use self::inbound::Inbound;
 pub use self::location::Locations;
 use self::record::Record;
-pub use self::record::Served;
+pub use self::record::{REQUEST_LOG, Served};
 use self::respond::{Body, BodyError, Failure};
 use self::route::{Directory, Endpoint, Route, Routed};
 pub use self::seal::Seal;
@@ -104,7 +104,7 @@ pub struct App {
     /// The addresses of uploads.
     pub locations: Locations,
     /// All metrics.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// What the time is.
     pub clock: Arc<dyn Clock>,
     /// The time for what ends with this process.
@@ -173,7 +173,13 @@ struct RandomId;
 
 impl MakeRequestId for RandomId {
     fn make_request_id<B>(&mut self, _request: &Request<B>) -> Option<RequestId> {
-        HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).ok().map(RequestId::new)
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut id = [0; 32];
+        for (pair, byte) in id.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
+            let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+        HeaderValue::from_bytes(&id).ok().map(RequestId::new)
     }
 }
 
@@ -277,7 +283,7 @@ async fn answer(
     match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
         Routed::Ping(ping) => {
             record.ping(&ping);
-            with_namespace(ping::answer(&asked, &ping).await, ping.namespace.as_deref())
+            with_namespace(Box::pin(ping::answer(&asked, &ping)).await, ping.namespace.as_deref())
         }
         Routed::Token(route) => {
             record.token(&route);
@@ -294,7 +300,8 @@ async fn resource(asked: Asked<'_>, route: &Route, body: Inbound) -> Result<Resp
     let caller = caller::identify(&asked, route).await?;
     let visit = Visit { asked, route, caller: &caller };
     let reads = matches!(asked.parts.method, Method::GET | Method::HEAD);
-    if reads { visit.read(body).await } else { visit.write(body).await }
+    // What most requests do not do is in a place of its own: else each would have, and move, the room for it.
+    if reads { visit.read(body).await } else { Box::pin(visit.write(body)).await }
 }
 
 // === impl Visit ===
@@ -304,10 +311,10 @@ impl Visit<'_> {
         match &self.route.endpoint {
             Endpoint::Manifest(repo, reference) => pull::manifest(self, repo, reference).await,
             Endpoint::Blob(repo, digest) => pull::blob(self, repo, digest).await,
-            Endpoint::Tags(repo) => lists::tags(self, repo).await,
-            Endpoint::Referrers(repo, digest) => lists::referrers(self, repo, digest).await,
-            Endpoint::Catalog => lists::catalog(self).await,
-            Endpoint::Acr(resource) => acr::read(self, resource).await,
+            Endpoint::Tags(repo) => Box::pin(lists::tags(self, repo)).await,
+            Endpoint::Referrers(repo, digest) => Box::pin(lists::referrers(self, repo, digest)).await,
+            Endpoint::Catalog => Box::pin(lists::catalog(self)).await,
+            Endpoint::Acr(resource) => Box::pin(acr::read(self, resource)).await,
             Endpoint::Upload(repo, state) => Box::pin(uploads::go_on(self, repo, state, body)).await,
             Endpoint::Uploads(_) => Err(push::not_taken(&self.route.endpoint)),
         }

@@ -13,34 +13,31 @@ use crate::oci::{Action, Actions, Digest, RepoName, Resource, Scope};
 
 /// What a request needs to be allowed.
 #[derive(Debug)]
-pub(super) struct Need {
+pub(super) struct Need<'a> {
     /// Whether something may change by it.
     pub(super) writes: bool,
-    /// What a token for it is asked for, in the client's words.
-    pub(super) scope: String,
+    route: &'a Route,
+    /// What a token for it is asked for.
+    asked: Actions,
     resource: Resource,
     /// Any of these suffices.
     actions: &'static [Action],
-    /// What has to be readable as well: where a blob is mounted from.
-    source: Option<Resource>,
+    /// What has to be readable as well, and its name in the client's words: where a blob is mounted from.
+    source: Option<(String, Resource)>,
 }
 
 // === impl Need ===
 
-impl Need {
+impl<'a> Need<'a> {
     /// What a request needs.
-    pub(super) fn of(asked: &Asked<'_>, route: &Route) -> Self {
-        let mut need = Self::of_method(route, &asked.parts.method);
-        if let Some((words, repo)) = mounted_from(asked, route) {
-            // As upstream itself asks for both at once (distribution, "Token Scope Documentation").
-            need.scope = format!("{} repository:{words}:pull", need.scope);
-            need.source = Some(Resource::Repository { host: None, repo });
-        }
-        need
+    pub(super) fn of(asked: &Asked<'_>, route: &'a Route) -> Self {
+        let mounted = mounted_from(asked, route);
+        let source = mounted.map(|(words, repo)| (words, Resource::Repository { host: None, repo }));
+        Self { source, ..Self::of_method(route, &asked.parts.method) }
     }
 
     /// What a request with this method for this resource needs.
-    fn of_method(route: &Route, method: &Method) -> Self {
+    fn of_method(route: &'a Route, method: &Method) -> Self {
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let (writes, actions, asked): (_, &[Action], _) = match &route.endpoint {
             Endpoint::Catalog | Endpoint::Acr(Acr { repo: None, .. }) => (!reads, &[Action::All], Actions::ALL),
@@ -64,18 +61,28 @@ impl Need {
             (None, Endpoint::Acr(Acr { deleted: true, .. })) => Resource::DeletedCatalog,
             (None, _) => Resource::Catalog,
         };
+        Self { writes, route, asked, resource, actions, source: None }
+    }
+
+    /// What a token for it is asked for, in the client's words.
+    pub(super) fn scope(&self) -> String {
+        let (route, asked) = (self.route, self.asked);
         let scope = match (route.form, route.repo()) {
             // By the whole name that the client has for it, with which it asks at any realm.
             (Form::Prefix, Some(repo)) => format!("repository:{}/{repo}:{asked}", route.prefix),
-            _ => Scope { resource: resource.clone(), actions: asked }.to_string(),
+            _ => Scope { resource: self.resource.clone(), actions: asked }.to_string(),
         };
-        Self { writes, scope, resource, actions, source: None }
+        match &self.source {
+            // As upstream itself asks for both at once (distribution, "Token Scope Documentation").
+            Some((words, _)) => format!("{scope} repository:{words}:pull"),
+            None => scope,
+        }
     }
 
     /// Whether a credential is for it.
     pub(super) fn is_met_by(&self, allowed: &Allowed) -> bool {
         self.actions.iter().any(|action| allowed.allows(&self.resource, *action))
-            && self.source.as_ref().is_none_or(|source| allowed.allows(source, Action::Pull))
+            && self.source.as_ref().is_none_or(|(_, source)| allowed.allows(source, Action::Pull))
     }
 
     /// A 401 that says how to get a token for it.
@@ -86,7 +93,7 @@ impl Need {
         error: Option<TokenError>,
         message: String,
     ) -> Failure {
-        asked.place().challenge(Some(&upstream.name), Some(&self.scope), error, message)
+        asked.place().challenge(Some(&upstream.name), Some(&self.scope()), error, message)
     }
 }
 
@@ -111,12 +118,14 @@ mod tests {
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-    fn need(method: &Method, target: &str) -> Need {
+    /// The scope, whether something may change by it, and whether these scopes suffice.
+    fn need(method: &Method, target: &str, allowed: &Allowed) -> (String, bool, bool) {
         let config = Config::from_toml("").unwrap();
         let listener = config.listeners.first().unwrap();
         let routed = parse(&Directory::new(&config), listener, Some("localhost"), target, None).unwrap();
         let Routed::Resource(route) = routed else { panic!("{target}") };
-        Need::of_method(&route, method)
+        let need = Need::of_method(&route, method);
+        (need.scope(), need.writes, need.is_met_by(allowed))
     }
 
     #[test]
@@ -144,15 +153,15 @@ mod tests {
             (Method::GET, "/acr/v1/_deleted/_catalog", "registry:deleted_catalog:*", false),
             (Method::POST, &restore, "repository:org/app:deleted_restore", true),
         ] {
-            let need = need(&method, target);
-            assert_eq!((need.scope.as_str(), need.writes), (scope, writes), "{method} {target}");
+            let (asked, changes, _) = need(&method, target, &Allowed::All);
+            assert_eq!((asked.as_str(), changes), (scope, writes), "{method} {target}");
         }
     }
 
     #[test]
     fn what_tokens_suffice() {
         let met = |method: Method, target: &str, scope: &str| {
-            need(&method, target).is_met_by(&Allowed::Only(Scope::parse_all([scope]).unwrap()))
+            need(&method, target, &Allowed::Only(Scope::parse_all([scope]).unwrap())).2
         };
         let manifest = "/v2/org/app/manifests/1";
         assert!(met(Method::GET, manifest, "repository:org/app:pull"));
@@ -166,6 +175,6 @@ mod tests {
         assert!(met(Method::GET, "/v2/org/app/tags/list", "repository:org/app:metadata_read"));
         assert!(met(Method::GET, "/v2/_catalog", "registry:catalog:*"));
         assert!(!met(Method::GET, "/v2/_catalog", "repository:org/app:*"));
-        assert!(need(&Method::PUT, manifest).is_met_by(&Allowed::All));
+        assert!(need(&Method::PUT, manifest, &Allowed::All).2);
     }
 }

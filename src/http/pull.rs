@@ -1,18 +1,18 @@
 //! GET and HEAD of manifests and blobs.
 
+use std::sync::Arc;
+
 use http::header::{IF_RANGE, RANGE};
 use http::request::Parts;
-use http::{HeaderValue, Method, Response};
+use http::{Method, Response};
 
 use super::Visit;
 use super::range::{self, First};
 use super::represent::{Payload, Representation};
 use super::respond::{Body, Failure};
-use crate::cache::{BlobPart, BlobSource, Target, Want};
+use crate::cache::{BlobPart, BlobSource, Labels, Target, Want};
 use crate::metrics::Kind;
 use crate::oci::{Digest, Reference, RepoName};
-
-const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// `NAME/manifests/REFERENCE`.
 pub(super) async fn manifest(
@@ -25,8 +25,7 @@ pub(super) async fn manifest(
     let found = visit.asked.app.cache.manifest(&visit.target(repo), reference, want).await;
     let found = found.map_err(|error| visit.explain(error, Kind::Manifest))?;
     let representation = Representation {
-        digest: found.digest,
-        content_type: HeaderValue::from_str(&found.media_type).unwrap_or(OCTETS),
+        labels: found.labels,
         length: Some(found.size),
         payload: found.bytes.map_or(Payload::None, Payload::Bytes),
         status: found.status,
@@ -49,8 +48,8 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
         BlobSource::Bypass(bypass) => (bypass.length(), Payload::Bypass(bypass)),
         BlobSource::Described { length } => (length, Payload::None),
     };
-    let representation =
-        Representation { digest: *digest, content_type: OCTETS, length, payload, status: found.status };
+    let labels = Arc::new(Labels::of_blob(digest));
+    let representation = Representation { labels, length, payload, status: found.status };
     representation.respond(request)
 }
 

@@ -4,6 +4,7 @@
 //! raised as the last byte is handed over, that a scrape after a complete answer finds it counted.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
@@ -19,8 +20,10 @@ use super::respond::{Body, BodyError, Reason};
 use super::route::{AcrItem, Endpoint, Form, Ping, Route};
 use super::token_route::TokenRoute;
 use crate::metrics::{Kind, Metrics, Outcome, Source};
-use crate::oci::{RepoName, UpstreamName};
+use crate::oci::{Reference, RepoName, UpstreamName};
 
+/// The target of the one event of every request.
+pub const REQUEST_LOG: &str = module_path!();
 /// What nginx logs where the client left before the answer's head; it is never sent.
 const CLIENT_LEFT: u16 = 499;
 /// Longest path, and longest host, of a request that means nothing here, as it goes to the log.
@@ -40,7 +43,7 @@ pub struct Served {
 /// The record of a request, from its head to the end of its answer; dropping it writes it.
 #[derive(Debug)]
 pub(super) struct Record {
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     span: Span,
     started: Instant,
     peer: Peer,
@@ -49,7 +52,7 @@ pub(super) struct Record {
     kind: Kind,
     upstream: Option<UpstreamName>,
     repo: Option<RepoName>,
-    reference: Option<String>,
+    reference: Option<Reference>,
     /// Host and path of a request that means nothing here: nobody could tell otherwise what was asked.
     asked: Option<String>,
     status: Option<StatusCode>,
@@ -85,9 +88,9 @@ struct Recorded {
 // === impl Record ===
 
 impl Record {
-    pub(super) fn new(metrics: &Metrics, peer: Peer, method: Method) -> Self {
+    pub(super) fn new(metrics: &Arc<Metrics>, peer: Peer, method: Method) -> Self {
         Self {
-            metrics: metrics.clone(),
+            metrics: Arc::clone(metrics),
             span: Span::current(),
             started: Instant::now(),
             peer,
@@ -130,13 +133,13 @@ impl Record {
         self.upstream = Some(route.upstream.clone());
         self.repo = route.repo().cloned();
         self.reference = match &route.endpoint {
-            Endpoint::Manifest(_, reference) => Some(reference.to_string()),
-            Endpoint::Blob(_, digest) | Endpoint::Referrers(_, digest) => Some(digest.to_string()),
+            Endpoint::Manifest(_, reference) => Some(reference.clone()),
+            Endpoint::Blob(_, digest) | Endpoint::Referrers(_, digest) => Some(Reference::Digest(*digest)),
             // The state of an upload is as good as the right to go on with it.
             Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Uploads(_) | Endpoint::Upload(..) => None,
             Endpoint::Acr(acr) => match &acr.item {
-                AcrItem::Tag(tag) => Some(tag.to_string()),
-                AcrItem::Manifest(digest) => Some(digest.to_string()),
+                AcrItem::Tag(tag) => Some(Reference::Tag(tag.clone())),
+                AcrItem::Manifest(digest) => Some(Reference::Digest(*digest)),
                 AcrItem::Catalog | AcrItem::Repository | AcrItem::Tags | AcrItem::Manifests => None,
             },
         };
@@ -208,7 +211,7 @@ impl Drop for Record {
             form = self.form.map(Form::as_str),
             upstream = self.upstream.as_ref().map(UpstreamName::as_str),
             repository = self.repo.as_ref().map(RepoName::as_str),
-            reference = self.reference.as_deref(),
+            reference = self.reference.as_ref().map(tracing::field::display),
             asked = self.asked.as_deref(),
             kind = self.kind.as_str(),
             result = self.outcome().as_str(),

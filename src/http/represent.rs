@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -21,9 +22,8 @@ use http_body_util::BodyExt as _;
 use super::range::{self, Multipart, Ranges};
 use super::record::Served;
 use super::respond::{Body, BodyError, Failure, empty, full};
-use crate::cache::{Bypass, CacheStatus, Content, Found};
+use crate::cache::{Bypass, CacheStatus, Content, Found, Labels};
 use crate::metrics::Source;
-use crate::oci::Digest;
 use crate::sendfile::Outlet;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -31,8 +31,7 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What a digest names, ready to be sent.
 pub(super) struct Representation {
-    pub(super) digest: Digest,
-    pub(super) content_type: HeaderValue,
+    pub(super) labels: Arc<Labels>,
     /// Bytes in all, if they are known.
     pub(super) length: Option<u64>,
     pub(super) payload: Payload,
@@ -69,11 +68,12 @@ struct Chunked {
 impl Representation {
     /// The response to a GET or HEAD with these header fields.
     pub(super) fn respond(mut self, request: &Parts) -> Result<Response<Body>, Failure> {
-        let etag = format!("\"{}\"", self.digest);
+        let labels = Arc::clone(&self.labels);
+        let etag = labels.etag.to_str().unwrap_or_default();
         let head_only = request.method == Method::HEAD;
         let in_frames = request.version >= Version::HTTP_2;
         let ranges = match self.length {
-            Some(length) if !head_only && self.can_seek() && range::if_range(request.headers.get(IF_RANGE), &etag) => {
+            Some(length) if !head_only && self.can_seek() && range::if_range(request.headers.get(IF_RANGE), etag) => {
                 range::parse(request.headers.get(RANGE), length)
             }
             _ => Ranges::Whole,
@@ -97,23 +97,22 @@ impl Representation {
         };
         self.status.unverified = partial && !self.is_verified();
 
-        let mut headers = HeaderMap::with_capacity(10);
+        let mut headers = HeaderMap::with_capacity(12);
         headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         headers.insert(CACHE_STATUS, HeaderValue::from_static(self.status.as_header()));
-        let digest = self.digest.to_string();
-        insert(&mut headers, DOCKER_CONTENT_DIGEST, &digest);
-        insert(&mut headers, ETAG, &etag);
+        headers.insert(DOCKER_CONTENT_DIGEST, labels.digest.clone());
+        headers.insert(ETAG, labels.etag.clone());
 
-        let mut response = if none_match(&request.headers, &etag) {
+        let mut response = if none_match(&request.headers, etag) {
             status(StatusCode::NOT_MODIFIED, empty())
         } else if part || head_only || !matches!(ranges, Ranges::Unsatisfiable) {
-            headers.insert(CONTENT_TYPE, self.content_type.clone());
+            headers.insert(CONTENT_TYPE, labels.content_type.clone());
             self.body(ranges, head_only, in_frames, outlet, &mut headers)
         } else {
             return Err(Failure::range(&range::unsatisfied(self.length.unwrap_or_default())));
         };
         let source = self.source();
-        response.headers_mut().extend(headers);
+        *response.headers_mut() = headers;
         response.extensions_mut().insert(Served { outcome: self.status.outcome(), source });
         Ok(response)
     }
@@ -128,20 +127,21 @@ impl Representation {
         headers: &mut HeaderMap,
     ) -> Response<Body> {
         let length = self.length.unwrap_or_default();
-        let (code, sent, body) = match ranges {
+        let (code, sent) = match &ranges {
             Ranges::One(range) => {
-                insert(headers, CONTENT_RANGE, &range::content_range(&range, length));
-                let sent = range.end - range.start;
-                (StatusCode::PARTIAL_CONTENT, Some(sent), self.chunks(Some(range), in_frames, outlet))
+                insert(headers, CONTENT_RANGE, &range::content_range(range, length));
+                (StatusCode::PARTIAL_CONTENT, Some(range.end - range.start))
             }
             Ranges::Many(ranges) => {
-                let plan = Multipart::new(ranges, length, self.content_type.to_str().unwrap_or_default());
+                let plan =
+                    Multipart::new(ranges.clone(), length, self.labels.content_type.to_str().unwrap_or_default());
                 insert(headers, CONTENT_TYPE, &plan.content_type());
-                (StatusCode::PARTIAL_CONTENT, Some(plan.content_length()), self.multipart(plan, in_frames, outlet))
+                let sent = plan.content_length();
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(sent));
+                let chunks = self.multipart(plan, in_frames, outlet);
+                return status(StatusCode::PARTIAL_CONTENT, Chunked { chunks, left: Some(sent) }.boxed_unsync());
             }
-            Ranges::Whole | Ranges::Unsatisfiable => {
-                (StatusCode::OK, self.length, self.chunks(None, in_frames, outlet))
-            }
+            Ranges::Whole | Ranges::Unsatisfiable => (StatusCode::OK, self.length),
         };
         if let Some(sent) = sent {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(sent));
@@ -149,21 +149,27 @@ impl Representation {
         if head_only {
             return status(code, empty());
         }
-        let body = match (&mut self.payload, body) {
-            (Payload::Bytes(bytes), _) if code == StatusCode::OK => full(std::mem::take(bytes)),
-            (_, chunks) => Chunked { chunks, left: sent }.boxed_unsync(),
+        let range = if let Ranges::One(range) = ranges { Some(range) } else { None };
+        let body = match self.at_hand(range.as_ref()) {
+            Some(bytes) => full(bytes),
+            None => Chunked { chunks: self.chunks(range, in_frames, outlet), left: sent }.boxed_unsync(),
         };
         status(code, body)
+    }
+
+    /// The bytes of `range`, or all, if they are in memory.
+    fn at_hand(&self, range: Option<&Range<u64>>) -> Option<Bytes> {
+        match &self.payload {
+            Payload::Bytes(bytes) => Some(slice(bytes, range)),
+            Payload::Content(content) => content.at_hand(range),
+            Payload::Bypass(_) | Payload::None => None,
+        }
     }
 
     /// The bytes of `range`, or all, as a stream. The bypass is used up by it.
     fn chunks(&mut self, range: Option<Range<u64>>, in_frames: bool, outlet: Option<&Outlet>) -> Chunks {
         match &mut self.payload {
-            Payload::Bytes(bytes) => {
-                let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
-                let part = range.map_or_else(|| bytes.clone(), |range| bytes.slice(at(range.start)..at(range.end)));
-                stream::once(std::future::ready(Ok(part))).boxed()
-            }
+            Payload::Bytes(bytes) => stream::once(std::future::ready(Ok(slice(bytes, range.as_ref())))).boxed(),
             Payload::Content(content) => {
                 let content = content.narrowed(range.as_ref());
                 match range.clone().or(self.length.map(|length| 0..length)) {
@@ -206,6 +212,12 @@ impl Representation {
             Found::Miss | Found::Collapsed | Found::Passed | Found::Bypass => Source::Fill,
         }
     }
+}
+
+/// `range` of `bytes`, or all.
+fn slice(bytes: &Bytes, range: Option<&Range<u64>>) -> Bytes {
+    let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    range.map_or_else(|| bytes.clone(), |range| bytes.slice(at(range.start)..at(range.end)))
 }
 
 /// `range` of `content`, in small pieces. Nobody asks for more after an error.
@@ -262,7 +274,7 @@ impl http_body::Body for Chunked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Algorithm;
+    use crate::oci::{Algorithm, Digest};
     use http::Request;
 
     const TEXT: &[u8] = b"0123456789";
@@ -273,8 +285,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let representation = Representation {
-            digest: Digest::of(Algorithm::Sha256, TEXT),
-            content_type: HeaderValue::from_static("text/x"),
+            labels: Arc::new(Labels::of_manifest(&Digest::of(Algorithm::Sha256, TEXT), "text/x")),
             length: Some(10),
             payload: Payload::Bytes(Bytes::from_static(TEXT)),
             status: Found::Hit.into(),

@@ -6,9 +6,10 @@
 #![warn(clippy::indexing_slicing)]
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use foldhash::HashMap;
 use percent_encoding::percent_decode_str;
 
 use super::access::without_port;
@@ -141,7 +142,7 @@ impl Directory {
     }
 
     fn of(upstreams: &BTreeMap<UpstreamName, Arc<Upstream>>) -> Self {
-        let mut entries = HashMap::new();
+        let mut entries = HashMap::default();
         let entry = |upstream: &Upstream| Entry { name: upstream.name.clone(), library: upstream.library };
         for upstream in upstreams.values() {
             entries.insert(upstream.name.as_str().to_owned(), entry(upstream));
@@ -193,7 +194,10 @@ pub fn parse(
     path: &str,
     query: Option<&str>,
 ) -> Result<Routed, RouteError> {
-    let path = percent_decode_str(path).decode_utf8().map_err(|_| RouteError::Malformed)?;
+    let path = match memchr::memchr(b'%', path.as_bytes()) {
+        None => Cow::Borrowed(path),
+        Some(_) => percent_decode_str(path).decode_utf8().map_err(|_| RouteError::Malformed)?,
+    };
     refuse_malformed(&path)?;
     if let Some(route) = token_route::parse(directory, listener, host, &path)? {
         return Ok(Routed::Token(route));
@@ -283,7 +287,11 @@ fn split_part(path: &str) -> Option<(&str, &str)> {
 /// What nobody needs and attackers try: the grammars would refuse it too, but this way one error says so.
 fn refuse_malformed(path: &str) -> Result<(), RouteError> {
     let bad_byte = |b: u8| !b.is_ascii_graphic() || matches!(b, b'\\' | b'%');
-    if path.bytes().any(bad_byte) || path.split('/').any(|part| part == "." || part == "..") {
+    // All of them are looked at, which is faster than to stop at the first.
+    let bad = path.bytes().fold(false, |bad, byte| bad | bad_byte(byte));
+    if bad
+        || (memchr::memchr(b'.', path.as_bytes()).is_some() && path.split('/').any(|part| part == "." || part == ".."))
+    {
         return Err(RouteError::Malformed);
     }
     Ok(())

@@ -60,7 +60,7 @@ impl Edge {
             upstreams,
             seal: Seal::new(&[1; 32]),
             locations: Locations::new([2; 32]),
-            metrics,
+            metrics: metrics.into(),
             clock: system(),
             steady: Steady::new(&SystemClock),
             tasks,

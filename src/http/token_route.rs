@@ -42,10 +42,10 @@ pub(super) fn parse(
 ) -> Result<Option<TokenRoute>, RouteError> {
     // The proxy in front may or may not have taken it off.
     let path = path.strip_prefix(public_path(listener)).filter(|rest| rest.starts_with('/')).unwrap_or(path);
-    let parts: Vec<&str> = path.split('/').skip(1).collect();
-    if parts.first() == Some(&"v2") {
+    if path == "/v2" || path.starts_with("/v2/") {
         return Ok(None);
     }
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
     let (named, what) = match *parts.as_slice() {
         [OTHERS, upstream, "token"] | [_, OTHERS, upstream, "token"] => (Some(upstream), TokenEndpoint::Token),
         ["oauth2", last] => (None, endpoint(last)?),

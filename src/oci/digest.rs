@@ -5,6 +5,7 @@
 //! traversal (CVE-2024-3727) or a second name for the same content.
 
 use std::fmt;
+use std::hash::Hash;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -19,8 +20,11 @@ pub enum Algorithm {
     Sha512,
 }
 
+/// Longest hash in hexadecimal.
+const HEX: usize = 128;
+
 /// The digest of some content: an algorithm and its exact number of bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
     /// The hash, left-aligned; bytes past the algorithm's length are zero.
@@ -96,9 +100,25 @@ impl Digest {
 
     /// The hash in lower-case hexadecimal: 64 or 128 characters.
     pub fn hex(&self) -> String {
-        const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-        let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or('0');
-        self.as_bytes().iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
+        let mut text = [0; HEX];
+        self.write_hex(&mut text).to_owned()
+    }
+
+    /// The digest as text between two others.
+    pub fn between(&self, before: &str, after: &str) -> String {
+        let (algorithm, mut hex) = (self.algorithm.as_str(), [0; HEX]);
+        [before, algorithm, ":", self.write_hex(&mut hex), after].concat()
+    }
+
+    /// As text in a buffer: every answer says it twice.
+    fn write_hex<'t>(&self, text: &'t mut [u8; HEX]) -> &'t str {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.as_bytes()) {
+            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+        }
+        let hex = text.get(..self.algorithm.size() * 2).unwrap_or_default();
+        std::str::from_utf8(hex).unwrap_or_default()
     }
 
     /// From an algorithm and its hexadecimal part, as they stand in a path of the store.
@@ -134,9 +154,18 @@ impl FromStr for Digest {
     }
 }
 
+impl Hash for Digest {
+    /// Of its bytes, without those that are always zero.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.as_str(), self.hex())
+        f.write_str(self.algorithm.as_str())?;
+        f.write_str(":")?;
+        f.write_str(self.write_hex(&mut [0; HEX]))
     }
 }
 

@@ -165,7 +165,8 @@ impl<H: Handler> Serving<H> {
         let handler = self.handler.clone();
         let stack = layers(tower::service_fn(move |request| {
             let handler = handler.clone();
-            async move { Ok::<_, Infallible>(handler.handle(peer, request).await) }
+            // In one place: each layer would move the whole state of the request otherwise.
+            Box::pin(async move { Ok::<_, Infallible>(handler.handle(peer, request).await) })
         }));
         let requests = activity.clone();
         let outlet = (!self.is_tls()).then_some(outlet);

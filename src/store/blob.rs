@@ -4,14 +4,18 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
+
+use rustix::io::Errno;
 
 use super::capacity::Hold;
 use super::layout::{self, QUARANTINE};
+use super::open_files::OpenFile;
 use super::order::Short;
 use super::stamp::Stamp;
 use super::{Inner, Store, StoreError};
 use crate::oci::Digest;
+use crate::sys::mapping::Mapping;
 
 /// How many files `quarantine/` keeps for somebody to look at.
 const QUARANTINED: usize = 16;
@@ -28,6 +32,9 @@ pub enum Quarantined {
     /// Another file has taken its place meanwhile.
     Gone,
 }
+
+/// The mapping of an open file, for all who send it; made when it is wanted first. None: there was no address space.
+pub(super) type SharedMap = Arc<OnceLock<Option<Arc<Mapping>>>>;
 
 /// Whether a file's content is known to match its digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +59,7 @@ pub struct StoredBlob {
     /// What the file looked like when it was opened.
     pub(super) seen: Stamp,
     digest: Digest,
+    map: SharedMap,
     /// Weak: a reader that outlives the store does not keep the root locked.
     store: Weak<Inner>,
     _hold: Arc<Hold>,
@@ -73,12 +81,18 @@ impl Trust {
 // === impl StoredBlob ===
 
 impl StoredBlob {
+    /// The whole file, mapped; none where address space is used up.
+    pub(crate) fn mapping(&self) -> Option<Arc<Mapping>> {
+        self.map.get_or_init(|| Mapping::new(self.file.clone(), 0..self.len).ok().map(Arc::new)).clone()
+    }
+
     /// The file could not be read, although nothing about it has changed: it is verified when it is opened next. Does
     /// not block.
     pub fn distrust(&self) {
         if let Some(inner) = self.store.upgrade() {
             tracing::error!(digest = %self.digest, "a stored blob could not be read; it is verified when it is asked next");
             inner.hints.void_blob(&self.digest, self.len);
+            inner.open.forget(&self.digest);
         }
     }
 }
@@ -92,6 +106,9 @@ impl Store {
     /// What the file system said, except that there is no such file. What stands there and is no file goes to
     /// `quarantine/`, so that the next one finds nothing.
     pub async fn blob(&self, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
+        if let Some(blob) = self.0.open_again(digest) {
+            return Ok(Some(blob));
+        }
         let digest = *digest;
         self.blocking(move |inner| inner.open_blob(&digest, true)).await
     }
@@ -136,9 +153,32 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// The blob by a file that was opened a moment ago. Does not block.
+    fn open_again(self: &Arc<Self>, digest: &Digest) -> Option<StoredBlob> {
+        let open = self.open.get(digest)?;
+        let blob = self.stored_blob(digest, open.file.clone(), open.seen, Trust::Verified);
+        let blob = StoredBlob { map: open.map.clone(), ..blob };
+        // Looked at after it was put into the books, as below.
+        if !open.is_as_seen() {
+            self.open.forget(digest);
+            return None;
+        }
+        self.books.used(digest, open.seen.len);
+        self.use_image_of(digest);
+        Some(blob)
+    }
+
     fn open_blob(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Result<Option<StoredBlob>, StoreError> {
         let path = layout::blob(digest);
-        let file = match self.disk.read(&path) {
+        let before = self.open.before(digest);
+        let opened = self.disk.read(&path).or_else(|error| {
+            if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) {
+                self.open.clear();
+                return self.disk.read(&path);
+            }
+            Err(error)
+        });
+        let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.forget_missing(digest);
@@ -164,10 +204,13 @@ impl Inner {
         if is_use {
             self.books.used(digest, seen.len);
             self.use_image_of(digest);
+            if trust == Trust::Verified {
+                self.open.keep(before, digest, OpenFile { file: blob.file.clone(), seen, map: blob.map.clone() });
+            }
         }
         // Looked at after it was put into the books, so that a removal at the same moment is seen here or sees it there.
         if blob.file.metadata().is_ok_and(|now| now.nlink() == 0) {
-            self.books.unlinked(digest, seen.inode, seen.len);
+            self.unlinked(digest, seen.inode, seen.len);
             self.forget_missing(digest);
         }
         Ok(Some(blob))
@@ -185,6 +228,12 @@ impl Inner {
         }
     }
 
+    /// A file of a blob lost its name (removed, replaced or put into quarantine).
+    pub(super) fn unlinked(&self, digest: &Digest, inode: u64, len: u64) {
+        self.open.forget(digest);
+        self.books.unlinked(digest, inode, len);
+    }
+
     /// A blob of this store around an open file.
     pub(super) fn stored_blob(
         self: &Arc<Self>,
@@ -194,7 +243,8 @@ impl Inner {
         trust: Trust,
     ) -> StoredBlob {
         let hold = Arc::new(self.books.hold(digest, seen.inode));
-        StoredBlob { file, len: seen.len, trust, seen, digest: *digest, store: Arc::downgrade(self), _hold: hold }
+        let (len, digest, store) = (seen.len, *digest, Arc::downgrade(self));
+        StoredBlob { file, len, trust, seen, digest, map: SharedMap::default(), store, _hold: hold }
     }
 
     /// The file of this inode under the blob's name goes to quarantine. Blocks.
@@ -243,7 +293,7 @@ impl Inner {
             }
         }
         if found.is_file() {
-            self.books.unlinked(digest, found.ino(), found.len());
+            self.unlinked(digest, found.ino(), found.len());
         }
         self.books.forget(&Short::from(digest));
         Ok(Some(to))

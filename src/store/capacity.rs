@@ -1,11 +1,11 @@
 //! The books: how many bytes the store holds, has promised and may hold. Everything that is added or removed passes
 //! here, and the gauges follow.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use foldhash::HashMap;
 use parking_lot::MutexGuard;
 
 mod parked;
@@ -124,8 +124,8 @@ impl Books {
             parked: 0,
             lingering: 0,
             left: Arc::default(),
-            held: HashMap::new(),
-            busy: HashMap::new(),
+            held: HashMap::default(),
+            busy: HashMap::default(),
             queue: Queue::default(),
         };
         Self { capacity, floor: floor(space.total), metrics, timeline, state: Gated::new(state) }

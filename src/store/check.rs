@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::known::{KnownTag, TagKey};
 use super::refs::TagRecord;
-use super::suspicion::Repository;
+use super::suspicion::{Judgement, Repository};
 use super::{Inner, Store, StoreError};
 use crate::oci::{RepoName, Tag, UpstreamName};
 
@@ -67,7 +68,7 @@ fn time(nanos: u64) -> SystemTime {
 #[derive(Debug)]
 pub struct TagState {
     /// What it names.
-    pub record: Option<TagRecord>,
+    pub record: Option<Arc<TagRecord>>,
     /// When upstream was last asked about it, with an answer. Unknown after the index is lost; a time in the future, or
     /// from before the clock was set back, does not count.
     pub checked_at: Option<SystemTime>,
@@ -85,14 +86,23 @@ impl Store {
     /// # Errors
     /// The store is closed.
     pub async fn tag_state(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Result<TagState, StoreError> {
-        let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
+        let key = (up.clone(), repo.clone(), tag.clone());
+        if let Some(state) = self.0.known_tag_state(&key) {
+            return Ok(state);
+        }
         let read = move |inner: &Arc<Inner>| {
             // In this order: the other way round, a record that was read before it was replaced would be trusted for what
             // is said of the one after it.
-            let suspect = inner.suspected_since(&up, &repo, &tag).map(|since| since.is_some());
-            let checked_at = inner.checked_at(&up, &repo, &tag);
-            let record = inner.tag_record(&up, &repo, &tag);
-            Ok(TagState { record, checked_at, suspect })
+            let (up, repo, tag) = &key;
+            let suspect = inner.suspected_since(up, repo, tag).map(|since| since.is_some());
+            let read = || {
+                let check = inner.check(up, repo, tag);
+                Some(Arc::new(KnownTag { record: Arc::new(inner.tag_record(up, repo, tag)?), check }))
+            };
+            match inner.known.read_tag(key.clone(), read) {
+                Some(known) => Ok(inner.tag_state(&known, suspect)),
+                None => Ok(TagState { record: None, checked_at: inner.checked_at(up, repo, tag), suspect }),
+            }
         };
         self.blocking(read).await
     }
@@ -101,10 +111,35 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// The same from memory; none: it has to be read. Does not block.
+    fn known_tag_state(&self, key: &TagKey) -> Option<TagState> {
+        let (up, repo, tag) = key;
+        // Before the record, as above.
+        let judgement = self.suspicions.get(up, repo)?.judge(tag);
+        let known = self.known.tag(key)?;
+        let suspect = match judgement {
+            Judgement::Trusted => false,
+            Judgement::Suspect(_) => true,
+            Judgement::UnlessConfirmed(mark) => !known.check.is_some_and(|check| check.is_under(mark.name)),
+        };
+        // Another tag that named it may have moved away.
+        self.books.set_tagged(&known.record.digest, true);
+        Some(self.tag_state(&known, Ok(suspect)))
+    }
+
+    fn tag_state(&self, known: &KnownTag, suspect: Result<bool, StoreError>) -> TagState {
+        let checked_at = known.check.and_then(|check| self.counts(check));
+        TagState { record: Some(known.record.clone()), checked_at, suspect }
+    }
+
     /// When upstream was last asked about the tag, with an answer. Unknown after the index is lost; a time in the future,
     /// or from before the clock was set back, does not count. Blocks.
     pub(super) fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {
-        let check = self.check(up, repo, tag)?;
+        self.counts(self.check(up, repo, tag)?)
+    }
+
+    /// When the check was, if that time counts.
+    fn counts(&self, check: Check) -> Option<SystemTime> {
         // First: this is a look at the clock too.
         let doubted = self.timeline.doubts(check.moment);
         (!doubted && check.at <= self.timeline.now()).then_some(check.at)
@@ -123,14 +158,20 @@ impl Inner {
         // Moments may be ahead of a clock that was set back.
         let at = asked_at.min(self.timeline.now());
         let check = Check { at, moment: asked_at, mark, since: self.since.get(up).copied() };
-        self.hints.set_check(up, repo, tag, Some(&check));
+        self.set_check(up, repo, tag, Some(&check));
     }
 
     /// Nothing that was asked before now says anything about the tag.
     pub(super) fn note_forgotten(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) {
         let moment = self.timeline.moment();
         let check = Check { at: self.timeline.now(), moment, mark: None, since: self.since.get(up).copied() };
-        self.hints.set_check(up, repo, tag, Some(&check));
+        self.set_check(up, repo, tag, Some(&check));
+    }
+
+    /// Remembers a check, or forgets the last one.
+    pub(super) fn set_check(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag, check: Option<&Check>) {
+        self.hints.set_check(up, repo, tag, check);
+        self.known.forget_tag(up, repo, tag);
     }
 
     /// Whether a question about this tag that was put later than `asked_at` has been answered. Those of another process

@@ -3,11 +3,12 @@
 //! last, also where the client does not ask for the manifest any more. So what nobody asks for grows old as a whole, and
 //! goes as a whole (`order`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

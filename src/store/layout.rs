@@ -320,6 +320,16 @@ pub(super) fn parse_link(path: &Path) -> Option<Digest> {
     if links == "_links" { Digest::from_parts(algorithm, hex).ok() } else { None }
 }
 
+/// Upstream, repository and digest of a path of [`link`].
+pub(super) fn parse_whole_link(path: &Path) -> Option<(UpstreamName, RepoName, Digest)> {
+    let digest = parse_link(path)?;
+    let mut parts = path.strip_prefix(REFS).ok()?.iter().map(|part| part.to_str());
+    let up = parts.next()??.parse().ok()?;
+    let rest: Vec<&str> = parts.collect::<Option<_>>()?;
+    let [repo @ .., "_links", _, _] = rest.as_slice() else { return None };
+    Some((up, repo.join("/").parse().ok()?, digest))
+}
+
 /// An upstream's name may be longer (259) than a file's name; `~` cannot stand in one, so nothing collides.
 fn short_name(name: &str) -> String {
     if name.len() <= LONG_NAME {

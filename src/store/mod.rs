@@ -32,10 +32,13 @@ mod images;
 mod index;
 mod inventory;
 mod keys;
+mod known;
 mod layout;
 mod lists;
 mod lock;
 mod marks;
+mod memory;
+mod open_files;
 mod order;
 mod origin;
 mod partial;
@@ -85,7 +88,9 @@ use evict::{Evictor, Shortage};
 use gated::Gated;
 use hints::{Hints, SledSource, Source};
 use images::Uses;
+use known::Known;
 use lock::RootLock;
+use open_files::OpenFiles;
 use partial::Partials;
 use pins::Pins;
 use record::Records;
@@ -148,6 +153,8 @@ struct Inner {
     books: Arc<Books>,
     hints: Hints,
     records: Records,
+    known: Known,
+    open: OpenFiles,
     unreadable: Unreadables,
     group: GroupSync,
     epoch: Epoch,
@@ -274,6 +281,8 @@ impl Store {
             books: Arc::new(Books::new(capacity, space, metrics.clone(), timeline.clone()).with(disk.left_bytes())),
             hints,
             records,
+            known: Known::default(),
+            open: OpenFiles::new(),
             unreadable: Unreadables::default(),
             group,
             epoch,
@@ -353,6 +362,7 @@ impl Store {
                 // So that no jump of the clock goes unnoticed.
                 inner.timeline.settled();
                 inner.books.look_at_clock();
+                inner.open.sweep();
                 inner.sync_published();
                 inner.find_partials(false);
                 inner.remove_left();
@@ -443,6 +453,7 @@ impl Inner {
     }
 
     fn shut(&self) -> Result<(), StoreError> {
+        self.open.clear();
         let synced = self.group.run(&self.disk);
         self.remove_left();
         self.remove_stuck_partials();

@@ -10,8 +10,9 @@
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
+use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 
 mod claims;
@@ -175,7 +176,7 @@ impl Order {
             lists: [List::EMPTY; Class::ALL.len()],
             pinned: HashSet::new(),
             touched: Vec::new(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 

@@ -311,7 +311,7 @@ impl Inner {
             if self.named_by(path)?.is_some_and(|named| named != *digest) {
                 return Ok(false);
             }
-            self.hints.set_check(&up, &repo, &tag, None);
+            self.set_check(&up, &repo, &tag, None);
         }
         self.remove_record(path)?;
         self.remove_empty_above(path);

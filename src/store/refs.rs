@@ -141,6 +141,7 @@ impl Store {
             let before = inner.records.read::<TagRecord>(&inner.disk, &path);
             if before.as_ref() != Some(&record) {
                 inner.records.write(&inner.disk, &inner.group, &path, &record)?;
+                inner.known.forget_tag(&up, &repo, &tag);
             }
             let before = before.map(|before| before.digest);
             if let Some(before) = before.filter(|before| *before != record.digest) {
@@ -202,9 +203,21 @@ impl Store {
     }
 
     /// The proof that upstream served `digest` in `repo`.
-    pub async fn link(&self, up: &UpstreamName, repo: &RepoName, digest: &Digest) -> Result<Option<Link>, StoreError> {
+    pub async fn link(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<Arc<Link>>, StoreError> {
+        let key = (up.clone(), repo.clone(), *digest);
+        if let Some(link) = self.0.known.link(&key) {
+            return Ok(Some(link));
+        }
         let path = layout::link(up, repo, digest);
-        self.blocking(move |inner| Ok(inner.records.read(&inner.disk, &path))).await
+        self.blocking(move |inner| {
+            Ok(inner.known.read_link(key, || inner.records.read::<Link>(&inner.disk, &path).map(Arc::new)))
+        })
+        .await
     }
 
     /// Remembers that upstream served `digest` in `repo` when it was asked at `asked_at`. False, and nothing is done, if
@@ -229,6 +242,7 @@ impl Store {
             }
             if inner.records.read::<Link>(&inner.disk, &path).as_ref() != Some(&link) {
                 inner.records.write(&inner.disk, &inner.group, &path, &link)?;
+                inner.known.forget_link(&up, &repo, &digest);
             }
             inner.know_ref(&digest, &path);
             Ok(true)
@@ -297,7 +311,9 @@ impl Inner {
             // Before it goes: who puts refs back looks at this afterwards.
             self.forgotten.fetch_add(1, Ordering::SeqCst);
         }
-        if self.disk.unlink(path).map_err(|e| StoreError::io("remove", path, e))?
+        let unlinked = self.disk.unlink(path);
+        self.known.forget(path);
+        if unlinked.map_err(|e| StoreError::io("remove", path, e))?
             && let Some(parent) = path.parent()
         {
             self.group.directories([parent.to_owned()]);

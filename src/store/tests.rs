@@ -25,6 +25,8 @@ mod keys;
 mod leftovers;
 mod marks;
 mod model;
+mod one_cpu;
+mod open_files;
 mod partial;
 mod pins;
 mod removal;
@@ -943,7 +945,7 @@ async fn walk(steps: Vec<Step>) {
                 }
                 for n in 0..4 {
                     let found = fixture.store.link(&up, &repo, &sha256(&[n])).await.unwrap();
-                    assert_eq!(found.as_ref(), model.links.get(&((up.clone(), repo.clone()), n)));
+                    assert_eq!(found.as_deref(), model.links.get(&((up.clone(), repo.clone()), n)));
                 }
             }
         }

@@ -64,6 +64,7 @@ impl Inner {
         let is_another = self.disk.metadata(&layout::blob(digest)).is_ok_and(|now| Stamp::of(&now) != seen);
         if !is_another {
             self.hints.void_blob(digest, len);
+            self.open.forget(digest);
         }
     }
 }

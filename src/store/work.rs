@@ -271,7 +271,7 @@ impl Work {
             Err((_, error)) => return Err(StoreError::io("publish", &path, error)),
         }
         if let Some(replaced) = replaced {
-            inner.books.unlinked(digest, replaced.ino(), replaced.len());
+            inner.unlinked(digest, replaced.ino(), replaced.len());
         }
         // Before anything else can fail: the name is there, so its bytes count.
         reservation.stored(digest, written);

@@ -14,7 +14,7 @@
 #[unsafe(export_name = "_rjem_malloc_conf")]
 #[used]
 static SETTINGS: &[u8; 97] =
-    b"percpu_arena:percpu,lg_tcache_max:11,dirty_decay_ms:2000,muzzy_decay_ms:0,background_thread:true\0";
+    b"percpu_arena:percpu,lg_tcache_max:14,dirty_decay_ms:2000,muzzy_decay_ms:0,background_thread:true\0";
 
 /// Sets the allocator up for buffers of bodies, which are large, many and short-lived, and for threads that are many and
 /// mostly idle. To be called before there are threads.

@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -19,9 +20,6 @@ const PAGES: usize = 257;
 /// That mincore(2) is refused is said once.
 static UNKNOWN: Once = Once::new();
 
-/// Is told that a file could not be read.
-pub(crate) type Unreadable = Box<dyn Fn() + Send + Sync>;
-
 /// A mapped range of a file, widened to whole pages.
 pub(crate) struct Mapping {
     base: NonNull<c_void>,
@@ -32,9 +30,8 @@ pub(crate) struct Mapping {
     /// The range that was asked for.
     range: Range<u64>,
     file: Arc<File>,
-    unreadable: Unreadable,
-    /// When pages were last found in memory for somebody to send them.
-    looked: Mutex<Instant>,
+    /// When all of it was last found in memory.
+    resident: Mutex<Option<Instant>>,
 }
 
 // SAFETY: the mapping is not bound to a thread, and is never written through: all access is by shared slices and by
@@ -44,7 +41,11 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    pub(crate) fn new(file: Arc<File>, range: Range<u64>, unreadable: Unreadable) -> io::Result<Self> {
+    /// Maps `range` of `file`, which need not be there yet.
+    ///
+    /// # Errors
+    /// That the range is empty, or that address space or mappings are used up.
+    pub(crate) fn new(file: Arc<File>, range: Range<u64>) -> io::Result<Self> {
         if range.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -57,24 +58,11 @@ impl Mapping {
             rustix::mm::mmap(std::ptr::null_mut(), length, ProtFlags::READ, MapFlags::SHARED, &*file, offset)?
         };
         let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, length, offset, range, file, unreadable, looked: Mutex::new(Instant::now()) })
+        Ok(Self { base, length, offset, range, file, resident: Mutex::new(None) })
     }
 
     pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
-    }
-
-    /// Notes that what is sent next was in memory now.
-    pub(crate) fn looked(&self) {
-        *self.looked.lock() = Instant::now();
-    }
-
-    pub(crate) fn last_look(&self) -> Instant {
-        *self.looked.lock()
-    }
-
-    pub(crate) fn unreadable(&self) {
-        (self.unreadable)();
     }
 
     /// The offset in the file of `bytes`, if they lie in this mapping.
@@ -85,6 +73,23 @@ impl Mapping {
         let within = bytes.as_ptr().addr().checked_sub(self.base.as_ptr().addr())?;
         let end = within.checked_add(bytes.len())?;
         (end <= self.length).then(|| self.offset + within as u64)
+    }
+
+    /// When the pages of `range`, which lies in what was asked for, were found in memory: now, or, of all of it, less than
+    /// `fresh` ago, since many may ask for the same at the same time. None: some are not there.
+    pub(crate) fn found(&self, range: &Range<u64>, fresh: Duration) -> Option<Instant> {
+        let is_whole = *range == self.range;
+        let known = if is_whole { *self.resident.lock() } else { None };
+        if let Some(at) = known.filter(|at| at.elapsed() < fresh) {
+            return Some(at);
+        }
+        self.is_resident(range).then(|| {
+            let now = Instant::now();
+            if is_whole {
+                *self.resident.lock() = Some(now);
+            }
+            now
+        })
     }
 
     /// Whether `range` lies in what was asked for, and all of its pages are in memory.

@@ -3,4 +3,5 @@
 
 pub(crate) mod allocator;
 pub(crate) mod mapping;
+pub(crate) mod read_now;
 pub(crate) mod write_out;

@@ -183,13 +183,18 @@ pub fn unrest(root: &Path, process: i32, filling: u64, (bytes, blobs): (u64, u64
     wrong
 }
 
-/// Files with content that a process has open below the root: blobs, refs and what is being filled, removed ones included.
+/// Files with content that a process has open below the root: refs and what is being filled, removed ones included, and blobs
+/// that were removed. Others it keeps open for a second or two after they were read.
 pub fn open_files(root: &Path, process: i32) -> Vec<PathBuf> {
     let Ok(all) = fs::read_dir(format!("/proc/{process}/fd")) else { return Vec::new() };
     let links = all.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     let content = |path: &PathBuf| {
         let below = path.strip_prefix(root).ok();
-        below.is_some_and(|below| ["blobs", "refs", "fills", "quarantine"].iter().any(|part| below.starts_with(part)))
+        let is_read = below.is_some_and(|below| below.starts_with("blobs")) && path.exists();
+        !is_read
+            && below.is_some_and(|below| {
+                ["blobs", "refs", "fills", "quarantine"].iter().any(|part| below.starts_with(part))
+            })
     };
     links.filter(content).collect()
 }

@@ -93,7 +93,7 @@ impl Inner {
             return gone.map(|_| None);
         }
         if let Some(found) = found {
-            self.books.unlinked(digest, found.ino(), len);
+            self.unlinked(digest, found.ino(), len);
         }
         self.books.forget(&Short::from(digest));
         drop(names);
@@ -154,11 +154,13 @@ impl Inner {
             }
             if let Some((up, repo, tag)) = layout::parse_tag(path) {
                 check = self.hints.check(&up, &repo, &tag);
-                self.hints.set_check(&up, &repo, &tag, None);
+                self.set_check(&up, &repo, &tag, None);
             }
         }
         let data = self.records.read::<Box<RawValue>>(&self.disk, path);
-        if let Err(error) = self.disk.unlink(path) {
+        let unlinked = self.disk.unlink(path);
+        self.known.forget(path);
+        if let Err(error) = unlinked {
             tracing::warn!(path = %path.display(), %error, "a ref of an evicted blob could not be removed");
             return Ok(true);
         }
@@ -176,7 +178,9 @@ impl Inner {
             if is_forgotten() || self.disk.metadata(&path).is_ok() {
                 continue;
             }
-            if let Err(error) = self.records.write(&self.disk, &self.group, &path, &data) {
+            let written = self.records.write(&self.disk, &self.group, &path, &data);
+            self.known.forget(&path);
+            if let Err(error) = written {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(path = %path.display(), error, "a ref of a blob that stays could not be put back");
                 continue;
@@ -193,7 +197,7 @@ impl Inner {
             if let Some((up, repo, tag)) = layout::parse_tag(&path) {
                 self.books.set_tagged(digest, true);
                 if let Some(check) = check.filter(|_| self.hints.check(&up, &repo, &tag).is_none()) {
-                    self.hints.set_check(&up, &repo, &tag, Some(&check));
+                    self.set_check(&up, &repo, &tag, Some(&check));
                 }
             }
         }

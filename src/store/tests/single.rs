@@ -9,7 +9,7 @@ impl Store {
         repo: &RepoName,
         tag: &Tag,
     ) -> Result<Option<TagRecord>, StoreError> {
-        Ok(self.tag_state(up, repo, tag).await?.record)
+        Ok(self.tag_state(up, repo, tag).await?.record.map(Arc::unwrap_or_clone))
     }
 
     pub(super) async fn checked_at(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<SystemTime> {

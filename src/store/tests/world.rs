@@ -17,6 +17,7 @@ pub(in crate::store) use partials::PARTS;
 use partials::{LEAST, LONG};
 
 use super::evict::manifest;
+use super::one_cpu::OneCpu;
 use super::sim::{Order, Sim, SimFs, fast_directory};
 use super::*;
 use crate::clock::twin::wall;
@@ -154,6 +155,8 @@ pub(in crate::store) struct World {
     /// Something went wrong since what is left of downloads was last known to be known.
     is_doubtful: bool,
     log: Vec<Op>,
+    /// Last: what is dropped before still has threads.
+    _cpu: Option<OneCpu>,
 }
 
 /// The index of all processes.
@@ -274,6 +277,7 @@ impl World {
         let root = fast_directory();
         let sim = Sim::new(root.path());
         let mut world = Self {
+            _cpu: OneCpu::take(),
             root,
             sim,
             index: Arc::default(),
