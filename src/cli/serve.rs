@@ -61,15 +61,16 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(USAGE, error),
     };
+    // Before there are threads, because both change what all share: the environment, and the allocator's settings.
+    let inherited = Inherited::from_env();
+    crate::sys::allocator::set_up();
     let (requests, _flush) = match log::start(&config.log) {
         Ok(log) => log,
         Err(error @ LogError::Filter(_)) => return complain(USAGE, error),
         Err(error @ LogError::Thread(_)) => return complain(FAILED, error),
     };
     raise_limit();
-    crate::sys::allocator::set_up();
-    // Before the threads of the runtime, because it changes the environment.
-    let inherited = match Inherited::from_env() {
+    let inherited = match inherited {
         Ok(inherited) => inherited,
         Err(error) => return fail(&error),
     };

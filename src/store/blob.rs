@@ -158,18 +158,19 @@ impl Inner {
         let open = self.open.get(digest)?;
         let blob = self.stored_blob(digest, open.file.clone(), open.seen, Trust::Verified);
         let blob = StoredBlob { map: open.map.clone(), ..blob };
-        // Looked at after it was put into the books, as below.
+        self.books.used(digest, open.seen.len);
+        // Looked at after it was put into the books, as below, where a file that has changed is found, and closed: that may
+        // take time, and this is an async worker.
         if !open.is_as_seen() {
-            self.open.forget(digest);
             return None;
         }
-        self.books.used(digest, open.seen.len);
         self.use_image_of(digest);
         Some(blob)
     }
 
     fn open_blob(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Result<Option<StoredBlob>, StoreError> {
         let path = layout::blob(digest);
+        self.open.forget_changed(digest);
         let before = self.open.before(digest);
         let opened = self.disk.read(&path).or_else(|error| {
             if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) {
@@ -281,6 +282,8 @@ impl Inner {
         let to =
             Path::new(QUARANTINE).join(format!("{}-{}-{}", digest.algorithm().as_str(), digest.hex(), found.ino()));
         self.hints.remove_blob(digest);
+        // Whether it can be moved or not: nobody takes it for verified any more.
+        self.open.forget(digest);
         let moved = self.disk.rename(&path, &to).or_else(|_| {
             self.disk.make_dirs(Path::new(QUARANTINE))?;
             self.disk.rename(&path, &to)

@@ -37,6 +37,9 @@ impl Store {
                 inner.forget_link(&up, &repo, digest)?;
             }
             inner.remove_all(&layout::lists(&up, &repo))?;
+            // What is removed is found by its file. Where that was gone before (a sync of it failed, somebody removed it), memory
+            // is the only place that knows of it.
+            inner.known.clear();
             drop(gate);
             inner.sync_group()?;
             Ok(tags)
@@ -91,6 +94,8 @@ impl Inner {
         for digest in self.linked(up, repo)? {
             self.forget_link(up, repo, &digest)?;
         }
+        // As of a manifest, above.
+        self.known.clear();
         for directory in [layout::tags(up, repo), layout::lists(up, repo)] {
             self.remove_all(&directory)?;
         }

@@ -211,6 +211,7 @@ impl<'a> Sweep<'a> {
         };
         if self.acts() && !is_pinned {
             remove_file(self.inner, path);
+            self.inner.known.forget(path);
             self.inner.remove_empty_above(path);
         }
     }

@@ -9,8 +9,10 @@ use super::memory::Memory;
 use super::refs::{Link, TagRecord};
 use crate::oci::{Digest, RepoName, Tag, UpstreamName};
 
-/// Tags, and links, that are remembered; each takes about half a kilobyte.
+/// Tags, and links, that are remembered; each takes half a kilobyte, and at most two.
 const REMEMBERED: usize = 8192;
+/// Longest text in one that is remembered: what others have made up may be megabytes long.
+const LONGEST: usize = 1024;
 
 /// Which tag.
 pub(super) type TagKey = (UpstreamName, RepoName, Tag);
@@ -49,7 +51,10 @@ impl Known {
     pub(super) fn read_tag(&self, key: TagKey, read: impl FnOnce() -> Option<Arc<KnownTag>>) -> Option<Arc<KnownTag>> {
         let before = self.tags.before(&key);
         let tag = read()?;
-        self.tags.keep(before, key, tag.clone());
+        let TagRecord { media_type, etag, .. } = &*tag.record;
+        if is_short([Some(media_type), etag.as_ref()]) {
+            self.tags.keep(before, key, tag.clone());
+        }
         Some(tag)
     }
 
@@ -62,7 +67,9 @@ impl Known {
     pub(super) fn read_link(&self, key: LinkKey, read: impl FnOnce() -> Option<Arc<Link>>) -> Option<Arc<Link>> {
         let before = self.links.before(&key);
         let link = read()?;
-        self.links.keep(before, key, link.clone());
+        if is_short([link.media_type.as_ref(), link.artifact_type.as_ref()]) {
+            self.links.keep(before, key, link.clone());
+        }
         Some(link)
     }
 
@@ -74,6 +81,12 @@ impl Known {
     /// The file of a link has been changed.
     pub(super) fn forget_link(&self, up: &UpstreamName, repo: &RepoName, digest: &Digest) {
         self.links.forget(&(up.clone(), repo.clone(), *digest));
+    }
+
+    /// Any may have been removed, also of those whose files were gone before.
+    pub(super) fn clear(&self) {
+        self.tags.clear();
+        self.links.clear();
     }
 
     /// The file at this path has been changed, if it is one of a tag or link.
@@ -91,4 +104,8 @@ impl Known {
             }
         }
     }
+}
+
+fn is_short(texts: [Option<&String>; 2]) -> bool {
+    texts.into_iter().flatten().map(String::len).sum::<usize>() <= LONGEST
 }

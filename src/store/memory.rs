@@ -77,7 +77,7 @@ impl<K: Eq + Hash, V: Clone> Memory<K, V> {
     pub(super) fn keep(&self, before: Before, key: K, value: V) {
         let (shelf, hash) = self.shelf(&key);
         let mut shelf = shelf.lock();
-        if shelf.changes != before.0 {
+        if shelf.changes != before.0 || self.most == 0 {
             return;
         }
         // To end a value may take time, and others wait for the shelf: what goes does so after the lock.

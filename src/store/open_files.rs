@@ -5,6 +5,7 @@
 //! It is no use of the blob, and keeps nothing from being evicted.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use super::blob::SharedMap;
@@ -36,7 +37,7 @@ impl OpenFile {
     /// Whether it looks as it did when it was verified: nobody has written to it, replaced or removed it since. Does not
     /// block.
     pub(super) fn is_as_seen(&self) -> bool {
-        self.file.metadata().is_ok_and(|now| Stamp::of(&now) == self.seen)
+        self.file.metadata().is_ok_and(|now| now.nlink() > 0 && Stamp::of(&now) == self.seen)
     }
 }
 
@@ -70,6 +71,14 @@ impl OpenFiles {
     /// The blob's file has gone, or is not known to be right any more.
     pub(super) fn forget(&self, digest: &Digest) {
         self.0.forget(digest);
+    }
+
+    /// The same if it has changed since it was verified. May block.
+    pub(super) fn forget_changed(&self, digest: &Digest) {
+        let open = self.0.get(digest);
+        if open.as_ref().is_some_and(|open| !open.is_as_seen()) {
+            self.0.forget(digest);
+        }
     }
 
     /// Closes all.

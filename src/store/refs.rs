@@ -140,8 +140,9 @@ impl Store {
             }
             let before = inner.records.read::<TagRecord>(&inner.disk, &path);
             if before.as_ref() != Some(&record) {
-                inner.records.write(&inner.disk, &inner.group, &path, &record)?;
+                let written = inner.records.write(&inner.disk, &inner.group, &path, &record);
                 inner.known.forget_tag(&up, &repo, &tag);
+                written?;
             }
             let before = before.map(|before| before.digest);
             if let Some(before) = before.filter(|before| *before != record.digest) {
@@ -241,8 +242,9 @@ impl Store {
                 return Ok(false);
             }
             if inner.records.read::<Link>(&inner.disk, &path).as_ref() != Some(&link) {
-                inner.records.write(&inner.disk, &inner.group, &path, &link)?;
+                let written = inner.records.write(&inner.disk, &inner.group, &path, &link);
                 inner.known.forget_link(&up, &repo, &digest);
+                written?;
             }
             inner.know_ref(&digest, &path);
             Ok(true)

@@ -277,6 +277,10 @@ impl Inner {
         report.kept_bytes = bytes - report.freed_bytes;
         let unfinished = self.remove_unfinished(patterns, &plans, &led, dry_run)?;
         (report.unfinished, report.unfinished_bytes) = (unfinished.downloads, unfinished.bytes);
+        if !dry_run {
+            // What memory alone knows has no file by which it could be found.
+            self.known.clear();
+        }
         if !dry_run && (!plans.is_empty() || unfinished != Gone::default()) {
             self.group.run(&self.disk);
             tracing::info!(

@@ -107,3 +107,55 @@ async fn tags_and_links_are_read_once_and_never_late() {
     store.remove_link(&up, &repo, &digests[0]).await.unwrap();
     assert!(store.link(&up, &repo, &digests[0]).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn what_is_known_to_be_wrong_is_not_taken_from_an_open_file() {
+    let fixture = fixture(1 << 20);
+    let digest = put(&fixture.store, b"content").await;
+    let blob = fixture.store.blob(&digest).await.unwrap().unwrap();
+    // It can neither be moved nor removed: another file system's directory is in its place by the time of the look.
+    let aside = fixture.root.path().join("quarantine");
+    std::fs::remove_dir_all(&aside).unwrap();
+    std::fs::write(&aside, b"no directory").unwrap();
+    let inner = fixture.store.0.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        inner.set_aside(&digest, |found| {
+            assert!(found.is_file());
+            true
+        })
+    });
+    drop(looked.await.unwrap());
+    assert!(fixture.store.0.open.get(&digest).is_none());
+    drop(blob);
+    assert_eq!(open_blobs(&fixture), 0);
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_not_remembered_though_its_file_was_gone_before() {
+    let fixture = fixture(1 << 20);
+    let store = &fixture.store;
+    let (up, repo, tag): (UpstreamName, RepoName, Tag) =
+        ("docker.io".parse().unwrap(), "library/app".parse().unwrap(), "1".parse().unwrap());
+    let digest = put(store, b"one").await;
+    let record = TagRecord { digest, media_type: "x".into(), size: 3, etag: None };
+    assert!(store.set_tag(&up, &repo, &tag, &record, store.timeline().moment()).await.unwrap());
+    let long = Link { artifact_type: Some("x".repeat(4096)), ..Link::blob(Via::Anonymous, 3) };
+    assert!(store.set_link(&up, &repo, &digest, &long, store.timeline().moment()).await.unwrap());
+    let link = layout::link(&up, &repo, &digest);
+    assert_eq!(store.link(&up, &repo, &digest).await.unwrap().as_deref(), Some(&long));
+    std::fs::remove_file(fixture.root.path().join(link)).unwrap();
+    assert_eq!(store.link(&up, &repo, &digest).await.unwrap(), None, "what is long is not kept in memory");
+    let forgotten = async || store.tag_state(&up, &repo, &tag).await.unwrap().record.is_none();
+    for whole in [true, false] {
+        assert!(store.set_tag(&up, &repo, &tag, &record, store.timeline().moment()).await.unwrap());
+        assert!(!forgotten().await);
+        std::fs::remove_file(fixture.root.path().join(layout::tag(&up, &repo, &tag))).unwrap();
+        assert!(!forgotten().await, "nothing but memory knows it");
+        if whole {
+            store.forget_repository(&up, &repo).await.unwrap();
+        } else {
+            store.forget_manifest(&up, &repo, &digest).await.unwrap();
+        }
+        assert!(forgotten().await, "{whole}");
+    }
+}
