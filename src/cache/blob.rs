@@ -43,6 +43,7 @@ pub struct Blob {
 }
 
 /// Where the bytes of a blob are.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and the large one is what is pulled all the time")]
 #[derive(Debug)]
 pub enum BlobSource {
     /// In a file, whole or growing.

@@ -178,15 +178,15 @@ mod tests {
 
     /// Takes a write when it is told to.
     struct Slow {
-        go: Receiver<()>,
-        began: Sender<()>,
+        allowed: Receiver<()>,
+        tell: Sender<()>,
         got: Arc<Mutex<Vec<u8>>>,
     }
 
     impl io::Write for Slow {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _ = self.began.send(());
-            let _ = self.go.recv();
+            let _ = self.tell.send(());
+            let _ = self.allowed.recv();
             self.got.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
@@ -196,16 +196,24 @@ mod tests {
         }
     }
 
-    fn slow(waiting: usize) -> (RequestLog, Flush, Sender<()>, Receiver<()>, Arc<Mutex<Vec<u8>>>) {
-        let ((send, go), (began, begun), got) = (channel(), channel(), Arc::<Mutex<Vec<u8>>>::default());
-        let sink = Slow { go, began, got: got.clone() };
+    struct Stand {
+        log: RequestLog,
+        flush: Flush,
+        allow: Sender<()>,
+        begun: Receiver<()>,
+        got: Arc<Mutex<Vec<u8>>>,
+    }
+
+    fn slow(waiting: usize) -> Stand {
+        let ((allow, allowed), (tell, begun), got) = (channel(), channel(), Arc::<Mutex<Vec<u8>>>::default());
+        let sink = Slow { allowed, tell, got: got.clone() };
         let (log, flush) = RequestLog::start_on(move || sink, waiting).unwrap();
-        (log, flush, send, begun, got)
+        Stand { log, flush, allow, begun, got }
     }
 
     #[test]
     fn who_reads_slowly_costs_lines_and_no_time() {
-        let (log, flush, go, begun, got) = slow(3);
+        let Stand { log, flush, allow, begun, got } = slow(3);
         log.line().write_all(b"a\n").unwrap();
         begun.recv().unwrap();
         for line in ["b\n", "c\n", "d\n", "lost\n", "lost too\n"] {
@@ -216,24 +224,24 @@ mod tests {
         assert_eq!(metric.get(), 2, "what was dropped before somebody counted");
         log.line().write_all(b"and this\n").unwrap();
         assert_eq!(metric.get(), 3);
-        drop(go);
+        drop(allow);
         drop(flush);
         assert_eq!(*got.lock(), b"a\nb\nc\nd\n", "the end waits for all that were taken");
     }
 
     #[test]
     fn what_waits_is_written_at_once() {
-        let (log, flush, go, begun, got) = slow(100);
+        let Stand { log, flush, allow, begun, got } = slow(100);
         log.line().write_all(b"0\n").unwrap();
         begun.recv().unwrap();
         for n in 1..50 {
             writeln!(log.line(), "{n}").unwrap();
         }
-        go.send(()).unwrap();
+        allow.send(()).unwrap();
         begun.recv().unwrap();
-        go.send(()).unwrap();
+        allow.send(()).unwrap();
         drop(flush);
-        let lines: String = (0..50).map(|n| format!("{n}\n")).collect();
+        let lines = (0..50).fold(String::new(), |text, n| text + &n.to_string() + "\n");
         assert_eq!(String::from_utf8(got.lock().clone()).unwrap(), lines, "in two writes");
     }
 }

@@ -46,12 +46,12 @@ pub(super) struct Before(u64);
 impl<K: Eq + Hash, V: Clone> Memory<K, V> {
     /// Of at most about so many entries.
     pub(super) fn new(most: usize) -> Self {
-        let shelf = || Mutex::new(Shelf { entries: HashTable::new(), changes: 0 });
-        Self { shelves: std::array::from_fn(|_| shelf()), hasher: RandomState::default(), most: most.div_ceil(SHELVES) }
+        let empty = || Mutex::new(Shelf { entries: HashTable::new(), changes: 0 });
+        Self { shelves: std::array::from_fn(|_| empty()), hasher: RandomState::default(), most: most.div_ceil(SHELVES) }
     }
 
     /// The shelf of a key, and its hash.
-    fn shelf(&self, key: &K) -> (&Mutex<Shelf<K, V>>, u64) {
+    fn place(&self, key: &K) -> (&Mutex<Shelf<K, V>>, u64) {
         let hash = self.hasher.hash_one(key);
         let [first, ..] = &self.shelves;
         // Not by the bits that the table goes by.
@@ -61,62 +61,62 @@ impl<K: Eq + Hash, V: Clone> Memory<K, V> {
 
     /// What is remembered.
     pub(super) fn get(&self, key: &K) -> Option<V> {
-        let (shelf, hash) = self.shelf(key);
-        let mut shelf = shelf.lock();
-        let entry = shelf.entries.find_mut(hash, |entry| entry.key == *key)?;
+        let (place, hash) = self.place(key);
+        let mut held = place.lock();
+        let entry = held.entries.find_mut(hash, |entry| entry.key == *key)?;
         entry.used = true;
         Some(entry.value.clone())
     }
 
     /// To be taken before what is to be remembered is read.
     pub(super) fn before(&self, key: &K) -> Before {
-        Before(self.shelf(key).0.lock().changes)
+        Before(self.place(key).0.lock().changes)
     }
 
     /// Remembers what was read, unless it may have been changed since.
     pub(super) fn keep(&self, before: Before, key: K, value: V) {
-        let (shelf, hash) = self.shelf(&key);
-        let mut shelf = shelf.lock();
-        if shelf.changes != before.0 || self.most == 0 {
+        let (place, hash) = self.place(&key);
+        let mut held = place.lock();
+        if held.changes != before.0 || self.most == 0 {
             return;
         }
         // To end a value may take time, and others wait for the shelf: what goes does so after the lock.
-        let gone = shelf.take(hash, &key);
-        let full = shelf.entries.len() >= self.most;
-        let emptied = full.then(|| std::mem::take(&mut shelf.entries));
+        let gone = held.take(hash, &key);
+        let full = held.entries.len() >= self.most;
+        let emptied = full.then(|| std::mem::take(&mut held.entries));
         let entry = Entry { key, value, used: true };
-        shelf.entries.insert_unique(hash, entry, |entry| self.hasher.hash_one(&entry.key));
-        drop(shelf);
+        held.entries.insert_unique(hash, entry, |entry| self.hasher.hash_one(&entry.key));
+        drop(held);
         drop((gone, emptied));
     }
 
     /// It has been changed.
     pub(super) fn forget(&self, key: &K) {
-        let (shelf, hash) = self.shelf(key);
-        let mut shelf = shelf.lock();
-        shelf.changes += 1;
-        let gone = shelf.take(hash, key);
-        drop(shelf);
+        let (place, hash) = self.place(key);
+        let mut held = place.lock();
+        held.changes += 1;
+        let gone = held.take(hash, key);
+        drop(held);
         drop(gone);
     }
 
     /// All may have been changed.
     pub(super) fn clear(&self) {
-        for shelf in &self.shelves {
-            let mut shelf = shelf.lock();
-            shelf.changes += 1;
-            let gone = std::mem::take(&mut shelf.entries);
-            drop(shelf);
+        for place in &self.shelves {
+            let mut held = place.lock();
+            held.changes += 1;
+            let gone = std::mem::take(&mut held.entries);
+            drop(held);
             drop(gone);
         }
     }
 
     /// Forgets what nobody has asked for since the last sweep.
     pub(super) fn sweep(&self) {
-        for shelf in &self.shelves {
-            let mut shelf = shelf.lock();
-            let gone: Vec<_> = shelf.entries.extract_if(|entry| !std::mem::take(&mut entry.used)).collect();
-            drop(shelf);
+        for place in &self.shelves {
+            let mut held = place.lock();
+            let gone: Vec<_> = held.entries.extract_if(|entry| !std::mem::take(&mut entry.used)).collect();
+            drop(held);
             drop(gone);
         }
     }

@@ -452,3 +452,18 @@ async fn it_is_told_since_when_all_is_on_the_disk() {
     inner.sync_published();
     assert!(told() > first);
 }
+
+#[tokio::test]
+async fn what_is_wrong_and_cannot_be_moved_is_not_taken_from_an_open_file() {
+    let (fixture, sim) = over_sim(1 << 20);
+    let digest = put(&fixture.store, b"content").await;
+    let blob = fixture.store.blob(&digest).await.unwrap().unwrap();
+    assert_eq!(blob.trust, Trust::Verified);
+    assert!(fixture.store.0.open.get(&digest).is_some());
+    // It has rotted without a trace, and the file system is read-only by now.
+    sim.arm(Fault { harm: Harm::Fail(Errno::ROFS), at: 1, times: u64::MAX }, 0);
+    assert!(fixture.store.quarantine(&digest, &blob).await.is_err());
+    assert!(fixture.store.0.open.get(&digest).is_none(), "known to be wrong");
+    let again = fixture.store.blob(&digest).await.unwrap().unwrap();
+    assert_eq!(again.trust, Trust::Unverified, "it is hashed by whoever asks");
+}

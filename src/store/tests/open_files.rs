@@ -109,28 +109,6 @@ async fn tags_and_links_are_read_once_and_never_late() {
 }
 
 #[tokio::test]
-async fn what_is_known_to_be_wrong_is_not_taken_from_an_open_file() {
-    let fixture = fixture(1 << 20);
-    let digest = put(&fixture.store, b"content").await;
-    let blob = fixture.store.blob(&digest).await.unwrap().unwrap();
-    // It can neither be moved nor removed: another file system's directory is in its place by the time of the look.
-    let aside = fixture.root.path().join("quarantine");
-    std::fs::remove_dir_all(&aside).unwrap();
-    std::fs::write(&aside, b"no directory").unwrap();
-    let inner = fixture.store.0.clone();
-    let looked = tokio::task::spawn_blocking(move || {
-        inner.set_aside(&digest, |found| {
-            assert!(found.is_file());
-            true
-        })
-    });
-    drop(looked.await.unwrap());
-    assert!(fixture.store.0.open.get(&digest).is_none());
-    drop(blob);
-    assert_eq!(open_blobs(&fixture), 0);
-}
-
-#[tokio::test]
 async fn what_is_deleted_is_not_remembered_though_its_file_was_gone_before() {
     let fixture = fixture(1 << 20);
     let store = &fixture.store;
