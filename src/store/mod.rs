@@ -94,7 +94,7 @@ use open_files::OpenFiles;
 use partial::Partials;
 use pins::Pins;
 use record::Records;
-use stamp::Epoch;
+use stamp::{Epoch, Start};
 use suspicion::Table;
 use sync::GroupSync;
 use unreadable::Unreadables;
@@ -158,6 +158,8 @@ struct Inner {
     unreadable: Unreadables,
     group: GroupSync,
     epoch: Epoch,
+    /// The disk says that the store is in use.
+    is_put_down: AtomicBool,
     metrics: Metrics,
     timeline: Arc<Timeline>,
     /// Since when upstreams have their URL again that had another one: what is known of freshness from before counts
@@ -272,7 +274,7 @@ impl Store {
         let records = Records::default();
         let group = GroupSync::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk, &group));
-        let (epoch, goes_on) = Epoch::begin(&disk, &records);
+        let Start { epoch, goes_on, is_put_down } = Epoch::begin(&disk, &records);
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
@@ -286,6 +288,7 @@ impl Store {
             unreadable: Unreadables::default(),
             group,
             epoch,
+            is_put_down: is_put_down.into(),
             metrics,
             since: HashMap::new(),
             names: Gated::default(),
@@ -363,6 +366,7 @@ impl Store {
                 inner.timeline.settled();
                 inner.books.look_at_clock();
                 inner.open.sweep();
+                inner.put_down_start();
                 inner.sync_published();
                 inner.find_partials(false);
                 inner.remove_left();
@@ -428,6 +432,23 @@ impl Store {
 // === impl Inner ===
 
 impl Inner {
+    /// Puts down that the store is in use, if that could not be done at the start. Blocks.
+    fn put_down_start(&self) {
+        if self.is_put_down.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.epoch.put_down(&self.disk) {
+            Ok(()) => {
+                self.is_put_down.store(true, Ordering::Relaxed);
+                tracing::info!("the start of this run is put down now");
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, "the start of this run could not be put down");
+            }
+        }
+    }
+
     /// Syncs what was published without waiting, and lets it be known when all of it is on the disk. Blocks.
     fn sync_published(&self) {
         let began = self.timeline.now();

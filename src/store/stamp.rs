@@ -34,6 +34,16 @@ pub(super) struct Stamp {
 #[serde(transparent)]
 pub(super) struct Epoch(u64);
 
+/// The beginning of a run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Start {
+    pub(super) epoch: Epoch,
+    /// It is the last run's. If not, files may be in the page cache alone that a dead process wrote.
+    pub(super) goes_on: bool,
+    /// The disk says that the store is in use, or at least not that it was closed.
+    pub(super) is_put_down: bool,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     epoch: Epoch,
@@ -93,8 +103,9 @@ impl Epoch {
     /// The epoch of a run that begins now: the last one if that ended cleanly, else a new one. Until [`Epoch::end`],
     /// the disk says that the store is in use, so a crash from here on is seen.
     ///
-    /// Also whether it is the last one. If not, files may be in the page cache alone that a dead process wrote.
-    pub(super) fn begin(disk: &Disk, records: &Records) -> (Self, bool) {
+    /// Where even that cannot be put down, it has to be tried again ([`Epoch::put_down`]): after a crash the next start would take
+    /// this one for a run that never was, and what it wrote for what is on the disk.
+    pub(super) fn begin(disk: &Disk, records: &Records) -> Start {
         let last: Option<State> = records.read(disk, &path());
         let (epoch, goes_on) = match last {
             Some(State { epoch, clean: true }) => (epoch, true),
@@ -107,11 +118,16 @@ impl Epoch {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "the start of this run could not be put down");
             if let Err(error) = disk.unlink(&path()).and_then(|_| disk.sync_dir(Path::new(STATE))) {
-                tracing::warn!(%error, "nor could the last one's end be taken back: its stamps are not used");
-                return (Self(fastrand::u64(1..)), false);
+                tracing::warn!(%error, "nor could the last one's end be taken back: its stamps are not used, and it is tried again each second");
+                return Start { epoch: Self(fastrand::u64(1..)), goes_on: false, is_put_down: false };
             }
         }
-        (epoch, goes_on)
+        Start { epoch, goes_on, is_put_down: true }
+    }
+
+    /// Puts down that the store is in use.
+    pub(super) fn put_down(self, disk: &Disk) -> Result<(), StoreError> {
+        self.write(disk, false)
     }
 
     /// Puts down that the store was closed with all its data on the disk.
@@ -150,14 +166,16 @@ mod tests {
         let disk = Disk::open(root.path()).unwrap();
         super::super::layout::prepare(&disk).unwrap();
         let records = Records::default();
-        let (first, _) = Epoch::begin(&disk, &records);
-        let (second, goes_on) = Epoch::begin(&disk, &records);
+        let begin = || Epoch::begin(&disk, &records);
+        let first = begin().epoch;
+        let Start { epoch: second, goes_on, .. } = begin();
         assert!(first != second && !goes_on, "the first run did not end cleanly");
         second.end(&disk).unwrap();
-        assert_eq!(Epoch::begin(&disk, &records), (second, true), "a clean stop continues the epoch");
-        assert_ne!(Epoch::begin(&disk, &records).0, second, "but only once");
+        let third = begin();
+        assert_eq!((third.epoch, third.goes_on), (second, true), "a clean stop continues the epoch");
+        assert_ne!(begin().epoch, second, "but only once");
         std::fs::write(root.path().join("state/epoch"), "").unwrap();
-        assert_ne!(Epoch::begin(&disk, &records).0, second, "a lost file begins a new one");
+        assert_ne!(begin().epoch, second, "a lost file begins a new one");
         assert_eq!(std::fs::read_dir(root.path().join("fills")).unwrap().count(), 0, "no stray file");
     }
 

@@ -131,3 +131,18 @@ proptest! {
         run(Durability::Fast, &steps);
     }
 }
+
+#[test]
+fn what_is_written_after_a_start_that_could_not_be_put_down_is_synced_after_a_kill() {
+    // The last run's clean end could neither be replaced nor removed: the run after this one would have gone on from it.
+    let fault = Fault { harm: Harm::Fail(Errno::ROFS), at: 11, times: 3 };
+    run(
+        Durability::Fast,
+        &[
+            Step::Harmed(Op::Restart, fault, 0),
+            Step::Do(Op::Tag(0, 4)),
+            Step::Do(Op::LoseIndex),
+            Step::Dies(Op::Publish(0, false), 1, Crash::Cut(Order::Journal, 4)),
+        ],
+    );
+}

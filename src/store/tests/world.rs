@@ -705,6 +705,7 @@ impl World {
             }
             Op::Tick => self.block(async |store| {
                 let work = |inner: &Arc<Inner>| {
+                    inner.put_down_start();
                     inner.group.run(&inner.disk);
                     inner.remove_left();
                     inner.remove_stuck_partials();
