@@ -84,7 +84,7 @@ def wrk(case, url, seconds, accept):
     bad += sum(int(count) for count in errors.groups()) if errors else 0
     requests, took, read = re.search(r"(\d+) requests in ([\d.]+\w+), ([\d.]+\w+) read", text).groups()
     p99 = re.search(r"99%\s+([\d.]+\w+)", text)
-    return int(requests), amount(read), span(took), span(p99.group(1)) * 1000 if p99 else None, bad
+    return int(requests), amount(read), span(took), span(p99.group(1)) * 1000 if p99 and int(requests) else None, bad
 
 
 def h2load(case, url, seconds, accept):

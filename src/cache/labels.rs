@@ -30,7 +30,7 @@ impl Labels {
     }
 
     fn new(digest: &Digest, content_type: HeaderValue) -> Self {
-        let quoted = Bytes::from(digest.between("\"", "\""));
+        let quoted = Bytes::from(["\"", digest.algorithm().as_str(), ":", &digest.hex(), "\""].concat());
         let plain = quoted.slice(1..quoted.len() - 1);
         // Digests are made of letters, digits and a colon, so both are values.
         let value = |bytes| HeaderValue::from_maybe_shared(bytes).unwrap_or(HeaderValue::from_static(""));

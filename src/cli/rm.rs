@@ -63,5 +63,10 @@ fn text(removed: &Removed) -> String {
         let downloads = count(removed.unfinished, "unfinished download", "unfinished downloads");
         let _ = writeln!(text, "{verb}: {downloads}, {}", bytes(removed.unfinished_bytes));
     }
+    if removed.running > 0 {
+        let downloads = count(removed.running, "download goes", "downloads go");
+        let _ =
+            writeln!(text, "{downloads} on, because somebody waits: what is left of one that does not end is removed");
+    }
     text
 }

@@ -76,7 +76,7 @@ use crate::cache::Cache;
 use crate::clock::{Clock, Steady};
 use crate::config::{Config, Listener};
 use crate::metrics::Metrics;
-use crate::oci::ErrorCode;
+use crate::oci::{self, ErrorCode};
 use crate::upstream::Upstreams;
 
 /// Field and value by which clients know a registry.
@@ -173,13 +173,8 @@ struct RandomId;
 
 impl MakeRequestId for RandomId {
     fn make_request_id<B>(&mut self, _request: &Request<B>) -> Option<RequestId> {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut id = [0; 32];
-        for (pair, byte) in id.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
-            let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
-            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
-        }
-        HeaderValue::from_bytes(&id).ok().map(RequestId::new)
+        let id = fastrand::u128(..).to_be_bytes();
+        HeaderValue::from_str(oci::hex(&id, &mut [0; 32])).ok().map(RequestId::new)
     }
 }
 

@@ -100,25 +100,7 @@ impl Digest {
 
     /// The hash in lower-case hexadecimal: 64 or 128 characters.
     pub fn hex(&self) -> String {
-        let mut text = [0; HEX];
-        self.write_hex(&mut text).to_owned()
-    }
-
-    /// The digest as text between two others.
-    pub fn between(&self, before: &str, after: &str) -> String {
-        let (algorithm, mut hex) = (self.algorithm.as_str(), [0; HEX]);
-        [before, algorithm, ":", self.write_hex(&mut hex), after].concat()
-    }
-
-    /// As text in a buffer: every answer says it twice.
-    fn write_hex<'t>(&self, text: &'t mut [u8; HEX]) -> &'t str {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
-        for (pair, byte) in text.chunks_exact_mut(2).zip(self.as_bytes()) {
-            pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
-        }
-        let hex = text.get(..self.algorithm.size() * 2).unwrap_or_default();
-        std::str::from_utf8(hex).unwrap_or_default()
+        hex(self.as_bytes(), &mut [0; HEX]).to_owned()
     }
 
     /// From an algorithm and its hexadecimal part, as they stand in a path of the store.
@@ -134,6 +116,17 @@ impl Digest {
         }
         Ok(Self { algorithm, bytes })
     }
+}
+
+/// Bytes in lower-case hexadecimal, in a buffer that has two characters for each: every answer has some, and formatting them
+/// one by one was dear.
+pub fn hex<'t>(bytes: &[u8], text: &'t mut [u8]) -> &'t str {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    }
+    text.get(..bytes.len() * 2).and_then(|hex| std::str::from_utf8(hex).ok()).unwrap_or_default()
 }
 
 fn nibble(character: u8) -> Result<u8, InvalidDigest> {
@@ -165,7 +158,7 @@ impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.algorithm.as_str())?;
         f.write_str(":")?;
-        f.write_str(self.write_hex(&mut [0; HEX]))
+        f.write_str(hex(self.as_bytes(), &mut [0; HEX]))
     }
 }
 

@@ -13,7 +13,7 @@ mod platform;
 mod scope;
 mod via;
 
-pub use digest::{Algorithm, Digest, Hasher, InvalidDigest};
+pub use digest::{Algorithm, Digest, Hasher, InvalidDigest, hex};
 pub use error::{ErrorBody, ErrorCode, ErrorEntry};
 pub use manifest::{ManifestFault, ManifestInfo};
 pub use name::{InvalidName, Reference, RepoName, Tag, UpstreamName};

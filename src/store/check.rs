@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::known::{KnownTag, TagKey};
 use super::refs::TagRecord;
-use super::suspicion::{Judgement, Repository};
+use super::suspicion::Repository;
 use super::{Inner, Store, StoreError};
 use crate::oci::{RepoName, Tag, UpstreamName};
 
@@ -117,11 +117,7 @@ impl Inner {
         // Before the record, as above.
         let judgement = self.suspicions.get(up, repo)?.judge(tag);
         let known = self.known.tag(key)?;
-        let suspect = match judgement {
-            Judgement::Trusted => false,
-            Judgement::Suspect(_) => true,
-            Judgement::UnlessConfirmed(mark) => !known.check.is_some_and(|check| check.is_under(mark.name)),
-        };
+        let suspect = judgement.since(|mark| known.check.is_some_and(|check| check.is_under(mark))).is_some();
         // Another tag that named it may have moved away.
         self.books.set_tagged(&known.record.digest, true);
         Some(self.tag_state(&known, Ok(suspect)))

@@ -89,6 +89,12 @@ impl Known {
         self.links.clear();
     }
 
+    /// Forgets what nobody has asked for since the last time.
+    pub(super) fn sweep(&self) {
+        self.tags.sweep();
+        self.links.sweep();
+    }
+
     /// The file at this path has been changed, if it is one of a tag or link.
     pub(super) fn forget(&self, path: &Path) {
         if layout::is_tag(path) {

@@ -305,11 +305,16 @@ pub(super) fn is_tag(path: &Path) -> bool {
 
 /// Upstream, repository and tag of a path of [`tag`].
 pub(super) fn parse_tag(path: &Path) -> Option<(UpstreamName, RepoName, Tag)> {
-    let mut parts = path.strip_prefix(REFS).ok()?.iter().map(|part| part.to_str());
-    let up = parts.next()??.parse().ok()?;
-    let rest: Vec<&str> = parts.collect::<Option<_>>()?;
+    let (up, rest) = split_ref(path)?;
     let [repo @ .., "_tags", tag] = rest.as_slice() else { return None };
     Some((up, repo.join("/").parse().ok()?, tag_of_file(tag)?))
+}
+
+/// Upstream of a path below its directory, and what follows. None where the upstream's name is too long to be the directory's.
+fn split_ref(path: &Path) -> Option<(UpstreamName, Vec<&str>)> {
+    let mut parts = path.strip_prefix(REFS).ok()?.iter().map(|part| part.to_str());
+    let up = parts.next()??.parse().ok()?;
+    Some((up, parts.collect::<Option<_>>()?))
 }
 
 /// The digest of a path of [`link`].
@@ -323,9 +328,7 @@ pub(super) fn parse_link(path: &Path) -> Option<Digest> {
 /// Upstream, repository and digest of a path of [`link`].
 pub(super) fn parse_whole_link(path: &Path) -> Option<(UpstreamName, RepoName, Digest)> {
     let digest = parse_link(path)?;
-    let mut parts = path.strip_prefix(REFS).ok()?.iter().map(|part| part.to_str());
-    let up = parts.next()??.parse().ok()?;
-    let rest: Vec<&str> = parts.collect::<Option<_>>()?;
+    let (up, rest) = split_ref(path)?;
     let [repo @ .., "_links", _, _] = rest.as_slice() else { return None };
     Some((up, repo.join("/").parse().ok()?, digest))
 }
@@ -443,6 +446,10 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha512, b"");
         let path = link(&up, &repo, &digest);
         assert_eq!((parse_link(&path), parse_tag(&path)), (Some(digest), None));
+        assert_eq!(parse_whole_link(&path), Some((up.clone(), repo.clone(), digest)));
+        let long: UpstreamName = ["a"; 130].join(".").parse().unwrap();
+        let path = link(&long, &repo, &digest);
+        assert_eq!((parse_link(&path), parse_whole_link(&path)), (Some(digest), None), "its name is not in the path");
         assert_eq!(parse_link(&access(&up, &repo)), None);
         let path = map(&digest);
         let name = path.file_name().unwrap().to_str().unwrap();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use super::layout;
-use super::suspicion::{Found, Judgement, Mark, Repository, Scope, Withdrawn};
+use super::suspicion::{Found, Mark, Repository, Scope, Withdrawn};
 use super::{Inner, Store, StoreError};
 use crate::oci::{RepoName, Tag, UpstreamName};
 
@@ -208,11 +208,8 @@ impl Inner {
         repo: &RepoName,
         tag: &Tag,
     ) -> Result<Option<SystemTime>, StoreError> {
-        Ok(match self.repository(up, repo)?.judge(tag) {
-            Judgement::Trusted => None,
-            Judgement::Suspect(since) => Some(since),
-            Judgement::UnlessConfirmed(mark) => (!self.is_confirmed(up, repo, tag, mark.name)).then_some(mark.since),
-        })
+        let judgement = self.repository(up, repo)?.judge(tag);
+        Ok(judgement.since(|mark| self.is_confirmed(up, repo, tag, mark)))
     }
 
     /// What is suspect in a repository, read from its files at the first look. Its gate must not be held. Blocks.

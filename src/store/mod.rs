@@ -385,7 +385,7 @@ impl Store {
         }
     }
 
-    /// Removes what is too old, now and then. A job of its own: it may wait for the evictor, and no sync waits for it.
+    /// Removes what is too old, and forgets what nobody asks for, now and then. A job of its own: it may wait for the evictor, and no sync waits for it.
     async fn expire(&self, stop: &CancellationToken) {
         let mut ticks = tokio::time::interval_at(Instant::now() + EXPIRE_EVERY, EXPIRE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -393,6 +393,7 @@ impl Store {
             let work = |inner: &Arc<Inner>| {
                 inner.books.look_at_clock();
                 inner.books.with_order(|order| order.place_from(UNPLACED));
+                inner.known.sweep();
                 inner.expire();
                 inner.expire_partials();
                 Ok(())

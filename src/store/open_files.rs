@@ -50,9 +50,7 @@ impl OpenFiles {
         let share = limit.map_or(OPEN, |limit| usize::try_from(limit / SHARE).unwrap_or(OPEN));
         Self(Memory::new(share.min(OPEN)))
     }
-}
 
-impl OpenFiles {
     /// The file, which may have been changed since.
     pub(super) fn get(&self, digest: &Digest) -> Option<OpenFile> {
         self.0.get(digest)

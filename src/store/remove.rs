@@ -34,13 +34,15 @@ pub struct Removed {
     pub freed_bytes: u64,
     /// Bytes of the images that stay, because others lead to them too.
     pub kept_bytes: u64,
-    /// Unfinished downloads of parts of these images, and with a whole repository all that were asked for there. Not those
-    /// that are being gone on with: they go where they do not end.
+    /// Unfinished downloads of parts of these images, and with a whole repository all that were asked for there.
     #[serde(default)]
     pub unfinished: u64,
     /// Their bytes; not among the freed ones.
     #[serde(default)]
     pub unfinished_bytes: u64,
+    /// Those that are being gone on with: what is left of them goes, if they do not come to their end.
+    #[serde(default)]
+    pub running: u64,
 }
 
 /// A removed image.
@@ -264,6 +266,8 @@ impl Inner {
         let reached: HashSet<Digest> = plans.iter().flat_map(|plan| plan.reached.iter().copied()).collect();
         let bytes: u64 = reached.iter().filter_map(|digest| survey.len(digest)).sum();
         if !dry_run {
+            // What memory alone knows has no file by which it could be found.
+            self.known.clear();
             plans.iter().try_for_each(|plan| plan.run(self))?;
         }
         for digest in &gone {
@@ -277,10 +281,7 @@ impl Inner {
         report.kept_bytes = bytes - report.freed_bytes;
         let unfinished = self.remove_unfinished(patterns, &plans, &led, dry_run)?;
         (report.unfinished, report.unfinished_bytes) = (unfinished.downloads, unfinished.bytes);
-        if !dry_run {
-            // What memory alone knows has no file by which it could be found.
-            self.known.clear();
-        }
+        report.running = unfinished.doomed;
         if !dry_run && (!plans.is_empty() || unfinished != Gone::default()) {
             self.group.run(&self.disk);
             tracing::info!(
@@ -288,7 +289,7 @@ impl Inner {
                 blobs = report.blobs,
                 bytes = report.freed_bytes,
                 unfinished = report.unfinished,
-                running = unfinished.doomed,
+                running = report.running,
                 "removed images"
             );
         }

@@ -136,6 +136,20 @@ impl Mark {
     }
 }
 
+// === impl Judgement ===
+
+impl Judgement {
+    /// Since when the tag is suspect; none: it is not. `is_confirmed` tells whether it was confirmed under the mark of this
+    /// name.
+    pub(super) fn since(self, is_confirmed: impl FnOnce(SystemTime) -> bool) -> Option<SystemTime> {
+        match self {
+            Self::Trusted => None,
+            Self::Suspect(since) => Some(since),
+            Self::UnlessConfirmed(mark) => (!is_confirmed(mark.name)).then_some(mark.since),
+        }
+    }
+}
+
 // === impl Table ===
 
 impl Table {

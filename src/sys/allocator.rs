@@ -6,7 +6,7 @@
 )]
 
 /// What jemalloc reads before anything is allocated: an arena for each processor, since threads are many and short-lived; of
-/// what a thread has freed only pieces of up to 2 KiB are kept for it; pages with nothing in use go back after 2 s, by a thread
+/// what a thread has freed only pieces of up to 16 KiB are kept for it (hyper reads into 8 KiB); pages with nothing in use go back after 2 s, by a thread
 /// of jemalloc's own (its name is `jemalloc_bg_thd`), also while nobody allocates.
 // SAFETY: jemalloc declares the symbol as `const char *` and only reads it: a pointer to a string that ends with NUL and lives
 // for ever.

@@ -126,12 +126,12 @@ impl Mapping {
         Some((first, end - first))
     }
 
-    /// The bytes of `range`, which the caller has asked [`Self::is_resident`] about: they are in the file.
+    /// The bytes of `range`, which the caller has asked [`Self::found`] about: they are in the file.
     pub(crate) fn slice(&self, range: &Range<u64>) -> &[u8] {
         let Some((first, length)) = self.pages(range, 1) else { return &[] };
         // SAFETY: `first` and `length` lie within the mapping, which lives as long as `self` and is no longer than a slice
         // may be. The bytes are initialised:
-        // they were in the file when `is_resident` said so. Nobody changes them meanwhile: who reads a blob's file that
+        // they were in the file when `found` said so. Nobody changes them meanwhile: who reads a blob's file that
         // grows is told of bytes when they are there, and from then on they are neither written again nor cut off, whatever is
         // written beside them, and whoever goes on with the file later. Another process with rights to the store
         // could break that; as nothing reads through the slice where the file is sent by the kernel, it would be seen

@@ -58,6 +58,7 @@ impl Inner {
             self.check_open()?;
             if dry_run {
                 gone.add(seen.touched.map(|_| seen.bytes));
+                gone.doomed += u64::from(seen.touched.is_none());
                 continue;
             }
             // Somebody may have it by now.

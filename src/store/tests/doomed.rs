@@ -15,6 +15,11 @@ impl Fixture {
         removed.unmatched.is_empty().then_some(removed.unfinished)
     }
 
+    /// How many `rm` says that somebody goes on with.
+    async fn rm_running(&self, pattern: &str, dry_run: bool) -> u64 {
+        self.store.remove_images(vec![pattern.parse().unwrap()], dry_run).await.unwrap().0.running
+    }
+
     async fn has_nothing(&self) -> bool {
         self.fills().await.is_empty() && self.bytes() == 0
     }
@@ -44,6 +49,9 @@ async fn what_somebody_has_taken_up_goes_when_it_is_given_back() {
     let digest = fixture.leave(&content, &[0..MIB]).await;
     let taken = fixture.store.take_up(&digest).await.unwrap();
     assert_eq!(fixture.rm_of("docker.io/library/other").await, None);
+    assert_eq!(fixture.rm_running("docker.io/library/other", true).await, 0);
+    assert_eq!(fixture.rm_running(APP, true).await, 1, "a dry run says so too");
+    assert_eq!(fixture.rm_running(APP, false).await, 1);
     assert_eq!(fixture.rm_of(APP).await, Some(0), "it means something, and nothing is gone yet");
     assert_eq!((taken.present().total(), fixture.bytes()), (MIB, MIB));
     drop(taken);

@@ -9,6 +9,10 @@ fn open_blobs(fixture: &Fixture) -> usize {
     links.filter_map(|entry| std::fs::read_link(entry.path()).ok()).filter(|path| path.starts_with(&blobs)).count()
 }
 
+fn names() -> (UpstreamName, RepoName, Tag) {
+    ("docker.io".parse().unwrap(), "library/app".parse().unwrap(), "1".parse().unwrap())
+}
+
 #[tokio::test]
 async fn a_file_that_is_read_again_stays_open_until_nobody_asks_for_it() {
     let fixture = fixture(1 << 20);
@@ -71,8 +75,7 @@ async fn an_open_file_is_in_nobodys_way() {
 async fn tags_and_links_are_read_once_and_never_late() {
     let fixture = fixture(1 << 20);
     let store = &fixture.store;
-    let (up, repo, tag): (UpstreamName, RepoName, Tag) =
-        ("docker.io".parse().unwrap(), "library/app".parse().unwrap(), "1".parse().unwrap());
+    let (up, repo, tag) = names();
     let digests = [put(store, b"one").await, put(store, b"two").await];
     let record = |n: usize| TagRecord { digest: digests[n], media_type: "x".into(), size: 3, etag: None };
     let now = || store.timeline().moment();
@@ -112,8 +115,7 @@ async fn tags_and_links_are_read_once_and_never_late() {
 async fn what_is_deleted_is_not_remembered_though_its_file_was_gone_before() {
     let fixture = fixture(1 << 20);
     let store = &fixture.store;
-    let (up, repo, tag): (UpstreamName, RepoName, Tag) =
-        ("docker.io".parse().unwrap(), "library/app".parse().unwrap(), "1".parse().unwrap());
+    let (up, repo, tag) = names();
     let digest = put(store, b"one").await;
     let record = TagRecord { digest, media_type: "x".into(), size: 3, etag: None };
     assert!(store.set_tag(&up, &repo, &tag, &record, store.timeline().moment()).await.unwrap());
