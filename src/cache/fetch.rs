@@ -97,7 +97,7 @@ impl Cache {
                     && cache.passes(&target, hot.via, When::Now).await
                 {
                     let HotManifest { labels, bytes, via } = hot;
-                    let media_type = labels.content_type.to_str().unwrap_or_default().to_owned();
+                    let media_type = labels.media_type().to_owned();
                     return Ok(Arc::new(Fetched { digest, media_type, bytes, via, kept: true }));
                 }
                 let fetched = cache.fetch(&target, &reference, None).await;

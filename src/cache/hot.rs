@@ -17,7 +17,7 @@ const CAPACITY: usize = 16 * 1024 * 1024;
 /// Larger manifests are read from the disk each time.
 const LARGEST: usize = CAPACITY / 16;
 /// What an entry costs besides its bytes.
-const OVERHEAD: usize = 512;
+const OVERHEAD: usize = 2048;
 
 /// The memory.
 #[derive(Default)]
@@ -111,11 +111,11 @@ impl State {
 
 impl HotManifest {
     pub(super) fn new(digest: &Digest, media_type: &str, bytes: Bytes, via: Via) -> Self {
-        Self { labels: Arc::new(Labels::of_manifest(digest, media_type)), bytes, via }
+        Self { labels: Arc::new(Labels::of_manifest(digest, media_type, bytes.len() as u64)), bytes, via }
     }
 
     fn cost(&self) -> usize {
-        self.bytes.len() + self.labels.content_type.len() + OVERHEAD
+        self.bytes.len() + self.labels.media_type().len() + OVERHEAD
     }
 }
 

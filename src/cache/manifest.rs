@@ -318,7 +318,7 @@ impl Cache {
 impl Manifest {
     /// Its media type.
     pub fn media_type(&self) -> &str {
-        self.labels.content_type.to_str().unwrap_or_default()
+        self.labels.media_type()
     }
 }
 
@@ -348,7 +348,7 @@ impl Fetched {
         };
         Manifest {
             digest: self.digest,
-            labels: Arc::new(Labels::of_manifest(&self.digest, &self.media_type)),
+            labels: Arc::new(Labels::of_manifest(&self.digest, &self.media_type, self.bytes.len() as u64)),
             size: self.bytes.len() as u64,
             bytes: (want == Want::Bytes).then(|| self.bytes.clone()),
             status: found.into(),
@@ -362,7 +362,7 @@ impl Described {
     fn into_manifest(self) -> Manifest {
         Manifest {
             digest: self.digest,
-            labels: Arc::new(Labels::of_manifest(&self.digest, &self.media_type)),
+            labels: Arc::new(Labels::of_manifest(&self.digest, &self.media_type, self.size)),
             size: self.size,
             bytes: None,
             status: Found::Passed.into(),

@@ -45,10 +45,10 @@ mod width;
 mod write;
 mod writes;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -64,6 +64,7 @@ pub use body::{BodyError, Content};
 pub use bypass::Bypass;
 pub use error::{CacheError, WrongContent};
 pub use labels::Labels;
+pub(crate) use labels::{API_VERSION, CACHE_STATUS, X_REQUEST_ID};
 pub use lists::List;
 pub use manifest::{Manifest, Want};
 pub use published::PublishedManifest;

@@ -1,9 +1,9 @@
 //! A bounded memory of what happened a moment ago: negative answers, failed checks, tags seen by HEAD.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

@@ -4,9 +4,9 @@
 //! a token that was issued for something else is refused, and the same client comes back at once with a better one.
 //! Pushes and deletes are asked upstream every time, so there is nothing to remember about them.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

@@ -4,9 +4,9 @@
 //! asked, also after a restart. Only what upstream gives to everybody, and what it refuses to everybody, says anything:
 //! an answer to a caller's credential never does.
 
-use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use foldhash::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

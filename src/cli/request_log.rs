@@ -5,6 +5,7 @@ use std::io::{self, stderr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -13,6 +14,9 @@ use prometheus::IntCounter;
 const WAITING: usize = 8192;
 /// Bytes that are written at once, as soon as there are so many.
 const BATCH: usize = 64 * 1024;
+/// How long lines gather before the next are written: to wake a thread for each line costs a request as much as the rest of
+/// it, where there are many.
+const GATHERS: Duration = Duration::from_millis(5);
 /// How long the end waits for what is not written yet: who reads the log may have stopped to.
 const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -44,6 +48,8 @@ enum Message {
 #[derive(Debug)]
 pub(super) struct Flush {
     log: RequestLog,
+    /// The thread that writes.
+    writer: Thread,
     /// Closed when the thread has ended.
     ended: Receiver<()>,
 }
@@ -74,8 +80,8 @@ impl RequestLog {
             let _ending = ending;
             write(&mut sink(), &lines, &shared);
         };
-        std::thread::Builder::new().name("request log".to_owned()).spawn(work)?;
-        Ok((log.clone(), Flush { log, ended }))
+        let writer = std::thread::Builder::new().name("request log".to_owned()).spawn(work)?.thread().clone();
+        Ok((log.clone(), Flush { log, writer, ended }))
     }
 
     /// What is dropped from now on is counted there, and what was before.
@@ -130,6 +136,7 @@ impl Drop for Flush {
         self.log.shared.ends.store(true, Ordering::SeqCst);
         // Where there is no room the thread is awake, and looks when it has made some.
         let _ = self.log.queue.try_send(Message::Wake);
+        self.writer.unpark();
         let _ = self.ended.recv_timeout(ENDS_WITHIN);
     }
 }
@@ -155,6 +162,7 @@ fn write(sink: &mut impl io::Write, lines: &Receiver<Message>, shared: &Shared) 
         };
         // As everywhere where a log is written: there is nobody to tell that it cannot be.
         let _ = sink.write_all(&batch).and_then(|()| sink.flush());
+        let more = batch.len() >= BATCH;
         batch.clear();
         let count = shared.dropped.load(Ordering::Relaxed);
         if count > told {
@@ -163,6 +171,9 @@ fn write(sink: &mut impl io::Write, lines: &Receiver<Message>, shared: &Shared) 
                 "lines of the log were dropped, one for each request: what reads standard error is too slow for them"
             );
             told = count;
+        }
+        if !more && !all {
+            std::thread::park_timeout(GATHERS);
         }
     }
 }

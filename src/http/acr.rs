@@ -8,10 +8,11 @@ use http_body_util::{BodyExt as _, Limited};
 use tokio::time::{Duration, Instant, timeout};
 
 use super::Visit;
+use super::body::Body;
 use super::inbound::Inbound;
 use super::lists::local_link;
 use super::relayed;
-use super::respond::{Body, Failure, empty, full};
+use super::respond::Failure;
 use super::route::{Acr, AcrItem};
 use crate::cache::{Doomed, Said};
 use crate::metrics::Kind;
@@ -84,7 +85,7 @@ fn answer(visit: &Visit<'_>, said: Said) -> Result<Response<Body>, Failure> {
     }
     let length = said.body.len();
     let is_head = visit.asked.parts.method == Method::HEAD;
-    let mut response = Response::new(if is_head { empty() } else { full(said.body) });
+    let mut response = Response::new(if is_head { Body::empty() } else { Body::full(said.body) });
     *response.status_mut() = said.status;
     let headers = response.headers_mut();
     headers.extend(relayed::chosen(&said.headers));

@@ -12,6 +12,7 @@ use super::seal::{Inner, Pass};
 use super::{App, ListenerState};
 use crate::config::{ListenerTls, Upstream};
 use crate::oci::{ErrorCode, UpstreamName};
+use crate::sendfile::Outlet;
 use crate::upstream::Registry;
 
 /// A request, without its body, and where it came by.
@@ -20,6 +21,8 @@ pub(super) struct Asked<'a> {
     pub(super) app: &'a App,
     pub(super) listener: &'a ListenerState,
     pub(super) peer: Peer,
+    /// What sends parts of files by its connection.
+    pub(super) outlet: Option<&'a Outlet>,
     /// The `Host` field or authority.
     pub(super) host: Option<&'a str>,
     pub(super) parts: &'a Parts,

@@ -38,8 +38,6 @@ pub(super) struct Caller {
     pub(super) unconfirmed: bool,
     /// Let in by htpasswd or a client certificate.
     pub(super) trusted: bool,
-    /// A request of this machine's own.
-    pub(super) loopback: bool,
     /// What it showed.
     pub(super) showed: Showed,
 }
@@ -103,8 +101,6 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
         allowed: standing.allowed,
         unconfirmed: standing.credential.as_ref().is_some_and(|credential| credential.unconfirmed),
         trusted: false,
-        loopback: standing.showed != Showed::Mistyped
-            && loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers).is_ok(),
         showed: standing.showed,
     };
     caller.trusted = caller.owner.is_some() || (asked.is_certified() && caller.showed != Showed::Mistyped);
@@ -202,10 +198,11 @@ impl Caller {
 
     /// What upstream gave to ocistern's own account is not for everybody who can connect.
     fn shared(&self, asked: &Asked<'_>, upstream: &Upstream, need: &Need<'_>) -> Result<Right, Failure> {
-        if self.trusted || self.loopback {
+        let trust = loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers);
+        let is_own = trust.is_ok() && self.showed != Showed::Mistyped;
+        if self.trusted || is_own {
             return Ok(Right::Shared);
         }
-        let trust = loopback_trust(&asked.peer, &asked.listener.config, asked.host, &asked.parts.headers);
         let reason = trust.map_or_else(|reason| reason.to_string(), |()| "this is none of their passwords".to_owned());
         let message = format!(
             "ocistern pulls {} by an account of its own, whose content is for clients on its machine and for callers \

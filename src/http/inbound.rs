@@ -9,26 +9,32 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use super::respond::{Body, BodyError};
+use super::body::BodyError;
 
 /// How much of a body that nobody wants is taken in.
 const MAX_UNWANTED: u64 = 64 << 20;
 /// Time for all of that.
 const UNWANTED_WITHIN: Duration = Duration::from_secs(10);
 
+type Received = UnsyncBoxBody<Bytes, BodyError>;
+
 /// The body of a request.
-pub(super) struct Inbound {
-    /// None: it has no body.
-    inner: Option<Body>,
+pub(super) struct Inbound(Option<Present>);
+
+/// A body that there is.
+struct Present {
+    /// Until it is left to others.
+    inner: Option<Received>,
     shared: Arc<Shared>,
 }
 
-/// Tells what becomes of a body.
+/// Tells what becomes of a body; none: there is no body.
 #[derive(Debug, Clone)]
-pub(super) struct Rest(Arc<Shared>);
+pub(super) struct Rest(Option<Arc<Shared>>);
 
 /// What is known of a body.
 #[derive(Debug)]
@@ -37,7 +43,7 @@ struct Shared {
     bytes: AtomicU64,
     ended: AtomicBool,
     /// What its reader did not read, once the reader is gone.
-    left: Mutex<Option<Body>>,
+    left: Mutex<Option<Received>>,
 }
 
 // === impl Inbound ===
@@ -49,16 +55,22 @@ impl Inbound {
     where
         B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
     {
-        let none = body.is_end_stream() && !framed;
+        if body.is_end_stream() && !framed {
+            return (Self(None), Rest(None));
+        }
         let shared =
-            Arc::new(Shared { bytes: AtomicU64::new(0), ended: AtomicBool::new(none), left: Mutex::new(None) });
-        let inner = (!none).then(|| body.map_err(Into::into).boxed_unsync());
-        (Self { inner, shared: Arc::clone(&shared) }, Rest(shared))
+            Arc::new(Shared { bytes: AtomicU64::new(0), ended: AtomicBool::new(false), left: Mutex::new(None) });
+        let inner = Some(body.map_err(Into::into).boxed_unsync());
+        (Self(Some(Present { inner, shared: Arc::clone(&shared) })), Rest(Some(shared)))
     }
 
     /// Whether there is no body at all.
     pub(super) const fn is_empty(&self) -> bool {
-        self.inner.is_none()
+        self.0.is_none()
+    }
+
+    fn inner(&self) -> Option<&Received> {
+        self.0.as_ref().and_then(|present| present.inner.as_ref())
     }
 }
 
@@ -67,7 +79,7 @@ impl http_body::Body for Inbound {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self { inner: Some(inner), shared } = &mut *self else { return Poll::Ready(None) };
+        let Some(Present { inner: Some(inner), shared }) = &mut self.0 else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *inner).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             let bytes = frame.data_ref().map_or(0, Bytes::len);
@@ -81,15 +93,15 @@ impl http_body::Body for Inbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(http_body::Body::is_end_stream)
+        self.inner().is_none_or(http_body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
+        self.inner().map_or_else(|| SizeHint::with_exact(0), http_body::Body::size_hint)
     }
 }
 
-impl Drop for Inbound {
+impl Drop for Present {
     fn drop(&mut self) {
         if !self.shared.ended.load(Ordering::Relaxed) {
             *self.shared.left.lock() = self.inner.take();
@@ -102,19 +114,19 @@ impl Drop for Inbound {
 impl Rest {
     /// Whether something of the body has not been read.
     pub(super) fn is_left(&self) -> bool {
-        !self.0.ended.load(Ordering::Relaxed)
+        self.0.as_ref().is_some_and(|shared| !shared.ended.load(Ordering::Relaxed))
     }
 
     /// How many bytes of the body have been read.
     pub(super) fn received(&self) -> u64 {
-        self.0.bytes.load(Ordering::Relaxed)
+        self.0.as_ref().map_or(0, |shared| shared.bytes.load(Ordering::Relaxed))
     }
 
     /// Takes in what is left while the answer goes out, as far as it is not too much, and throws it away. Some clients
     /// send all of a body before they look at the answer (the Azure SDKs, before they know that they need a token); a
     /// connection that is closed on what was not read is reset, and the answer lost on its way (RFC 9112, 9.6).
     pub(super) async fn take_in(self) {
-        let Some(mut left) = self.0.left.lock().take() else { return };
+        let Some(mut left) = self.0.and_then(|shared| shared.left.lock().take()) else { return };
         let reading = async {
             let mut taken = 0;
             while taken <= MAX_UNWANTED

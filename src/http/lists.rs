@@ -7,14 +7,14 @@ use http::{HeaderValue, Method, Response};
 use percent_encoding::percent_decode_str;
 
 use super::Visit;
+use super::body::Body;
 use super::record::Served;
-use super::respond::{Body, Failure, empty, full};
+use super::respond::Failure;
 use super::route::{Route, split_namespace};
-use crate::cache::{CacheError, Found, List};
+use crate::cache::{CACHE_STATUS, CacheError, Found, List};
 use crate::metrics::{Kind, Source};
 use crate::oci::{Digest, RepoName};
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// `NAME/tags/list`.
@@ -47,7 +47,8 @@ impl Visit<'_> {
 
 fn respond(route: &Route, request: &Parts, list: List) -> Response<Body> {
     let length = list.body.len();
-    let mut response = Response::new(if request.method == Method::HEAD { empty() } else { full(list.body) });
+    let mut response =
+        Response::new(if request.method == Method::HEAD { Body::empty() } else { Body::full(list.body) });
     let headers = response.headers_mut();
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(CACHE_STATUS, HeaderValue::from_static(list.status.as_header()));
@@ -60,7 +61,7 @@ fn respond(route: &Route, request: &Parts, list: List) -> Response<Body> {
     insert(FILTERS_APPLIED, list.filters_applied);
     insert(LINK, list.link.and_then(|link| local_link(route, &link)));
     let source = if list.status.found == Found::Stale { Source::Cache } else { Source::Fill };
-    response.extensions_mut().insert(Served { outcome: list.status.outcome(), source });
+    response.body_mut().set_served(Served { outcome: list.status.outcome(), source });
     response
 }
 

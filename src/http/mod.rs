@@ -1,12 +1,6 @@
 //! The HTTP edge: from a request to an answer, in one straight list.
 //!
-//! The layers around [`handle`] stand in an order that matters, the outermost first:
-//!
-//! 1. *sensitive headers*: before anything could print them;
-//! 2. *request id* (`x-request-id`, the client's where it is sane): before the span that carries it;
-//! 3. *span*: around everything that logs;
-//! 4. *request id to the response*: inside the span, outside the panic guard, so that a 500 has it too;
-//! 5. *panic guard*: a panic of a handler is a 500 with the specification's JSON, and the connection lives.
+//! What is around [`handle`], the id, the span and the panic guard, is in [`around`].
 //!
 //! The record of the request (one log line, the counters) is kept inside the guard by a value whose `Drop` writes it:
 //! at the end of the body, on a panic, and when the client leaves before the answer.
@@ -14,7 +8,9 @@
 pub mod access;
 mod acr;
 pub mod admin;
+pub mod around;
 mod asked;
+pub mod body;
 mod caller;
 mod challenge;
 mod credential;
@@ -37,6 +33,7 @@ mod relayed;
 mod represent;
 pub mod respond;
 pub mod route;
+mod routes;
 mod seal;
 #[cfg(test)]
 mod tests;
@@ -44,50 +41,38 @@ pub mod token_route;
 mod tokens;
 mod uploads;
 
-use std::any::Any;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION, TRANSFER_ENCODING,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TRANSFER_ENCODING};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use tokio_util::task::TaskTracker;
-use tower::{Service, ServiceBuilder};
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
-use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
-use tower_http::trace::TraceLayer;
 
-use self::access::Peer;
+use self::access::Origin;
 use self::asked::Asked;
+use self::body::{Body, BodyError};
 use self::caller::Caller;
 pub use self::htpasswd::{Htpasswd, HtpasswdError};
 use self::inbound::Inbound;
 pub use self::location::Locations;
 use self::record::Record;
 pub use self::record::{REQUEST_LOG, Served};
-use self::respond::{Body, BodyError, Failure};
+use self::respond::Failure;
 use self::route::{Directory, Endpoint, Route, Routed};
+use self::routes::Routes;
 pub use self::seal::Seal;
-use crate::cache::Cache;
+use crate::cache::{API_VERSION, Cache};
 use crate::clock::{Clock, Steady};
 use crate::config::{Config, Listener};
 use crate::metrics::Metrics;
-use crate::oci::{self, ErrorCode};
+use crate::oci::ErrorCode;
 use crate::upstream::Upstreams;
 
-/// Field and value by which clients know a registry.
-const API_VERSION: (HeaderName, HeaderValue) =
-    (HeaderName::from_static("docker-distribution-api-version"), HeaderValue::from_static("registry/2.0"));
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request head, all fields together; HTTP/2 announces it.
 pub const MAX_HEAD: usize = 32 * 1024;
-/// Longest request id that is taken over from a client.
-const MAX_REQUEST_ID: usize = 64;
 
 /// What requests are served with.
 pub struct App {
@@ -120,6 +105,8 @@ pub struct ListenerState {
     pub config: Listener,
     /// Who may use ocistern's own accounts by name and password.
     pub htpasswd: Option<Arc<Htpasswd>>,
+    /// What its clients asked for lately.
+    routes: Arc<Routes>,
 }
 
 /// A request whose caller and resource are known.
@@ -136,84 +123,22 @@ impl ListenerState {
     /// The state of a listener with this configuration.
     pub fn new(config: Listener) -> Self {
         let htpasswd = config.htpasswd.clone().map(Htpasswd::new);
-        Self { config, htpasswd }
+        Self { config, htpasswd, routes: Arc::default() }
     }
-}
-
-// === the layers ===
-
-/// Wraps a service that answers requests in the layers of this module, in their order.
-pub fn layers<S, B>(
-    inner: S,
-) -> impl Service<
-    Request<B>,
-    Response = Response<impl http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static>,
-    Error = Infallible,
-    Future: Send,
-> + Clone
-+ Send
-where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send,
-    B: http_body::Body,
-{
-    let span = TraceLayer::new_for_http().make_span_with(request_span::<B>);
-    ServiceBuilder::new()
-        .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE]))
-        .map_request(drop_strange_request_id)
-        .layer(SetRequestIdLayer::new(X_REQUEST_ID, RandomId))
-        .layer(span.on_request(()).on_response(()).on_body_chunk(()).on_eos(()).on_failure(()))
-        .layer(PropagateRequestIdLayer::new(X_REQUEST_ID))
-        .layer(CatchPanicLayer::custom(panicked))
-        .service(inner)
-}
-
-/// Makes up request ids.
-#[derive(Debug, Clone, Copy)]
-struct RandomId;
-
-impl MakeRequestId for RandomId {
-    fn make_request_id<B>(&mut self, _request: &Request<B>) -> Option<RequestId> {
-        let id = fastrand::u128(..).to_be_bytes();
-        HeaderValue::from_str(oci::hex(&id, &mut [0; 32])).ok().map(RequestId::new)
-    }
-}
-
-/// An id that a client or a proxy before it chose is kept where it is short and plain, because it goes to the log.
-fn drop_strange_request_id<B>(mut request: Request<B>) -> Request<B> {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let strange = |id: &HeaderValue| id.len() > MAX_REQUEST_ID || !id.as_bytes().iter().all(plain);
-    if request.headers().get(X_REQUEST_ID).is_some_and(strange) {
-        request.headers_mut().remove(X_REQUEST_ID);
-    }
-    request
-}
-
-fn request_span<B>(request: &Request<B>) -> tracing::Span {
-    let id = request.headers().get(X_REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    tracing::info_span!("request", id)
-}
-
-fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response<Body> {
-    let message = payload
-        .downcast::<String>()
-        .map(|text| *text)
-        .or_else(|payload| payload.downcast::<&'static str>().map(|text| (*text).to_owned()));
-    let message = message.unwrap_or_else(|_| "no message".to_owned());
-    branded(Failure::internal(format!("a handler panicked: {message}")).into_response())
 }
 
 // === the request ===
 
 /// Answers one request of a client.
-pub async fn handle<B>(app: &App, listener: &ListenerState, peer: Peer, request: Request<B>) -> Response<Body>
+pub async fn handle<B>(app: &App, listener: &ListenerState, origin: Origin, request: Request<B>) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
 {
     let (parts, body) = request.into_parts();
-    let mut record = Record::new(&app.metrics, peer, parts.method.clone());
+    let mut record = Record::new(&app.metrics, origin.peer, parts.method.clone());
     let (body, rest) = Inbound::new(body, parts.headers.contains_key(TRANSFER_ENCODING));
     record.brings(&rest);
-    let answered = answer(app, listener, peer, &parts, body, &mut record).await;
+    let answered = answer(app, listener, &origin, &parts, body, &mut record).await;
     let mut response = match answered.and_then(|response| with_an_end(response, &parts)) {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
@@ -241,7 +166,7 @@ fn without_body(mut response: Response<Body>) -> Response<Body> {
     if let Some(length) = http_body::Body::size_hint(response.body()).exact().filter(|length| *length > 0) {
         response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
-    response.map(|_| respond::empty())
+    response.map(Body::emptied)
 }
 
 /// To HTTP/1.0 an answer without a length ends with its connection: one that was broken off would look whole.
@@ -258,7 +183,7 @@ fn with_an_end(response: Response<Body>, parts: &Parts) -> Result<Response<Body>
 async fn answer(
     app: &App,
     listener: &ListenerState,
-    peer: Peer,
+    origin: &Origin,
     parts: &Parts,
     body: Inbound,
     record: &mut Record,
@@ -273,22 +198,28 @@ async fn answer(
         let message = "a GET or HEAD request has no body here; send it without one";
         return Err(Failure::bad_request(ErrorCode::Unsupported, message));
     }
-    let asked = Asked { app, listener, peer, host, parts };
-    let routed = route::parse(&app.directory, &listener.config, host, parts.uri.path(), parts.uri.query());
-    match routed.inspect_err(|_| record.unrouted(host, parts.uri.path()))? {
-        Routed::Ping(ping) => {
-            record.ping(&ping);
-            with_namespace(Box::pin(ping::answer(&asked, &ping)).await, ping.namespace.as_deref())
+    let asked = Asked { app, listener, peer: origin.peer, outlet: origin.outlet.as_ref(), host, parts };
+    let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    let route = if let Some(route) = listener.routes.get(host, target) {
+        route
+    } else {
+        let (path, query) = (parts.uri.path(), parts.uri.query());
+        let routed = route::parse(&app.directory, &listener.config, host, path, query);
+        match routed.inspect_err(|_| record.unrouted(host, path))? {
+            Routed::Ping(ping) => {
+                record.ping(&ping);
+                let answer = Box::pin(ping::answer(&asked, &ping)).await;
+                return with_namespace(answer, ping.namespace.as_deref());
+            }
+            Routed::Token(route) => {
+                record.token(&route);
+                return Box::pin(tokens::answer(&asked, &route, body)).await;
+            }
+            Routed::Resource(route) => listener.routes.keep(host, target, route),
         }
-        Routed::Token(route) => {
-            record.token(&route);
-            Box::pin(tokens::answer(&asked, &route, body)).await
-        }
-        Routed::Resource(route) => {
-            record.route(&route);
-            with_namespace(resource(asked, &route, body).await, route.namespace.as_deref())
-        }
-    }
+    };
+    record.route(&route);
+    with_namespace(resource(asked, &route, body).await, route.namespace.as_deref())
 }
 
 async fn resource(asked: Asked<'_>, route: &Route, body: Inbound) -> Result<Response<Body>, Failure> {
@@ -347,8 +278,7 @@ fn host(parts: &Parts) -> Result<Option<&str>, Failure> {
 }
 
 fn branded(mut response: Response<Body>) -> Response<Body> {
-    let (name, value) = API_VERSION;
-    response.headers_mut().insert(name, value);
+    response.headers_mut().entry(API_VERSION.0).or_insert(API_VERSION.1);
     response
 }
 

@@ -8,11 +8,12 @@ use tokio::time::Instant;
 
 use super::access::is_own_account;
 use super::asked::Asked;
+use super::body::Body;
 use super::caller::{Standing, about_relay, not_in_the_file, takes_credentials};
 use super::challenge::TokenError;
 use super::credential::{Account, Presented};
 use super::explain::explain;
-use super::respond::{Body, Failure, json};
+use super::respond::{Failure, json};
 use super::route::{Form, Ping};
 use super::seal::Kind as Pass;
 use crate::cache::ANSWER_WITHIN;

@@ -7,9 +7,10 @@ use http::request::Parts;
 use http::{Method, Response};
 
 use super::Visit;
+use super::body::Body;
 use super::range::{self, First};
 use super::represent::{Payload, Representation};
-use super::respond::{Body, Failure};
+use super::respond::Failure;
 use crate::cache::{BlobPart, BlobSource, Labels, Target, Want};
 use crate::metrics::Kind;
 use crate::oci::{Digest, Reference, RepoName};
@@ -25,12 +26,12 @@ pub(super) async fn manifest(
     let found = visit.asked.app.cache.manifest(&visit.target(repo), reference, want).await;
     let found = found.map_err(|error| visit.explain(error, Kind::Manifest))?;
     let representation = Representation {
-        labels: found.labels,
+        labels: Arc::unwrap_or_clone(found.labels),
         length: Some(found.size),
         payload: found.bytes.map_or(Payload::None, Payload::Bytes),
         status: found.status,
     };
-    representation.respond(request)
+    representation.respond(request, visit.asked.outlet)
 }
 
 /// `NAME/blobs/DIGEST`.
@@ -48,9 +49,9 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
         BlobSource::Bypass(bypass) => (bypass.length(), Payload::Bypass(bypass)),
         BlobSource::Described { length } => (length, Payload::None),
     };
-    let labels = Arc::new(Labels::of_blob(digest));
+    let labels = Labels::of_blob(digest, length);
     let representation = Representation { labels, length, payload, status: found.status };
-    representation.respond(request)
+    representation.respond(request, visit.asked.outlet)
 }
 
 /// The part of a blob that a request wants first, by its header alone: how long the blob is may not be known.

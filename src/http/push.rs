@@ -7,8 +7,9 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt as _;
 
 use super::Visit;
+use super::body::Body;
 use super::inbound::Inbound;
-use super::respond::{Body, Failure};
+use super::respond::Failure;
 use super::route::Endpoint;
 use super::uploads::{empty, parameters};
 use super::{acr, relayed, uploads};

@@ -3,20 +3,19 @@
 //! hyper stops polling a body once `Content-Length` bytes are out, so the end is the body's `Drop`; the counters are
 //! raised as the last byte is handed over, that a scrape after a complete answer finds it counted.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 use tracing::Span;
 
 use super::access::Peer;
+use super::body::{Body, BodyError};
 use super::inbound::Rest;
-use super::respond::{Body, BodyError, Reason};
+use super::respond::Reason;
 use super::route::{AcrItem, Endpoint, Form, Ping, Route};
 use super::token_route::TokenRoute;
 use crate::metrics::{Kind, Metrics, Outcome, Source};
@@ -31,7 +30,7 @@ const MAX_TARGET: usize = 256;
 /// Label and field where a request means no upstream.
 const NONE: &str = "none";
 
-/// How a pull was answered: the extension that a handler puts into its response.
+/// How a pull was answered, as the body of its answer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Served {
     /// For the `result` label and the log.
@@ -48,13 +47,7 @@ pub(super) struct Record {
     started: Instant,
     peer: Peer,
     method: Method,
-    form: Option<Form>,
-    kind: Kind,
-    upstream: Option<UpstreamName>,
-    repo: Option<RepoName>,
-    reference: Option<Reference>,
-    /// Host and path of a request that means nothing here: nobody could tell otherwise what was asked.
-    asked: Option<String>,
+    meant: Meant,
     status: Option<StatusCode>,
     served: Option<Served>,
     reason: Option<Reason>,
@@ -62,8 +55,23 @@ pub(super) struct Record {
     brought: Option<Rest>,
     /// Bytes of the body handed to hyper.
     sent: u64,
+    /// How many there are in all, if the body knows.
+    length: Option<u64>,
     end: End,
     counted: bool,
+}
+
+/// What a request means.
+#[derive(Debug)]
+enum Meant {
+    /// It was not looked at.
+    Unknown,
+    /// Nothing here. Its host and path: nobody could tell otherwise what was asked.
+    Nothing(String),
+    /// The interface itself, or a token.
+    Api { form: Form, upstream: Option<UpstreamName> },
+    /// A resource of an upstream.
+    Resource(Arc<Route>),
 }
 
 /// How the body ended.
@@ -77,38 +85,27 @@ enum End {
     Broken,
 }
 
-/// A body that keeps the record of its request.
-struct Recorded {
-    inner: Body,
-    record: Record,
-    /// What is still to be handed over, if the body knows.
-    length: Option<u64>,
-}
-
 // === impl Record ===
 
 impl Record {
-    pub(super) fn new(metrics: &Arc<Metrics>, peer: Peer, method: Method) -> Self {
-        Self {
+    /// Boxed: it goes through many hands.
+    pub(super) fn new(metrics: &Arc<Metrics>, peer: Peer, method: Method) -> Box<Self> {
+        Box::new(Self {
             metrics: Arc::clone(metrics),
             span: Span::current(),
             started: Instant::now(),
             peer,
             method,
-            form: None,
-            kind: Kind::Other,
-            upstream: None,
-            repo: None,
-            reference: None,
-            asked: None,
+            meant: Meant::Unknown,
             status: None,
             served: None,
             reason: None,
             brought: None,
             sent: 0,
+            length: None,
             end: End::Open,
             counted: false,
-        }
+        })
     }
 
     /// The request has a body.
@@ -117,54 +114,55 @@ impl Record {
     }
 
     pub(super) fn ping(&mut self, ping: &Ping) {
-        self.form = Some(ping.form);
-        self.upstream.clone_from(&ping.upstream);
+        self.meant = Meant::Api { form: ping.form, upstream: ping.upstream.clone() };
     }
 
     /// What is asked for there is not kept: it may hold credentials.
     pub(super) fn token(&mut self, route: &TokenRoute) {
-        self.form = Some(route.form);
-        self.upstream.clone_from(&route.upstream);
+        self.meant = Meant::Api { form: route.form, upstream: route.upstream.clone() };
     }
 
-    pub(super) fn route(&mut self, route: &Route) {
-        self.form = Some(route.form);
-        self.kind = route.endpoint.kind();
-        self.upstream = Some(route.upstream.clone());
-        self.repo = route.repo().cloned();
-        self.reference = match &route.endpoint {
-            Endpoint::Manifest(_, reference) => Some(reference.clone()),
-            Endpoint::Blob(_, digest) | Endpoint::Referrers(_, digest) => Some(Reference::Digest(*digest)),
-            // The state of an upload is as good as the right to go on with it.
-            Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Uploads(_) | Endpoint::Upload(..) => None,
-            Endpoint::Acr(acr) => match &acr.item {
-                AcrItem::Tag(tag) => Some(Reference::Tag(tag.clone())),
-                AcrItem::Manifest(digest) => Some(Reference::Digest(*digest)),
-                AcrItem::Catalog | AcrItem::Repository | AcrItem::Tags | AcrItem::Manifests => None,
-            },
-        };
+    pub(super) fn route(&mut self, route: &Arc<Route>) {
+        self.meant = Meant::Resource(Arc::clone(route));
     }
 
     /// A request that has no route. The query is left out: it may hold a signature.
     pub(super) fn unrouted(&mut self, host: Option<&str>, path: &str) {
         let short = |text: &str| text.chars().take(MAX_TARGET).collect::<String>();
-        self.asked = Some(short(host.unwrap_or_default()) + &short(path));
+        self.meant = Meant::Nothing(short(host.unwrap_or_default()) + &short(path));
     }
 
     /// Follows the response to the end of its body.
-    pub(super) fn follow(mut self, mut response: Response<Body>) -> Response<Body> {
+    pub(super) fn follow(mut self: Box<Self>, mut response: Response<Body>) -> Response<Body> {
         self.status = Some(response.status());
-        self.served = response.extensions_mut().remove();
+        self.served = response.body().served();
         self.reason = response.extensions_mut().remove();
+        self.length = response.body().size_hint().exact();
         let head_only = self.method == Method::HEAD
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        response.map(|inner| {
-            let length = inner.size_hint().exact();
-            if head_only || inner.is_end_stream() {
-                self.finish();
+        if head_only || response.body().is_end_stream() {
+            self.finish();
+        }
+        response.map(|body| body.recorded(self))
+    }
+
+    /// The body was asked for a frame, and this is what came of it.
+    pub(super) fn hands_over(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, BodyError>>>) {
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if self.length == Some(self.sent) {
+                    self.finish();
+                }
             }
-            Recorded { inner, record: self, length }.boxed_unsync()
-        })
+            Poll::Ready(Some(Err(error))) => {
+                self.end = End::Broken;
+                let _entered = self.span.enter();
+                tracing::warn!(source = super::respond::causes(&**error), "the answer was broken off");
+            }
+            Poll::Ready(None) => self.finish(),
+            Poll::Pending => {}
+        }
     }
 
     /// The body is whole.
@@ -188,8 +186,8 @@ impl Record {
             return;
         }
         self.counted = true;
-        let upstream = self.upstream.as_ref().map_or(NONE, UpstreamName::as_str);
-        self.metrics.request(upstream, self.kind, self.outcome());
+        let upstream = self.meant.upstream().map_or(NONE, UpstreamName::as_str);
+        self.metrics.request(upstream, self.meant.kind(), self.outcome());
         if let Some(served) = self.served {
             self.metrics.served_bytes.with_label_values(&[upstream, served.source.as_str()]).inc_by(self.sent);
         }
@@ -208,12 +206,12 @@ impl Drop for Record {
         tracing::info!(
             parent: &self.span,
             method = self.method.as_str(),
-            form = self.form.map(Form::as_str),
-            upstream = self.upstream.as_ref().map(UpstreamName::as_str),
-            repository = self.repo.as_ref().map(RepoName::as_str),
-            reference = self.reference.as_ref().map(tracing::field::display),
-            asked = self.asked.as_deref(),
-            kind = self.kind.as_str(),
+            form = self.meant.form().map(Form::as_str),
+            upstream = self.meant.upstream().map(UpstreamName::as_str),
+            repository = self.meant.route().and_then(Route::repo).map(RepoName::as_str),
+            reference = self.meant.route().and_then(reference).map(tracing::field::display),
+            asked = if let Meant::Nothing(asked) = &self.meant { Some(asked.as_str()) } else { None },
+            kind = self.meant.kind().as_str(),
             result = self.outcome().as_str(),
             status,
             bytes = self.sent,
@@ -227,6 +225,48 @@ impl Drop for Record {
     }
 }
 
+// === impl Meant ===
+
+impl Meant {
+    fn route(&self) -> Option<&Route> {
+        if let Self::Resource(route) = self { Some(route) } else { None }
+    }
+
+    fn form(&self) -> Option<Form> {
+        match self {
+            Self::Unknown | Self::Nothing(_) => None,
+            Self::Api { form, .. } => Some(*form),
+            Self::Resource(route) => Some(route.form),
+        }
+    }
+
+    fn upstream(&self) -> Option<&UpstreamName> {
+        match self {
+            Self::Unknown | Self::Nothing(_) => None,
+            Self::Api { upstream, .. } => upstream.as_ref(),
+            Self::Resource(route) => Some(&route.upstream),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        self.route().map_or(Kind::Other, |route| route.endpoint.kind())
+    }
+}
+
+/// What of a repository is asked for, as the log has it. The state of an upload is as good as the right to go on with it.
+fn reference(route: &Route) -> Option<Reference> {
+    match &route.endpoint {
+        Endpoint::Manifest(_, reference) => Some(reference.clone()),
+        Endpoint::Blob(_, digest) | Endpoint::Referrers(_, digest) => Some(Reference::Digest(*digest)),
+        Endpoint::Catalog | Endpoint::Tags(_) | Endpoint::Uploads(_) | Endpoint::Upload(..) => None,
+        Endpoint::Acr(acr) => match &acr.item {
+            AcrItem::Tag(tag) => Some(Reference::Tag(tag.clone())),
+            AcrItem::Manifest(digest) => Some(Reference::Digest(*digest)),
+            AcrItem::Catalog | AcrItem::Repository | AcrItem::Tags | AcrItem::Manifests => None,
+        },
+    }
+}
+
 // === impl End ===
 
 impl End {
@@ -236,41 +276,5 @@ impl End {
             Self::Whole => "whole",
             Self::Broken => "broken off",
         }
-    }
-}
-
-// === impl Recorded ===
-
-impl http_body::Body for Recorded {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        let polled = Pin::new(&mut this.inner).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                this.record.sent += frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                if this.length == Some(this.record.sent) {
-                    this.record.finish();
-                }
-            }
-            Poll::Ready(Some(Err(error))) => {
-                this.record.end = End::Broken;
-                let _entered = this.record.span.enter();
-                tracing::warn!(source = super::respond::causes(&**error), "the answer was broken off");
-            }
-            Poll::Ready(None) => this.record.finish(),
-            Poll::Pending => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

@@ -4,8 +4,9 @@ use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WARNING};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::Visit;
+use super::body::Body;
 use super::record::Served;
-use super::respond::{self, Body, Failure};
+use super::respond::{self, Failure};
 use crate::cache::{CacheError, ClientFault, Said, WriteError};
 use crate::metrics::{Kind, Outcome, Source};
 use crate::oci::{ErrorBody, ErrorCode, UpstreamName, Via};
@@ -40,7 +41,7 @@ pub(super) fn chosen(headers: &HeaderMap) -> HeaderMap {
 
 /// Marks an answer as that to a write, which no cache answers.
 pub(super) fn written(mut response: Response<Body>) -> Response<Body> {
-    response.extensions_mut().insert(Served { outcome: Outcome::Bypass, source: Source::Fill });
+    response.body_mut().set_served(Served { outcome: Outcome::Bypass, source: Source::Fill });
     response
 }
 

@@ -6,32 +6,26 @@
 
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, IF_RANGE, RANGE,
-};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderName, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::{Frame, SizeHint};
-use http_body_util::BodyExt as _;
 
+use super::body::{Body, BodyError};
 use super::range::{self, Multipart, Ranges};
 use super::record::Served;
-use super::respond::{Body, BodyError, Failure, empty, full};
-use crate::cache::{Bypass, CacheStatus, Content, Found, Labels};
+use super::respond::Failure;
+use crate::cache::{Bypass, CACHE_STATUS, CacheStatus, Content, Found, Labels};
 use crate::metrics::Source;
 use crate::sendfile::Outlet;
 
-const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-
 /// What a digest names, ready to be sent.
 pub(super) struct Representation {
-    pub(super) labels: Arc<Labels>,
+    pub(super) labels: Labels,
     /// Bytes in all, if they are known.
     pub(super) length: Option<u64>,
     pub(super) payload: Payload,
@@ -66,10 +60,11 @@ struct Chunked {
 // === impl Representation ===
 
 impl Representation {
-    /// The response to a GET or HEAD with these header fields.
-    pub(super) fn respond(mut self, request: &Parts) -> Result<Response<Body>, Failure> {
-        let labels = Arc::clone(&self.labels);
-        let etag = labels.etag.to_str().unwrap_or_default();
+    /// The response to a GET or HEAD with these header fields, by a connection that has this outlet.
+    pub(super) fn respond(mut self, request: &Parts, outlet: Option<&Outlet>) -> Result<Response<Body>, Failure> {
+        let mut headers = std::mem::take(&mut self.labels.fields);
+        let etag = self.labels.etag.clone();
+        let etag = etag.to_str().unwrap_or_default();
         let head_only = request.method == Method::HEAD;
         let in_frames = request.version >= Version::HTTP_2;
         let ranges = match self.length {
@@ -87,7 +82,7 @@ impl Representation {
             }
             ranges => ranges,
         };
-        let outlet = request.extensions.get::<Outlet>().filter(|_| !in_frames);
+        let outlet = outlet.filter(|_| !in_frames);
         let part = matches!(ranges, Ranges::One(_) | Ranges::Many(_));
         let partial = match &ranges {
             // A range that covers everything is verified like the whole: its end is held back.
@@ -97,23 +92,22 @@ impl Representation {
         };
         self.status.unverified = partial && !self.is_verified();
 
-        let mut headers = HeaderMap::with_capacity(12);
-        headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        headers.insert(CACHE_STATUS, HeaderValue::from_static(self.status.as_header()));
-        headers.insert(DOCKER_CONTENT_DIGEST, labels.digest.clone());
-        headers.insert(ETAG, labels.etag.clone());
+        if self.status != CacheStatus::from(Found::Hit) {
+            headers.insert(CACHE_STATUS, HeaderValue::from_static(self.status.as_header()));
+        }
 
         let mut response = if none_match(&request.headers, etag) {
-            status(StatusCode::NOT_MODIFIED, empty())
+            headers.remove(CONTENT_TYPE);
+            headers.remove(CONTENT_LENGTH);
+            status(StatusCode::NOT_MODIFIED, Body::empty())
         } else if part || head_only || !matches!(ranges, Ranges::Unsatisfiable) {
-            headers.insert(CONTENT_TYPE, labels.content_type.clone());
             self.body(ranges, head_only, in_frames, outlet, &mut headers)
         } else {
             return Err(Failure::range(&range::unsatisfied(self.length.unwrap_or_default())));
         };
         let source = self.source();
         *response.headers_mut() = headers;
-        response.extensions_mut().insert(Served { outcome: self.status.outcome(), source });
+        response.body_mut().set_served(Served { outcome: self.status.outcome(), source });
         Ok(response)
     }
 
@@ -133,26 +127,26 @@ impl Representation {
                 (StatusCode::PARTIAL_CONTENT, Some(range.end - range.start))
             }
             Ranges::Many(ranges) => {
-                let plan =
-                    Multipart::new(ranges.clone(), length, self.labels.content_type.to_str().unwrap_or_default());
+                let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+                let plan = Multipart::new(ranges.clone(), length, media_type);
                 insert(headers, CONTENT_TYPE, &plan.content_type());
                 let sent = plan.content_length();
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(sent));
                 let chunks = self.multipart(plan, in_frames, outlet);
-                return status(StatusCode::PARTIAL_CONTENT, Chunked { chunks, left: Some(sent) }.boxed_unsync());
+                return status(StatusCode::PARTIAL_CONTENT, Body::stream(Chunked { chunks, left: Some(sent) }));
             }
             Ranges::Whole | Ranges::Unsatisfiable => (StatusCode::OK, self.length),
         };
-        if let Some(sent) = sent {
+        if let Some(sent) = sent.filter(|sent| Some(*sent) != self.length) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(sent));
         }
         if head_only {
-            return status(code, empty());
+            return status(code, Body::empty());
         }
         let range = if let Ranges::One(range) = ranges { Some(range) } else { None };
         let body = match self.at_hand(range.as_ref()) {
-            Some(bytes) => full(bytes),
-            None => Chunked { chunks: self.chunks(range, in_frames, outlet), left: sent }.boxed_unsync(),
+            Some(bytes) => Body::full(bytes),
+            None => Body::stream(Chunked { chunks: self.chunks(range, in_frames, outlet), left: sent }),
         };
         status(code, body)
     }
@@ -273,9 +267,11 @@ impl http_body::Body for Chunked {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+    use http_body_util::BodyExt as _;
+
     use super::*;
     use crate::oci::{Algorithm, Digest};
-    use http::Request;
 
     const TEXT: &[u8] = b"0123456789";
 
@@ -285,12 +281,12 @@ mod tests {
             request = request.header(*name, *value);
         }
         let representation = Representation {
-            labels: Arc::new(Labels::of_manifest(&Digest::of(Algorithm::Sha256, TEXT), "text/x")),
+            labels: Labels::of_manifest(&Digest::of(Algorithm::Sha256, TEXT), "text/x", 10),
             length: Some(10),
             payload: Payload::Bytes(Bytes::from_static(TEXT)),
             status: Found::Hit.into(),
         };
-        representation.respond(&request.body(()).unwrap().into_parts().0)
+        representation.respond(&request.body(()).unwrap().into_parts().0, None)
     }
 
     async fn text(response: Response<Body>) -> Vec<u8> {

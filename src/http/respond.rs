@@ -10,16 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full};
 
+use super::body::{Body, BodyError};
 use super::route::RouteError;
 use crate::oci::{ErrorBody, ErrorCode};
-
-/// What breaks a body off after its head was sent: the connection or stream is reset, never ended cleanly.
-pub type BodyError = Box<dyn Error + Send + Sync>;
-/// The body of every answer.
-pub type Body = UnsyncBoxBody<Bytes, BodyError>;
 
 /// An error on its way to the client.
 #[derive(Debug)]
@@ -183,23 +177,11 @@ impl From<RouteError> for Failure {
     }
 }
 
-// === bodies ===
-
-/// A body with nothing in it.
-pub fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
-}
-
-/// A body with these bytes.
-pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
-}
-
 /// A JSON answer.
 pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     let body = body.into();
     let length = HeaderValue::from(body.len());
-    let mut response = Response::new(full(body));
+    let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -210,6 +192,8 @@ pub fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
 
     async fn text(response: Response<Body>) -> String {

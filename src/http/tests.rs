@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::access::Peer;
 use super::*;
 use crate::clock::SystemClock;
 use crate::clock::twin::system;
@@ -74,7 +75,8 @@ impl Edge {
             request = request.header(AUTHORIZATION, text);
         }
         let request = request.body(Full::new(Bytes::new())).unwrap();
-        handle(&self.app, &self.listener, Peer::Tcp(peer.parse().unwrap()), request).await
+        let origin = Origin { peer: Peer::Tcp(peer.parse().unwrap()), outlet: None };
+        handle(&self.app, &self.listener, origin, request).await
     }
 
     async fn status(&self, peer: &str, method: &str, target: &str, authorization: Option<&str>) -> u16 {
@@ -172,7 +174,7 @@ async fn who_may_read_by_ocisterns_own_account() {
     let others = Edge {
         listener: ListenerState {
             htpasswd: Some(Htpasswd::new("/other".into())),
-            config: with_users.listener.config.clone(),
+            ..ListenerState::new(with_users.listener.config.clone())
         },
         ..Edge::new(&htpasswd, &own("push = \"off\"")).await
     };
@@ -194,8 +196,14 @@ async fn the_shared_account_writes_for_known_callers_only() {
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
         let peer = Peer::Tcp(LOCAL.parse().unwrap());
-        let asked =
-            Asked { app: &edge.app, listener: &edge.listener, peer, host: Some("localhost:5000"), parts: &parts };
+        let asked = Asked {
+            app: &edge.app,
+            listener: &edge.listener,
+            peer,
+            outlet: None,
+            host: Some("localhost:5000"),
+            parts: &parts,
+        };
         let listener = &edge.listener.config;
         let routed = route::parse(&edge.app.directory, listener, Some("localhost:5000"), MANIFEST, None);
         let Ok(Routed::Resource(route)) = routed else { panic!("a route") };

@@ -14,12 +14,13 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 
 use super::asked::Asked;
+use super::body::Body;
 use super::caller::{Standing, about_relay, not_in_the_file, takes_credentials};
 use super::credential::{Account, Presented, inside, owner_of};
 use super::explain::explain;
 use super::form::Form;
 use super::inbound::Inbound;
-use super::respond::{self, Body, Failure};
+use super::respond::{self, Failure};
 use super::seal::{self, Credential, Grant, Hidden, Inner, Kind, Pass, Shown, Unopened, looks_sealed, seconds};
 use super::token_route::{TokenEndpoint, TokenRoute};
 use crate::cache::ANSWER_WITHIN;

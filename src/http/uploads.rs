@@ -12,12 +12,13 @@ use http_body_util::BodyExt as _;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::Visit;
+use super::body::Body;
 use super::caller::Showed;
 use super::inbound::Inbound;
 use super::location::{Bound, Claim};
 use super::part;
 use super::relayed::{self, DOCKER_CONTENT_DIGEST};
-use super::respond::{Body, Failure};
+use super::respond::Failure;
 use super::route::mount_source;
 use crate::cache::{Begun, ClientBody, Opening, Part, Said, Target, Upload, WriteError};
 use crate::metrics::Kind;
@@ -291,7 +292,7 @@ fn unknown() -> Failure {
 }
 
 pub(super) fn empty(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(super::respond::empty());
+    let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     if status != StatusCode::NO_CONTENT {
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));

@@ -13,7 +13,7 @@ use hyper_util::server::conn::auto;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt;
+use tower::{Layer as _, Service as _};
 
 use super::activity::{Activity, Allowed};
 use super::listener::Socket;
@@ -23,9 +23,10 @@ use super::stream::{Plain, Stream, Watched};
 use super::supervise::{self, Ended};
 use super::tls::Tls;
 use crate::config::Limits;
-use crate::http::access::Peer;
-use crate::http::respond::Body;
-use crate::http::{MAX_HEAD, layers};
+use crate::http::MAX_HEAD;
+use crate::http::access::{Origin, Peer};
+use crate::http::around::{around, sensitive};
+use crate::http::body::Body;
 use crate::sendfile::Outlet;
 
 /// hyper's buffer for a request head. Larger than the limit, so that what is a little too long gets an answer that
@@ -37,9 +38,9 @@ pub(super) const STREAMS: u32 = 128;
 /// them the connection is closed (CVE-2023-44487 and its kin).
 const PENDING_RESETS: usize = 20;
 const LOCAL_RESETS: usize = 256;
-/// HTTP/2: what a client may send ahead, on a stream and in all: what a push gets through in one round trip, and what a
-/// client that is not read from holds in memory.
-const RECEIVE_WINDOW: u32 = 256 * 1024;
+/// HTTP/2: what a client may send ahead, on a stream and in all: what a push gets through in one round trip (10 MB/s
+/// where that takes 100 ms), and what a client that is not read from holds in memory.
+const RECEIVE_WINDOW: u32 = 1024 * 1024;
 /// HTTP/2: what may wait in memory for a client, per stream.
 const SEND_BUFFER: usize = 256 * 1024;
 /// HTTP/2: when a connection is probed by PING, and when an answer is overdue.
@@ -51,7 +52,7 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 /// What answers the requests of a listener.
 pub(super) trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request.
-    fn handle(&self, peer: Peer, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    fn handle(&self, origin: Origin, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// How a listener serves its connections.
@@ -62,6 +63,13 @@ pub(super) struct Serving<H> {
     allowed: Allowed,
     builder: auto::Builder<Tracked>,
     run: Run,
+}
+
+/// What the requests of a connection share.
+struct Connected<H> {
+    handler: H,
+    origin: Origin,
+    activity: Arc<Activity>,
 }
 
 /// The stages of the end of all connections, and their tasks.
@@ -162,22 +170,19 @@ impl<H: Handler> Serving<H> {
         };
         let activity = Activity::new(self.allowed);
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
-        let handler = self.handler.clone();
-        let stack = layers(tower::service_fn(move |request| {
-            let handler = handler.clone();
-            // In one place: each layer would move the whole state of the request otherwise.
-            Box::pin(async move { Ok::<_, Infallible>(handler.handle(peer, request).await) })
-        }));
-        let requests = activity.clone();
-        let outlet = (!self.is_tls()).then_some(outlet);
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            if let Some(outlet) = &outlet {
-                request.extensions_mut().insert(outlet.clone());
+        let origin = Origin { peer, outlet: (!self.is_tls()).then_some(outlet) };
+        let connected = Arc::new(Connected { handler: self.handler.clone(), origin, activity: activity.clone() });
+        let stack = sensitive().layer(tower::service_fn(move |request: Request<Incoming>| {
+            let in_flight = connected.activity.begin(request.version() == Version::HTTP_2);
+            let connected = connected.clone();
+            async move {
+                let answer = |request| connected.handler.handle(connected.origin.clone(), request);
+                let response = around(request, answer).await;
+                Ok::<_, Infallible>(response.map(|body| in_flight.follow(body)))
             }
-            let in_flight = requests.begin(request.version() == Version::HTTP_2);
-            let answer = stack.clone().oneshot(request);
-            async move { answer.await.map(|response| response.map(|body| in_flight.follow(body))) }
-        });
+        }));
+        // The stack is always ready: a call need not wait for it.
+        let service = hyper::service::service_fn(move |request| stack.clone().call(request));
         let connection = self.builder.serve_connection(io, service);
         match supervise::run(connection, activity, &self.run.drain, &self.run.abort).await {
             Ok(()) => {}

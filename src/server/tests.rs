@@ -25,8 +25,8 @@ use super::permits::Permits;
 use super::tls::Tls;
 use crate::config::{CertificateFiles, Limits, ListenerTls, MaxRate};
 use crate::http::MAX_HEAD;
-use crate::http::access::Peer;
-use crate::http::respond::{Body, BodyError, full};
+use crate::http::access::Origin;
+use crate::http::body::{Body, BodyError};
 
 const SHORT: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_mins(1);
@@ -50,16 +50,16 @@ struct Gated {
 struct Endless(Arc<Notify>);
 
 impl Handler for Answers {
-    async fn handle(&self, _peer: Peer, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(&self, _origin: Origin, request: Request<Incoming>) -> Response<Body> {
         match request.uri().path() {
             "/panic" => panic!("as asked"),
             "/gated" => {
                 let gate = self.gate.clone();
                 let gate = Box::pin(async move { gate.notified().await });
-                Response::new(Gated { gate, sent: 0 }.boxed_unsync())
+                Response::new(Body::stream(Gated { gate, sent: 0 }))
             }
-            "/endless" => Response::new(Endless(self.gone.clone()).boxed_unsync()),
-            _ => Response::new(full("hello")),
+            "/endless" => Response::new(Body::stream(Endless(self.gone.clone()))),
+            _ => Response::new(Body::full("hello")),
         }
     }
 }

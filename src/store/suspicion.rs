@@ -4,10 +4,11 @@
 //! so a clock that is set back changes no order. A repository's entry is read from its
 //! files at the first look; from then on it is always ahead of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use foldhash::HashMap;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::time::Instant;
 
@@ -586,7 +587,7 @@ mod tests {
         let future = clock.now() + Duration::from_hours(1000);
         let tag: Tag = "t".parse().unwrap();
         let mark = Mark::new(future, false);
-        let found = Found { tags: HashMap::from([(tag.clone(), mark)]), all: Some(mark), open: Vec::new() };
+        let found = Found { tags: HashMap::from_iter([(tag.clone(), mark)]), all: Some(mark), open: Vec::new() };
         let before = timeline.moment();
         let repository = table.insert(&up(), &repo(0), 0, found, Instant::now()).unwrap();
         assert!(repository.refuses_tag(&tag, before), "it counts from now on");

@@ -98,10 +98,12 @@ pub async fn restart(
     let blobs = if durability == Durability::Fast { usize::MAX } else { SAMPLE };
     healthy(site, &daemon, blobs, rng, report, case).await;
     let again = slow::go_on(&load, &unfinished, rng, report).await;
-    if made_room(&daemon.log()) {
+    let log = daemon.log();
+    if made_room(&log) {
         report.count("asked_for_again_after_making_room", again.len() as u64);
     } else {
-        report.violations(case, again);
+        // A seed does not repeat every interleaving: what the daemon said tells more.
+        report.violations(case, again.into_iter().map(|what| format!("{what}; it said: {}", said(&log))));
     }
     quiet(site, &daemon, durability, report, case).await;
     report.violations(case, world.model.take_wrong());
@@ -175,6 +177,12 @@ fn made_room(log: &[serde_json::Value]) -> bool {
     let unfinished =
         |event| says(event, "unfinished downloads were removed") || says(event, "an unfinished download has no room");
     evictions(log).count() > 0 || log.iter().any(unfinished)
+}
+
+/// What the log says, without its lines of requests.
+fn said(log: &[serde_json::Value]) -> String {
+    let told = log.iter().filter(|event| event["message"] != "request");
+    told.map(serde_json::Value::to_string).collect::<Vec<_>>().join("\n  ")
 }
 
 /// What was there before it was asked for, and was not served.

@@ -8,8 +8,9 @@ use http::{Method, Response, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Semaphore};
 
+use super::super::body::Body;
 use super::super::form::Form;
-use super::super::respond::{Body, Failure, causes, json};
+use super::super::respond::{Failure, causes, json};
 use super::pins;
 use crate::cache::{Cache, FillReport};
 use crate::config::{Config, ImagePattern};

@@ -21,7 +21,8 @@ use self::api::Resource;
 pub use self::api::{Api, Fills, Images};
 pub use self::pins::{PinName, Pinning, Pins};
 use super::access::{Peer, is_loopback_host, is_relayed};
-use super::respond::{Body, Failure, full, json};
+use super::body::Body;
+use super::respond::{Failure, json};
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::oci::ErrorCode;
@@ -255,7 +256,7 @@ fn same(one: &[u8], other: &[u8]) -> bool {
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
-    let mut response = Response::new(full(body));
+    let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
