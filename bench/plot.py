@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-COLOURS = {"nginx": "#2a7f62", "distribution": "#c8553d", "distribution3": "#7a5c9e", "zot": "#b08900"}
+COLOURS = {"nginx": "#2a7f62", "distribution": "#c8553d", "distribution3": "#7a5c9e", "varnish": "#3b6fb6", "zot": "#b08900"}
 ROW, BAR, LEFT, WIDTH = 16, 11, 330, 900
 
 

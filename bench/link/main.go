@@ -1,5 +1,6 @@
 // Command link is an upstream registry behind a link that is as bad as it is told: slow, far away, throttled for each
-// connection, or cut. It has blobs only, made from a seed as they are read, and counts what it sends.
+// connection, or cut. It has blobs, made from a seed as they are read, and a manifest over the first of them, which is every
+// tag of every repository. It counts what it sends of blobs.
 //
 // The link is shaped in user space, from upstream to client:
 //   - rate: one bucket for all connections, which get it in turn by pieces of 16 KiB (heads of answers are part of it),
@@ -14,15 +15,20 @@
 // a body that the client broke off does not count. The client's receive buffer is the far end of the link: what a client
 // left there unread was sent, and counts.
 //
-// A second listener is for the benchmark: GET /blobs says digests, GET /stats what was sent, DELETE /stats forgets it.
+// A second listener is for the benchmark: GET /blobs says digests, GET /list the same as lines "DIGEST SIZE" in their order,
+// GET /manifest the manifest itself, GET /stats what was sent, DELETE /stats forgets it.
 package main
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"log"
+	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -54,6 +60,25 @@ func (b *blobs) Set(text string) error {
 	return nil
 }
 
+// many is the flag `-many FIRST:COUNT:LEAST:MOST:SKEW`: so many blobs, their seeds from FIRST on. The logarithms of their sizes
+// are evenly spread with a SKEW of 1; the more, the more blobs are small.
+type many struct{ blobs *blobs }
+
+func (many) String() string { return "" }
+
+func (m many) Set(text string) error {
+	var first, count uint64
+	var least, most, skew float64
+	if _, err := fmt.Sscanf(text, "%d:%d:%g:%g:%g", &first, &count, &least, &most, &skew); err != nil {
+		return err
+	}
+	for seed := first; seed < first+count; seed++ {
+		share := math.Pow(rand.New(rand.NewPCG(seed, 0)).Float64(), skew)
+		*m.blobs = append(*m.blobs, content.Blob{Seed: seed, Size: int64(least * math.Pow(most/least, share))})
+	}
+	return nil
+}
+
 func main() {
 	var wanted blobs
 	var s shape
@@ -66,6 +91,7 @@ func main() {
 	flag.Int64Var(&s.cut, "cut", 0, "bytes of bodies after which a connection is cut, 0 for never")
 	flag.BoolVar(&s.reset, "reset", false, "cut by a reset, not by a close")
 	flag.Var(&wanted, "blob", "SEED:SIZE, may be repeated")
+	flag.Var(many{&wanted}, "many", "FIRST:COUNT:LEAST:MOST:SKEW, blobs of such sizes, may be repeated")
 	flag.Parse()
 	s.total = newPace(*rate)
 	digests, err := digests(wanted, *cache)
@@ -128,8 +154,11 @@ type request struct {
 
 type registry struct {
 	blobs map[string]content.Blob
-	shape *shape
-	begun time.Time
+	// order is that of the digests as they were given.
+	order    []string
+	manifest []byte
+	shape    *shape
+	begun    time.Time
 	// accepted counts connections.
 	accepted atomic.Int64
 
@@ -140,11 +169,33 @@ type registry struct {
 }
 
 func newRegistry(wanted []content.Blob, digests []string, s *shape) *registry {
-	r := &registry{blobs: map[string]content.Blob{}, shape: s, begun: time.Now()}
+	r := &registry{blobs: map[string]content.Blob{}, order: digests, shape: s, begun: time.Now()}
 	for i, digest := range digests {
 		r.blobs[digest] = wanted[i]
 	}
+	r.manifest = r.image()
 	return r
+}
+
+const manifestType = "application/vnd.oci.image.manifest.v1+json"
+
+// image is a manifest whose config is the first blob, and whose layers are up to seven further ones.
+func (r *registry) image() []byte {
+	type descriptor struct {
+		MediaType string `json:"mediaType"`
+		Digest    string `json:"digest"`
+		Size      int64  `json:"size"`
+	}
+	parts := []descriptor{}
+	for _, digest := range r.order[:min(8, len(r.order))] {
+		parts = append(parts, descriptor{"application/vnd.oci.image.layer.v1.tar", digest, r.blobs[digest].Size})
+	}
+	if len(parts) == 0 {
+		return nil
+	}
+	parts[0].MediaType = "application/vnd.oci.image.config.v1+json"
+	text, _ := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": manifestType, "config": parts[0], "layers": parts[1:]})
+	return text
 }
 
 // serve is the registry, behind its link.
@@ -161,6 +212,14 @@ func (r *registry) control() http.Handler {
 			found[fmt.Sprintf("%d:%d", blob.Seed, blob.Size)] = digest
 		}
 		_ = json.NewEncoder(w).Encode(found)
+	})
+	mux.HandleFunc("GET /list", func(w http.ResponseWriter, _ *http.Request) {
+		for _, digest := range r.order {
+			_, _ = fmt.Fprintf(w, "%s %d\n", digest, r.blobs[digest].Size)
+		}
+	})
+	mux.HandleFunc("GET /manifest", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(r.manifest)
 	})
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, ask *http.Request) {
 		r.lock.Lock()
@@ -188,12 +247,19 @@ func (r *registry) answer(w http.ResponseWriter, ask *http.Request) {
 		_, _ = io.WriteString(w, "{}")
 		return
 	}
+	own := fmt.Sprintf("sha256:%x", sha256.Sum256(r.manifest))
+	if _, reference, found := strings.Cut(ask.URL.Path, "/manifests/"); found && (reference == own || !strings.Contains(reference, ":")) {
+		w.Header().Set("Content-Type", manifestType)
+		w.Header().Set("Docker-Content-Digest", own)
+		http.ServeContent(w, ask, "", time.Time{}, bytes.NewReader(r.manifest))
+		return
+	}
 	_, digest, _ := strings.Cut(ask.URL.Path, "/blobs/")
 	blob, known := r.blobs[digest]
 	if !known || (ask.Method != http.MethodGet && ask.Method != http.MethodHead) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusNotFound)
-		_, _ = io.WriteString(w, `{"errors":[{"code":"BLOB_UNKNOWN","message":"this upstream has a few blobs and nothing else"}]}`)
+		_, _ = io.WriteString(w, `{"errors":[{"code":"BLOB_UNKNOWN","message":"this upstream has some blobs and one manifest"}]}`)
 		return
 	}
 	carried := ask.Context().Value(connectionKey{}).(*connection)

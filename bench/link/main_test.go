@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -140,5 +143,45 @@ func TestWhatAClientBreaksOffIsNotCountedWhole(t *testing.T) {
 	}
 	if got := r.bytes(); got < 100_000 || got > 300_000 {
 		t.Errorf("counted %d bytes for 100000", got)
+	}
+}
+
+func TestManyBlobsAreTheSameEveryTime(t *testing.T) {
+	var first, second blobs
+	for _, wanted := range []*blobs{&first, &second} {
+		if err := (many{wanted}).Set("7:1000:1024:16384:1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	small := 0
+	for i, b := range first {
+		if b != second[i] || b.Seed != uint64(7+i) || b.Size < 1024 || b.Size > 16384 {
+			t.Fatalf("%v and %v", b, second[i])
+		}
+		if b.Size < 4096 {
+			small++
+		}
+	}
+	// Half of them, as the logarithms of the sizes are evenly spread.
+	if len(first) != 1000 || small < 400 || small > 600 {
+		t.Errorf("%d blobs, %d of them below 4 KiB", len(first), small)
+	}
+	if err := (many{&first}).Set("7:1000:1024"); err == nil {
+		t.Error("a flag without all its parts is taken")
+	}
+}
+
+func TestTheManifestIsThatOfEveryTagAndOfItsDigest(t *testing.T) {
+	r, url := upstream(t, &shape{})
+	base, _, _ := strings.Cut(url, "/blobs/")
+	own := fmt.Sprintf("sha256:%x", sha256.Sum256(r.manifest))
+	for reference, status := range map[string]int{"1": 200, "latest": 200, own: 200, blob.Digest(): 404} {
+		got, text, err := fetch(t, base+"/manifests/"+reference, "", "")
+		if err != nil || got != status || (got == 200) != bytes.Equal(text, r.manifest) {
+			t.Errorf("%s: %d, %v", reference, got, err)
+		}
+	}
+	if !bytes.Contains(r.manifest, []byte(blob.Digest())) || r.bytes() != 0 {
+		t.Errorf("%s, %d bytes counted", r.manifest, r.bytes())
 	}
 }
