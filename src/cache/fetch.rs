@@ -355,7 +355,12 @@ impl Cache {
     ) -> bool {
         let Fetched { digest, media_type, bytes, via, .. } = fetched;
         let size = link.size;
-        let Some(held) = self.keep_manifest(target, &digest, link, bytes.clone(), asked).await else { return false };
+        let Some(held) = self.keep_manifest(target, &digest, link, bytes.clone(), asked).await else {
+            if let Some((tag, _)) = tag {
+                self.outdate_tag(target, &tag, &digest, asked).await;
+            }
+            return false;
+        };
         let hot = HotManifest::new(&digest, &media_type, bytes, via);
         if let Some((tag, etag)) = tag {
             self.keep_tag(target, &tag, &TagRecord { digest, media_type, size, etag }, asked).await;

@@ -173,7 +173,27 @@ impl Cache {
         match self.store.set_tag(&target.upstream, &target.repo, tag, record, asked.at).await {
             Ok(true) => {}
             Ok(false) => overtaken(),
-            Err(error) => unkept(target, tag, &error, "a tag could not be kept"),
+            Err(error) => {
+                unkept(target, tag, &error, "a tag could not be kept");
+                self.outdate_tag(target, tag, &record.digest, asked).await;
+            }
+        }
+    }
+
+    /// Upstream, asked then, said that a tag means `digest`, which is served and could not be kept: what it meant before is
+    /// not served any more, should upstream be away next time.
+    pub(super) async fn outdate_tag(&self, target: &Target, tag: &Tag, digest: &Digest, asked: &Asked) {
+        if !self.generations.holds(&target.repository(), asked) {
+            return;
+        }
+        let Target { upstream, repo, .. } = target;
+        match self.store.outdate_tag(upstream, repo, tag, digest, asked.at).await {
+            Ok(true) => tracing::info!(
+                %upstream, repository = %repo, %tag, %digest,
+                "a tag has moved to what could not be kept; what it named before is forgotten"
+            ),
+            Ok(false) => {}
+            Err(error) => unkept(target, tag, &error, "a tag that has moved could not be forgotten"),
         }
     }
 

@@ -7,10 +7,11 @@ use http::{HeaderMap, HeaderValue};
 use super::{CacheStatus, Found};
 use crate::oci::Digest;
 
-const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// The digest, as clients look for it.
+pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// How an answer was found (RFC 9211).
 pub(crate) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-/// Room that the edge fills: a map that grows is copied.
+/// By which a request is found in the log.
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// By which clients know a registry.
 pub(crate) const API_VERSION: (HeaderName, HeaderValue) =
@@ -62,6 +63,7 @@ impl Labels {
             fields.insert(CONTENT_LENGTH, HeaderValue::from(size));
         }
         fields.insert(API_VERSION.0, API_VERSION.1);
+        // A place that the edge fills in every answer: a clone has no room for more, and would be copied once again.
         fields.insert(X_REQUEST_ID, HeaderValue::from_static(""));
         Self { fields, etag }
     }

@@ -64,7 +64,7 @@ pub use body::{BodyError, Content};
 pub use bypass::Bypass;
 pub use error::{CacheError, WrongContent};
 pub use labels::Labels;
-pub(crate) use labels::{API_VERSION, CACHE_STATUS, X_REQUEST_ID};
+pub(crate) use labels::{API_VERSION, CACHE_STATUS, DOCKER_CONTENT_DIGEST, X_REQUEST_ID};
 pub use lists::List;
 pub use manifest::{Manifest, Want};
 pub use published::PublishedManifest;

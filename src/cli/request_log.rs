@@ -134,7 +134,7 @@ impl Drop for Line<'_> {
 impl Drop for Flush {
     fn drop(&mut self) {
         self.log.shared.ends.store(true, Ordering::SeqCst);
-        // Where there is no room the thread is awake, and looks when it has made some.
+        // Where there is no room the thread has something to do, and looks when it has done it.
         let _ = self.log.queue.try_send(Message::Wake);
         self.writer.unpark();
         let _ = self.ended.recv_timeout(ENDS_WITHIN);

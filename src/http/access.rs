@@ -10,7 +10,6 @@ use http::HeaderMap;
 use http::header::{FORWARDED, ORIGIN};
 
 use crate::config::{Listener, Upstream};
-use crate::sendfile::Outlet;
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,15 +18,6 @@ pub enum Peer {
     Tcp(SocketAddr),
     /// A Unix socket; the user at the other end, where the kernel told.
     Unix(Option<u32>),
-}
-
-/// The connection that a request came by.
-#[derive(Debug, Clone)]
-pub struct Origin {
-    /// Who is at its other end.
-    pub peer: Peer,
-    /// What sends parts of files by it; none where it has no such thing (TLS).
-    pub outlet: Option<Outlet>,
 }
 
 /// Why a request does not count as local.

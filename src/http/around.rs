@@ -2,12 +2,12 @@
 //!
 //! 1. *sensitive fields* ([`sensitive`], a layer of tower-http's): before anything could print them;
 //! 2. *request id* (`x-request-id`, the client's where it is sane): before the span that carries it;
-//! 3. *span*: around everything that logs;
+//! 3. *span*: around everything that logs; [`Body`] enters it again where its bytes come in pieces;
 //! 4. *panic guard*: a panic of a handler is a 500 with the specification's JSON, and the connection lives. The answer
 //!    has the id in any case.
 
 use std::any::Any;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use futures_util::FutureExt as _;
 use http::header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION};
@@ -36,11 +36,14 @@ where
 {
     let id = request_id(request.headers());
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
-    // In one place: the whole state of the request would be moved with each wrapping otherwise.
-    let answering = Box::pin(handler(request));
-    // What a handler that panicked has left behind is dropped with it.
-    let guarded = AssertUnwindSafe(answering).catch_unwind().map(|answer| answer.unwrap_or_else(panicked));
-    let mut response = guarded.instrument(span).await;
+    // What a handler that panicked has left behind is dropped with it. Its state is in one place: it would be moved with each
+    // wrapping otherwise.
+    let begun = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| Box::pin(handler(request)))));
+    let answered = match begun {
+        Ok(answering) => AssertUnwindSafe(answering).catch_unwind().instrument(span.clone()).await,
+        Err(payload) => Err(payload),
+    };
+    let mut response = answered.unwrap_or_else(|payload| span.in_scope(|| panicked(payload)));
     response.headers_mut().insert(X_REQUEST_ID, id);
     response
 }
@@ -48,7 +51,7 @@ where
 /// An id that a client or a proxy before it chose is kept where it is short and plain, because it goes to the log.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let sane = |id: &&HeaderValue| id.len() <= MAX_REQUEST_ID && id.as_bytes().iter().all(plain);
+    let sane = |id: &&HeaderValue| (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(plain);
     headers.get(X_REQUEST_ID).filter(sane).cloned().unwrap_or_else(|| {
         let id = fastrand::u128(..).to_be_bytes();
         // Hexadecimal digits always are a value.

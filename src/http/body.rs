@@ -19,14 +19,15 @@ pub type BodyError = Box<dyn Error + Send + Sync>;
 
 /// The body of every answer.
 pub struct Body {
-    content: Content,
+    source: Source,
     /// How the pull was answered, for the record; none where no handler spoke of content.
     served: Option<Served>,
     /// Boxed: the body is moved about before it is sent, and this is large.
     record: Option<Box<Record>>,
 }
 
-enum Content {
+/// Where its bytes are.
+enum Source {
     /// What is still to be handed over, in one piece.
     Bytes(Bytes),
     Stream(UnsyncBoxBody<Bytes, BodyError>),
@@ -37,22 +38,22 @@ enum Content {
 impl Body {
     /// A body with nothing in it.
     pub const fn empty() -> Self {
-        Self { content: Content::Bytes(Bytes::new()), served: None, record: None }
+        Self { source: Source::Bytes(Bytes::new()), served: None, record: None }
     }
 
     /// A body with these bytes.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
-        Self { content: Content::Bytes(bytes.into()), ..Self::empty() }
+        Self { source: Source::Bytes(bytes.into()), ..Self::empty() }
     }
 
     /// A body that comes in pieces.
     pub fn stream(body: impl http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static) -> Self {
-        Self { content: Content::Stream(body.boxed_unsync()), ..Self::empty() }
+        Self { source: Source::Stream(body.boxed_unsync()), ..Self::empty() }
     }
 
     /// The same answer without its bytes, as to a HEAD.
     pub(super) fn emptied(self) -> Self {
-        Self { content: Content::Bytes(Bytes::new()), ..self }
+        Self { source: Source::Bytes(Bytes::new()), ..self }
     }
 
     /// Says how the pull was answered.
@@ -73,11 +74,11 @@ impl Body {
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let content = match &self.content {
-            Content::Bytes(bytes) => bytes as &dyn fmt::Debug,
-            Content::Stream(stream) => stream,
+        let source = match &self.source {
+            Source::Bytes(bytes) => bytes as &dyn fmt::Debug,
+            Source::Stream(stream) => stream,
         };
-        f.debug_struct("Body").field("content", content).field("served", &self.served).finish_non_exhaustive()
+        f.debug_struct("Body").field("source", source).field("served", &self.served).finish_non_exhaustive()
     }
 }
 
@@ -87,10 +88,14 @@ impl http_body::Body for Body {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let polled = match &mut this.content {
-            Content::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Content::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Content::Stream(stream) => Pin::new(stream).poll_frame(cx),
+        let polled = match &mut this.source {
+            Source::Bytes(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Source::Bytes(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Source::Stream(stream) => {
+                // Whatever is said of where the bytes come from is said of this request.
+                let _entered = this.record.as_ref().map(|record| record.enter());
+                Pin::new(stream).poll_frame(cx)
+            }
         };
         if let Some(record) = &mut this.record {
             record.hands_over(&polled);
@@ -99,16 +104,56 @@ impl http_body::Body for Body {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Bytes(bytes) => bytes.is_empty(),
-            Content::Stream(stream) => stream.is_end_stream(),
+        match &self.source {
+            Source::Bytes(bytes) => bytes.is_empty(),
+            Source::Stream(stream) => stream.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Stream(stream) => stream.size_hint(),
+        match &self.source {
+            Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Stream(stream) => stream.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Response};
+    use http_body::Body as _;
+    use tracing::Span;
+
+    use super::super::access::Peer;
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Without content; notes in which span it is asked for some.
+    struct Watching(std::sync::Arc<parking_lot::Mutex<Vec<Option<&'static str>>>>);
+
+    impl http_body::Body for Watching {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            self.0.lock().push(Span::current().metadata().map(tracing::Metadata::name));
+            Poll::Ready(None)
+        }
+    }
+
+    #[test]
+    fn what_a_body_says_while_it_comes_is_said_of_its_request() {
+        let seen = std::sync::Arc::default();
+        tracing::subscriber::with_default(tracing_subscriber::registry(), || {
+            let metrics = Metrics::new().unwrap().into();
+            let record =
+                tracing::info_span!("request").in_scope(|| Record::new(&metrics, Peer::Unix(None), Method::GET));
+            let body = Body::stream(Watching(std::sync::Arc::clone(&seen)));
+            let mut response = record.follow(Response::new(body));
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            assert!(Pin::new(response.body_mut()).poll_frame(&mut cx).is_ready());
+            assert_eq!(Span::current().metadata().map(tracing::Metadata::name), None, "it is left again");
+        });
+        assert_eq!(*seen.lock(), [Some("request")]);
     }
 }

@@ -122,6 +122,12 @@ impl Rest {
         self.0.as_ref().map_or(0, |shared| shared.bytes.load(Ordering::Relaxed))
     }
 
+    /// Lets go of what is left: over HTTP/2 the stream can end without it, and what has come of it takes room until then.
+    pub(super) fn forget(&self) {
+        let left = self.0.as_ref().and_then(|shared| shared.left.lock().take());
+        drop(left);
+    }
+
     /// Takes in what is left while the answer goes out, as far as it is not too much, and throws it away. Some clients
     /// send all of a body before they look at the answer (the Azure SDKs, before they know that they need a token); a
     /// connection that is closed on what was not read is reset, and the answer lost on its way (RFC 9112, 9.6).

@@ -13,6 +13,7 @@ mod asked;
 pub mod body;
 mod caller;
 mod challenge;
+pub mod connection;
 mod credential;
 mod endpoint;
 mod explain;
@@ -50,10 +51,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use tokio_util::task::TaskTracker;
 
-use self::access::Origin;
 use self::asked::Asked;
 use self::body::{Body, BodyError};
 use self::caller::Caller;
+use self::connection::Connection;
 pub use self::htpasswd::{Htpasswd, HtpasswdError};
 use self::inbound::Inbound;
 pub use self::location::Locations;
@@ -130,15 +131,20 @@ impl ListenerState {
 // === the request ===
 
 /// Answers one request of a client.
-pub async fn handle<B>(app: &App, listener: &ListenerState, origin: Origin, request: Request<B>) -> Response<Body>
+pub async fn handle<B>(
+    app: &App,
+    listener: &ListenerState,
+    connection: Connection,
+    request: Request<B>,
+) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
 {
     let (parts, body) = request.into_parts();
-    let mut record = Record::new(&app.metrics, origin.peer, parts.method.clone());
+    let mut record = Record::new(&app.metrics, connection.peer, parts.method.clone());
     let (body, rest) = Inbound::new(body, parts.headers.contains_key(TRANSFER_ENCODING));
     record.brings(&rest);
-    let answered = answer(app, listener, &origin, &parts, body, &mut record).await;
+    let answered = answer(app, listener, &connection, &parts, body, &mut record).await;
     let mut response = match answered.and_then(|response| with_an_end(response, &parts)) {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
@@ -150,7 +156,9 @@ where
         // What is left of a body must not be taken for the next request.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         // Over HTTP/2 the stream ends, and nothing else. Who waits to be told to go on has sent nothing and is not told.
-        if parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT) {
+        if parts.version >= Version::HTTP_2 {
+            rest.forget();
+        } else if !parts.headers.contains_key(EXPECT) {
             app.tasks.spawn(rest.take_in());
         }
     }
@@ -183,7 +191,7 @@ fn with_an_end(response: Response<Body>, parts: &Parts) -> Result<Response<Body>
 async fn answer(
     app: &App,
     listener: &ListenerState,
-    origin: &Origin,
+    connection: &Connection,
     parts: &Parts,
     body: Inbound,
     record: &mut Record,
@@ -198,7 +206,7 @@ async fn answer(
         let message = "a GET or HEAD request has no body here; send it without one";
         return Err(Failure::bad_request(ErrorCode::Unsupported, message));
     }
-    let asked = Asked { app, listener, peer: origin.peer, outlet: origin.outlet.as_ref(), host, parts };
+    let asked = Asked { app, listener, peer: connection.peer, outlet: connection.outlet.as_ref(), host, parts };
     let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
     let route = if let Some(route) = listener.routes.get(host, target) {
         route

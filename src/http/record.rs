@@ -11,6 +11,7 @@ use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 use tracing::Span;
+use tracing::span::Entered;
 
 use super::access::Peer;
 use super::body::{Body, BodyError};
@@ -146,6 +147,11 @@ impl Record {
         response.map(|body| body.recorded(self))
     }
 
+    /// Enters the request's span.
+    pub(super) fn enter(&self) -> Entered<'_> {
+        self.span.enter()
+    }
+
     /// The body was asked for a frame, and this is what came of it.
     pub(super) fn hands_over(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, BodyError>>>) {
         match polled {
@@ -157,7 +163,7 @@ impl Record {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.end = End::Broken;
-                let _entered = self.span.enter();
+                let _entered = self.enter();
                 tracing::warn!(source = super::respond::causes(&**error), "the answer was broken off");
             }
             Poll::Ready(None) => self.finish(),

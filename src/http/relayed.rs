@@ -12,7 +12,6 @@ use crate::metrics::{Kind, Outcome, Source};
 use crate::oci::{ErrorBody, ErrorCode, UpstreamName, Via};
 use crate::upstream::{Fault, Right};
 
-pub(super) const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Fields of upstream's answers that are passed on. All others may hold addresses or secrets of upstream's.
 const CHOSEN: [HeaderName; 11] = [
     HeaderName::from_static("docker-upload-uuid"),

@@ -1,7 +1,7 @@
 //! A memory of parsed targets: what is asked for all the time is parsed once.
 //!
-//! What a target means depends on it, on the host and on the configuration alone, which does not change while ocistern
-//! runs; so an entry is never wrong, and goes only to make room.
+//! What a target means depends on it, on the host and on keys of the configuration that do not change while ocistern runs; so
+//! an entry is never wrong, and goes only to make room.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use quick_cache::{Equivalent, Weighter};
 use super::route::{Endpoint, Route};
 
 /// Bytes of targets that are remembered, about.
-const CAPACITY: u64 = 2 * 1024 * 1024;
+const CAPACITY: u64 = 4 * 1024 * 1024;
 /// Longer ones are parsed each time: no target of a client is.
 const LONGEST: usize = 1024;
 /// What an entry costs besides its target, about.
@@ -32,7 +32,7 @@ struct Target {
 
 /// The same, as it stands in a request.
 #[derive(Debug, Clone, Copy, Hash)]
-struct Asked<'a> {
+struct TargetRef<'a> {
     host: Option<&'a str>,
     path: &'a str,
 }
@@ -45,7 +45,7 @@ struct Cost;
 impl Routes {
     /// The route of a target that was asked for lately: path and query as they came.
     pub(super) fn get(&self, host: Option<&str>, path: &str) -> Option<Arc<Route>> {
-        self.0.get(&Asked { host, path })
+        self.0.get(&TargetRef { host, path })
     }
 
     /// Remembers what a target means.
@@ -67,9 +67,9 @@ impl Default for Routes {
     }
 }
 
-// === impl Asked ===
+// === impl TargetRef ===
 
-impl Equivalent<Target> for Asked<'_> {
+impl Equivalent<Target> for TargetRef<'_> {
     fn equivalent(&self, key: &Target) -> bool {
         self.host == key.host.as_deref() && *self.path == *key.path
     }
@@ -79,7 +79,8 @@ impl Equivalent<Target> for Asked<'_> {
 
 impl Weighter<Target, Arc<Route>> for Cost {
     fn weight(&self, key: &Target, _: &Arc<Route>) -> u64 {
-        (key.path.len() + key.host.as_ref().map_or(0, |host| host.len())) as u64 + OVERHEAD
+        // The route has most of the path a second time.
+        (2 * key.path.len() + key.host.as_ref().map_or(0, |host| host.len())) as u64 + OVERHEAD
     }
 }
 

@@ -75,8 +75,8 @@ impl Edge {
             request = request.header(AUTHORIZATION, text);
         }
         let request = request.body(Full::new(Bytes::new())).unwrap();
-        let origin = Origin { peer: Peer::Tcp(peer.parse().unwrap()), outlet: None };
-        handle(&self.app, &self.listener, origin, request).await
+        let connection = Connection { peer: Peer::Tcp(peer.parse().unwrap()), outlet: None };
+        handle(&self.app, &self.listener, connection, request).await
     }
 
     async fn status(&self, peer: &str, method: &str, target: &str, authorization: Option<&str>) -> u16 {

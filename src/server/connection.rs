@@ -24,9 +24,10 @@ use super::supervise::{self, Ended};
 use super::tls::Tls;
 use crate::config::Limits;
 use crate::http::MAX_HEAD;
-use crate::http::access::{Origin, Peer};
+use crate::http::access::Peer;
 use crate::http::around::{around, sensitive};
 use crate::http::body::Body;
+use crate::http::connection::Connection;
 use crate::sendfile::Outlet;
 
 /// hyper's buffer for a request head. Larger than the limit, so that what is a little too long gets an answer that
@@ -52,7 +53,8 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 /// What answers the requests of a listener.
 pub(super) trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request.
-    fn handle(&self, origin: Origin, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+    fn handle(&self, connection: Connection, request: Request<Incoming>)
+    -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// How a listener serves its connections.
@@ -68,7 +70,7 @@ pub(super) struct Serving<H> {
 /// What the requests of a connection share.
 struct Connected<H> {
     handler: H,
-    origin: Origin,
+    connection: Connection,
     activity: Arc<Activity>,
 }
 
@@ -170,13 +172,13 @@ impl<H: Handler> Serving<H> {
         };
         let activity = Activity::new(self.allowed);
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
-        let origin = Origin { peer, outlet: (!self.is_tls()).then_some(outlet) };
-        let connected = Arc::new(Connected { handler: self.handler.clone(), origin, activity: activity.clone() });
+        let connection = Connection { peer, outlet: (!self.is_tls()).then_some(outlet) };
+        let connected = Arc::new(Connected { handler: self.handler.clone(), connection, activity: activity.clone() });
         let stack = sensitive().layer(tower::service_fn(move |request: Request<Incoming>| {
             let in_flight = connected.activity.begin(request.version() == Version::HTTP_2);
             let connected = connected.clone();
             async move {
-                let answer = |request| connected.handler.handle(connected.origin.clone(), request);
+                let answer = |request| connected.handler.handle(connected.connection.clone(), request);
                 let response = around(request, answer).await;
                 Ok::<_, Infallible>(response.map(|body| in_flight.follow(body)))
             }

@@ -43,9 +43,9 @@ pub use self::tls::{TlsError, check as check_tls};
 use crate::cache::Cache;
 use crate::clock::{Clock, Steady, SystemClock};
 use crate::config::{Config, Listener};
-use crate::http::access::Origin;
 use crate::http::admin::{Admin, Api, Readiness, Stage};
 use crate::http::body::Body;
+use crate::http::connection::Connection;
 use crate::http::route::Directory;
 use crate::http::{App, ListenerState, Locations, Seal, handle};
 use crate::metrics::Metrics;
@@ -135,14 +135,14 @@ struct RegistryHandler {
 struct AdminHandler(Arc<Admin>);
 
 impl Handler for RegistryHandler {
-    async fn handle(&self, origin: Origin, request: Request<Incoming>) -> Response<Body> {
-        handle(&self.app, &self.listener, origin, request).await
+    async fn handle(&self, connection: Connection, request: Request<Incoming>) -> Response<Body> {
+        handle(&self.app, &self.listener, connection, request).await
     }
 }
 
 impl Handler for AdminHandler {
-    async fn handle(&self, origin: Origin, request: Request<Incoming>) -> Response<Body> {
-        self.0.handle(origin.peer, request).await
+    async fn handle(&self, connection: Connection, request: Request<Incoming>) -> Response<Body> {
+        self.0.handle(connection.peer, request).await
     }
 }
 

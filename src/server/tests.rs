@@ -25,8 +25,8 @@ use super::permits::Permits;
 use super::tls::Tls;
 use crate::config::{CertificateFiles, Limits, ListenerTls, MaxRate};
 use crate::http::MAX_HEAD;
-use crate::http::access::Origin;
 use crate::http::body::{Body, BodyError};
+use crate::http::connection::Connection;
 
 const SHORT: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_mins(1);
@@ -50,16 +50,23 @@ struct Gated {
 struct Endless(Arc<Notify>);
 
 impl Handler for Answers {
-    async fn handle(&self, _origin: Origin, request: Request<Incoming>) -> Response<Body> {
-        match request.uri().path() {
-            "/panic" => panic!("as asked"),
-            "/gated" => {
-                let gate = self.gate.clone();
-                let gate = Box::pin(async move { gate.notified().await });
-                Response::new(Body::stream(Gated { gate, sent: 0 }))
+    fn handle(
+        &self,
+        _connection: Connection,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Body>> + Send {
+        assert_ne!(request.uri().path(), "/panic-at-once", "as asked");
+        let Self { gate, gone } = self.clone();
+        async move {
+            match request.uri().path() {
+                "/panic" => panic!("as asked"),
+                "/gated" => {
+                    let gate = Box::pin(async move { gate.notified().await });
+                    Response::new(Body::stream(Gated { gate, sent: 0 }))
+                }
+                "/endless" => Response::new(Body::stream(Endless(gone))),
+                _ => Response::new(Body::full("hello")),
             }
-            "/endless" => Response::new(Body::stream(Endless(self.gone.clone()))),
-            _ => Response::new(Body::full("hello")),
         }
     }
 }
@@ -213,13 +220,15 @@ async fn a_client_of_http2_that_does_not_read_is_dropped() {
 async fn a_panic_is_a_500_and_the_connection_lives() {
     let (address, ..) = start(limits()).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(get("/panic", "X-Request-Id: my-id.1\r\n").as_bytes()).await.unwrap();
-    let answer = read_until(&mut stream, "}]}").await;
-    assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
-    assert!(answer.contains("x-request-id: my-id.1\r\n"), "{answer}");
-    assert!(answer.contains("content-type: application/json\r\n"), "{answer}");
-    assert!(answer.contains(r#"{"errors":[{"code":"UNKNOWN","#), "{answer}");
-    assert!(!answer.contains("as asked"), "what a panic says is for the log: {answer}");
+    for target in ["/panic", "/panic-at-once"] {
+        stream.write_all(get(target, "X-Request-Id: my-id.1\r\n").as_bytes()).await.unwrap();
+        let answer = read_until(&mut stream, "}]}").await;
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.contains("x-request-id: my-id.1\r\n"), "{answer}");
+        assert!(answer.contains("content-type: application/json\r\n"), "{answer}");
+        assert!(answer.contains(r#"{"errors":[{"code":"UNKNOWN","#), "{answer}");
+        assert!(!answer.contains("as asked"), "what a panic says is for the log: {answer}");
+    }
     stream.write_all(get("/", "").as_bytes()).await.unwrap();
     assert!(read_until(&mut stream, "hello").await.starts_with("HTTP/1.1 200 "));
 }

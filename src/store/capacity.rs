@@ -95,6 +95,19 @@ pub(super) struct Hold {
     inode: u64,
 }
 
+/// What takes the room, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    /// Of blobs.
+    pub(super) stored: u64,
+    /// Of these, and of what downloads have left, which may go: nobody reads it or writes it.
+    pub(super) removable: u64,
+    /// Promised to downloads and pushes.
+    pub(super) promised: u64,
+    /// Of removed files that somebody still reads.
+    pub(super) lingering: u64,
+}
+
 /// There is not enough room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shortage {
@@ -145,6 +158,17 @@ impl Books {
     /// What the store may hold.
     pub(super) fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// What takes the room now.
+    pub(super) fn taken(&self) -> Taken {
+        let state = self.state.lock();
+        Taken {
+            stored: state.stored,
+            removable: state.removable(),
+            promised: state.reserved,
+            lingering: state.lingering,
+        }
     }
 
     /// What must stay free on the file system.

@@ -20,7 +20,7 @@ pub(super) use shortage::Shortage;
 
 use shortage::Reason;
 
-use super::capacity::{Answer, Reservation, Ticket, Want};
+use super::capacity::{Answer, Reservation, Taken, Ticket, Want};
 use super::error::is_full;
 use super::fs::Space;
 use super::{Inner, StoreError};
@@ -125,11 +125,16 @@ impl Inner {
         };
         let is_news = self.shortage.begins(bytes, reason);
         let (capacity, keep_free) = (self.books.capacity(), self.books.floor());
+        let Taken { stored, removable, promised, lingering } = self.books.taken();
         match reason {
             Reason::NothingMayGo if is_news => tracing::warn!(
                 bytes,
                 capacity,
                 keep_free,
+                stored,
+                removable,
+                promised,
+                lingering,
                 "the store has no room and nothing that may go: content is passed on without being kept until there is; \
                  free space or inodes on the file system, raise store.capacity, or remove pins"
             ),
@@ -137,6 +142,10 @@ impl Inner {
                 bytes,
                 capacity,
                 keep_free,
+                stored,
+                removable,
+                promised,
+                lingering,
                 "room was not made in time: content is passed on without being kept while much must go, or the disk is slow"
             ),
             _ => {}

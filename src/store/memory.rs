@@ -2,7 +2,7 @@
 //!
 //! Who reads asks before, and what was read is kept only if nobody has changed anything of the same shelf since; who
 //! changes something tells when it is done, before anybody may rely on it. So what is remembered is never older than the
-//! last change that was told. Bounded: a full shelf is emptied, for what is asked for all the time is back at once.
+//! last change that was told. Bounded: from a full shelf goes what nobody has asked for again.
 
 use std::hash::{BuildHasher, Hash};
 
@@ -33,8 +33,18 @@ struct Shelf<K, V> {
 struct Entry<K, V> {
     key: K,
     value: V,
-    /// It was asked for since the last sweep.
-    used: bool,
+    state: State,
+}
+
+/// What has become of an entry since the shelf was last looked through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It was put there.
+    New,
+    /// It was asked for.
+    Used,
+    /// Nothing.
+    Idle,
 }
 
 /// That nothing had been changed by then: to be taken before something is read.
@@ -64,7 +74,7 @@ impl<K: Eq + Hash, V: Clone> Memory<K, V> {
         let (place, hash) = self.place(key);
         let mut held = place.lock();
         let entry = held.entries.find_mut(hash, |entry| entry.key == *key)?;
-        entry.used = true;
+        entry.state = State::Used;
         Some(entry.value.clone())
     }
 
@@ -82,12 +92,11 @@ impl<K: Eq + Hash, V: Clone> Memory<K, V> {
         }
         // To end a value may take time, and others wait for the shelf: what goes does so after the lock.
         let gone = held.take(hash, &key);
-        let full = held.entries.len() >= self.most;
-        let emptied = full.then(|| std::mem::take(&mut held.entries));
-        let entry = Entry { key, value, used: true };
+        let room = if held.entries.len() >= self.most { held.make_room(self.most) } else { Vec::new() };
+        let entry = Entry { key, value, state: State::New };
         held.entries.insert_unique(hash, entry, |entry| self.hasher.hash_one(&entry.key));
         drop(held);
-        drop((gone, emptied));
+        drop((gone, room));
     }
 
     /// It has been changed.
@@ -115,7 +124,8 @@ impl<K: Eq + Hash, V: Clone> Memory<K, V> {
     pub(super) fn sweep(&self) {
         for place in &self.shelves {
             let mut held = place.lock();
-            let gone: Vec<_> = held.entries.extract_if(|entry| !std::mem::take(&mut entry.used)).collect();
+            let idle = |entry: &mut Entry<K, V>| std::mem::replace(&mut entry.state, State::Idle) == State::Idle;
+            let gone: Vec<_> = held.entries.extract_if(idle).collect();
             drop(held);
             drop(gone);
         }
@@ -127,6 +137,17 @@ impl<K: Eq + Hash, V: Clone> Memory<K, V> {
 impl<K: Eq, V> Shelf<K, V> {
     fn take(&mut self, hash: u64, key: &K) -> Option<Entry<K, V>> {
         Some(self.entries.find_entry(hash, |entry| entry.key == *key).ok()?.remove().0)
+    }
+
+    /// Takes out what nobody has asked for again, however many pass by once; all, where that is next to nothing: what is asked
+    /// for all the time is back at once.
+    fn make_room(&mut self, most: usize) -> Vec<Entry<K, V>> {
+        let once = |entry: &mut Entry<K, V>| std::mem::replace(&mut entry.state, State::Idle) != State::Used;
+        let mut gone: Vec<_> = self.entries.extract_if(once).collect();
+        if self.entries.len() > most / 8 * 7 {
+            gone.extend(self.entries.drain());
+        }
+        gone
     }
 }
 
@@ -162,6 +183,20 @@ mod tests {
         assert_eq!(memory.get(&1), Some(1), "it has just been kept");
         memory.sweep();
         assert_eq!((memory.get(&1), memory.get(&2)), (Some(1), None));
+    }
+
+    #[test]
+    fn what_is_asked_for_again_stays_when_many_others_pass_by() {
+        let memory = Memory::new(1600);
+        for key in 0..400 {
+            memory.keep(memory.before(&key), key, ());
+        }
+        for key in 400..4_000 {
+            memory.keep(memory.before(&key), key, ());
+            for popular in 0..400 {
+                assert_eq!(memory.get(&popular), Some(()), "while {key} came");
+            }
+        }
     }
 
     #[test]

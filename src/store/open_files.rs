@@ -14,7 +14,7 @@ use super::stamp::Stamp;
 use crate::oci::Digest;
 
 /// Files that are kept open at most. Where the process has no descriptors left they are closed.
-const OPEN: usize = 512;
+const OPEN: usize = 4096;
 /// Which part of the process's descriptors they may take.
 const SHARE: u64 = 8;
 

@@ -177,6 +177,37 @@ impl Store {
         tag: &Tag,
         asked_at: SystemTime,
     ) -> Result<bool, StoreError> {
+        self.remove_tag_if(up, repo, tag, asked_at, |_, _| true).await
+    }
+
+    /// Forgets what a tag named, where upstream said when it was asked at `asked_at` that it names `digest`, and that cannot be
+    /// kept: else, once upstream is away, a client would get what was so before what it has got. What is pinned stays: what an
+    /// operator relies on must not go because a disk is full. False as of [`Store::set_tag`], and where there is nothing to
+    /// forget.
+    pub async fn outdate_tag(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: &Digest,
+        asked_at: SystemTime,
+    ) -> Result<bool, StoreError> {
+        let (of, digest) = ((up.clone(), repo.clone(), tag.clone()), *digest);
+        let is_outdated = move |inner: &Inner, before: Option<&TagRecord>| {
+            let (up, repo, tag) = &of;
+            before.is_some_and(|before| before.digest != digest) && !inner.pins.keeps(up, repo, tag)
+        };
+        self.remove_tag_if(up, repo, tag, asked_at, is_outdated).await
+    }
+
+    async fn remove_tag_if(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        tag: &Tag,
+        asked_at: SystemTime,
+        wanted: impl FnOnce(&Inner, Option<&TagRecord>) -> bool + Send + 'static,
+    ) -> Result<bool, StoreError> {
         let path = layout::tag(up, repo, tag);
         let (up, repo, tag) = (up.clone(), repo.clone(), tag.clone());
         let remove = move |inner: &Arc<Inner>| {
@@ -186,7 +217,11 @@ impl Store {
             if repository.refuses_tag(&tag, asked_at) || inner.is_overtaken(&up, &repo, &tag, asked_at) {
                 return Ok(false);
             }
-            if let Some(before) = inner.records.read::<TagRecord>(&inner.disk, &path) {
+            let before = inner.records.read::<TagRecord>(&inner.disk, &path);
+            if !wanted(inner, before.as_ref()) {
+                return Ok(false);
+            }
+            if let Some(before) = before {
                 inner.hints.set_ref(&before.digest, &path, false);
                 inner.books.set_tagged(&before.digest, false);
                 if inner.pins.keeps(&up, &repo, &tag) {

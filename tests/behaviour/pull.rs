@@ -2,7 +2,7 @@
 
 use crate::common::content::{blob, image, image_of, index, sha256};
 use crate::common::invariants::{check, is_stored};
-use crate::common::{Ask, Cistern, Gate, Upstream, acts};
+use crate::common::{Ask, Cistern, Gate, Got, Upstream, acts};
 use bytes::Bytes;
 use ocistern::oci::media;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -532,5 +532,54 @@ async fn a_refused_head_has_no_body_over_http2() {
         assert!(got.status >= 400, "{}", got.summary());
         assert_eq!(got.body.len(), 0, "{}", got.summary());
         assert_ne!(got.header("content-length"), "0", "its length is that of a GET's: {}", got.summary());
+    }
+}
+
+#[tokio::test]
+async fn every_answer_has_an_id_of_its_own_and_each_field_once() {
+    let upstream = Upstream::start().await;
+    let image = image(7);
+    upstream.image("app", "1", &image);
+    let cistern = Cistern::start(&upstream, "").await;
+    let manifests = ["/v2/app/manifests/1".to_owned(), format!("/v2/app/manifests/{}", image.digest)];
+    let blobs = image.layers.iter().map(|layer| format!("/v2/app/blobs/{}", sha256(layer)));
+    let targets: Vec<String> = manifests.into_iter().chain(blobs).collect();
+    for target in &targets {
+        assert!(cistern.get(target).await.complete());
+    }
+    cistern.settle().await;
+    let mut ids = std::collections::HashSet::new();
+    let mut judge = |got: &Got, status: u16| {
+        let seen = got.summary();
+        assert_eq!(got.status, status, "{seen}");
+        for name in ["x-request-id", "docker-distribution-api-version", "docker-content-digest", "cache-status", "etag"]
+        {
+            let count = got.headers.get_all(name).iter().count();
+            assert_eq!(
+                count,
+                usize::from(status < 400 || name.starts_with('x') || name.ends_with("version")),
+                "{name}: {seen}"
+            );
+        }
+        assert!(got.headers.get_all("content-length").iter().count() <= 1, "{seen}");
+        let id = got.header("x-request-id").to_owned();
+        assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id:?}: {seen}");
+        assert!(ids.insert(id), "each has another: {seen}");
+    };
+    for target in &targets {
+        for form in [|ask: Ask| ask, Ask::http2] {
+            judge(&cistern.send(form(Ask::get(target))).await, 200);
+            judge(&cistern.send(form(Ask::head(target))).await, 200);
+            judge(&cistern.send(form(Ask::get(target).with("range", "bytes=1-2"))).await, 206);
+            judge(&cistern.send(form(Ask::get(target).with("if-none-match", "*"))).await, 304);
+            judge(&cistern.send(form(Ask::get(target).with("x-request-id", ""))).await, 200);
+            judge(&cistern.send(form(Ask::get(target).with("x-request-id", "a b"))).await, 200);
+            judge(
+                &cistern.send(form(Ask::get(format!("{target}x")))).await,
+                if target.ends_with("/1") { 404 } else { 400 },
+            );
+            let own = cistern.send(form(Ask::get(target).with("x-request-id", "my-id.1"))).await;
+            assert_eq!(own.header("x-request-id"), "my-id.1");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Room: what happens when the store has none, before a download and in the middle of one, and what counts as taken.
 
-use crate::common::content::blob;
+use crate::common::content::{blob, image};
 use crate::common::invariants::{check, is_stored};
 use crate::common::upstream::Cut;
 use crate::common::{Ask, Cistern, Gate, Live, Upstream, acts, eventually};
@@ -158,5 +158,31 @@ async fn many_misses_at_once_into_a_full_store_are_all_kept() {
     // Twelve megabytes came, and eight may stay.
     assert!(cistern.metric("ocistern_evicted_bytes_total", &[]).await >= 3_000_000);
     assert!(cistern.metric("ocistern_store_bytes", &[]).await <= 8 << 20);
+    check(&cistern).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_does_not_go_back_to_what_it_was_before_what_could_not_be_kept() {
+    let (cistern, upstream) = small("64KiB").await;
+    let image = image(1);
+    upstream.image("app", "1", &image);
+    upstream.image("app", "2", &image);
+    let target = "/v2/app/manifests/1";
+    cistern.get(target).await.assert_is(&image.manifest);
+    cistern.get("/v2/app/manifests/2").await.assert_is(&image.manifest);
+    cistern.settle().await;
+    // Another one, for which the store has no room.
+    let mut text = image.manifest.to_vec();
+    text.resize(100 << 10, b' ');
+    let large = Bytes::from(text);
+    upstream.tag("app", "1", upstream.manifest("app", image.media_type, &large));
+    let got = cistern.get(target).await;
+    got.assert_is(&large);
+    assert_eq!(got.header("cache-status"), "ocistern; fwd=bypass");
+    cistern.settle().await;
+    upstream.down();
+    let got = cistern.get(target).await;
+    assert!(got.status >= 500, "what it was before is not served: {}", got.summary());
+    cistern.get("/v2/app/manifests/2").await.assert_is(&image.manifest);
     check(&cistern).await;
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
 
 use super::cistern::sum;
 use super::client::Client;
@@ -87,9 +88,26 @@ impl Daemon {
         Pid::from_child(&self.child)
     }
 
-    /// Stops it where it stands, without its knowing.
+    /// Stops it where it stands, without its knowing. The signal reaches one thread, which tells the others: where the machine
+    /// is busy they run on until that one has got a processor.
     pub fn freeze(&self) {
         kill_process(self.pid(), Signal::STOP).unwrap();
+        let began = Instant::now();
+        while !self.stands_still() {
+            assert!(began.elapsed() < Duration::from_mins(1), "a stopped process runs on");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether all its threads are stopped; one that has ended meanwhile is.
+    fn stands_still(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // Behind the name, which may have anything in it (proc(5)).
+            let state = stat.rsplit_once(") ").map_or("T", |(_, rest)| rest);
+            state.starts_with(['T', 't'])
+        })
     }
 
     /// Whether it has ended.

@@ -64,7 +64,10 @@ async fn a_disk_that_hangs_keeps_nobody_out() {
     assert_eq!(tasks.len(), 1, "it still hangs");
     tokio::time::advance(LOOK_EVERY).await;
     assert!(!is_renewed(&tls, &tasks).await, "the next one does not wait for it");
-    drop(std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
+    let writer = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    // Who opens it once more is not to wait again.
+    std::fs::remove_file(&pipe).unwrap();
+    drop(writer);
     tasks.close();
     tasks.wait().await;
 }

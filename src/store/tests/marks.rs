@@ -97,6 +97,27 @@ async fn a_tag_that_upstream_no_longer_has_is_not_suspect() {
 }
 
 #[tokio::test]
+async fn a_tag_that_moved_to_what_cannot_be_kept_is_forgotten_unless_it_is_pinned() {
+    let fixture = fixture(1 << 30);
+    let store = &fixture.store;
+    let outdate = async |name: &str, n: u8, asked_at| {
+        store.outdate_tag(&up(), &repo(), &tag(name), &record(n).digest, asked_at).await.unwrap()
+    };
+    let before = wall();
+    assert!(keep(store, "t", 1).await && keep(store, "pinned", 1).await);
+    assert!(!outdate("t", 1, wall()).await, "it means that");
+    assert!(!outdate("t", 2, before).await, "the answer to an earlier question");
+    assert!(!outdate("unknown", 2, wall()).await);
+    assert!(outdate("t", 2, wall()).await);
+    assert_eq!(named(store, "t").await, None);
+    assert!(!keep_of(store, "t", 1, before).await, "an earlier answer does not bring it back");
+    assert!(keep(store, "t", 2).await);
+    store.pin(Pin::parse(&format!("{}/{}:pinned", up(), repo()), |_| true).unwrap()).await.unwrap();
+    assert!(!outdate("pinned", 2, wall()).await, "an operator relies on it");
+    assert_eq!(named(store, "pinned").await, Some(sha256(&[1])));
+}
+
+#[tokio::test]
 async fn a_crash_in_mid_write_leaves_the_tag_suspect() {
     let fixture = fixture(1 << 30);
     assert!(keep(&fixture.store, "t", 1).await);
