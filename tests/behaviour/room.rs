@@ -163,7 +163,9 @@ async fn many_misses_at_once_into_a_full_store_are_all_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_does_not_go_back_to_what_it_was_before_what_could_not_be_kept() {
-    let (cistern, upstream) = small("64KiB").await;
+    let upstream = Upstream::start().await;
+    let setup = Cistern::setup().upstream("up", &upstream, "tags = \"always\"");
+    let cistern = setup.store("capacity = \"64KiB\"").start().await;
     let image = image(1);
     upstream.image("app", "1", &image);
     upstream.image("app", "2", &image);
