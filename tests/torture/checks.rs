@@ -171,13 +171,17 @@ pub fn evictions(log: &[serde_json::Value]) -> impl Iterator<Item = &serde_json:
     log.iter().filter(|event| event["message"] == "evicted the least recently used blobs")
 }
 
-/// Whether the log says that something, finished or not, had to go to make room, or that there was none: what others read and
-/// write just then cannot go, and what is asked for meanwhile is passed on from its start.
+/// Whether the log says that something, finished or not, had to go to make room, or that there was none, by its own figures: what
+/// others read and write just then cannot go, and what is asked for meanwhile is passed on from its start.
 fn made_room(log: &[serde_json::Value]) -> bool {
     let says = |event: &serde_json::Value, what| event["message"].as_str().is_some_and(|text| text.starts_with(what));
     let unfinished =
         |event| says(event, "unfinished downloads were removed") || says(event, "an unfinished download has no room");
-    let none = |event| says(event, "the store has no room") || says(event, "room was not made in time");
+    let none = |event: &serde_json::Value| {
+        let bytes = |name: &str| event[name].as_u64().unwrap_or_default();
+        let held = (bytes("stored") + bytes("promised") + bytes("lingering")).saturating_sub(bytes("removable"));
+        says(event, "the store has no room") && held + bytes("bytes") > bytes("capacity")
+    };
     evictions(log).count() > 0 || log.iter().any(|event| unfinished(event) || none(event))
 }
 
