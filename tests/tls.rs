@@ -294,3 +294,36 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
         assert!(error.to_string().starts_with("TLS of the listener 127.0.0.1:"), "{error}");
     }
 }
+
+// === another configuration ===
+
+#[tokio::test]
+async fn a_reload_brings_other_files_and_plain_http_and_breaks_no_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let ca = Authority::at(&path.join("ca.pem"));
+    let (first, second) = (ca.server(path, "first", &["cache.test"]), ca.server(path, "second", &["cache.test"]));
+    let upstream = Upstream::start().await;
+    let bytes = common::content::blob(1, 900_000);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
+    let gate = common::Gate::new();
+    upstream.script("GET", &target, .., common::acts::hold_at(300_000, &gate));
+    let tls = |stem: &str| format!("tls = {{ {} }}", list(path, &[stem]));
+    let (mut cistern, address) = start(&tls("first"), &upstream).await;
+    assert_shown(address, Some("cache.test"), &first).await;
+    let client = TlsClient::new(address, &ca, "cache.test");
+    let mut reading = tokio::task::JoinSet::new();
+    let ask = Ask::get(&target);
+    reading.spawn({
+        let client = client.clone();
+        async move { client.send(ask).await }
+    });
+    gate.reached(1).await;
+    let done = cistern.reload(|setup| setup.listener(&tls("second"))).await.unwrap();
+    assert_eq!(done.applied, ["listener"]);
+    assert_shown(address, Some("cache.test"), &second).await;
+    cistern.reload(|setup| setup.listener("")).await.unwrap();
+    cistern.get("/v2/").await.assert_fails(401);
+    gate.open();
+    reading.join_next().await.unwrap().unwrap().assert_is(&bytes);
+}

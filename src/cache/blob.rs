@@ -91,8 +91,11 @@ impl Cache {
     /// The blob `digest` for a GET in `target`; `first` is the part of it that is wanted first.
     pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest, first: Part) -> Result<Blob, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
-        let first = begins_with(first, self.config.range_fill, waits);
+        let (waits, range_fill) = {
+            let config = self.config.load();
+            (config.unverified_ranges == UnverifiedRanges::Wait, config.range_fill)
+        };
+        let first = begins_with(first, range_fill, waits);
         let in_time = pin!(self.blob_until(target, digest, first, deadline));
         match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
@@ -177,7 +180,7 @@ impl Cache {
         let (fill, role) = self.fill(target, digest, joining, first).map_err(Unread::Refused)?;
         let (fill, head) = self.read_fill(target, digest, fill, role, standing).await?;
         let content = Content::growing(Arc::clone(&head.file), head.length, fill.watcher.clone());
-        let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
+        let waits = self.config.load().unverified_ranges == UnverifiedRanges::Wait;
         let origin = self.origin(target, digest).map_err(Unread::Refused)?;
         let Some(content) = content.for_reader(origin, fill.demand(), waits) else {
             return Err(Unread::Foreign(CacheError::Parked(Box::new(*digest))));
@@ -290,7 +293,7 @@ impl Cache {
             Ok(Ok(_)) => Ok(Content::stored(stored)),
             Err(_) if stored.len == 0 => Err(CacheError::Damaged(Box::new(*digest))),
             Err(_) => {
-                let waits = self.config.unverified_ranges == UnverifiedRanges::Wait;
+                let waits = self.config.load().unverified_ranges == UnverifiedRanges::Wait;
                 Ok(Content::checked(stored, watcher, waits))
             }
         }

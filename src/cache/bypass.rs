@@ -78,7 +78,7 @@ impl Cache {
     /// Where a blob is downloaded from.
     pub(super) fn origin(&self, target: &Target, digest: &Digest) -> Result<Origin, CacheError> {
         Ok(Origin {
-            registry: Arc::clone(self.registry(&target.upstream)?),
+            registry: self.registry(&target.upstream)?,
             target: target.clone(),
             digest: *digest,
             metrics: self.metrics.clone(),

@@ -80,7 +80,7 @@ impl Terms {
 
 impl Cache {
     fn terms(&self, target: &Target) -> Terms {
-        Terms::of(self.config.upstreams.get(&target.upstream))
+        Terms::of(self.config.load().upstreams.get(&target.upstream))
     }
 
     /// The door of every request: refused is who was refused a moment ago, and who shows no credential where one is

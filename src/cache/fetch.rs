@@ -291,7 +291,7 @@ impl Cache {
         reference: &Reference,
         etag: Option<&str>,
     ) -> Result<Option<Arc<Fetched>>, CacheError> {
-        let registry = Arc::clone(self.registry(&target.upstream)?);
+        let registry = self.registry(&target.upstream)?;
         let asked = self.generations.asking();
         let mut ask = Ask::manifest(Method::GET, &target.repo, reference, Instant::now() + ANSWER_WITHIN)
             .with_right(target.right.clone());
@@ -373,7 +373,7 @@ impl Cache {
 
     /// The whole body, bounded by `store.max_manifest` and by time.
     async fn receive_manifest(&self, target: &Target, answer: Answer) -> Result<Bytes, CacheError> {
-        let limit = self.config.max_manifest;
+        let limit = self.config.load().max_manifest;
         let too_large = || CacheError::ManifestTooLarge { upstream: target.upstream.clone(), limit };
         let announced = content_length(&answer.headers);
         if announced.is_some_and(|length| length > limit) {

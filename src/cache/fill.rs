@@ -311,7 +311,9 @@ impl FillTask {
         shared.gauges.begin(&supply, length, writer.present().total());
         self.reporter.head(Head { file: writer.file(), length });
 
-        let legs = Legs::new(&self.cache.config, &supply, &shared.demand, &shared.gauges);
+        // Those that hold now do so to its end.
+        let settings = self.cache.config.load_full();
+        let legs = Legs::new(&settings, &supply, &shared.demand, &shared.gauges);
         let ended = legs.bring(&writer, download).await;
         let verified = match ended {
             Ok(Ended::Whole) => writer.verify().await.map_err(Broken::Store),

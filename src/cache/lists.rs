@@ -102,7 +102,7 @@ impl Cache {
         bare: bool,
         query: &str,
     ) -> Result<List, CacheError> {
-        let registry = Arc::clone(self.registry(upstream)?);
+        let registry = self.registry(upstream)?;
         let deadline = Instant::now() + ANSWER_WITHIN;
         let ask = Ask::catalog(query, deadline).with_right(right.clone()).bare(bare);
         let asked = async { receive(upstream, registry.fetch(ask).await?).await };
@@ -127,7 +127,7 @@ impl Cache {
     }
 
     async fn pass(self: &Arc<Self>, target: &Target, ask: Ask) -> Result<(List, Via), CacheError> {
-        let registry = Arc::clone(self.registry(&target.upstream)?);
+        let registry = self.registry(&target.upstream)?;
         receive(&target.upstream, registry.fetch(ask.with_right(target.right.clone())).await?).await
     }
 

@@ -283,7 +283,7 @@ impl Cache {
     /// those that cannot be read, until they can or a new copy has taken their place.
     async fn manifest_bytes(self: &Arc<Self>, digest: &Digest) -> Option<Bytes> {
         let stored = self.stored(digest).await?;
-        if stored.len > self.config.max_manifest {
+        if stored.len > self.config.load().max_manifest {
             return None;
         }
         let stored = if stored.trust == Trust::Verified {
@@ -307,6 +307,7 @@ impl Cache {
 
     pub(super) fn tag_policy(&self, target: &Target, tag: &Tag) -> TagPolicy {
         self.config
+            .load()
             .upstreams
             .get(&target.upstream)
             .map_or(TagPolicy::Always, |upstream| upstream.policy(&target.repo, tag))

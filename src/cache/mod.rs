@@ -48,6 +48,7 @@ mod writes;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use foldhash::HashMap;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -117,7 +118,7 @@ struct Question<T> {
 pub struct Cache {
     store: Store,
     upstreams: Arc<Upstreams>,
-    config: Settings,
+    config: ArcSwap<Settings>,
     metrics: Metrics,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -179,6 +180,7 @@ impl std::fmt::Debug for Cache {
 }
 
 /// The part of the configuration that the cache reads.
+#[derive(Debug)]
 struct Settings {
     max_manifest: u64,
     slowest: Slowest,
@@ -186,6 +188,21 @@ struct Settings {
     unverified_ranges: UnverifiedRanges,
     abandon: Abandon,
     upstreams: HashMap<UpstreamName, Arc<Upstream>>,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    fn of(config: &Config) -> Self {
+        Self {
+            max_manifest: config.store.max_manifest,
+            slowest: config.limits.slowest(),
+            range_fill: config.store.range_fill,
+            unverified_ranges: config.store.unverified_ranges,
+            abandon: config.store.abandon,
+            upstreams: config.upstreams.iter().map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect(),
+        }
+    }
 }
 
 // === impl Cache ===
@@ -200,19 +217,11 @@ impl Cache {
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let settings = Settings {
-            max_manifest: config.store.max_manifest,
-            slowest: config.limits.slowest(),
-            range_fill: config.store.range_fill,
-            unverified_ranges: config.store.unverified_ranges,
-            abandon: config.store.abandon,
-            upstreams: config.upstreams.iter().map(|(name, upstream)| (name.clone(), Arc::clone(upstream))).collect(),
-        };
         let timeline = Arc::clone(store.timeline());
         Arc::new(Self {
             store,
             upstreams,
-            config: settings,
+            config: ArcSwap::from_pointee(Settings::of(config)),
             metrics,
             tasks,
             stop,
@@ -240,7 +249,12 @@ impl Cache {
         })
     }
 
-    fn registry(&self, upstream: &UpstreamName) -> Result<&Arc<Registry>, CacheError> {
+    /// From now on these settings hold; what is running may end by those before.
+    pub fn take_over(&self, config: &Config) {
+        self.config.store(Arc::new(Settings::of(config)));
+    }
+
+    fn registry(&self, upstream: &UpstreamName) -> Result<Arc<Registry>, CacheError> {
         self.upstreams.get(upstream).ok_or_else(|| CacheError::NoUpstream(upstream.clone()))
     }
 

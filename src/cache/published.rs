@@ -33,7 +33,7 @@ impl Cache {
         let PublishedManifest { digest, media_type, bytes } = manifest;
         let size = bytes.len() as u64;
         // It is held to the same rules as one that is pulled.
-        let info = (Digest::of(digest.algorithm(), &bytes) == digest && size <= self.config.max_manifest)
+        let info = (Digest::of(digest.algorithm(), &bytes) == digest && size <= self.config.load().max_manifest)
             .then(|| ManifestInfo::check(Some(&media_type), &bytes).ok())
             .flatten();
         let stored = match info {

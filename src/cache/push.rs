@@ -268,9 +268,9 @@ impl Cache {
         if announced.is_some_and(|length| length > LARGEST_MANIFEST) {
             return Err(ClientFault::TooLarge { limit: LARGEST_MANIFEST }.into());
         }
-        let (mut bytes, mut pace) = (BytesMut::new(), Pace::new(self.config.slowest));
+        let (mut bytes, mut pace) = (BytesMut::new(), Pace::new(self.config.load().slowest));
         loop {
-            if bytes.len() as u64 > self.config.max_manifest {
+            if bytes.len() as u64 > self.config.load().max_manifest {
                 return Ok(Manifest::Large(large(bytes.freeze(), body, pace), announced));
             }
             match pace.next(&mut body).await? {

@@ -43,5 +43,5 @@ pub(super) fn registry_of(keys: &str) -> Arc<Registry> {
     let config = format!("builtin_upstreams = false\n[upstream.reg]\nurl = \"http://127.0.0.1:9\"\n{keys}\n");
     let config = Config::from_toml(&config).unwrap();
     let upstreams = Upstreams::new(&config, Metrics::new().unwrap(), crate::clock::twin::system()).unwrap();
-    Arc::clone(upstreams.get(&target().upstream).unwrap())
+    upstreams.get(&target().upstream).unwrap()
 }

@@ -3,11 +3,14 @@
 use std::io::{self, IsTerminal, Stderr, stderr};
 use std::panic::PanicHookInfo;
 
+use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
+use super::filter::Filter;
 use super::request_log::{Flush, Line, RequestLog};
 use crate::config::{Log, LogFormat};
 use crate::http::REQUEST_LOG;
@@ -34,13 +37,22 @@ enum Writer<'a> {
     Other(Stderr),
 }
 
-/// Sends events to standard error: one readable line each on a terminal, else one JSON object. What is returned is to be
-/// dropped last.
-pub(super) fn start(log: &Log) -> Result<(RequestLog, Flush), LogError> {
-    let filter = EnvFilter::try_new(&log.filter)?;
+/// A log that has begun; to be dropped last.
+pub(super) struct Started {
+    /// Where lines of requests go.
+    pub(super) requests: RequestLog,
+    /// What is logged.
+    pub(super) filter: Filter,
+    _flush: Flush,
+}
+
+/// Sends events to standard error: one readable line each on a terminal, else one JSON object.
+pub(super) fn start(log: &Log) -> Result<Started, LogError> {
+    let filter = Filter::new(&log.filter)?;
     let (requests, flush) = RequestLog::start()?;
     let terminal = stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(terminal);
+    // What the filter leaves out is all that is left out.
+    let builder = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_ansi(terminal);
     let builder = builder.with_writer(Output(requests.clone()));
     let json = match log.format {
         LogFormat::Auto => !terminal,
@@ -48,9 +60,13 @@ pub(super) fn start(log: &Log) -> Result<(RequestLog, Flush), LogError> {
         LogFormat::Json => true,
     };
     // Only a second call could fail; the first one's log stays.
-    let _ = if json { builder.json().flatten_event(true).with_span_list(false).try_init() } else { builder.try_init() };
+    let _ = if json {
+        builder.json().flatten_event(true).with_span_list(false).finish().with(filter.clone()).try_init()
+    } else {
+        builder.finish().with(filter.clone()).try_init()
+    };
     std::panic::set_hook(Box::new(log_panic));
-    Ok((requests, flush))
+    Ok(Started { requests, filter, _flush: flush })
 }
 
 fn log_panic(info: &PanicHookInfo<'_>) {

@@ -4,6 +4,7 @@
 
 pub mod config;
 mod du;
+mod filter;
 mod gc;
 mod log;
 mod ls;

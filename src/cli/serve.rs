@@ -13,7 +13,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::log::LogError;
 use super::reload::Reloader;
-use super::request_log::RequestLog;
 use super::{FAILED, USAGE, complain, log};
 use crate::clock::SystemClock;
 use crate::config::{Config, Flags};
@@ -64,7 +63,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     // Before there are threads, because both change what all share: the environment, and the allocator's settings.
     let inherited = Inherited::from_env();
     crate::sys::allocator::set_up();
-    let (requests, _flush) = match log::start(&config.log) {
+    let log = match log::start(&config.log) {
         Ok(log) => log,
         Err(error @ LogError::Filter(_)) => return complain(USAGE, error),
         Err(error @ LogError::Thread(_)) => return complain(FAILED, error),
@@ -80,12 +79,12 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let code = serve(&runtime, flags, config, inherited, &requests);
+    let code = serve(&runtime, flags, config, inherited, &log);
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     code
 }
 
-fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited, requests: &RequestLog) -> ExitCode {
+fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited, log: &log::Started) -> ExitCode {
     runtime.block_on(async {
         // Listened to before the start, so that a stop in its middle is a proper one.
         let mut signals = match Signals::new() {
@@ -96,7 +95,7 @@ fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited,
             tracing::info!(file = %file.display(), "configuration read");
         }
         announce(&config);
-        let mut reloader = Reloader::new(flags.clone(), config.clone());
+        let mut reloader = Reloader::new(flags.clone(), config.clone(), log.filter.clone());
         let started = tokio::select! {
             started = Server::start_with(config, inherited, Arc::new(SystemClock)) => started,
             () = signals.stop() => return ExitCode::SUCCESS,
@@ -109,7 +108,7 @@ fn serve(runtime: &Runtime, flags: &Flags, config: Config, inherited: Inherited,
             }
             Err(error) => return fail(&error),
         };
-        requests.count_in(server.metrics().log_lines_dropped.clone());
+        log.requests.count_in(server.metrics().log_lines_dropped.clone());
         tokio::select! {
             () = until_stop(&mut signals, &mut reloader, &server) => {}
             never = give_memory_back() => match never {},

@@ -132,7 +132,7 @@ impl Ask {
             Config::load(&chosen, |name| std::env::var(name).ok()).map_err(|e| Trouble::Usage(e.to_string()))?;
         // Failures are told once, by the command itself.
         let log = Log { format: LogFormat::Human, filter: "warn,ocistern::http=off".to_owned() };
-        let _flush = log::start(&log).map_err(|error| Trouble::Failed(error.to_string()))?;
+        let _log = log::start(&log).map_err(|error| Trouble::Failed(error.to_string()))?;
         let runtime = Builder::new_multi_thread().enable_all().thread_name("ocistern").build();
         let runtime = runtime.map_err(|error| Trouble::Failed(error.to_string()))?;
         runtime.block_on(async {

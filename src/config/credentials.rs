@@ -31,7 +31,7 @@ const REGION: &str = "a region: write it as AWS does, such as \"eu-central-1\"";
 const KEY_ID: &str = "an access key's id, such as \"AKIAIOSFODNN7EXAMPLE\"";
 
 /// Who pulls from an upstream.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
     /// The caller where upstream wants to know who asks; what it gives to everybody is public.
     Auto,
@@ -79,7 +79,7 @@ pub enum Credentials {
 }
 
 /// Where the keys of an AWS account are; read whenever a token is needed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AwsKeys {
     /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN` of the environment, else the profile
     /// `$AWS_PROFILE` (`default`) in `$AWS_SHARED_CREDENTIALS_FILE` (`~/.aws/credentials`).

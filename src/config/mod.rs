@@ -40,7 +40,7 @@ pub use self::flags::Flags;
 pub use self::images::{ImagePattern, InvalidPattern};
 pub use self::parse::size;
 pub use self::pin::{Pin, PinError, Pinned};
-pub use self::reload::Reload;
+pub use self::reload::{KnownUrls, Reload, ReturnedElsewhere};
 pub use self::scrub::{Hours, Scrub, TimeOfDay, rate};
 pub use self::transfer::{MaxRate, Transfer};
 pub use self::url::BaseUrl;
@@ -126,7 +126,7 @@ impl fmt::Display for Address {
 }
 
 /// TLS of a listener: PEM files.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     /// At least one. The first is shown to clients that name no host, or one that none of them is for.
     pub certificates: Vec<CertificateFiles>,
@@ -196,7 +196,7 @@ pub enum Durability {
 }
 
 /// One upstream registry.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// Its name: directory, label, first part of a prefixed name.
     pub name: UpstreamName,
@@ -260,7 +260,7 @@ pub enum TagPolicy {
 }
 
 /// An exception from an upstream's tag policy.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Pattern of repositories: `*` stays within a path part, `**` crosses; none: all.
     pub repository: Option<String>,
@@ -339,6 +339,15 @@ impl Config {
     /// As [`Config::load`].
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         layer::from_text(text)
+    }
+}
+
+// === impl Listener ===
+
+impl Listener {
+    /// The upstreams that its clients mean without naming them.
+    fn upstreams(&self) -> impl Iterator<Item = &UpstreamName> {
+        self.default_upstream.iter().chain(self.hostnames.values())
     }
 }
 

@@ -1,13 +1,15 @@
 //! The upstreams: built-in ones, the file's tables merged over them, and what flags or environment name.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::error::Fault;
 use super::file::{File, RuleTable, Scalar, UpstreamTable};
 use super::layer::{Word, boolean, path, text, value};
 use super::place::{At, KeyPath, Problems};
 use super::{
-    Address, BaseUrl, Listener, PushBy, Rule, TagPolicy, Upstream, builtin, credentials, keys, parse, pattern,
+    Address, BaseUrl, Listener, MaxRate, PushBy, Rule, TagPolicy, Transfer, Upstream, builtin, credentials, keys,
+    parse, pattern,
 };
 use crate::oci::UpstreamName;
 
@@ -293,6 +295,20 @@ fn refuse_odd_mirrors(file: &File, upstreams: &Named, own: impl Fn(&str, u16) ->
 // === impl Upstream ===
 
 impl Upstream {
+    /// Whether `other` is asked in the same way: what differs, if anything, is for who answers clients, or a limit that can
+    /// be set on what is running.
+    pub fn is_asked_as(&self, other: &Self) -> bool {
+        let asked = |upstream: &Self| {
+            let Self { transfer, .. } = *upstream;
+            let transfer = Transfer { max_connections: None, max_rate: MaxRate::default(), ..transfer };
+            let (zero, tags) = (Duration::ZERO, TagPolicy::Always);
+            let periods = Self { public_for: zero, access_ttl: zero, access_stale: zero, ..upstream.clone() };
+            let of_clients = Self { push: PushBy::Off, relay_credentials: false, library: false, ..periods };
+            Self { transfer, tags, rules: Vec::new(), ..of_clients }
+        };
+        asked(self) == asked(other)
+    }
+
     fn seal(&mut self) {
         self.sealed = true;
         self.tags = TagPolicy::Sealed;

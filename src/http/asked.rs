@@ -43,7 +43,7 @@ impl<'a> Asked<'a> {
     }
 
     /// What asks an upstream.
-    pub(super) fn registry(&self, name: &UpstreamName) -> Result<&'a Arc<Registry>, Failure> {
+    pub(super) fn registry(&self, name: &UpstreamName) -> Result<Arc<Registry>, Failure> {
         let unknown = || Failure::internal(format!("the upstream {name} that a route led to is not set up"));
         self.app.upstreams.get(name).ok_or_else(unknown)
     }

@@ -76,6 +76,7 @@ const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 pub const MAX_HEAD: usize = 32 * 1024;
 
 /// What requests are served with.
+#[derive(Clone)]
 pub struct App {
     /// The configuration.
     pub config: Arc<Config>,
@@ -86,9 +87,9 @@ pub struct App {
     /// What is asked for tokens, and where pushes go.
     pub upstreams: Arc<Upstreams>,
     /// The keys of the tokens that are given out.
-    pub seal: Seal,
+    pub seal: Arc<Seal>,
     /// The addresses of uploads.
-    pub locations: Locations,
+    pub locations: Arc<Locations>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// What the time is.
@@ -118,12 +119,30 @@ struct Visit<'a> {
     caller: &'a Caller,
 }
 
+// === impl App ===
+
+impl App {
+    /// The same by another configuration.
+    #[must_use]
+    pub fn with(self, config: Arc<Config>) -> Self {
+        Self { directory: Directory::new(&config), config, ..self }
+    }
+}
+
 // === impl ListenerState ===
 
 impl ListenerState {
     /// The state of a listener with this configuration.
     pub fn new(config: Listener) -> Self {
         let htpasswd = config.htpasswd.clone().map(Htpasswd::new);
+        Self { config, htpasswd, routes: Arc::default() }
+    }
+
+    /// The same listener by another configuration. What its clients asked for may mean something else now.
+    #[must_use]
+    pub fn with(&self, config: Listener) -> Self {
+        let htpasswd = self.htpasswd.clone().filter(|_| self.config.htpasswd == config.htpasswd);
+        let htpasswd = htpasswd.or_else(|| config.htpasswd.clone().map(Htpasswd::new));
         Self { config, htpasswd, routes: Arc::default() }
     }
 }

@@ -6,10 +6,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -60,9 +62,11 @@ pub(super) trait Handler: Clone + Send + Sync + 'static {
 /// How a listener serves its connections.
 pub(super) struct Serving<H> {
     handler: H,
-    tls: Option<Arc<Tls>>,
+    /// None: plain HTTP.
+    tls: ArcSwapOption<Tls>,
     permits: Permits,
-    allowed: Allowed,
+    /// For connections that are still to come.
+    allowed: Mutex<Allowed>,
     builder: auto::Builder<Tracked>,
     run: Run,
 }
@@ -118,11 +122,26 @@ impl<H: Handler> Serving<H> {
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PONG_WITHIN);
-        Arc::new(Self { handler, tls, permits, allowed: Allowed::from(limits), builder, run })
+        let allowed = Mutex::new(Allowed::from(limits));
+        Arc::new(Self { handler, tls: tls.into(), permits, allowed, builder, run })
     }
 
-    pub(super) const fn is_tls(&self) -> bool {
-        self.tls.is_some()
+    pub(super) const fn handler(&self) -> &H {
+        &self.handler
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls.load().is_some()
+    }
+
+    /// Connections that come from here on speak this.
+    pub(super) fn set_tls(&self, tls: Option<Arc<Tls>>) {
+        self.tls.store(tls);
+    }
+
+    /// For connections that come from here on these limits hold.
+    pub(super) fn set_limits(&self, limits: &Limits) {
+        *self.allowed.lock() = Allowed::from(limits);
     }
 
     /// Accepts connections until the drain begins.
@@ -157,11 +176,12 @@ impl<H: Handler> Serving<H> {
 
     async fn serve(&self, stream: Plain, peer: Peer) {
         let outlet = Outlet::default();
-        let stream = match &self.tls {
+        let (tls, allowed) = (self.tls.load_full(), *self.allowed.lock());
+        let stream = match &tls {
             None => Stream::Plain(Sending::new(stream, outlet.clone())),
             Some(tls) => {
                 let shaking = async { tls.acceptor(&self.run.tasks).await.accept(stream).await };
-                let shaking = timeout(self.allowed.first_byte, shaking);
+                let shaking = timeout(allowed.first_byte, shaking);
                 match self.run.drain.run_until_cancelled(shaking).await {
                     Some(Ok(Ok(stream))) => Stream::Tls(Box::new(stream)),
                     Some(Ok(Err(error))) => return tracing::debug!(%peer, %error, "the TLS handshake failed"),
@@ -170,9 +190,9 @@ impl<H: Handler> Serving<H> {
                 }
             }
         };
-        let activity = Activity::new(self.allowed);
+        let activity = Activity::new(allowed);
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
-        let connection = Connection { peer, outlet: (!self.is_tls()).then_some(outlet) };
+        let connection = Connection { peer, outlet: tls.is_none().then_some(outlet) };
         let connected = Arc::new(Connected { handler: self.handler.clone(), connection, activity: activity.clone() });
         let stack = sensitive().layer(tower::service_fn(move |request: Request<Incoming>| {
             let in_flight = connected.activity.begin(request.version() == Version::HTTP_2);

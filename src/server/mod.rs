@@ -7,11 +7,13 @@
 mod activity;
 mod admin_socket;
 mod connection;
+mod edge;
 mod files;
 mod inherited;
 mod listener;
 mod notify;
 mod permits;
+mod reload;
 mod root;
 mod sending;
 mod stream;
@@ -20,34 +22,34 @@ mod supervise;
 mod tests;
 mod tls;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 pub use self::admin_socket::admin_socket_path;
-use self::connection::{Handler, Run, Serving};
+use self::connection::{Run, Serving};
+use self::edge::{AdminHandler, RegistryHandler};
 pub use self::files::raise_limit;
 pub use self::listener::{Inherited, ListenError};
 use self::listener::{Purpose, Socket};
 use self::permits::Permits;
+pub use self::reload::ReloadError;
 use self::tls::Tls;
 pub use self::tls::{TlsError, check as check_tls};
 use crate::cache::Cache;
 use crate::clock::{Clock, Steady, SystemClock};
-use crate::config::{Config, Listener};
+use crate::config::{Config, Listener, Scrub};
 use crate::http::admin::{Admin, Api, Readiness, Stage};
-use crate::http::body::Body;
-use crate::http::connection::Connection;
 use crate::http::route::Directory;
-use crate::http::{App, ListenerState, Locations, Seal, handle};
+use crate::http::{App, ListenerState, Locations, Seal};
 use crate::metrics::Metrics;
 use crate::store::{Keep, Store, StoreError, StoreOptions};
 use crate::upstream::{SetupError, Upstreams};
@@ -60,7 +62,6 @@ const ADMIN_SOCKET_MODE: u32 = 0o600;
 const TASKS_END_WITHIN: Duration = Duration::from_secs(10);
 
 /// A running daemon. Dropping it stops it without grace; [`Server::stop`] is the proper way.
-#[derive(Debug)]
 pub struct Server {
     addresses: Vec<SocketAddr>,
     admin_address: Option<SocketAddr>,
@@ -69,7 +70,16 @@ pub struct Server {
     store: Store,
     cache: Arc<Cache>,
     upstreams: Arc<Upstreams>,
-    drain: Duration,
+    app: Arc<App>,
+    /// In the order of the configuration's listeners, of which each has one.
+    listeners: Vec<Arc<Serving<RegistryHandler>>>,
+    permits: Permits,
+    admin_interface: Arc<Admin>,
+    /// What holds now.
+    current: Mutex<Arc<Config>>,
+    drain: Mutex<Duration>,
+    /// Ends the running scrub.
+    scrubbing: Mutex<DropGuard>,
     registry: Run,
     admin: Run,
     background: Background,
@@ -123,29 +133,6 @@ pub enum StartError {
     Step(#[from] JoinError),
 }
 
-/// Answers registry clients of one listener.
-#[derive(Clone)]
-struct RegistryHandler {
-    app: Arc<App>,
-    listener: Arc<ListenerState>,
-}
-
-/// Answers the admin interface.
-#[derive(Debug, Clone)]
-struct AdminHandler(Arc<Admin>);
-
-impl Handler for RegistryHandler {
-    async fn handle(&self, connection: Connection, request: Request<Incoming>) -> Response<Body> {
-        handle(&self.app, &self.listener, connection, request).await
-    }
-}
-
-impl Handler for AdminHandler {
-    async fn handle(&self, connection: Connection, request: Request<Incoming>) -> Response<Body> {
-        self.0.handle(connection.peer, request).await
-    }
-}
-
 // === impl Server ===
 
 impl Server {
@@ -182,10 +169,7 @@ impl Server {
             let (store, stop) = (store.clone(), background.stop.clone());
             async move { store.run(stop).await }
         });
-        if let Some(plan) = config.store.scrub {
-            let (store, stop) = (store.clone(), background.stop.clone());
-            background.tasks.spawn(async move { store.scrub(plan, &stop).await });
-        }
+        let scrubbing = background.scrub(&store, config.store.scrub);
         let (tasks, stop) = (background.tasks.clone(), background.stop.clone());
         let cache = Cache::new(store.clone(), Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
 
@@ -200,17 +184,18 @@ impl Server {
             config: config.clone(),
             cache: Arc::clone(&cache),
             upstreams: Arc::clone(&upstreams),
-            seal: Seal::new(&private_key(&store, "token").await?),
-            locations: Locations::new(private_key(&store, "upload").await?),
+            seal: Arc::new(Seal::new(&private_key(&store, "token").await?)),
+            locations: Arc::new(Locations::new(private_key(&store, "upload").await?)),
             metrics: Arc::new(metrics.clone()),
             steady: Steady::new(&**store.timeline().clock()),
             clock: store.timeline().clock().clone(),
             tasks: registry.tasks.clone(),
         });
-        let sockets = open_listeners(&app, &registry, inherited).await?;
+        let (permits, sockets) = open_listeners(&app, &registry, inherited).await?;
         // Before the first request could lead back here.
         let own = sockets.iter().filter_map(|(socket, _)| socket.address()).chain(admin_address);
         upstreams.set_own_addresses(own.collect());
+        let listeners = sockets.iter().map(|(_, serving)| serving.clone()).collect();
         let sockets = serve_on(sockets, &registry);
         admin.set_listeners(sockets.iter().map(|(name, _)| name.clone()).collect());
         readiness.set(Stage::Ready);
@@ -223,7 +208,13 @@ impl Server {
             store,
             cache,
             upstreams,
-            drain: config.limits.drain,
+            app,
+            listeners,
+            permits,
+            admin_interface: admin,
+            drain: Mutex::new(config.limits.drain),
+            scrubbing: Mutex::new(scrubbing),
+            current: Mutex::new(config),
             registry,
             admin: admin_run,
             background,
@@ -246,18 +237,21 @@ impl Server {
         &self.metrics
     }
 
-    /// From now on the limits of transfers hold that `config` has: see [`Upstreams::set_limits`].
-    pub fn set_limits(&self, config: &Config) {
-        self.upstreams.set_limits(config);
+    /// Scrubs by this plan from now on.
+    fn scrub(&self, plan: Option<Scrub>) {
+        if self.current.lock().store.scrub != plan {
+            // The one before ends with its guard; where it is it has put down.
+            *self.scrubbing.lock() = self.background.scrub(&self.store, plan);
+        }
     }
 
     /// Stops: running answers have until the deadline of `limits.drain`.
     pub async fn stop(self) {
-        let deadline = Instant::now() + self.drain;
+        let deadline = Instant::now() + *self.drain.lock();
         self.registry.drain.cancel();
         self.readiness.set(Stage::Stopping);
         notify::stopping();
-        tracing::info!(seconds = self.drain.as_secs(), "stopping; running answers have their time");
+        tracing::info!(seconds = self.drain.lock().as_secs(), "stopping; running answers have their time");
         // Uploads between two requests cannot go on: their clients find no listener any more. Those that were begun
         // meanwhile follow.
         let ended = timeout_at(deadline, self.cache.end_uploads());
@@ -273,6 +267,30 @@ impl Server {
         end(&self.admin, Instant::now()).await;
         self.store.close().await;
         tracing::info!("stopped");
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("addresses", &self.addresses)
+            .field("admin_address", &self.admin_address)
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Background ===
+
+impl Background {
+    /// Scrubs by this plan until the guard is dropped, or all ends.
+    fn scrub(&self, store: &Store, plan: Option<Scrub>) -> DropGuard {
+        let stop = self.stop.child_token();
+        if let Some(plan) = plan {
+            let (store, stop) = (store.clone(), stop.clone());
+            self.tasks.spawn(async move { store.scrub(plan, &stop).await });
+        }
+        stop.drop_guard()
     }
 }
 
@@ -354,7 +372,7 @@ async fn open_listeners(
     app: &Arc<App>,
     run: &Run,
     inherited: Inherited,
-) -> Result<Vec<(Socket, Arc<Serving<RegistryHandler>>)>, StartError> {
+) -> Result<(Permits, Vec<(Socket, Arc<Serving<RegistryHandler>>)>), StartError> {
     let limits = &app.config.limits;
     let sockets = listener::open(&app.config.listeners, inherited).await?;
     // Every listener holds one place for the connection that it waits for.
@@ -363,11 +381,10 @@ async fn open_listeners(
     let mut ready = Vec::with_capacity(sockets.len());
     for (socket, settings) in sockets {
         let tls = tls_of(&settings, &socket).await?;
-        let state = Arc::new(ListenerState::new(settings));
-        let handler = RegistryHandler { app: app.clone(), listener: state };
+        let handler = RegistryHandler::new(app.clone(), ListenerState::new(settings));
         ready.push((socket, Serving::new(handler, tls, permits.clone(), limits, run.clone())));
     }
-    Ok(ready)
+    Ok((permits, ready))
 }
 
 /// Serves on all of them; their names and TCP addresses.

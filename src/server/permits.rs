@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -13,15 +14,25 @@ use crate::http::access::Peer;
 #[derive(Debug, Clone)]
 pub(super) struct Permits {
     total: Arc<Semaphore>,
-    per_address: usize,
+    count: Arc<Mutex<Count>>,
+    per_address: Arc<AtomicUsize>,
     /// Taken alone, never over an await point.
     addresses: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// How many places there are.
+#[derive(Debug)]
+struct Count {
+    total: usize,
+    /// Of the places that are taken, so many go when they become free.
+    surplus: usize,
 }
 
 /// A place among all connections.
 #[derive(Debug)]
 pub(super) struct Place {
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
+    count: Arc<Mutex<Count>>,
 }
 
 /// A place among the connections from one address, none for loopback.
@@ -32,14 +43,35 @@ pub(super) struct AddressPlace(Option<(IpAddr, Permits)>);
 
 impl Permits {
     pub(super) fn new(total: usize, per_address: usize) -> Self {
-        let total = Arc::new(Semaphore::new(total.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { total, per_address, addresses: Arc::default() }
+        let total = within(total);
+        Self {
+            total: Arc::new(Semaphore::new(total)),
+            count: Arc::new(Mutex::new(Count { total, surplus: 0 })),
+            per_address: Arc::new(per_address.into()),
+            addresses: Arc::default(),
+        }
+    }
+
+    /// So many there are from now on. Those too many stay until they end by themselves.
+    pub(super) fn set(&self, total: usize, per_address: usize) {
+        self.per_address.store(per_address, Ordering::Relaxed);
+        let (mut count, total) = (self.count.lock(), within(total));
+        let before = std::mem::replace(&mut count.total, total);
+        if total >= before {
+            let kept = count.surplus.min(total - before);
+            count.surplus -= kept;
+            self.total.add_permits(total - before - kept);
+        } else {
+            let fewer = before - total;
+            count.surplus += fewer - self.total.forget_permits(fewer);
+        }
     }
 
     /// Waits for a place. It is taken before a connection is accepted, so that those too many wait in the kernel and
     /// cost nothing here. None: the permits are closed, which nobody does.
     pub(super) async fn place(&self) -> Option<Place> {
-        self.total.clone().acquire_owned().await.ok().map(|permit| Place { _permit: permit })
+        let permit = self.total.clone().acquire_owned().await.ok()?;
+        Some(Place { permit: Some(permit), count: self.count.clone() })
     }
 
     /// A place for this address, if it has not too many already.
@@ -51,7 +83,7 @@ impl Permits {
         }
         let mut addresses = self.addresses.lock();
         let count = addresses.entry(address).or_insert(0);
-        if *count >= self.per_address {
+        if *count >= self.per_address.load(Ordering::Relaxed) {
             return None;
         }
         *count += 1;
@@ -67,6 +99,24 @@ fn group(address: IpAddr) -> IpAddr {
             IpAddr::V6(Ipv6Addr::from_bits(prefix))
         }
         other => other,
+    }
+}
+
+fn within(total: usize) -> usize {
+    total.clamp(1, Semaphore::MAX_PERMITS)
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut count = self.count.lock();
+        if let Some(permit) = self.permit.take()
+            && count.surplus > 0
+        {
+            count.surplus -= 1;
+            permit.forget();
+        }
     }
 }
 
@@ -123,5 +173,47 @@ mod tests {
         assert!(futures_util::poll!(second.as_mut()).is_pending());
         drop(place);
         assert!(second.await.is_some());
+    }
+
+    #[tokio::test]
+    async fn there_are_more_places_at_once_and_fewer_as_they_become_free() {
+        let permits = Permits::new(2, 1);
+        let first = permits.place().await.unwrap();
+        let second = permits.place().await.unwrap();
+        permits.set(3, 1);
+        let third = permits.place().await.unwrap();
+        permits.set(1, 1);
+        drop((first, second));
+        assert_eq!(permits.total.available_permits(), 0, "the third is all that there may be");
+        permits.set(2, 1);
+        assert_eq!(permits.total.available_permits(), 1);
+        permits.set(1, 1);
+        drop(third);
+        assert_eq!(permits.total.available_permits(), 1);
+        permits.set(0, 1);
+        assert_eq!(permits.total.available_permits(), 1, "never none");
+    }
+
+    #[tokio::test]
+    async fn places_that_were_to_go_stay_when_there_may_be_more_again() {
+        let permits = Permits::new(3, 1);
+        let places = [permits.place().await, permits.place().await, permits.place().await];
+        permits.set(1, 1);
+        permits.set(2, 1);
+        drop(places);
+        assert_eq!(permits.total.available_permits(), 2);
+    }
+
+    #[test]
+    fn an_address_may_have_more_or_fewer() {
+        let permits = Permits::new(10, 1);
+        let first = permits.admit(&peer("192.0.2.1:1")).unwrap();
+        permits.set(10, 2);
+        let second = permits.admit(&peer("192.0.2.1:2")).unwrap();
+        permits.set(10, 1);
+        drop(second);
+        assert!(permits.admit(&peer("192.0.2.1:3")).is_none());
+        drop(first);
+        assert!(permits.admit(&peer("192.0.2.1:3")).is_some());
     }
 }

@@ -30,7 +30,8 @@ const PASSED_OVER: usize = 4096;
 /// The books of one store.
 #[derive(Debug)]
 pub(super) struct Books {
-    capacity: u64,
+    /// May change while the books are kept.
+    capacity: AtomicU64,
     /// What must stay free on the file system.
     floor: u64,
     metrics: Metrics,
@@ -120,11 +121,7 @@ pub(super) struct Shortage {
 impl Books {
     /// Empty books for a file system of this size.
     pub(super) fn new(capacity: Capacity, space: Space, metrics: Metrics, timeline: Arc<Timeline>) -> Self {
-        let capacity = match capacity {
-            Capacity::Bytes(bytes) => bytes,
-            Capacity::Percent(percent) => space.total / 100 * u64::from(percent.min(100)),
-            Capacity::Default => (100 * GIB).min(space.total / 2),
-        };
+        let capacity = bytes_of(capacity, space);
         metrics.store_capacity_bytes.set(signed(capacity));
         let state = State {
             order: Order::new(),
@@ -141,7 +138,13 @@ impl Books {
             busy: HashMap::default(),
             queue: Queue::default(),
         };
-        Self { capacity, floor: floor(space.total), metrics, timeline, state: Gated::new(state) }
+        Self {
+            capacity: AtomicU64::new(capacity),
+            floor: floor(space.total),
+            metrics,
+            timeline,
+            state: Gated::new(state),
+        }
     }
 
     /// The same, where so many bytes count beside what passes here.
@@ -157,7 +160,14 @@ impl Books {
 
     /// What the store may hold.
     pub(super) fn capacity(&self) -> u64 {
-        self.capacity
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// So much may be held from now on, of a file system of this size.
+    pub(super) fn set_capacity(&self, capacity: Capacity, space: Space) {
+        let capacity = bytes_of(capacity, space);
+        self.capacity.store(capacity, Ordering::Relaxed);
+        self.metrics.store_capacity_bytes.set(signed(capacity));
     }
 
     /// What takes the room now.
@@ -208,7 +218,7 @@ impl Books {
 
     /// How many bytes must go before so many can be promised.
     fn lack(&self, state: &State, bytes: u64, space: Space) -> u64 {
-        let over = state.used().saturating_add(bytes).saturating_sub(self.capacity);
+        let over = state.used().saturating_add(bytes).saturating_sub(self.capacity());
         let short = bytes.saturating_add(state.unallocated + self.floor).saturating_sub(space.free);
         over.max(short)
     }
@@ -371,6 +381,15 @@ impl Books {
     fn show(&self, state: &State) {
         self.metrics.store_bytes.set(signed(state.used()));
         self.metrics.store_blobs.set(signed(state.order.len() as u64));
+    }
+}
+
+/// What the configuration means on a file system of this size.
+fn bytes_of(capacity: Capacity, space: Space) -> u64 {
+    match capacity {
+        Capacity::Bytes(bytes) => bytes,
+        Capacity::Percent(percent) => space.total / 100 * u64::from(percent.min(100)),
+        Capacity::Default => (100 * GIB).min(space.total / 2),
     }
 }
 

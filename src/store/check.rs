@@ -153,14 +153,14 @@ impl Inner {
         let mark = repository.mark_of_all().map(|(mark, _)| mark.name);
         // Moments may be ahead of a clock that was set back.
         let at = asked_at.min(self.timeline.now());
-        let check = Check { at, moment: asked_at, mark, since: self.since.get(up).copied() };
+        let check = Check { at, moment: asked_at, mark, since: self.since.load().get(up).copied() };
         self.set_check(up, repo, tag, Some(&check));
     }
 
     /// Nothing that was asked before now says anything about the tag.
     pub(super) fn note_forgotten(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) {
         let moment = self.timeline.moment();
-        let check = Check { at: self.timeline.now(), moment, mark: None, since: self.since.get(up).copied() };
+        let check = Check { at: self.timeline.now(), moment, mark: None, since: self.since.load().get(up).copied() };
         self.set_check(up, repo, tag, Some(&check));
     }
 
@@ -185,7 +185,7 @@ impl Inner {
     /// The last check, if it was under upstream's present URL.
     fn check(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> Option<Check> {
         let check = self.hints.check(up, repo, tag)?;
-        (check.since.map(nanos) == self.since.get(up).copied().map(nanos)).then_some(check)
+        (check.since.map(nanos) == self.since.load().get(up).copied().map(nanos)).then_some(check)
     }
 }
 

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -164,7 +166,7 @@ struct Inner {
     timeline: Arc<Timeline>,
     /// Since when upstreams have their URL again that had another one: what is known of freshness from before counts
     /// for nothing.
-    since: HashMap<UpstreamName, SystemTime>,
+    since: ArcSwap<HashMap<UpstreamName, SystemTime>>,
     /// Held while a name in `blobs/` is looked at and changed, so that quarantine and eviction never hit a file that
     /// was published in between. Never held over a sync, nor together with `tags`; other locks come after it.
     names: Gated<()>,
@@ -179,7 +181,8 @@ struct Inner {
     partials: Arc<Partials>,
     /// How often the index had been begun anew when a whole scan began that brought it all blobs.
     scanned: AtomicU64,
-    max_age: Option<Duration>,
+    /// Content that nobody has used for longer goes; none: for want of room alone.
+    max_age: Mutex<Option<Duration>>,
     shortage: Shortage,
     evictor: Evictor,
     /// Marks of writes from before the store was opened belong to a process that is dead: until then upstream may still
@@ -278,7 +281,7 @@ impl Store {
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
             .map_err(|e| StoreError::io("start the index of", disk.path(), e))?;
-        let mut inner = Inner {
+        let inner = Inner {
             durability,
             books: Arc::new(Books::new(capacity, space, metrics.clone(), timeline.clone()).with(disk.left_bytes())),
             hints,
@@ -290,7 +293,7 @@ impl Store {
             epoch,
             is_put_down: is_put_down.into(),
             metrics,
-            since: HashMap::new(),
+            since: ArcSwap::default(),
             names: Gated::default(),
             tags: Gated::default(),
             suspicions: Table::new(timeline.clone()),
@@ -298,7 +301,7 @@ impl Store {
             uses: Uses::default(),
             partials: Arc::default(),
             scanned: AtomicU64::new(0),
-            max_age: keep.max_age,
+            max_age: Mutex::new(keep.max_age),
             shortage: Shortage::default(),
             evictor: Evictor::default(),
             settles_at: Instant::now() + SETTLES_WITHIN,
@@ -330,6 +333,26 @@ impl Store {
     /// What it has seen of its clock.
     pub fn timeline(&self) -> &Arc<Timeline> {
         &self.0.timeline
+    }
+
+    /// From now on this much may be held, and this is kept; what is too much goes within seconds.
+    pub async fn take_over(&self, capacity: Capacity, keep: Keep) -> Result<(), StoreError> {
+        let work = move |inner: &Arc<Inner>| {
+            let space =
+                inner.disk.space().map_err(|e| StoreError::io("measure the file system of", inner.disk.path(), e))?;
+            *inner.max_age.lock() = keep.max_age;
+            // Before the room becomes less: what is pinned anew must not go for that.
+            inner.set_configured_pins(keep.pins);
+            inner.books.set_capacity(capacity, space);
+            Ok(())
+        };
+        self.blocking(work).await
+    }
+
+    /// Upstreams that were not there when the store was opened: as then, refs of another URL under the same name are set
+    /// aside. An upstream may not change its URL while the store is open, since what is known of it is in memory too.
+    pub async fn admit(&self, origins: Vec<(UpstreamName, String)>) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.check_origins(&origins)).await
     }
 
     /// Says in the lock file where the admin socket is, when that is not `ROOT/ocistern.sock`.

@@ -1,5 +1,6 @@
 //! Which URL refs came from: refs of another URL under the same name are set aside, and come back when the URL does.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -34,7 +35,7 @@ pub(super) fn is_aside(below_refs: &Path) -> bool {
 impl Inner {
     /// Compares each upstream's URL with the one that its refs came from. Refs of another URL are set aside, and come
     /// back when the URL does.
-    pub(super) fn check_origins(&mut self, origins: &[(UpstreamName, String)]) -> Result<(), StoreError> {
+    pub(super) fn check_origins(&self, origins: &[(UpstreamName, String)]) -> Result<(), StoreError> {
         for (name, url) in origins {
             let tree = layout::upstream(name);
             let path = tree.join(ORIGIN);
@@ -55,7 +56,13 @@ impl Inner {
                     }
                 }
             };
-            self.since.extend(since.map(|since| (name.clone(), since)));
+            if let Some(since) = since {
+                self.since.rcu(|known| {
+                    let mut known = HashMap::clone(known);
+                    known.insert(name.clone(), since);
+                    known
+                });
+            }
         }
         Ok(())
     }

@@ -40,7 +40,6 @@ const REST: Duration = Duration::from_mins(1);
 /// The pins of a store.
 #[derive(Debug)]
 pub(super) struct Pins {
-    configured: Vec<Pin>,
     state: Gated<State>,
     /// Held while a pin is made or removed, with its files. Before `state`, which nobody may hold for as long: who writes a
     /// tag waits for it.
@@ -55,6 +54,8 @@ pub(super) struct Pins {
 
 #[derive(Debug)]
 struct State {
+    /// By the configuration.
+    configured: Vec<Pin>,
     /// By command.
     made: Vec<Pin>,
     /// Those were not read yet: it failed.
@@ -88,9 +89,10 @@ impl Pins {
     pub(super) fn new(configured: Vec<Pin>, made: Result<Vec<Pin>, StoreError>) -> Self {
         let settled = AtomicBool::new(configured.is_empty() && made.as_ref().is_ok_and(Vec::is_empty));
         let unread = made.is_err();
-        let state = Gated::new(State { made: made.unwrap_or_default(), unread, meanwhile: None, doubts: 0 });
+        let state =
+            Gated::new(State { configured, made: made.unwrap_or_default(), unread, meanwhile: None, doubts: 0 });
         let (changing, settling) = (Gated::default(), Gated::default());
-        Self { configured, state, changing, settling, settled, stale: Notify::new() }
+        Self { state, changing, settling, settled, stale: Notify::new() }
     }
 
     /// Whether it is known what must not be evicted.
@@ -99,14 +101,14 @@ impl Pins {
     }
 
     fn all(&self) -> Vec<Pin> {
-        let made = self.state.lock().made.clone();
-        self.configured.iter().cloned().chain(made).collect()
+        let state = self.state.lock();
+        state.configured.iter().chain(&state.made).cloned().collect()
     }
 
     /// Whether a pin of tags means this one.
     pub(super) fn keeps(&self, up: &UpstreamName, repo: &RepoName, tag: &Tag) -> bool {
         let state = self.state.lock();
-        self.configured.iter().chain(&state.made).any(|pin| pin.matches(up, repo, tag))
+        state.configured.iter().chain(&state.made).any(|pin| pin.matches(up, repo, tag))
     }
 }
 
@@ -124,9 +126,9 @@ impl ToKeep {
 impl Store {
     /// All pins, those of the configuration first.
     pub fn pins(&self) -> Vec<PinOf> {
-        let made = self.0.pins.state.lock().made.clone();
-        let configured = self.0.pins.configured.iter().cloned().map(|pin| PinOf { pin, configured: true });
-        configured.chain(made.into_iter().map(|pin| PinOf { pin, configured: false })).collect()
+        let state = self.0.pins.state.lock();
+        let configured = state.configured.iter().cloned().map(|pin| PinOf { pin, configured: true });
+        configured.chain(state.made.iter().cloned().map(|pin| PinOf { pin, configured: false })).collect()
     }
 
     /// Makes a pin, durably. False if there is the same one by command already.
@@ -261,6 +263,20 @@ impl Inner {
 
     fn write_pin(&self, pin: &Pin) -> Result<(), StoreError> {
         paths_of(pin).iter().try_for_each(|path| self.records.write_through(&self.disk, &self.group, path, pin))
+    }
+
+    /// The pins of the configuration are these now. Blocks.
+    pub(super) fn set_configured_pins(&self, pins: Vec<Pin>) {
+        let mut state = self.pins.state.lock();
+        if state.configured == pins {
+            return;
+        }
+        state.configured = pins;
+        // As with one by command: until all refs have been looked at, nobody knows what must stay.
+        state.doubts += 1;
+        self.pins.settled.store(false, Ordering::Release);
+        drop(state);
+        self.settle_pins_soon();
     }
 
     /// The pins have changed. What cannot be found out now is tried again in the background, and nothing goes before.

@@ -47,6 +47,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use hyper_util::client::proxy::matcher::Matcher;
 
 pub use address::AddressClass;
@@ -69,7 +70,7 @@ pub use right::{Lent, Principal, Right};
 pub use upload::BoxError;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::oci::UpstreamName;
 use client::Trust;
@@ -80,11 +81,21 @@ use throttle::Throttle;
 /// All configured upstreams. Nothing else is ever dialled on a client's behalf.
 #[derive(Debug)]
 pub struct Upstreams {
-    registries: BTreeMap<UpstreamName, Arc<Registry>>,
+    /// As the configuration has them that holds now.
+    registries: ArcSwap<Registries>,
+    metrics: Metrics,
+    clock: Arc<dyn Clock>,
+    proxies: Arc<Matcher>,
     own: OwnAddresses,
     /// Of what comes from all of them.
     throttle: Arc<Throttle>,
 }
+
+type Registries = BTreeMap<UpstreamName, Arc<Registry>>;
+
+/// The upstreams of a configuration that was read again, set up and not yet in use: see [`Upstreams::prepare`].
+#[derive(Debug)]
+pub struct Prepared(Registries);
 
 /// An upstream's configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -99,38 +110,61 @@ pub struct SetupError {
 
 impl Upstreams {
     /// Sets up every upstream of `config`; nothing is connected or resolved yet. Proxies are those of the environment
-    /// (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`).
-    #[expect(clippy::needless_pass_by_value, reason = "handles to share, as every constructor here takes them")]
+    /// (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`). Reads the files of CAs.
     pub fn new(config: &Config, metrics: Metrics, clock: Arc<dyn Clock>) -> Result<Self, SetupError> {
         let proxies = Arc::new(Matcher::from_env());
         let own = OwnAddresses::default();
-        let trust = Trust::platform();
         let throttle = Throttle::new(config.limits.max_rate, Arc::clone(&clock));
-        let common =
-            Common { metrics: &metrics, clock: &clock, trust: &trust, proxies: &proxies, own: &own, total: &throttle };
-        let mut registries = BTreeMap::new();
-        for (name, upstream) in &config.upstreams {
-            let registry = Registry::new(Arc::clone(upstream), common)
+        let upstreams = Self { registries: ArcSwap::default(), metrics, clock, proxies, own, throttle };
+        let Prepared(registries) = upstreams.prepare(config)?;
+        upstreams.registries.store(Arc::new(registries));
+        Ok(upstreams)
+    }
+
+    /// Sets up the upstreams of a configuration that was read again. One that is asked as before goes on with its
+    /// connections, tokens and breaker; another one begins anew under the limits of its name, and what runs goes on by the
+    /// old one. One with a CA of its own begins anew in any case: the file may hold another one now. Reads the files of CAs.
+    ///
+    /// # Errors
+    /// One cannot be set up; nothing has changed.
+    pub fn prepare(&self, config: &Config) -> Result<Prepared, SetupError> {
+        let trust = Trust::platform();
+        let common = Common {
+            metrics: &self.metrics,
+            clock: &self.clock,
+            trust: &trust,
+            proxies: &self.proxies,
+            own: &self.own,
+            total: &self.throttle,
+        };
+        let known = self.registries.load();
+        let set_up = |(name, upstream): (&UpstreamName, &Arc<config::Upstream>)| {
+            let known = known.get(name);
+            if let Some(known) = known.filter(|known| upstream.ca.is_none() && known.config().is_asked_as(upstream)) {
+                return Ok((name.clone(), Arc::clone(known)));
+            }
+            let registry = Registry::new(Arc::clone(upstream), known.map(|known| known.limits()), common)
                 .map_err(|source| SetupError { upstream: name.clone(), source })?;
-            registries.insert(name.clone(), Arc::new(registry));
-        }
-        Ok(Self { registries, own, throttle })
+            Ok((name.clone(), Arc::new(registry)))
+        };
+        config.upstreams.iter().map(set_up).collect::<Result<_, _>>().map(Prepared)
     }
 
     /// The upstream of that name.
-    pub fn get(&self, name: &UpstreamName) -> Option<&Arc<Registry>> {
-        self.registries.get(name)
+    pub fn get(&self, name: &UpstreamName) -> Option<Arc<Registry>> {
+        self.registries.load().get(name).cloned()
     }
 
-    /// From now on those limits of `config` hold that can be changed while ocistern runs: `max_rate`, `schedule` and
-    /// `max_connections` of upstreams, `max_rate` and `schedule` of all. An upstream that is not in it keeps its own.
-    pub fn set_limits(&self, config: &Config) {
+    /// From now on these are asked, within the limits of `config`, which they were prepared from: its limits hold for what
+    /// is running too.
+    pub fn take_over(&self, Prepared(registries): Prepared, config: &Config) {
         self.throttle.set(config.limits.max_rate);
         for (name, upstream) in &config.upstreams {
-            if let Some(registry) = self.registries.get(name) {
+            if let Some(registry) = registries.get(name) {
                 registry.set_limits(&upstream.transfer);
             }
         }
+        self.registries.store(Arc::new(registries));
     }
 
     /// Tells on which addresses ocistern itself listens: they are never dialled.

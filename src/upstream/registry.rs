@@ -61,17 +61,22 @@ pub(super) struct Common<'a> {
 
 /// What limits an upstream and its mirrors together.
 #[derive(Clone)]
-struct Limits {
+pub(super) struct Limits {
     throttle: Arc<Throttle>,
     places: Arc<Places>,
 }
 
 impl Registry {
-    pub(super) fn new(config: Arc<config::Upstream>, common: Common<'_>) -> Result<Self, TrustError> {
-        let limits = Limits {
+    /// Of this upstream, whose name had an upstream with these limits before.
+    pub(super) fn new(
+        config: Arc<config::Upstream>,
+        limits: Option<Limits>,
+        common: Common<'_>,
+    ) -> Result<Self, TrustError> {
+        let limits = limits.unwrap_or_else(|| Limits {
             throttle: Throttle::new(config.transfer.max_rate, Arc::clone(common.clock)),
             places: Places::new(config.transfer.max_connections),
-        };
+        });
         let mirror = |url: &config::BaseUrl| {
             let mirror = Self::endpoint_of(Arc::new(as_mirror(&config, url)), &limits, common)?;
             Ok(Arc::new(Self { is_mirror: true, ..mirror }))
@@ -165,6 +170,11 @@ impl Registry {
     /// A place, if one is free and nobody waits for it: for one more connection of a blob that has one.
     pub fn try_place(&self) -> Option<Place> {
         self.limits.places.try_place()
+    }
+
+    /// What it shares with who comes in its place.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits.clone()
     }
 
     /// From now on these limits hold, for what is running too.

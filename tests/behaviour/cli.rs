@@ -265,7 +265,7 @@ fn a_hangup_does_not_end_the_daemon() {
     let directory = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(directory.path());
     daemon.signal(Signal::HUP);
-    daemon.until("configuration read again: no limit of transfers has changed");
+    daemon.until("configuration read again: nothing has changed that can change without a restart");
     let mut stream = TcpStream::connect(daemon.address).unwrap();
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -277,14 +277,14 @@ fn a_hangup_does_not_end_the_daemon() {
 }
 
 #[test]
-fn limits_of_transfers_change_at_a_hangup() {
+fn what_can_change_changes_at_a_hangup() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.toml");
     let write = |text: &str| std::fs::write(&file, text).unwrap();
     write("[upstream.\"docker.io\"]\nmax_rate = \"1MiB\"");
     let mut daemon = Daemon::start_with(directory.path(), &["--sealed", "--config", file.to_str().unwrap()]);
     write(
-        "[limits]\nmax_rate = \"20MiB\"\nidle = \"5m\"\n[upstream.\"docker.io\"]\nmax_rate = \"2MiB\"\nmax_connections = 4",
+        "[limits]\nmax_rate = \"20MiB\"\n[store]\ndurability = \"fast\"\n[upstream.\"docker.io\"]\nmax_rate = \"2MiB\"\nmax_connections = 4",
     );
     daemon.signal(Signal::HUP);
     let event = daemon.until("configuration read again: these hold from now on");
@@ -292,7 +292,7 @@ fn limits_of_transfers_change_at_a_hangup() {
     assert_eq!((&event["changed"], &event["level"]), (&changed.into(), &"INFO".into()));
     assert_eq!(event["file"], file.to_str().unwrap());
     let event = daemon.until("what else has changed in the configuration needs a restart");
-    assert_eq!((&event["keys"], &event["level"]), (&"limits.idle".into(), &"WARN".into()));
+    assert_eq!((&event["keys"], &event["level"]), (&"store.durability".into(), &"WARN".into()));
 
     write("[limits]\nmax_rate = \"fast\"\nidle = \"0s\"");
     daemon.signal(Signal::HUP);
@@ -306,10 +306,21 @@ fn limits_of_transfers_change_at_a_hangup() {
     daemon.signal(Signal::HUP);
     let event = daemon.until("configuration read again: these hold from now on");
     assert_eq!(event["changed"], "limits.max_rate = \"off\", upstream.\"docker.io\".max_connections left out");
+
+    write("[upstream.\"docker.io\"]\nmax_rate = \"2MiB\"\n[log]\nfilter = \"=,=\"");
+    daemon.signal(Signal::HUP);
+    let event = daemon.until("the configuration has mistakes: everything stays as it was");
+    assert!(event["mistakes"].as_str().unwrap().contains("log.filter"), "{event}");
+    write("[upstream.\"docker.io\"]\nmax_rate = \"2MiB\"\n[log]\nfilter = \"warn\"");
+    daemon.signal(Signal::HUP);
+    // Of that it is silent.
+    write("[upstream.\"docker.io\"]\nmax_rate = \"2MiB\"\n[store]\ndurability = \"fast\"\n[log]\nfilter = \"warn\"");
+    daemon.signal(Signal::HUP);
+    daemon.until("what else has changed in the configuration needs a restart");
     daemon.signal(Signal::TERM);
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0), "{log}");
-    assert!(!log.contains("needs a restart"), "it is as it was at the start: {log}");
+    assert!(!log.contains("\"INFO\""), "{log}");
 }
 
 /// As `timeout` does it: the child is signalled, and its group.

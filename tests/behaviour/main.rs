@@ -26,6 +26,7 @@ mod partial;
 mod pull;
 mod push;
 mod ranges;
+mod reload;
 mod restart;
 mod resume;
 mod room;

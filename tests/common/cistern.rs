@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ocistern::clock::{Clock, SystemClock};
-use ocistern::config::Config;
+use ocistern::config::{Config, KnownUrls, Reload};
 use ocistern::server::{Inherited, Server};
 use tempfile::TempDir;
 
@@ -30,6 +30,9 @@ pub struct Cistern {
     root: PathBuf,
     setup: Setup,
     server: Option<Server>,
+    /// What it goes by.
+    config: Option<Box<Config>>,
+    known: KnownUrls,
 }
 
 // === impl Setup ===
@@ -77,11 +80,19 @@ impl Setup {
         self
     }
 
+    /// Without this upstream.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.upstreams.retain(|(known, ..)| known != name);
+        self
+    }
+
     /// Starts it.
     pub async fn start(self) -> Cistern {
         let home = tempfile::tempdir().unwrap();
         let root = home.path().join("a/b/c/root");
-        let mut cistern = Cistern { home, root, setup: self, server: None };
+        let known = KnownUrls::default();
+        let mut cistern = Cistern { home, root, setup: self, server: None, config: None, known };
         cistern.start_again().await;
         cistern
     }
@@ -126,6 +137,9 @@ impl Cistern {
         let toml = self.setup.toml(&self.root);
         let config = Config::from_toml(&toml).unwrap_or_else(|error| panic!("{error}\n{toml}"));
         let clock = self.setup.clock.clone().unwrap_or_else(|| Arc::new(SystemClock));
+        self.known = KnownUrls::default();
+        self.known.learn(&config);
+        self.config = Some(Box::new(config.clone()));
         let server = Server::start_with(config, Inherited::default(), clock).await;
         let server = server.unwrap_or_else(|error| panic!("{error:?}\n{toml}"));
         self.server = Some(server);
@@ -157,6 +171,20 @@ impl Cistern {
     pub fn configure(&mut self, name: &str, keys: &str) {
         let known = self.setup.upstreams.iter_mut().find(|(n, ..)| n == name).unwrap();
         keys.clone_into(&mut known.2);
+    }
+
+    /// Has it read its configuration again, which `change` has changed; what came of that, or why nothing did.
+    pub async fn reload(&mut self, change: impl FnOnce(Setup) -> Setup) -> Result<Reload, String> {
+        self.setup = change(std::mem::take(&mut self.setup));
+        let toml = self.setup.toml(&self.root);
+        let new = Config::from_toml(&toml).unwrap_or_else(|error| panic!("{error}\n{toml}"));
+        let current = self.config.as_ref().unwrap();
+        let (next, reload) = current.reload(&new, &self.known).map_err(|error| error.to_string())?;
+        let done = self.server.as_ref().unwrap().reload(next.clone()).await;
+        done.map_err(|error| error.to_string())?;
+        self.known.learn(&next);
+        self.config = Some(Box::new(next));
+        Ok(reload)
     }
 
     /// Tries to start another daemon on the same root: its refusal, with all causes.

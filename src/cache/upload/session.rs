@@ -181,7 +181,7 @@ impl Session {
         check_part(part.as_ref(), self.offset, length)?;
         let length = length.or(part.as_ref().map(|part| part.end - part.start));
         let context = Context { cache, target, part, length, last };
-        let pace = Pace::new(cache.config.slowest);
+        let pace = Pace::new(cache.config.load().slowest);
         let mut pump = Pump::new(body, pace, length, matches!(last, Last::Closing(_)));
         if matches!((length, last), (Some(0), Last::Part)) {
             // Some registries have no use for a part without bytes.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use jiff::Timestamp;
@@ -50,7 +51,7 @@ pub enum Stage {
 /// What the admin interface shows.
 #[derive(Debug)]
 pub struct Admin {
-    config: Arc<Config>,
+    config: ArcSwap<Config>,
     metrics: Metrics,
     readiness: Readiness,
     api: Api,
@@ -134,7 +135,20 @@ impl Stage {
 impl Admin {
     /// The admin interface of a program that starts now, as this user.
     pub fn new(config: Arc<Config>, metrics: Metrics, readiness: Readiness, user: u32, api: Api) -> Self {
-        Self { config, metrics, readiness, api, started: Instant::now(), listeners: OnceLock::new(), user }
+        Self {
+            config: config.into(),
+            metrics,
+            readiness,
+            api,
+            started: Instant::now(),
+            listeners: OnceLock::new(),
+            user,
+        }
+    }
+
+    /// From now on this configuration holds.
+    pub fn take_over(&self, config: Arc<Config>) {
+        self.config.store(config);
     }
 
     /// Tells where clients are served; once.
@@ -157,7 +171,7 @@ impl Admin {
         let is_read = matches!(*method, Method::GET | Method::HEAD);
         match Resource::parse(path) {
             Some(Resource::Status) if is_read => {}
-            Some(resource) => return self.api.answer(resource, method, request.uri(), &self.config).await,
+            Some(resource) => return self.api.answer(resource, method, request.uri(), &self.config.load()).await,
             None if !matches!(path, "/metrics" | "/healthz" | "/readyz") => {
                 let message = "there is /metrics, /healthz, /readyz, and under /api/v1/: status, fills, images, usage, gc, verify, pins";
                 return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
@@ -187,7 +201,7 @@ impl Admin {
             uptime_seconds: self.started.elapsed().as_secs(),
             listeners: self.listeners.get().cloned().unwrap_or_default(),
             store: StoreStatus {
-                root: self.config.root.clone(),
+                root: self.config.load().root.clone(),
                 bytes: metrics.store_bytes.get(),
                 capacity_bytes: metrics.store_capacity_bytes.get(),
                 blobs: metrics.store_blobs.get(),
@@ -209,7 +223,7 @@ impl Admin {
             let message = "the admin socket is for root and for the user that ocistern runs as";
             return Err(Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message));
         }
-        let Some(file) = &self.config.admin.token_file else {
+        let Some(file) = self.config.load().admin.token_file.clone() else {
             let message = "the admin interface is open to this machine by a loopback name; for all else the \
                            configuration needs admin.token_file";
             return Err(Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message));

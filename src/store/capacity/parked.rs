@@ -11,7 +11,7 @@ impl Books {
     /// So many bytes are there, found at the start; none if they must fit into the capacity and do not.
     pub(in crate::store) fn adopt(self: &Arc<Self>, bytes: u64, must_fit: bool) -> Option<Reservation> {
         let mut state = self.state.lock();
-        if must_fit && state.used().saturating_add(bytes) > self.capacity {
+        if must_fit && state.used().saturating_add(bytes) > self.capacity() {
             return None;
         }
         state.reserved += bytes;

@@ -112,7 +112,7 @@ impl Books {
     /// nobody else is at it.
     pub(in crate::store) fn begins_evicting(&self) -> bool {
         let mut state = self.state.lock();
-        let begins = !state.queue.evicting && (!state.queue.is_empty() || state.used() > self.capacity);
+        let begins = !state.queue.evicting && (!state.queue.is_empty() || state.used() > self.capacity());
         state.queue.evicting |= begins;
         begins
     }
@@ -202,7 +202,7 @@ impl Books {
     /// How many bytes must go for those who wait, as far as that can be done for one after the other, and for the
     /// capacity.
     fn wanted(&self, state: &State, space: Space, removable: u64) -> u64 {
-        let mut wanted = state.used().saturating_sub(self.capacity).min(removable);
+        let mut wanted = state.used().saturating_sub(self.capacity()).min(removable);
         let (mut promised, mut freed) = (None::<u64>, 0_u64);
         for waiter in &state.queue.waiting {
             match waiter.want {

@@ -205,7 +205,7 @@ impl Inner {
 
     /// Removes what nobody has used for longer than the age limit, a part at a time. Blocks.
     pub(in crate::store) fn expire(&self) {
-        let Some(max_age) = self.max_age.filter(|_| self.may_evict()) else { return };
+        let Some(max_age) = (*self.max_age.lock()).filter(|_| self.may_evict()) else { return };
         let since =
             seconds(self.timeline.settled()).saturating_sub(u32::try_from(max_age.as_secs()).unwrap_or(u32::MAX));
         let mut left = EXPIRE_AT_ONCE;

@@ -123,7 +123,7 @@ async fn many_write_at_once_in_any_order_and_all_is_told() {
     let fixture = fixture(1 << 30);
     let content = content(1, 5 * MIB + 17);
     let mut writer = begin(&fixture.store, &content).await;
-    let told = Arc::new(parking_lot::Mutex::new(ByteRanges::default()));
+    let told = Arc::new(Mutex::new(ByteRanges::default()));
     writer.follow({
         let (told, file, content) = (told.clone(), writer.file(), content.clone());
         move |range| {
@@ -245,7 +245,7 @@ async fn a_fill_that_is_given_up_is_gone_on_with_after_a_restart() {
         assert_eq!(fixture.bytes(), 6 * MIB, "what is missing is promised");
         assert_eq!(writer.present().total(), 3 * MIB);
         assert!(fixture.store.take_up(&digest).await.is_none());
-        let told = Arc::new(parking_lot::Mutex::new(ByteRanges::default()));
+        let told = Arc::new(Mutex::new(ByteRanges::default()));
         writer.follow({
             let told = told.clone();
             move |range| told.lock().insert(range)

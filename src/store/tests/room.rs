@@ -313,7 +313,7 @@ async fn a_dead_image_goes_although_a_layer_that_it_shares_is_in_use() {
 }
 
 /// An index that is there when nobody holds the other end any more.
-struct Late(parking_lot::Mutex<std::sync::mpsc::Receiver<()>>);
+struct Late(Mutex<std::sync::mpsc::Receiver<()>>);
 
 impl Source for Late {
     fn open(&self) -> Result<Box<dyn Index>, IndexError> {

@@ -49,7 +49,7 @@ struct Stage {
     /// Which of the images the tag `one` means, as far as whoever wrote it was told.
     acknowledged: AtomicUsize,
     /// Files of fills that were there when a command began that removes them.
-    removed: parking_lot::Mutex<HashSet<PathBuf>>,
+    removed: Mutex<HashSet<PathBuf>>,
 }
 
 impl Stage {
@@ -63,7 +63,7 @@ impl Stage {
         let digests: Vec<Digest> = layers.iter().map(|layer| sha256(layer)).collect();
         let images = [&digests[..2], &digests[2..]].map(|of| manifest(&of[0], &of[1..]).into_bytes());
         let [met, acknowledged] = [0, 0].map(AtomicUsize::new);
-        Self { layers, images, met, acknowledged, removed: parking_lot::Mutex::default() }
+        Self { layers, images, met, acknowledged, removed: Mutex::default() }
     }
 
     fn meet(&self) {

@@ -27,17 +27,35 @@ async fn places_are_shared_with_mirrors_and_change_while_they_run() {
     let upstreams = upstreams(&limited("max_connections = 3"));
     let registry = upstreams.get(&"a.example".parse().unwrap()).unwrap();
     let mirror = &registry.mirrors()[0];
+    let go_on_by = |config: &Config| upstreams.take_over(upstreams.prepare(config).unwrap(), config);
     let place = registry.place(Priority::Waiting, Some(1)).await;
-    assert_eq!((free(registry), free(mirror)), (2, 2));
-    upstreams.set_limits(&limited("max_connections = 5"));
-    assert_eq!((free(registry), free(mirror)), (4, 4));
+    assert_eq!((free(&registry), free(mirror)), (2, 2));
+    go_on_by(&limited("max_connections = 5"));
+    assert_eq!((free(&registry), free(mirror)), (4, 4));
     drop(place);
-    upstreams.set_limits(&limited(""));
-    assert_eq!((free(registry), free(mirror)), (100, 100));
-    let others = Config::from_toml("").unwrap();
-    upstreams.set_limits(&limited("max_connections = 1"));
-    upstreams.set_limits(&others);
-    assert_eq!(free(registry), 1, "what the configuration does not have stays as it is");
+    go_on_by(&limited(""));
+    assert_eq!((free(&registry), free(mirror)), (100, 100));
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_asked_as_before_goes_on_and_another_one_begins_anew_within_the_same_limits() {
+    let upstreams = upstreams(&limited("max_connections = 3"));
+    let name: UpstreamName = "a.example".parse().unwrap();
+    let go_on_by = |config: &Config| upstreams.take_over(upstreams.prepare(config).unwrap(), config);
+    let first = upstreams.get(&name).unwrap();
+    go_on_by(&limited("max_connections = 3\ntags = \"1h\"\npush = \"off\"\nmax_rate = \"1MiB\""));
+    assert!(Arc::ptr_eq(&first, &upstreams.get(&name).unwrap()), "its connections and tokens are of use still");
+    go_on_by(&limited("max_connections = 3\nstall = \"5s\""));
+    let second = upstreams.get(&name).unwrap();
+    assert!(!Arc::ptr_eq(&first, &second), "what it asks by has changed");
+    let place = first.place(Priority::Waiting, Some(1)).await;
+    assert_eq!(free(&second), 2, "what still runs by the one before counts");
+    drop(place);
+    let none = Config::from_toml("").unwrap();
+    go_on_by(&none);
+    assert!(upstreams.get(&name).is_none());
+    let broken = limited("ca = \"/nonexistent\"");
+    assert!(upstreams.prepare(&broken).is_err(), "and nothing has changed");
 }
 
 #[tokio::test]

@@ -194,7 +194,7 @@ fn settings(address: SocketAddr) -> Upstream {
         ca: None,
         token_hosts: Vec::new(),
         connect: Vec::new(),
-        push: crate::config::PushBy::Client,
+        push: config::PushBy::Client,
         public_for: Duration::from_mins(10),
         access_ttl: Duration::from_mins(1),
         access_stale: Duration::ZERO,
@@ -211,9 +211,9 @@ fn registry(upstream: Upstream) -> Registry {
 
 fn registry_with(upstream: Upstream, metrics: &Metrics, proxies: Matcher, own: &OwnAddresses) -> Registry {
     let (clock, trust, proxies) = (system(), Trust::none(), Arc::new(proxies));
-    let total = Throttle::new(crate::config::MaxRate::default(), system());
+    let total = Throttle::new(config::MaxRate::default(), system());
     let common = Common { metrics, clock: &clock, trust: &trust, proxies: &proxies, own, total: &total };
-    Registry::new(Arc::new(upstream), common).unwrap()
+    Registry::new(Arc::new(upstream), None, common).unwrap()
 }
 
 /// Settings with the account `me` and the password `canary-password`; keep the file while it is used.
