@@ -16,6 +16,8 @@ mod parse;
 mod pattern;
 mod pin;
 mod place;
+#[cfg(test)]
+mod reference;
 mod reload;
 mod scalar;
 mod scrub;

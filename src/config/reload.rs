@@ -12,6 +12,18 @@ use super::place::KeyPath;
 use super::{BaseUrl, Config, Listener};
 use crate::oci::UpstreamName;
 
+/// The keys that are for the next start, as the reference of the configuration has them.
+#[cfg(test)]
+pub(super) const AT_THE_START: [&str; 7] = [
+    "root",
+    "listener.address",
+    "admin.address",
+    "admin.socket",
+    "store.durability",
+    "log.format",
+    "upstream.\"NAME\".url",
+];
+
 /// What is to become of a configuration that was read again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reload {
@@ -185,6 +197,22 @@ mod tests {
         assert_eq!((reload.applied.len(), reload.pending.len()), (0, pending.len()));
         let (_, reload) = again.reload(&again, &known(&again)).unwrap();
         assert_eq!(reload, Reload::default());
+    }
+
+    #[test]
+    fn each_key_that_is_for_the_next_start_waits_for_it() {
+        let running = parse("[[listener]]\naddress = \"127.0.0.1:1\"\n[upstream.\"r.example\"]");
+        let new = parse(
+            "root = \"/r\"\n[[listener]]\naddress = \"127.0.0.1:2\"\n[admin]\naddress = \"127.0.0.1:3\"\nsocket = \"/s\"\n\
+             [store]\ndurability = \"fast\"\n[log]\nformat = \"json\"\n\
+             [upstream.\"r.example\"]\nurl = \"https://other.example\"",
+        );
+        let (_, reload) = running.reload(&new, &known(&running)).unwrap();
+        // Of lists the list is told.
+        let told = |key: &str| key.replace("NAME", "r.example").replace("listener.address", "listener");
+        let mut expected: Vec<_> = AT_THE_START.into_iter().map(told).collect();
+        expected.sort_unstable();
+        assert_eq!((reload.applied, reload.pending), (Vec::new(), expected));
     }
 
     #[test]
