@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -20,6 +21,12 @@ use crate::config::Limits;
 const LOOKS_PER_WINDOW: u32 = 4;
 /// The time that a connection has to close after it was asked to.
 const CLOSING: Duration = Duration::from_secs(5);
+
+/// HTTP/2: bytes of frames that may come while no request begins and no content moves, in either direction. More than the
+/// window of a connection, which a client may fill before anybody reads of it.
+const NOISE: u64 = 2 << 20;
+/// After so many of them others have their turn: frames cost their reader more than their sender (CVE-2019-9512, -9515).
+const TURN: u64 = 64 << 10;
 
 /// The limits that hold for a connection.
 #[derive(Debug, Clone, Copy)]
@@ -43,10 +50,10 @@ pub(super) struct Activity {
 #[derive(Debug)]
 struct State {
     started: Instant,
-    any_byte: bool,
+    speaks: Speech,
+    any_request: bool,
     /// When the head that is being read began (HTTP/1 only: HTTP/2 sends other frames between requests).
     head_since: Option<Instant>,
-    is_http2: bool,
     requests: usize,
     idle_since: Instant,
     closing_since: Option<Instant>,
@@ -57,6 +64,29 @@ struct State {
     written: u64,
     /// Since when, without a break, bytes wait for the client, and what was written by then.
     slow_since: Option<(Instant, u64)>,
+    /// HTTP/2: bytes that came since there was a use in it, and of them those since others had their turn.
+    noise: u64,
+    in_turn: u64,
+}
+
+/// What a client speaks, by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    /// It has sent none.
+    Nothing,
+    Http1,
+    Http2,
+}
+
+/// Whether a connection may be read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ear {
+    /// Now.
+    Open,
+    /// After others.
+    Later,
+    /// Not any more: nothing comes but noise.
+    Closed,
 }
 
 /// What is to be done with a connection.
@@ -101,6 +131,13 @@ pub(super) struct Tracked<B> {
     in_flight: InFlight,
 }
 
+/// The body of a request: what comes of it is of use.
+#[derive(Debug)]
+pub(super) struct Heard<B> {
+    inner: B,
+    activity: Arc<Activity>,
+}
+
 // === impl Allowed ===
 
 impl From<&Limits> for Allowed {
@@ -123,9 +160,9 @@ impl Activity {
         let now = Instant::now();
         let state = State {
             started: now,
-            any_byte: false,
+            speaks: Speech::Nothing,
+            any_request: false,
             head_since: None,
-            is_http2: false,
             requests: 0,
             idle_since: now,
             closing_since: None,
@@ -133,15 +170,40 @@ impl Activity {
             blocked: false,
             written: 0,
             slow_since: None,
+            noise: 0,
+            in_turn: 0,
         };
         Arc::new(Self { allowed, state: Mutex::new(state) })
     }
 
-    /// Bytes came.
-    pub(super) fn read(&self) {
+    /// Whether more may be read.
+    pub(super) fn ear(&self) -> Ear {
         let mut state = self.state.lock();
-        state.any_byte = true;
-        if state.requests == 0 && !state.is_http2 && state.head_since.is_none() {
+        if state.noise >= NOISE {
+            return Ear::Closed;
+        }
+        if state.in_turn >= TURN {
+            state.in_turn = 0;
+            return Ear::Later;
+        }
+        Ear::Open
+    }
+
+    /// These bytes came.
+    pub(super) fn read(&self, bytes: &[u8]) {
+        let mut state = self.state.lock();
+        // The beginning of every connection of HTTP/2 (RFC 9113, 3.4), and no method of HTTP/1.1.
+        if state.speaks == Speech::Nothing {
+            state.speaks = if bytes.starts_with(b"PRI ") { Speech::Http2 } else { Speech::Http1 };
+        }
+        let is_http2 = state.speaks == Speech::Http2;
+        if is_http2 {
+            state.noise += bytes.len() as u64;
+            state.in_turn += bytes.len() as u64;
+        }
+        // Until its first request HTTP/2 has as long as the head of one by HTTP/1.1.
+        let is_head = !is_http2 || !state.any_request;
+        if state.requests == 0 && is_head && state.head_since.is_none() {
             state.head_since = Some(Instant::now());
         }
     }
@@ -167,8 +229,12 @@ impl Activity {
     pub(super) fn begin(self: &Arc<Self>, is_http2: bool) -> InFlight {
         let mut state = self.state.lock();
         state.requests += 1;
-        state.is_http2 |= is_http2;
+        state.any_request = true;
+        if is_http2 {
+            state.speaks = Speech::Http2;
+        }
         state.head_since = None;
+        (state.noise, state.in_turn) = (0, 0);
         drop(state);
         InFlight { activity: self.clone(), waiting: false }
     }
@@ -184,7 +250,7 @@ impl Activity {
             State { closing_since: Some(since), idle_since, .. } => {
                 (since.max(idle_since) + CLOSING, Verdict::Cut(Overdue::Closing))
             }
-            State { any_byte: false, started, .. } => {
+            State { speaks: Speech::Nothing, started, .. } => {
                 (started + self.allowed.first_byte, Verdict::Cut(Overdue::FirstByte))
             }
             State { head_since: Some(since), .. } => (since + self.allowed.header, Verdict::Cut(Overdue::Head)),
@@ -225,6 +291,12 @@ impl InFlight {
         state.waiting = if waiting { state.waiting + 1 } else { state.waiting.saturating_sub(1) };
     }
 
+    /// Content of the request, or of its answer, has moved.
+    fn moved(&self) {
+        let mut state = self.activity.state.lock();
+        (state.noise, state.in_turn) = (0, 0);
+    }
+
     /// Follows the request to the end of its body.
     pub(super) fn follow<B>(self, inner: B) -> Tracked<B> {
         Tracked { inner, in_flight: self }
@@ -240,6 +312,39 @@ impl Drop for InFlight {
     }
 }
 
+// === impl Heard ===
+
+impl Activity {
+    /// The body of a request, of which each piece counts.
+    pub(super) fn hear<B>(self: &Arc<Self>, inner: B) -> Heard<B> {
+        Heard { inner, activity: self.clone() }
+    }
+}
+
+impl<B: Body + Unpin> Body for Heard<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && frame.data_ref().is_some_and(Buf::has_remaining)
+        {
+            let mut state = self.activity.state.lock();
+            (state.noise, state.in_turn) = (0, 0);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
 // === impl Tracked ===
 
 impl<B: Body + Unpin> Body for Tracked<B> {
@@ -249,7 +354,11 @@ impl<B: Body + Unpin> Body for Tracked<B> {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = &mut *self;
         let polled = Pin::new(&mut this.inner).poll_frame(cx);
-        this.in_flight.set_waiting(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        let is_frame = matches!(polled, Poll::Ready(Some(Ok(_))));
+        if is_frame {
+            this.in_flight.moved();
+        }
+        this.in_flight.set_waiting(is_frame);
         polled
     }
 
@@ -296,17 +405,17 @@ mod tests {
     async fn a_head_has_its_time_however_it_trickles() {
         let activity = activity();
         for _ in 0..14 {
-            activity.read();
+            activity.read(b"G");
             assert!(matches!(after(&activity, 1).await, Verdict::Until(_)));
         }
-        activity.read();
+        activity.read(b"G");
         assert_eq!(after(&activity, 1).await, Verdict::Cut(Overdue::Head));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_retired_and_then_cut() {
         let activity = activity();
-        activity.read();
+        activity.read(b"G");
         drop(activity.begin(false));
         assert!(matches!(after(&activity, 74).await, Verdict::Until(_)), "longer than a head may take");
         assert_eq!(after(&activity, 1).await, Verdict::Retire);
@@ -318,7 +427,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_may_take_its_time_while_the_client_is_not_the_slower_side() {
         let activity = activity();
-        activity.read();
+        activity.read(b"G");
         let _request = activity.begin(false);
         for _ in 0..100 {
             assert!(matches!(after(&activity, 60).await, Verdict::Until(_)));
@@ -328,7 +437,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_is_cut() {
         let activity = activity();
-        activity.read();
+        activity.read(b"G");
         let mut request = activity.begin(true);
         request.set_waiting(true);
         assert!(matches!(after(&activity, 0).await, Verdict::Until(_)));
@@ -341,7 +450,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_above_the_minimum_is_served() {
         let activity = activity();
-        activity.read();
+        activity.read(b"G");
         let _request = activity.begin(false);
         for _ in 0..20 {
             activity.blocked(true);
@@ -355,19 +464,60 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_last_bytes_of_an_answer_count_after_its_body_is_gone() {
         let activity = activity();
-        activity.read();
+        activity.read(b"G");
         drop(activity.begin(false));
         activity.blocked(true);
         assert!(matches!(after(&activity, 0).await, Verdict::Until(_)));
         assert_eq!(after(&activity, 60).await, Verdict::Cut(Overdue::Rate));
     }
 
+    #[test]
+    fn who_sends_nothing_but_frames_waits_for_others_and_is_cut_off() {
+        let activity = activity();
+        activity.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        let request = activity.begin(true);
+        let frames = vec![0; usize::try_from(TURN).unwrap()];
+        let hear = |times: u64| {
+            let mut later = 0;
+            for _ in 0..times {
+                later += u64::from(activity.ear() == Ear::Later);
+                activity.read(&frames);
+            }
+            later
+        };
+        assert_eq!(hear(NOISE / TURN - 1), NOISE / TURN - 2, "each in its turn");
+        request.moved();
+        assert_eq!(activity.ear(), Ear::Open, "what is of use takes as long as it takes");
+        hear(NOISE / TURN);
+        assert_eq!(activity.ear(), Ear::Closed);
+    }
+
+    #[test]
+    fn what_comes_by_http1_is_content() {
+        let activity = activity();
+        activity.read(b"PUT ");
+        let _request = activity.begin(false);
+        activity.read(&vec![0; 2 * usize::try_from(NOISE).unwrap()]);
+        assert_eq!(activity.ear(), Ear::Open);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn before_the_first_request_http2_has_the_time_of_a_head() {
+        let activity = activity();
+        activity.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        for _ in 0..14 {
+            assert!(matches!(after(&activity, 1).await, Verdict::Until(_)));
+            activity.read(&[0; 17]);
+        }
+        assert_eq!(after(&activity, 1).await, Verdict::Cut(Overdue::Head));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn frames_of_http2_between_requests_are_no_head() {
         let activity = activity();
-        activity.read();
+        activity.read(b"G");
         drop(activity.begin(true));
-        activity.read();
+        activity.read(b"G");
         assert!(matches!(after(&activity, 20).await, Verdict::Until(_)));
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Layer as _, Service as _};
 
-use super::activity::{Activity, Allowed};
+use super::activity::{Activity, Allowed, Heard};
 use super::listener::Socket;
 use super::permits::Permits;
 use super::sending::Sending;
@@ -55,8 +55,11 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::fro
 /// What answers the requests of a listener.
 pub(super) trait Handler: Clone + Send + Sync + 'static {
     /// Answers one request.
-    fn handle(&self, connection: Connection, request: Request<Incoming>)
-    -> impl Future<Output = Response<Body>> + Send;
+    fn handle(
+        &self,
+        connection: Connection,
+        request: Request<Heard<Incoming>>,
+    ) -> impl Future<Output = Response<Body>> + Send;
 }
 
 /// How a listener serves its connections.
@@ -197,6 +200,7 @@ impl<H: Handler> Serving<H> {
         let stack = sensitive().layer(tower::service_fn(move |request: Request<Incoming>| {
             let in_flight = connected.activity.begin(request.version() == Version::HTTP_2);
             let connected = connected.clone();
+            let request = request.map(|body| connected.activity.hear(body));
             async move {
                 let answer = |request| connected.handler.handle(connected.connection.clone(), request);
                 let response = around(request, answer).await;

@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
+use super::activity::Heard;
 use super::connection::Handler;
 use crate::http::admin::Admin;
 use crate::http::body::Body;
@@ -42,7 +43,7 @@ impl RegistryHandler {
 }
 
 impl Handler for RegistryHandler {
-    async fn handle(&self, connection: Connection, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(&self, connection: Connection, request: Request<Heard<Incoming>>) -> Response<Body> {
         // A guard, not another owner: a counter that all processors write to would be all that they do.
         let edge = self.0.load();
         handle(&edge.app, &edge.listener, connection, request).await
@@ -52,7 +53,7 @@ impl Handler for RegistryHandler {
 // === impl AdminHandler ===
 
 impl Handler for AdminHandler {
-    async fn handle(&self, connection: Connection, request: Request<Incoming>) -> Response<Body> {
+    async fn handle(&self, connection: Connection, request: Request<Heard<Incoming>>) -> Response<Body> {
         self.0.handle(connection.peer, request).await
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
-use super::activity::Activity;
+use super::activity::{Activity, Ear};
 use super::sending::Sending;
 
 /// An accepted socket.
@@ -122,10 +122,18 @@ impl Watched {
 
 impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.activity.ear() {
+            Ear::Open => {}
+            Ear::Later => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Ear::Closed => return Poll::Ready(Err(io::Error::other("frames came in masses that nothing came of"))),
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            self.activity.read();
+        if let Some(bytes) = buf.filled().get(before..).filter(|bytes| !bytes.is_empty()) {
+            self.activity.read(bytes);
         }
         Poll::Ready(Ok(()))
     }

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::activity::Heard;
 use super::connection::{Handler, Run, STREAMS, Serving};
 use super::listener::{Purpose, Socket};
 use super::permits::Permits;
@@ -53,7 +54,7 @@ impl Handler for Answers {
     fn handle(
         &self,
         _connection: Connection,
-        request: Request<Incoming>,
+        request: Request<Heard<Incoming>>,
     ) -> impl Future<Output = Response<Body>> + Send {
         assert_ne!(request.uri().path(), "/panic-at-once", "as asked");
         let Self { gate, gone } = self.clone();

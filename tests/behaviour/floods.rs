@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use crate::common::frames::{CONTINUATION, DATA, HEADERS, PREFACE, RST_STREAM, SETTINGS, field, frame, head};
-use crate::common::{Cistern, Upstream};
+use crate::common::content::{blob, sha256};
+use crate::common::frames::{CONTINUATION, DATA, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, field, frame, head};
+use crate::common::uploading::{UPLOADS, assert_created, closing};
+use crate::common::{Ask, Cistern, Upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -53,5 +55,27 @@ async fn floods_end_their_own_connection() {
     let opening = frame(HEADERS, 4, 1, &head("/v2/"));
     let empty = is_thrown_out(&cistern, opening, |_| frame(DATA, 0, 1, &[]).repeat(20));
     assert!(empty.await, "empty frames");
+    // CVE-2019-9515, CVE-2019-9512: what has to be acknowledged, each time.
+    let window = [0, 4, 0, 1, 0, 0];
+    let settings = is_thrown_out(&cistern, Vec::new(), |_| frame(SETTINGS, 0, 0, &window).repeat(20));
+    assert!(settings.await, "settings");
+    let pings = is_thrown_out(&cistern, Vec::new(), |_| frame(PING, 0, 0, b"12345678").repeat(20));
+    assert!(pings.await, "pings");
     assert_eq!(cistern.get("/v2/").await.status, 401, "others are served");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_means_it_is_not_taken_for_a_flood() {
+    let upstream = Upstream::start().await;
+    let cistern = Cistern::start(&upstream, "").await;
+    // Several times what may come in frames that nothing comes of.
+    let bytes = blob(1, 9_000_000);
+    let digest = sha256(&bytes);
+    let got = cistern.send(Ask::post(closing(UPLOADS, &digest)).body(bytes.clone()).http2()).await;
+    assert_created(&got, &digest);
+    let other = blob(2, 9_000_000);
+    let target = format!("/v2/app/blobs/{}", upstream.blob("app", &other));
+    for _ in 0..2 {
+        cistern.send(Ask::get(&target).http2()).await.assert_is(&other);
+    }
 }
