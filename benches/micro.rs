@@ -17,7 +17,7 @@ use ocistern::clock::{Clock, Steady, SystemClock};
 use ocistern::config::Config;
 use ocistern::http::access::Peer;
 use ocistern::http::body::Body;
-use ocistern::http::connection::Connection;
+use ocistern::http::connection::{Connection, Security};
 use ocistern::http::route::{self, Directory};
 use ocistern::http::{App, ListenerState, Locations, Seal, handle};
 use ocistern::metrics::Metrics;
@@ -103,7 +103,8 @@ impl Stand {
     async fn ask(&self, target: &str) -> Response<Body> {
         let request = Request::builder().uri(target).header("host", "127.0.0.1:5000").header("accept", MEDIA_TYPE);
         let request = request.header("user-agent", "docker/28.0.0").body(Empty::<Bytes>::new()).unwrap();
-        let connection = Connection { peer: Peer::Tcp("127.0.0.1:40000".parse().unwrap()), outlet: None };
+        let connection =
+            Connection { peer: Peer::Tcp("127.0.0.1:40000".parse().unwrap()), outlet: None, security: Security::Plain };
         handle(&self.app, &self.listener, connection, request).await
     }
 

@@ -323,7 +323,14 @@ async fn a_reload_brings_other_files_and_plain_http_and_breaks_no_answer() {
     assert_eq!(done.applied, ["listener"]);
     assert_shown(address, Some("cache.test"), &second).await;
     cistern.reload(|setup| setup.listener("")).await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     cistern.get("/v2/").await.assert_fails(401);
+    // Who was let in as another one does not stay.
+    cistern.reload(|setup| setup.listener(&tls("first"))).await.unwrap();
+    let mut said = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut said).await.unwrap();
+    assert!(said.starts_with(b"HTTP/1.1 401"), "answered, and then closed");
     gate.open();
     reading.join_next().await.unwrap().unwrap().assert_is(&bytes);
 }

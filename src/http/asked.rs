@@ -7,10 +7,11 @@ use http::request::Parts;
 
 use super::access::Peer;
 use super::challenge::Place;
+use super::connection::Security;
 use super::respond::Failure;
 use super::seal::{Inner, Pass};
 use super::{App, ListenerState};
-use crate::config::{ListenerTls, Upstream};
+use crate::config::Upstream;
 use crate::oci::{ErrorCode, UpstreamName};
 use crate::sendfile::Outlet;
 use crate::upstream::Registry;
@@ -23,6 +24,8 @@ pub(super) struct Asked<'a> {
     pub(super) peer: Peer,
     /// What sends parts of files by its connection.
     pub(super) outlet: Option<&'a Outlet>,
+    /// What its connection has shown.
+    pub(super) security: Security,
     /// The `Host` field or authority.
     pub(super) host: Option<&'a str>,
     pub(super) parts: &'a Parts,
@@ -48,9 +51,9 @@ impl<'a> Asked<'a> {
         self.app.upstreams.get(name).ok_or_else(unknown)
     }
 
-    /// Whether the client has shown a certificate of the listener's CA: it could not have come this far without.
-    pub(super) const fn is_certified(&self) -> bool {
-        matches!(&self.listener.config.tls, Some(ListenerTls { client_ca: Some(_), .. }))
+    /// Whether the client has shown a certificate of the listener's CA, which the listener still wants.
+    pub(super) fn is_certified(&self) -> bool {
+        self.security == Security::Certified && Security::of(&self.listener.config) == Security::Certified
     }
 
     /// The same for a token: one that holds nothing may cross any network.
@@ -62,7 +65,7 @@ impl<'a> Asked<'a> {
     /// A credential that crosses a network in the clear is not used, so that it is noticed.
     pub(super) fn refuse_plain(&self) -> Result<(), Failure> {
         let listener = &self.listener.config;
-        if listener.tls.is_some() || listener.allow_plain_credentials || self.peer.is_local() {
+        if self.security != Security::Plain || listener.allow_plain_credentials || self.peer.is_local() {
             return Ok(());
         }
         let message = "credentials are not taken over plain HTTP from another machine: connect by TLS, or set \

@@ -225,7 +225,8 @@ async fn answer(
         let message = "a GET or HEAD request has no body here; send it without one";
         return Err(Failure::bad_request(ErrorCode::Unsupported, message));
     }
-    let asked = Asked { app, listener, peer: connection.peer, outlet: connection.outlet.as_ref(), host, parts };
+    let Connection { peer, outlet, security } = connection;
+    let asked = Asked { app, listener, peer: *peer, outlet: outlet.as_ref(), security: *security, host, parts };
     let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
     let route = if let Some(route) = listener.routes.get(host, target) {
         route

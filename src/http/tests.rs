@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::access::Peer;
+use super::connection::Security;
 use super::*;
 use crate::clock::SystemClock;
 use crate::clock::twin::system;
@@ -70,12 +71,24 @@ impl Edge {
     }
 
     async fn send(&self, peer: &str, method: &str, target: &str, authorization: Option<&str>) -> Response<Body> {
+        self.send_by(Security::of(&self.listener.config), peer, method, target, authorization).await
+    }
+
+    /// By a connection of which this is known, whatever the listener's configuration is by now.
+    async fn send_by(
+        &self,
+        security: Security,
+        peer: &str,
+        method: &str,
+        target: &str,
+        authorization: Option<&str>,
+    ) -> Response<Body> {
         let mut request = Request::builder().method(method).uri(target).header("host", "localhost:5000");
         if let Some(text) = authorization {
             request = request.header(AUTHORIZATION, text);
         }
         let request = request.body(Full::new(Bytes::new())).unwrap();
-        let connection = Connection { peer: Peer::Tcp(peer.parse().unwrap()), outlet: None };
+        let connection = Connection { peer: Peer::Tcp(peer.parse().unwrap()), outlet: None, security };
         handle(&self.app, &self.listener, connection, request).await
     }
 
@@ -182,6 +195,28 @@ async fn who_may_read_by_ocisterns_own_account() {
 }
 
 #[tokio::test]
+async fn a_connection_is_what_it_was_when_it_was_accepted() {
+    let tls = "default_upstream = \"up\"\ntls = { certificate = \"/a\", key = \"/b\"";
+    let wants_certificates = Edge::new(&format!("{tls}, client_ca = \"/c\" }}"), &own("push = \"off\"")).await;
+    let has_tls = Edge::new(&format!("{tls} }}"), &own("push = \"off\"")).await;
+    // The configuration may have changed while it was open: neither does that make a certificate, nor is one of use that is not
+    // wanted any more.
+    for (edge, security, expected) in [
+        (&wants_certificates, Security::Certified, UNREACHABLE),
+        (&wants_certificates, Security::Tls, 403),
+        (&wants_certificates, Security::Plain, 403),
+        (&has_tls, Security::Certified, 403),
+    ] {
+        let got = edge.send_by(security, AFAR, "GET", MANIFEST, None).await;
+        let got = if got.status() == StatusCode::SERVICE_UNAVAILABLE { UNREACHABLE } else { got.status().as_u16() };
+        assert_eq!(got, expected, "{security:?}");
+    }
+    let plain = Edge::new(&format!("{tls} }}"), &upstream("up", "")).await;
+    let got = plain.send_by(Security::Plain, AFAR, "GET", MANIFEST, Some(ALICE)).await;
+    assert_eq!(got.status(), StatusCode::FORBIDDEN, "the password crossed the network in the clear");
+}
+
+#[tokio::test]
 async fn the_shared_account_writes_for_known_callers_only() {
     let users = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(users.path(), format!("alice:{}\n", bcrypt::hash("pw", 4).unwrap())).unwrap();
@@ -201,6 +236,7 @@ async fn the_shared_account_writes_for_known_callers_only() {
             listener: &edge.listener,
             peer,
             outlet: None,
+            security: Security::Plain,
             host: Some("localhost:5000"),
             parts: &parts,
         };

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,7 +29,7 @@ use crate::http::MAX_HEAD;
 use crate::http::access::Peer;
 use crate::http::around::{around, sensitive};
 use crate::http::body::Body;
-use crate::http::connection::Connection;
+use crate::http::connection::{Connection, Security};
 use crate::sendfile::Outlet;
 
 /// hyper's buffer for a request head. Larger than the limit, so that what is a little too long gets an answer that
@@ -65,13 +65,21 @@ pub(super) trait Handler: Clone + Send + Sync + 'static {
 /// How a listener serves its connections.
 pub(super) struct Serving<H> {
     handler: H,
-    /// None: plain HTTP.
-    tls: ArcSwapOption<Tls>,
+    speech: ArcSwap<Speech>,
     permits: Permits,
     /// For connections that are still to come.
     allowed: Mutex<Allowed>,
     builder: auto::Builder<Tracked>,
     run: Run,
+}
+
+/// What connections of a listener speak, until it is another thing.
+struct Speech {
+    /// None: plain HTTP.
+    tls: Option<Arc<Tls>>,
+    security: Security,
+    /// Connections that speak it finish what they are doing, and end.
+    over: CancellationToken,
 }
 
 /// What the requests of a connection share.
@@ -126,7 +134,8 @@ impl<H: Handler> Serving<H> {
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PONG_WITHIN);
         let allowed = Mutex::new(Allowed::from(limits));
-        Arc::new(Self { handler, tls: tls.into(), permits, allowed, builder, run })
+        let speech = ArcSwap::from_pointee(Speech::new(tls, &run));
+        Arc::new(Self { handler, speech, permits, allowed, builder, run })
     }
 
     pub(super) const fn handler(&self) -> &H {
@@ -134,12 +143,14 @@ impl<H: Handler> Serving<H> {
     }
 
     pub(super) fn is_tls(&self) -> bool {
-        self.tls.load().is_some()
+        self.speech.load().tls.is_some()
     }
 
-    /// Connections that come from here on speak this.
+    /// Connections that come from here on speak this. The others end as soon as what they are doing is done: they were let in by
+    /// what does not hold any more.
     pub(super) fn set_tls(&self, tls: Option<Arc<Tls>>) {
-        self.tls.store(tls);
+        let before = self.speech.swap(Arc::new(Speech::new(tls, &self.run)));
+        before.over.cancel();
     }
 
     /// For connections that come from here on these limits hold.
@@ -179,8 +190,8 @@ impl<H: Handler> Serving<H> {
 
     async fn serve(&self, stream: Plain, peer: Peer) {
         let outlet = Outlet::default();
-        let (tls, allowed) = (self.tls.load_full(), *self.allowed.lock());
-        let stream = match &tls {
+        let (speech, allowed) = (self.speech.load_full(), *self.allowed.lock());
+        let stream = match &speech.tls {
             None => Stream::Plain(Sending::new(stream, outlet.clone())),
             Some(tls) => {
                 let shaking = async { tls.acceptor(&self.run.tasks).await.accept(stream).await };
@@ -195,7 +206,8 @@ impl<H: Handler> Serving<H> {
         };
         let activity = Activity::new(allowed);
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
-        let connection = Connection { peer, outlet: tls.is_none().then_some(outlet) };
+        let (security, outlet) = (speech.security, speech.tls.is_none().then_some(outlet));
+        let connection = Connection { peer, outlet, security };
         let connected = Arc::new(Connected { handler: self.handler.clone(), connection, activity: activity.clone() });
         let stack = sensitive().layer(tower::service_fn(move |request: Request<Incoming>| {
             let in_flight = connected.activity.begin(request.version() == Version::HTTP_2);
@@ -210,7 +222,7 @@ impl<H: Handler> Serving<H> {
         // The stack is always ready: a call need not wait for it.
         let service = hyper::service::service_fn(move |request| stack.clone().call(request));
         let connection = self.builder.serve_connection(io, service);
-        match supervise::run(connection, activity, &self.run.drain, &self.run.abort).await {
+        match supervise::run(connection, activity, &speech.over, &self.run.abort).await {
             Ok(()) => {}
             Err(Ended::Overdue(overdue)) => tracing::debug!(%peer, "connection closed: {overdue}"),
             Err(Ended::Stopped) => tracing::warn!(%peer, "connection closed: the time for running answers is over"),
@@ -218,6 +230,15 @@ impl<H: Handler> Serving<H> {
                 tracing::debug!(%peer, reason = crate::http::respond::causes(&*error), "connection ended");
             }
         }
+    }
+}
+
+// === impl Speech ===
+
+impl Speech {
+    fn new(tls: Option<Arc<Tls>>, run: &Run) -> Self {
+        let security = tls.as_ref().map_or(Security::Plain, |tls| tls.security());
+        Self { tls, security, over: run.drain.child_token() }
     }
 }
 

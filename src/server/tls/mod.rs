@@ -25,6 +25,7 @@ pub use self::error::TlsError;
 use self::files::FromFiles;
 use self::names::{ByName, Certificate};
 use crate::config::ListenerTls;
+use crate::http::connection::Security;
 
 /// How often the files are looked at, at most.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -68,6 +69,11 @@ impl Tls {
         let loaded = Loaded::read(&settings)?;
         let current = Current { config: loaded.config()?, look_at };
         Ok(Self { listener, settings, loaded: Mutex::new(loaded), current: Mutex::new(current) })
+    }
+
+    /// What is known of a client that has come through its handshake.
+    pub(super) fn security(&self) -> Security {
+        if self.settings.client_ca.is_some() { Security::Certified } else { Security::Tls }
     }
 
     /// What accepts the next connection.
