@@ -20,7 +20,7 @@ use ocistern::http::body::Body;
 use ocistern::http::connection::{Connection, Security};
 use ocistern::http::route::{self, Directory};
 use ocistern::http::{App, ListenerState, Locations, Seal, handle};
-use ocistern::metrics::Metrics;
+use ocistern::metrics::{Metrics, Requests};
 use ocistern::oci::{Algorithm, Digest, RepoName, Tag, UpstreamName, Via};
 use ocistern::store::{Access, Keep, Link, LinkKind, Store, StoreOptions, TagRecord};
 use ocistern::upstream::Upstreams;
@@ -92,7 +92,7 @@ impl Stand {
             upstreams,
             seal: Seal::new(&[1; 32]).into(),
             locations: Locations::new([2; 32]).into(),
-            metrics: metrics.into(),
+            requests: Requests::new(&metrics, ["up"]).into(),
             clock,
             steady: Steady::new(&SystemClock),
             tasks,

@@ -120,13 +120,13 @@ impl http_body::Body for Body {
 
 #[cfg(test)]
 mod tests {
-    use http::{Method, Response};
+    use http::{HeaderMap, Method, Response};
     use http_body::Body as _;
     use tracing::Span;
 
     use super::super::access::Peer;
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::metrics::{Metrics, Requests};
 
     /// Without content; notes in which span it is asked for some.
     struct Watching(std::sync::Arc<parking_lot::Mutex<Vec<Option<&'static str>>>>);
@@ -145,11 +145,11 @@ mod tests {
     fn what_a_body_says_while_it_comes_is_said_of_its_request() {
         let seen = std::sync::Arc::default();
         tracing::subscriber::with_default(tracing_subscriber::registry(), || {
-            let metrics = Metrics::new().unwrap().into();
+            let requests = Requests::new(&Metrics::new().unwrap(), []).into();
             let record =
-                tracing::info_span!("request").in_scope(|| Record::new(&metrics, Peer::Unix(None), Method::GET));
+                tracing::info_span!("request").in_scope(|| Record::new(&requests, Peer::Unix(None), Method::GET));
             let body = Body::stream(Watching(std::sync::Arc::clone(&seen)));
-            let mut response = record.follow(Response::new(body));
+            let mut response = record.follow(&HeaderMap::new(), Response::new(body));
             let mut cx = Context::from_waker(std::task::Waker::noop());
             assert!(Pin::new(response.body_mut()).poll_frame(&mut cx).is_ready());
             assert_eq!(Span::current().metadata().map(tracing::Metadata::name), None, "it is left again");

@@ -67,7 +67,7 @@ pub use self::seal::Seal;
 use crate::cache::{API_VERSION, Cache};
 use crate::clock::{Clock, Steady};
 use crate::config::{Config, Listener};
-use crate::metrics::Metrics;
+use crate::metrics::Requests;
 use crate::oci::ErrorCode;
 use crate::upstream::Upstreams;
 
@@ -90,8 +90,8 @@ pub struct App {
     pub seal: Arc<Seal>,
     /// The addresses of uploads.
     pub locations: Arc<Locations>,
-    /// All metrics.
-    pub metrics: Arc<Metrics>,
+    /// What counts them.
+    pub requests: Arc<Requests>,
     /// What the time is.
     pub clock: Arc<dyn Clock>,
     /// The time for what ends with this process.
@@ -122,10 +122,10 @@ struct Visit<'a> {
 // === impl App ===
 
 impl App {
-    /// The same by another configuration.
+    /// The same by another configuration, of whose upstreams `requests` are counted.
     #[must_use]
-    pub fn with(self, config: Arc<Config>) -> Self {
-        Self { directory: Directory::new(&config), config, ..self }
+    pub fn with(self, config: Arc<Config>, requests: Arc<Requests>) -> Self {
+        Self { directory: Directory::new(&config), config, requests, ..self }
     }
 }
 
@@ -160,7 +160,7 @@ where
     B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
 {
     let (parts, body) = request.into_parts();
-    let mut record = Record::new(&app.metrics, connection.peer, parts.method.clone());
+    let mut record = Record::new(&app.requests, connection.peer, parts.method.clone());
     let (body, rest) = Inbound::new(body, parts.headers.contains_key(TRANSFER_ENCODING));
     record.brings(&rest);
     let answered = answer(app, listener, &connection, &parts, body, &mut record).await;
@@ -185,7 +185,7 @@ where
         // A field of the connection has no place in HTTP/2 (RFC 9113, 8.2.2).
         response.headers_mut().remove(CONNECTION);
     }
-    record.follow(branded(response))
+    record.follow(&parts.headers, branded(response))
 }
 
 /// The answer to a HEAD says how long its body would be. HTTP/1.1 leaves the body out by itself, HTTP/2 would send it.

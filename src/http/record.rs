@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 use tracing::Span;
@@ -19,7 +21,7 @@ use super::inbound::Rest;
 use super::respond::Reason;
 use super::route::{AcrItem, Endpoint, Form, Ping, Route};
 use super::token_route::TokenRoute;
-use crate::metrics::{Kind, Metrics, Outcome, Source};
+use crate::metrics::{Answered, Cause, Kind, Outcome, Requests, Source};
 use crate::oci::{Reference, RepoName, UpstreamName};
 
 /// The target of the one event of every request.
@@ -28,8 +30,6 @@ pub const REQUEST_LOG: &str = module_path!();
 const CLIENT_LEFT: u16 = 499;
 /// Longest path, and longest host, of a request that means nothing here, as it goes to the log.
 const MAX_TARGET: usize = 256;
-/// Label and field where a request means no upstream.
-const NONE: &str = "none";
 
 /// How a pull was answered, as the body of its answer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Served {
 /// The record of a request, from its head to the end of its answer; dropping it writes it.
 #[derive(Debug)]
 pub(super) struct Record {
-    metrics: Arc<Metrics>,
+    requests: Arc<Requests>,
     span: Span,
     started: Instant,
     peer: Peer,
@@ -59,7 +59,10 @@ pub(super) struct Record {
     /// How many there are in all, if the body knows.
     length: Option<u64>,
     end: End,
-    counted: bool,
+    /// The answer asks for a credential, and the request showed none: the first half of what most clients do, and no error.
+    challenge: bool,
+    /// From the head of the request to the end of the answer, once it has been counted.
+    took: Option<Duration>,
 }
 
 /// What a request means.
@@ -90,9 +93,9 @@ enum End {
 
 impl Record {
     /// Boxed: it goes through many hands.
-    pub(super) fn new(metrics: &Arc<Metrics>, peer: Peer, method: Method) -> Box<Self> {
+    pub(super) fn new(requests: &Arc<Requests>, peer: Peer, method: Method) -> Box<Self> {
         Box::new(Self {
-            metrics: Arc::clone(metrics),
+            requests: Arc::clone(requests),
             span: Span::current(),
             started: Instant::now(),
             peer,
@@ -105,7 +108,8 @@ impl Record {
             sent: 0,
             length: None,
             end: End::Open,
-            counted: false,
+            challenge: false,
+            took: None,
         })
     }
 
@@ -133,12 +137,16 @@ impl Record {
         self.meant = Meant::Nothing(short(host.unwrap_or_default()) + &short(path));
     }
 
-    /// Follows the response to the end of its body.
-    pub(super) fn follow(mut self: Box<Self>, mut response: Response<Body>) -> Response<Body> {
+    /// Follows the response to a request with these fields to the end of its body.
+    pub(super) fn follow(mut self: Box<Self>, asked: &HeaderMap, mut response: Response<Body>) -> Response<Body> {
         self.status = Some(response.status());
         self.served = response.body().served();
         self.reason = response.extensions_mut().remove();
         self.length = response.body().size_hint().exact();
+        self.challenge = response.status() == StatusCode::UNAUTHORIZED
+            && response.headers().contains_key(WWW_AUTHENTICATE)
+            && !asked.contains_key(AUTHORIZATION);
+        self.requests.begun(self.kind(), self.outcome(), self.started.elapsed());
         let head_only = self.method == Method::HEAD
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if head_only || response.body().is_end_stream() {
@@ -177,26 +185,50 @@ impl Record {
         self.count();
     }
 
+    fn kind(&self) -> Kind {
+        // Who is asked for a credential has been told nothing of the resource.
+        if self.challenge { Kind::Other } else { self.meant.kind() }
+    }
+
     fn outcome(&self) -> Outcome {
-        let failed = self.status.is_none_or(|status| status.is_client_error() || status.is_server_error());
-        if failed || self.end == End::Broken {
+        if self.cause().is_some() {
             Outcome::Error
         } else {
-            // What no handler spoke of is no content: a token, or the API's name.
+            // What no handler spoke of is no content: a token, a challenge, or the API's name.
             self.served.map_or(Outcome::Bypass, |served| served.outcome)
         }
     }
 
-    fn count(&mut self) {
-        if self.counted {
-            return;
+    /// Why the answer is an error, if it is one.
+    fn cause(&self) -> Option<Cause> {
+        match self.status {
+            _ if self.end == End::Broken => Some(Cause::Broken),
+            None if std::thread::panicking() => Some(Cause::Internal),
+            None => Some(Cause::Left),
+            Some(_) if self.challenge => None,
+            Some(status) if status.as_u16() >= 400 => Some(Cause::of_status(status.as_u16())),
+            Some(_) => None,
         }
-        self.counted = true;
-        let upstream = self.meant.upstream().map_or(NONE, UpstreamName::as_str);
-        self.metrics.request(upstream, self.meant.kind(), self.outcome());
-        if let Some(served) = self.served {
-            self.metrics.served_bytes.with_label_values(&[upstream, served.source.as_str()]).inc_by(self.sent);
+    }
+
+    /// Counts the request, once, and tells how long it took.
+    fn count(&mut self) -> Duration {
+        if let Some(took) = self.took {
+            return took;
         }
+        let took = self.started.elapsed();
+        self.took = Some(took);
+        self.requests.ended(&Answered {
+            upstream: self.meant.upstream().map(UpstreamName::as_str),
+            kind: self.kind(),
+            outcome: self.outcome(),
+            source: self.served.map(|served| served.source),
+            sent: self.sent,
+            took,
+            cause: self.cause(),
+            challenge: self.challenge,
+        });
+        took
     }
 }
 
@@ -208,7 +240,7 @@ impl Drop for Record {
             None if std::thread::panicking() => StatusCode::INTERNAL_SERVER_ERROR.as_u16(),
             None => CLIENT_LEFT,
         };
-        self.count();
+        let took = self.count();
         tracing::info!(
             parent: &self.span,
             method = self.method.as_str(),
@@ -217,14 +249,14 @@ impl Drop for Record {
             repository = self.meant.route().and_then(Route::repo).map(RepoName::as_str),
             reference = self.meant.route().and_then(reference).map(tracing::field::display),
             asked = if let Meant::Nothing(asked) = &self.meant { Some(asked.as_str()) } else { None },
-            kind = self.meant.kind().as_str(),
+            kind = self.kind().as_str(),
             result = self.outcome().as_str(),
             status,
             bytes = self.sent,
             received = self.brought.as_ref().map(Rest::received).filter(|bytes| *bytes > 0),
             end = self.end.as_str(),
             error = self.reason.as_ref().map(|reason| &*reason.0),
-            duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             peer = %self.peer,
             "request"
         );

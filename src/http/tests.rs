@@ -14,6 +14,7 @@ use super::connection::Security;
 use super::*;
 use crate::clock::SystemClock;
 use crate::clock::twin::system;
+use crate::metrics::Metrics;
 use crate::store::{Keep, Store, StoreOptions};
 use crate::upstream::Right;
 
@@ -62,7 +63,7 @@ impl Edge {
             upstreams,
             seal: Seal::new(&[1; 32]).into(),
             locations: Locations::new([2; 32]).into(),
-            metrics: metrics.into(),
+            requests: Requests::new(&metrics, ["up"]).into(),
             clock: system(),
             steady: Steady::new(&SystemClock),
             tasks,

@@ -30,6 +30,7 @@ use crate::http::access::Peer;
 use crate::http::around::{around, sensitive};
 use crate::http::body::Body;
 use crate::http::connection::{Connection, Security};
+use crate::metrics::Connections;
 use crate::sendfile::Outlet;
 
 /// hyper's buffer for a request head. Larger than the limit, so that what is a little too long gets an answer that
@@ -159,7 +160,7 @@ impl<H: Handler> Serving<H> {
     }
 
     /// Accepts connections until the drain begins.
-    pub(super) async fn accept(self: Arc<Self>, socket: Socket) {
+    pub(super) async fn accept(self: Arc<Self>, socket: Socket, connections: Connections) {
         let accepting = async {
             let mut pause = BACK_OFF.0;
             while let Some(place) = self.permits.place().await {
@@ -176,11 +177,12 @@ impl<H: Handler> Serving<H> {
                 pause = BACK_OFF.0;
                 let Some(address_place) = self.permits.admit(&peer) else {
                     tracing::debug!(%peer, "refused: this address has too many connections already");
+                    connections.refused();
                     continue;
                 };
-                let serving = self.clone();
+                let (serving, open) = (self.clone(), connections.accepted());
                 self.run.tasks.spawn(async move {
-                    let _places = (place, address_place);
+                    let _places = (place, address_place, open);
                     serving.serve(stream, peer).await;
                 });
             }

@@ -50,7 +50,7 @@ use crate::config::{Config, Listener, Scrub};
 use crate::http::admin::{Admin, Api, Readiness, Stage};
 use crate::http::route::Directory;
 use crate::http::{App, ListenerState, Locations, Seal};
-use crate::metrics::Metrics;
+use crate::metrics::{Connections, Metrics};
 use crate::store::{Keep, Store, StoreError, StoreOptions};
 use crate::upstream::{SetupError, Upstreams};
 
@@ -177,7 +177,7 @@ impl Server {
         let user = rustix::process::geteuid().as_raw();
         let api = Api::new(store.clone(), Some(Arc::clone(&cache)));
         let admin = Arc::new(Admin::new(config.clone(), metrics.clone(), readiness.clone(), user, api));
-        let admin_address = start_admin(&config, &store, &admin, &admin_run).await?;
+        let admin_address = start_admin(&config, &store, &admin, &admin_run, &metrics).await?;
 
         let app = Arc::new(App {
             directory: Directory::new(&config),
@@ -186,7 +186,7 @@ impl Server {
             upstreams: Arc::clone(&upstreams),
             seal: Arc::new(Seal::new(&private_key(&store, "token").await?)),
             locations: Arc::new(Locations::new(private_key(&store, "upload").await?)),
-            metrics: Arc::new(metrics.clone()),
+            requests: reload::requests(&config, &metrics),
             steady: Steady::new(&**store.timeline().clock()),
             clock: store.timeline().clock().clone(),
             tasks: registry.tasks.clone(),
@@ -196,7 +196,7 @@ impl Server {
         let own = sockets.iter().filter_map(|(socket, _)| socket.address()).chain(admin_address);
         upstreams.set_own_addresses(own.collect());
         let listeners = sockets.iter().map(|(_, serving)| serving.clone()).collect();
-        let sockets = serve_on(sockets, &registry);
+        let sockets = serve_on(sockets, &registry, &metrics);
         admin.set_listeners(sockets.iter().map(|(name, _)| name.clone()).collect());
         readiness.set(Stage::Ready);
         notify::ready();
@@ -329,6 +329,7 @@ async fn start_admin(
     store: &Store,
     admin: &Arc<Admin>,
     run: &Run,
+    metrics: &Metrics,
 ) -> Result<Option<SocketAddr>, StartError> {
     let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS);
     let serving = Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
@@ -336,7 +337,8 @@ async fn start_admin(
     match open_admin_socket(path.clone()).await {
         Ok(socket) => {
             store.announce_socket(path.clone()).await?;
-            run.tasks.spawn(serving.clone().accept(socket));
+            let connections = Connections::new(metrics, &socket.to_string());
+            run.tasks.spawn(serving.clone().accept(socket, connections));
         }
         // A full disk is not down: pulls need no socket.
         Err(StartError::Listen(error)) if error.is_full() => {
@@ -354,7 +356,8 @@ async fn start_admin(
     if let Some(address) = address {
         tracing::info!(%address, socket = %path.display(), "the admin interface is open");
     }
-    run.tasks.spawn(serving.accept(socket));
+    let connections = Connections::new(metrics, &socket.to_string());
+    run.tasks.spawn(serving.accept(socket, connections));
     Ok(address)
 }
 
@@ -388,12 +391,17 @@ async fn open_listeners(
 }
 
 /// Serves on all of them; their names and TCP addresses.
-fn serve_on(sockets: Vec<(Socket, Arc<Serving<RegistryHandler>>)>, run: &Run) -> Vec<(String, Option<SocketAddr>)> {
+fn serve_on(
+    sockets: Vec<(Socket, Arc<Serving<RegistryHandler>>)>,
+    run: &Run,
+    metrics: &Metrics,
+) -> Vec<(String, Option<SocketAddr>)> {
     let mut names = Vec::with_capacity(sockets.len());
     for (socket, serving) in sockets {
         tracing::info!(listener = %socket, tls = serving.is_tls(), "serving clients");
         names.push((socket.to_string(), socket.address()));
-        run.tasks.spawn(serving.accept(socket));
+        let connections = Connections::new(metrics, &socket.to_string());
+        run.tasks.spawn(serving.accept(socket, connections));
     }
     names
 }

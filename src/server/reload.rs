@@ -8,6 +8,8 @@ use super::tls::Tls;
 use super::{Server, TlsError, files};
 use crate::config::{Config, Listener};
 use crate::http::App;
+use crate::metrics::{Metrics, Requests};
+use crate::oci::UpstreamName;
 use crate::store::{Keep, StoreError};
 use crate::upstream::{Prepared, SetupError};
 
@@ -31,6 +33,11 @@ pub enum ReloadError {
     /// The preparation panicked.
     #[error("the preparation did not end properly")]
     Preparation,
+}
+
+/// What counts the requests of all upstreams of this configuration.
+pub(super) fn requests(config: &Config, metrics: &Metrics) -> Arc<Requests> {
+    Arc::new(Requests::new(metrics, config.upstreams.keys().map(UpstreamName::as_str)))
 }
 
 /// What takes time, or can fail, and changes nothing yet.
@@ -70,7 +77,7 @@ impl Server {
         self.cache.take_over(&next);
         let connections = files::connections(next.limits.connections).max(self.listeners.len());
         self.permits.set(connections, next.limits.connections_per_address);
-        let app = Arc::new(App::clone(&self.app).with(next.clone()));
+        let app = Arc::new(App::clone(&self.app).with(next.clone(), requests(&next, &self.metrics)));
         for ((serving, settings), speech) in self.listeners.iter().zip(&next.listeners).zip(speech) {
             match speech {
                 Speech::AsBefore => {}

@@ -28,6 +28,7 @@ use crate::config::{CertificateFiles, Limits, ListenerTls, MaxRate};
 use crate::http::MAX_HEAD;
 use crate::http::body::{Body, BodyError};
 use crate::http::connection::Connection;
+use crate::metrics::{Connections, Metrics};
 
 const SHORT: Duration = Duration::from_millis(100);
 const LONG: Duration = Duration::from_mins(1);
@@ -131,7 +132,7 @@ async fn start_with(limits: Limits, tls: Option<Arc<Tls>>) -> (SocketAddr, Run, 
     let socket = Socket::tcp("127.0.0.1:0".parse().unwrap(), Purpose::Listener).await.unwrap();
     let address = socket.address().unwrap();
     let serving = Serving::new(answers.clone(), tls, permits, &limits, run.clone());
-    run.tasks.spawn(serving.accept(socket));
+    run.tasks.spawn(serving.accept(socket, Connections::new(&Metrics::new().unwrap(), "x")));
     (address, run, answers)
 }
 

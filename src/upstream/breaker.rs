@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use tokio::time::Instant;
 
 /// Failed connections in a row after which an upstream is left alone.
@@ -16,7 +17,11 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// One upstream's breaker.
 #[derive(Debug)]
-pub(crate) struct Breaker(Mutex<State>);
+pub(crate) struct Breaker {
+    state: Mutex<State>,
+    /// 1 while it is closed; set under the lock, so that it is never older than the state.
+    up: IntGauge,
+}
 
 /// Leave to ask. Dropped without a verdict it proves nothing, but gives a probe's place free.
 #[derive(Debug)]
@@ -40,18 +45,20 @@ enum State {
 // === impl Breaker ===
 
 impl Breaker {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(State::Closed { failures: 0 }))
+    /// A closed one, that tells by `up` what it is.
+    pub(crate) fn new(up: IntGauge) -> Self {
+        up.set(1);
+        Self { state: Mutex::new(State::Closed { failures: 0 }), up }
     }
 
     /// Whether requests are held back, or the next one finds out.
     pub(crate) fn is_open(&self) -> bool {
-        !matches!(*self.0.lock(), State::Closed { .. })
+        !matches!(*self.state.lock(), State::Closed { .. })
     }
 
     /// Leave to ask, or how long to wait for it.
     pub(crate) fn permit(&self) -> Result<Permit<'_>, Duration> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let probe = match *state {
             State::Closed { .. } => false,
             State::Open { until, pause } => {
@@ -74,13 +81,15 @@ impl Permit<'_> {
     /// Upstream answered, whatever it said.
     pub(crate) fn reached(mut self) {
         self.open = false;
-        *self.breaker.0.lock() = State::Closed { failures: 0 };
+        let mut state = self.breaker.state.lock();
+        *state = State::Closed { failures: 0 };
+        self.breaker.up.set(1);
     }
 
     /// It could not be reached, or did not answer.
     pub(crate) fn failed(mut self) {
         self.open = false;
-        let mut state = self.breaker.0.lock();
+        let mut state = self.breaker.state.lock();
         let pause = match *state {
             State::Closed { failures } if failures + 1 < THRESHOLD => {
                 *state = State::Closed { failures: failures + 1 };
@@ -92,6 +101,7 @@ impl Permit<'_> {
             State::Open { .. } | State::HalfOpen { .. } => return,
         };
         *state = State::Open { until: Instant::now() + pause, pause };
+        self.breaker.up.set(0);
     }
 }
 
@@ -100,7 +110,7 @@ impl Drop for Permit<'_> {
         if !self.open || !self.probe {
             return;
         }
-        let mut state = self.breaker.0.lock();
+        let mut state = self.breaker.state.lock();
         if let State::HalfOpen { pause } = *state {
             *state = State::Open { until: Instant::now(), pause };
         }
@@ -113,6 +123,10 @@ mod tests {
 
     use super::*;
 
+    fn gauge() -> IntGauge {
+        IntGauge::new("up", "up").unwrap()
+    }
+
     fn fail(breaker: &Breaker, times: u32) {
         for _ in 0..times {
             breaker.permit().expect("closed").failed();
@@ -121,25 +135,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn opens_after_failures_in_a_row_and_probes_once() {
-        let breaker = Breaker::new();
+        let breaker = Breaker::new(gauge());
         fail(&breaker, THRESHOLD - 1);
         breaker.permit().unwrap().reached();
+        assert_eq!(breaker.up.get(), 1);
         fail(&breaker, THRESHOLD);
-        assert_eq!(breaker.permit().unwrap_err(), FIRST_PAUSE);
+        assert_eq!((breaker.permit().unwrap_err(), breaker.up.get()), (FIRST_PAUSE, 0));
         advance(FIRST_PAUSE).await;
         let probe = breaker.permit().expect("time is up");
+        assert_eq!(breaker.up.get(), 0, "nobody knows yet");
         assert!(breaker.permit().is_err(), "one probe at a time");
         probe.failed();
         assert_eq!(breaker.permit().unwrap_err(), FIRST_PAUSE * 2, "the pause grows");
         advance(FIRST_PAUSE * 2).await;
         breaker.permit().unwrap().reached();
+        assert_eq!(breaker.up.get(), 1);
         fail(&breaker, THRESHOLD - 1);
         assert!(breaker.permit().is_ok(), "counting starts anew");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_given_up_makes_room_for_the_next() {
-        let breaker = Breaker::new();
+        let breaker = Breaker::new(gauge());
         let early = breaker.permit().unwrap();
         fail(&breaker, THRESHOLD);
         early.failed();
@@ -151,7 +168,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_pause_has_a_limit() {
-        let breaker = Breaker::new();
+        let breaker = Breaker::new(gauge());
         fail(&breaker, THRESHOLD);
         for _ in 0..10 {
             advance(breaker.permit().unwrap_err()).await;

@@ -92,12 +92,12 @@ impl Registry {
         let origin = Origin::of_upstream(&config.url);
         let dial = Dial::new(origin.clone(), config.connect.clone(), Arc::clone(own));
         let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
-        let wire = Wire::new(client, config.name.clone(), metrics.clone(), Arc::clone(clock));
+        let wire = Wire::new(client, config.name.clone(), metrics, Arc::clone(clock));
         // The operator named it, so it is dialled by an upstream's rules wherever it is.
         let wire_to = |cloud: Origin| {
             let dial = Dial::new(cloud, Vec::new(), Arc::clone(own));
             let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
-            Ok(Wire::new(client, config.name.clone(), metrics.clone(), Arc::clone(clock)))
+            Ok(Wire::new(client, config.name.clone(), metrics, Arc::clone(clock)))
         };
         let credentials = Source::new(&config.credentials, &origin, wire_to)?;
         let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);
@@ -108,12 +108,13 @@ impl Registry {
             min_rate: config.transfer.min_rate,
             throttles: [Arc::clone(&limits.throttle), Arc::clone(total)],
         };
+        let up = metrics.upstream_up.with_label_values(&[config.name.as_str(), &config.url.authority()]);
         Ok(Self {
             config,
             origin,
             auth,
             wire,
-            breaker: Breaker::new(),
+            breaker: Breaker::new(up),
             metrics: metrics.clone(),
             intake: Arc::new(intake),
             schemes: SchemeMemory::default(),

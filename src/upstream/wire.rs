@@ -17,7 +17,7 @@ use super::origin::Url;
 use super::read;
 use super::upload::{RequestBody, Watch};
 use crate::clock::Clock;
-use crate::metrics::{Kind, Metrics};
+use crate::metrics::{Exchanges, Kind, Metrics};
 use crate::oci::UpstreamName;
 
 /// How ocistern calls itself.
@@ -44,7 +44,7 @@ const OURS: [HeaderName; 13] = [
 pub(crate) struct Wire {
     client: Client,
     upstream: UpstreamName,
-    metrics: Metrics,
+    exchanges: Arc<Exchanges>,
     clock: Arc<dyn Clock>,
 }
 
@@ -61,8 +61,9 @@ pub(crate) struct Outgoing<'a> {
 // === impl Wire ===
 
 impl Wire {
-    pub(crate) fn new(client: Client, upstream: UpstreamName, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
-        Self { client, upstream, metrics, clock }
+    pub(crate) fn new(client: Client, upstream: UpstreamName, metrics: &Metrics, clock: Arc<dyn Clock>) -> Self {
+        let exchanges = Arc::new(Exchanges::new(metrics, upstream.as_str()));
+        Self { client, upstream, exchanges, clock }
     }
 
     /// What the time is.
@@ -82,12 +83,16 @@ impl Wire {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
         // Compressed bytes would match no digest.
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let begun = Instant::now();
         let sent = timeout_at(deadline, self.exchange(request, watch.as_deref())).await;
         let result = sent.unwrap_or(Err(Fault::Timeout(Phase::Header)));
-        let status = result.as_ref().map(Response::status);
-        let label = status.as_ref().map_or("error", http::StatusCode::as_str);
-        self.metrics.upstream_requests.with_label_values(&[self.upstream.as_str(), kind.as_str(), label]).inc();
-        tracing::debug!(upstream = %self.upstream, ?url, status = label, "asked upstream");
+        let status = result.as_ref().ok().map(Response::status);
+        match status {
+            Some(status) => self.exchanges.answered(kind, status, begun.elapsed()),
+            None => self.exchanges.failed(kind),
+        }
+        let status = status.as_ref().map_or("error", http::StatusCode::as_str);
+        tracing::debug!(upstream = %self.upstream, ?url, status, "asked upstream");
         result
     }
 

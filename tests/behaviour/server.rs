@@ -75,8 +75,14 @@ async fn ping() {
     let head = raw(address, "HEAD /v2/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
     assert!(head.contains("content-length: 152\r\n") && head.ends_with("\r\n\r\n"), "{head}");
     let text = server.metrics().expose();
-    let counted = "ocistern_requests_total{kind=\"other\",result=\"error\",upstream=\"docker.io\"} 2";
-    assert!(text.contains(counted), "{text}");
+    // To be asked for a credential is how every pull begins: no error (ADR 0025).
+    for counted in [
+        "ocistern_requests_total{kind=\"other\",result=\"bypass\",upstream=\"docker.io\"} 2\n",
+        "ocistern_challenges_total{upstream=\"docker.io\"} 2\n",
+        "ocistern_request_errors_total{cause=\"denied\",upstream=\"docker.io\"} 0\n",
+    ] {
+        assert!(text.contains(counted), "{counted} is missing in:\n{text}");
+    }
     server.stop().await;
 }
 
@@ -211,7 +217,8 @@ async fn an_upstream_whose_name_leads_here_is_not_asked() {
     assert_error(&answer, 502, "UNAVAILABLE");
     assert!(answer.contains("set `connect`"), "it says what to do: {answer}");
     let text = server.metrics().expose();
-    let requests: Vec<_> = text.lines().filter(|line| line.starts_with("ocistern_requests_total")).collect();
+    let counted = |line: &&str| line.starts_with("ocistern_requests_total") && !line.ends_with(" 0");
+    let requests: Vec<_> = text.lines().filter(counted).collect();
     assert_eq!(requests, ["ocistern_requests_total{kind=\"manifest\",result=\"error\",upstream=\"loop\"} 1"]);
     server.stop().await;
 }

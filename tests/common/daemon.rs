@@ -148,18 +148,21 @@ impl Daemon {
         self.log.lock().clone()
     }
 
-    /// See [`super::Cistern::metric`].
-    pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+    /// The text of `/metrics`.
+    pub async fn metrics(&self) -> String {
         let got = self.admin.get("/metrics").await;
         assert!(got.complete(), "metrics: {}", got.summary());
-        sum(&String::from_utf8_lossy(&got.body), name, labels)
+        String::from_utf8(got.body.to_vec()).unwrap()
+    }
+
+    /// See [`super::Cistern::metric`].
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        sum(&self.metrics().await, name, labels)
     }
 
     /// Before which moment all that was published is on the disk, as it says itself; none if it does not know yet.
     pub async fn synced(&self) -> Option<SystemTime> {
-        let got = self.admin.get("/metrics").await;
-        assert!(got.complete(), "metrics: {}", got.summary());
-        let text = String::from_utf8_lossy(&got.body);
+        let text = self.metrics().await;
         let line = text.lines().find_map(|line| line.strip_prefix("ocistern_store_synced_timestamp_seconds "));
         let seconds: f64 = line.expect("it says when it synced").parse().unwrap();
         (seconds > 0.0).then(|| UNIX_EPOCH + Duration::from_secs_f64(seconds))

@@ -5,7 +5,7 @@
 # another one stands earlier in PATH).
 E2E_PACKAGES=(
     apache2-utils buildah ca-certificates containerd curl debootstrap docker-registry docker.io iproute2 jq
-    nginx openssl podman procps python3 python3-venv runc skopeo slowhttptest umoci util-linux
+    nginx openssl podman procps prometheus python3 python3-venv runc skopeo slowhttptest umoci util-linux
 )
 
 E2E_GO_TOOLS=(

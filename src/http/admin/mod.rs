@@ -180,7 +180,10 @@ impl Admin {
             None => {}
         }
         Ok(match path {
-            "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics.expose()),
+            "/metrics" => {
+                self.metrics.ready.set((self.readiness.get() == Stage::Ready).into());
+                text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics.expose())
+            }
             "/healthz" => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
             "/readyz" => {
                 let stage = self.readiness.get();

@@ -229,6 +229,7 @@ impl Inner {
         let what = chunk.names.join(", ");
         if blobs > 0 {
             self.metrics.evicted_bytes.inc_by(bytes);
+            self.metrics.evicted_blobs.inc_by(blobs as u64);
             match max_age {
                 None => tracing::info!(bytes, blobs, what, "evicted the least recently used blobs"),
                 Some(max_age) => {

@@ -1,56 +1,40 @@
 //! Prometheus metrics: one struct of families, registered once and passed to who needs them; no globals.
 //!
-//! Labels come from the enums here or from the configuration (names of upstreams), never from a request, so a stranger
-//! cannot make the number of time series grow. This module is a leaf: it uses nothing of the crate.
+//! Labels come from the enums in [`labels`] or from the configuration (names of upstreams, addresses of listeners), never from a
+//! request, so a stranger cannot make the number of time series grow. What every request touches has its handles looked up
+//! once: [`Requests`], [`Exchanges`]. This module is a leaf: it uses nothing of the crate.
+//!
+//! `docs/metrics.md` is the reference: a test compares.
+
+mod connections;
+mod labels;
+mod requests;
+mod upstreams;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
     process_collector::ProcessCollector,
 };
 
-/// What kind of resource a request is for: the `kind` label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// A manifest or index.
-    Manifest,
-    /// A blob.
-    Blob,
-    /// A tag list.
-    Tags,
-    /// A list of referrers.
-    Referrers,
-    /// An upload.
-    Upload,
-    /// `/v2/`, the catalog, token requests and what is not a registry request.
-    Other,
-}
+pub use self::connections::{Connections, OpenConnection};
+pub use self::labels::{Cause, Kind, Outcome, Source};
+pub use self::requests::{Answered, NO_UPSTREAM, Requests};
+pub use self::upstreams::Exchanges;
 
-/// How a request was answered: the `result` label, and what the log and `Cache-Status` say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// From the store, without waiting for upstream's content.
-    Hit,
-    /// This request started the fill.
-    Miss,
-    /// It joined a fill that another request had started.
-    Collapsed,
-    /// From the store although it could not be revalidated.
-    Stale,
-    /// Streamed from upstream without being kept.
-    Bypass,
-    /// With an error.
-    Error,
-}
-
-/// Where the bytes of an answer came from: the `source` label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Source {
-    /// A finished file of the store.
-    Cache,
-    /// A fill in progress, or upstream itself.
-    Fill,
-}
+/// Bounds of times to the head of an answer, in seconds: from what a warm answer takes to what a client waits for at most
+/// (containerd: 30 s; ocistern itself ends all waits within 20).
+const FIRST_BYTE_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0];
+/// Bounds of times to the end of an answer: up to a large layer over a slow link.
+const DURATION_BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+    900.0,
+];
+/// Bounds of times to the head of an upstream's answer: no network is faster than the first.
+const UPSTREAM_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0];
+/// Of which state of the sources this program was built, where its builder said so.
+const REVISION: Option<&str> = option_env!("OCISTERN_REVISION");
 
 /// All metrics of the program.
 #[derive(Debug, Clone)]
@@ -58,10 +42,28 @@ pub struct Metrics {
     registry: Registry,
     /// Requests by upstream, kind and result.
     pub requests: IntCounterVec,
+    /// Requests that ended with an error, by upstream and cause.
+    pub request_errors: IntCounterVec,
+    /// Questions for a credential, to who had shown none.
+    pub challenges: IntCounterVec,
+    /// Seconds from a request to the end of its answer, by kind and result.
+    pub durations: HistogramVec,
+    /// Seconds from a request to the head of its answer, by kind and result.
+    pub first_bytes: HistogramVec,
     /// Bytes of bodies sent to clients, by upstream and source.
     pub served_bytes: IntCounterVec,
+    /// Open connections of clients, by listener.
+    pub connections: IntGaugeVec,
+    /// Connections that were accepted, by listener.
+    pub connections_accepted: IntCounterVec,
+    /// Connections that were closed at once, because their address had too many, by listener.
+    pub connections_refused: IntCounterVec,
     /// Requests to upstreams, by upstream, kind and status (a number, or `error`).
     pub upstream_requests: IntCounterVec,
+    /// Seconds from a request to an upstream to the head of its answer, by upstream and kind.
+    pub upstream_durations: HistogramVec,
+    /// Whether an endpoint of an upstream is asked as usual (1), or is left alone because it does not answer (0).
+    pub upstream_up: IntGaugeVec,
     /// Bytes of bodies received from upstreams.
     pub upstream_received_bytes: IntCounterVec,
     /// Fills that run now.
@@ -74,7 +76,9 @@ pub struct Metrics {
     pub store_capacity_bytes: IntGauge,
     /// Blobs in the store, manifests included.
     pub store_blobs: IntGauge,
-    /// Bytes removed to make room.
+    /// Blobs removed to make room.
+    pub evicted_blobs: IntCounter,
+    /// Bytes removed to make room, or because nobody had used them for `max_age`.
     pub evicted_bytes: IntCounter,
     /// Stored blobs that no longer matched their digest.
     pub corrupt_blobs: IntCounter,
@@ -91,50 +95,8 @@ pub struct Metrics {
     pub log_lines_dropped: IntCounter,
     /// What upstream said is left of its rate limit.
     pub upstream_ratelimit_remaining: IntGaugeVec,
-}
-
-// === impl Kind ===
-
-impl Kind {
-    /// The label's value.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Manifest => "manifest",
-            Self::Blob => "blob",
-            Self::Tags => "tags",
-            Self::Referrers => "referrers",
-            Self::Upload => "upload",
-            Self::Other => "other",
-        }
-    }
-}
-
-// === impl Outcome ===
-
-impl Outcome {
-    /// The label's value.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Collapsed => "collapsed",
-            Self::Stale => "stale",
-            Self::Bypass => "bypass",
-            Self::Error => "error",
-        }
-    }
-}
-
-// === impl Source ===
-
-impl Source {
-    /// The label's value.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Cache => "cache",
-            Self::Fill => "fill",
-        }
-    }
+    /// Whether requests are served: what `/readyz` says.
+    pub ready: IntGauge,
 }
 
 // === impl Metrics ===
@@ -144,6 +106,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Only if two families had the same name, which the test below excludes.
+    #[expect(clippy::too_many_lines, reason = "a table: a few lines for each family")]
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
@@ -152,11 +115,54 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), labels)?)
         };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(&registry, HistogramVec::new(options, labels)?)
+        };
+        let build =
+            gauges("ocistern_build_info", "1, with version and revision of the program.", &["version", "revision"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), REVISION.unwrap_or("unknown")]).set(1);
         Ok(Self {
             requests: counters(
                 "ocistern_requests_total",
                 "Requests answered, by upstream, kind of resource and result.",
                 &["upstream", "kind", "result"],
+            )?,
+            request_errors: counters(
+                "ocistern_request_errors_total",
+                "Requests that ended with an error, by upstream and cause.",
+                &["upstream", "cause"],
+            )?,
+            challenges: counters(
+                "ocistern_challenges_total",
+                "Answers 401 that ask for a credential, to requests that showed none.",
+                &["upstream"],
+            )?,
+            durations: histograms(
+                "ocistern_request_duration_seconds",
+                "From a request's head to the end of its answer, by kind of resource and result.",
+                &["kind", "result"],
+                DURATION_BUCKETS,
+            )?,
+            first_bytes: histograms(
+                "ocistern_first_byte_seconds",
+                "From a request's head to the head of its answer, by kind of resource and what the result was until then.",
+                &["kind", "result"],
+                FIRST_BYTE_BUCKETS,
+            )?,
+            connections: gauges("ocistern_connections", "Open connections, by listener.", &["listener"])?,
+            connections_accepted: counters(
+                "ocistern_connections_total",
+                "Connections that were accepted, by listener.",
+                &["listener"],
+            )?,
+            connections_refused: counters(
+                "ocistern_connections_refused_total",
+                "Connections that were closed at once, because their address had as many as it may, by listener.",
+                &["listener"],
             )?,
             served_bytes: counters(
                 "ocistern_served_bytes_total",
@@ -167,6 +173,17 @@ impl Metrics {
                 "ocistern_upstream_requests_total",
                 "Requests sent to upstreams, by kind of resource and status (or error).",
                 &["upstream", "kind", "status"],
+            )?,
+            upstream_durations: histograms(
+                "ocistern_upstream_request_duration_seconds",
+                "From a request to an upstream to the head of its answer, by kind of resource.",
+                &["upstream", "kind"],
+                UPSTREAM_BUCKETS,
+            )?,
+            upstream_up: gauges(
+                "ocistern_upstream_up",
+                "Whether an endpoint of an upstream is asked as usual (1), or is left alone because it does not answer (0).",
+                &["upstream", "endpoint"],
             )?,
             upstream_received_bytes: counters(
                 "ocistern_upstream_received_bytes_total",
@@ -182,7 +199,14 @@ impl Metrics {
             store_bytes: gauge("ocistern_store_bytes", "Bytes in the store, reservations of running fills included.")?,
             store_capacity_bytes: gauge("ocistern_store_capacity_bytes", "Bytes that the store may hold.")?,
             store_blobs: gauge("ocistern_store_blobs", "Blobs in the store, manifests included.")?,
-            evicted_bytes: counter("ocistern_evicted_bytes_total", "Bytes removed from the store to make room.")?,
+            evicted_blobs: counter(
+                "ocistern_evicted_blobs_total",
+                "Blobs removed from the store to make room or for their age.",
+            )?,
+            evicted_bytes: counter(
+                "ocistern_evicted_bytes_total",
+                "Bytes removed from the store to make room or for their age.",
+            )?,
             corrupt_blobs: counter(
                 "ocistern_corrupt_blobs_total",
                 "Stored blobs that no longer matched their digest and were quarantined.",
@@ -210,23 +234,14 @@ impl Metrics {
                 "ocistern_log_lines_dropped_total",
                 "Lines of the log, one for each request, that were dropped because standard error takes them too slowly.",
             )?,
-            upstream_ratelimit_remaining: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "ocistern_upstream_ratelimit_remaining",
-                        "Requests that upstream said are left of its rate limit.",
-                    ),
-                    &["upstream"],
-                )?,
+            upstream_ratelimit_remaining: gauges(
+                "ocistern_upstream_ratelimit_remaining",
+                "Requests that upstream said are left of its rate limit.",
+                &["upstream"],
             )?,
+            ready: gauge("ocistern_ready", "Whether requests are served (1), as /readyz says.")?,
             registry,
         })
-    }
-
-    /// Counts one answered request.
-    pub fn request(&self, upstream: &str, kind: Kind, outcome: Outcome) {
-        self.requests.with_label_values(&[upstream, kind.as_str(), outcome.as_str()]).inc();
     }
 
     /// The exposition in Prometheus' text format.
@@ -247,7 +262,7 @@ mod tests {
     #[test]
     fn every_contracted_name_is_exposed() {
         let metrics = Metrics::new().expect("names are unique");
-        metrics.request("docker.io", Kind::Blob, Outcome::Hit);
+        metrics.requests.with_label_values(&["docker.io", "blob", "hit"]).inc();
         metrics.served_bytes.with_label_values(&["docker.io", Source::Cache.as_str()]).inc_by(1);
         metrics.upstream_requests.with_label_values(&["docker.io", "blob", "200"]).inc();
         metrics.upstream_received_bytes.with_label_values(&["docker.io"]).inc();
@@ -272,6 +287,10 @@ mod tests {
             "ocistern_store_synced_timestamp_seconds 0",
             "ocistern_upstream_ratelimit_remaining{upstream=\"docker.io\"} 9",
             "process_resident_memory_bytes",
+            "process_start_time_seconds",
+            concat!("ocistern_build_info{revision=\"unknown\",version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            "ocistern_evicted_blobs_total 0",
+            "ocistern_ready 0",
         ] {
             assert!(text.contains(name), "{name} is missing in:\n{text}");
         }
