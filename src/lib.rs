@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! main → cli → server → http → cache → { store, upstream } → oci
-//! config uses oci only and is read by constructors; clock, metrics, sys and sendfile (over sys) are leaves that anyone
+//! config uses oci only and is read by constructors; clock, metrics, telemetry, sys and sendfile (over sys) are leaves that anyone
 //! may use.
 //! ```
 //!
@@ -22,4 +22,5 @@ pub mod sendfile;
 pub mod server;
 pub mod store;
 mod sys;
+pub mod telemetry;
 pub mod upstream;

@@ -12,20 +12,21 @@ const RULES: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("clock", &[]),
     ("metrics", &[]),
+    ("telemetry", &[]),
     ("sys", &[]),
     ("sendfile", &["sys"]),
     ("config", &["oci"]),
     ("store", &["oci", "config", "clock", "metrics", "sys"]),
-    ("upstream", &["oci", "config", "clock", "metrics"]),
-    ("cache", &["oci", "config", "clock", "metrics", "sys", "sendfile", "store", "upstream"]),
-    ("http", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream", "cache"]),
+    ("upstream", &["oci", "config", "clock", "metrics", "telemetry"]),
+    ("cache", &["oci", "config", "clock", "metrics", "telemetry", "sys", "sendfile", "store", "upstream"]),
+    ("http", &["oci", "config", "clock", "metrics", "telemetry", "sendfile", "store", "upstream", "cache"]),
     ("server", &["oci", "config", "clock", "metrics", "sendfile", "store", "upstream", "cache", "http"]),
-    ("cli", &["oci", "config", "clock", "metrics", "sys", "store", "upstream", "cache", "http", "server"]),
+    ("cli", &["oci", "config", "clock", "metrics", "telemetry", "sys", "store", "upstream", "cache", "http", "server"]),
     ("main", &["oci", "config", "clock", "metrics", "store", "upstream", "cache", "http", "server", "cli"]),
 ];
 
 const RULE: &str = "dependencies point one way: main → cli → server → http → cache → {store, upstream} → oci; config uses \
-                    oci only and may be used above it; clock, metrics and sys use nothing, sendfile uses sys; they may be used above it, too";
+                    oci only and may be used above it; clock, metrics, telemetry and sys use nothing, sendfile uses sys; they may be used above it, too";
 
 /// Where the file system is asked by calls that block, and why no async worker waits for them there.
 const BLOCKING: &[(&str, &str)] = &[

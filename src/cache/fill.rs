@@ -27,6 +27,7 @@ use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted, blame};
 use crate::oci::{Digest, UpstreamName, Via};
 use crate::store::{BlobWriter, Link, Partial, PartialMark, StoreError, Trust};
+use crate::telemetry;
 use crate::upstream::Right;
 
 /// The running fills, one per digest across all names and clients.
@@ -203,11 +204,16 @@ impl Cache {
         let landing = Landing { cache: Arc::clone(self), digest: origin.digest, shared: Arc::clone(&fill.shared) };
         let task = FillTask { cache: Arc::clone(self), origin, reporter, fill: fill.clone(), first };
         let stop = self.stop.clone();
+        let Target { upstream, repo, .. } = &task.origin.target;
+        let trace = telemetry::fill(upstream.as_str(), repo.as_str(), &task.origin.digest);
         self.tasks.spawn(async move {
             // The landing comes last: until the blob is published a new request finds the fill, and after it the file.
             let _landing = landing;
-            if stop.run_until_cancelled(task.run()).await.is_none() {
+            if stop.run_until_cancelled(telemetry::within(trace.clone(), task.run())).await.is_none() {
                 tracing::debug!("a fill was given up because ocistern is stopping");
+            }
+            if let Some(trace) = trace {
+                trace.filled(None);
             }
         });
         fill
@@ -248,6 +254,9 @@ impl FillTask {
             return self.reporter.failed(CacheError::Arrived(Box::new(*digest)));
         }
         let Err(error) = self.attempt().await else { return };
+        if let Some(trace) = telemetry::current() {
+            trace.filled(Some(error.to_string()));
+        }
         let Target { upstream, repo, .. } = &self.origin.target;
         match &error {
             // It is passed on all the same, and the store has said once that it has no room.

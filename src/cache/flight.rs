@@ -13,6 +13,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::telemetry;
+
 /// The running flights of one kind of question.
 pub(super) struct Flights<K, V> {
     /// Held for look-ups only, never over an await.
@@ -73,7 +75,8 @@ where
         drop(running);
         let landing = Landing { running: Arc::clone(&self.running), key: key.clone(), flight: flight.clone() };
         let stop = stop.clone();
-        let work = work();
+        // Beneath the request that it begins with; those that join have no part in it.
+        let work = telemetry::carried(work());
         tasks.spawn(async move {
             // The result is published before the flight leaves the table: a request that comes in between joins and
             // finds it, instead of starting again.

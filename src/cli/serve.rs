@@ -19,6 +19,7 @@ use crate::config::{Config, Flags};
 use crate::http::respond::causes;
 use crate::oci::UpstreamName;
 use crate::server::{Inherited, Server, raise_limit};
+use crate::telemetry;
 
 /// How long a thread for what blocks (files, mostly) waits for more to do.
 ///
@@ -68,6 +69,12 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Err(error @ LogError::Filter(_)) => return complain(USAGE, error),
         Err(error @ LogError::Thread(_)) => return complain(FAILED, error),
     };
+    let traces = match config.log.otlp.as_ref().map(|otlp| telemetry::start(&otlp.receiver.to_string(), otlp.sample()))
+    {
+        None => None,
+        Some(Ok(traces)) => Some(traces),
+        Some(Err(error)) => return complain(USAGE, error),
+    };
     raise_limit();
     let inherited = match inherited {
         Ok(inherited) => inherited,
@@ -79,7 +86,13 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
+    if let Some(traces) = &traces {
+        traces.run_on(runtime.handle());
+    }
     let code = serve(&runtime, flags, config, inherited, &log);
+    if let Some(traces) = traces {
+        traces.stop();
+    }
     runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
     code
 }

@@ -131,7 +131,7 @@ impl Ask {
         let config =
             Config::load(&chosen, |name| std::env::var(name).ok()).map_err(|e| Trouble::Usage(e.to_string()))?;
         // Failures are told once, by the command itself.
-        let log = Log { format: LogFormat::Human, filter: "warn,ocistern::http=off".to_owned() };
+        let log = Log { format: LogFormat::Human, filter: "warn,ocistern::http=off".to_owned(), otlp: None };
         let _log = log::start(&log).map_err(|error| Trouble::Failed(error.to_string()))?;
         let runtime = Builder::new_multi_thread().enable_all().thread_name("ocistern").build();
         let runtime = runtime.map_err(|error| Trouble::Failed(error.to_string()))?;

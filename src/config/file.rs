@@ -164,6 +164,10 @@ pub(super) struct LogTable {
     pub(super) format: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) filter: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) otlp: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) otlp_sample: Option<Scalar>,
 }
 
 /// `[upstream."NAME"]`
@@ -288,7 +292,7 @@ impl File {
 
     /// The scalars of the fixed tables: their keys and where they are kept. These are the ones that the environment can
     /// set.
-    pub(super) fn scalars(&mut self) -> [(&'static str, &mut Option<Scalar>); 24] {
+    pub(super) fn scalars(&mut self) -> [(&'static str, &mut Option<Scalar>); 26] {
         [
             ("root", &mut self.root),
             ("builtin_upstreams", &mut self.builtin_upstreams),
@@ -314,6 +318,8 @@ impl File {
             ("limits.schedule", &mut self.limits.schedule),
             ("log.format", &mut self.log.format),
             ("log.filter", &mut self.log.filter),
+            ("log.otlp", &mut self.log.otlp),
+            ("log.otlp_sample", &mut self.log.otlp_sample),
         ]
     }
 

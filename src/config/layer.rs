@@ -11,8 +11,8 @@ use super::error::{ConfigError, Fault};
 use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, ScrubValue, StoreTable};
 use super::place::{At, Document, KeyPath, Problems};
 use super::{
-    Abandon, Admin, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Pin, Pinned, RangeFill, Scrub, Store,
-    UnverifiedRanges, listeners, parse, pattern, upstreams,
+    Abandon, Admin, BaseUrl, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Otlp, Pin, Pinned, RangeFill,
+    Scrub, Store, UnverifiedRanges, listeners, parse, pattern, upstreams,
 };
 use crate::oci::UpstreamName;
 
@@ -28,6 +28,8 @@ const PINNED_UPSTREAM: &str = "the name of a configured upstream";
 const INCOMPLETE_PIN: &str =
     "a pin needs upstream and repository, such as upstream = \"docker.io\", repository = \"library/*\"";
 const NEVER_VERIFIED: &str = "\"wait\" is for blobs that are downloaded as a whole, and with this range_fill most never are, so that a part would be waited for in vain: write range_fill = \"always\", or \"serve\" here";
+const RECEIVER: &str = "a receiver of traces: write scheme and host, such as \"http://localhost:4318\", or \"off\"";
+const SAMPLE: &str = "a part of the traces: write a percentage from \"0%\" to \"100%\"";
 const FORMAT: &str = "a log format: write \"auto\", \"human\" or \"json\"";
 const FILTER: &str =
     "a log filter: write levels (error, warn, info, debug, trace), such as \"info\" or \"info,ocistern=debug\"";
@@ -317,8 +319,24 @@ fn log(table: &LogTable, problems: &mut Problems) -> Log {
         let parsed = tracing_subscriber::EnvFilter::builder().parse(text);
         parsed.map(|_| text.to_owned()).map_err(|_| Fault::value(text, FILTER))
     };
+    let receiver = |scalar: &Scalar| match scalar.text(TEXT)? {
+        "off" => Ok(None),
+        text => text.parse::<BaseUrl>().map(Some).map_err(|fault| match fault {
+            // Its text speaks of registries.
+            Fault::Userinfo => fault,
+            _ => Fault::value(text, RECEIVER),
+        }),
+    };
+    let percent = |scalar: &Scalar| {
+        let text = scalar.to_string();
+        let percent = text.trim().strip_suffix('%').and_then(|percent| percent.trim_end().parse::<u8>().ok());
+        percent.filter(|percent| *percent <= 100).ok_or_else(|| Fault::value(&text, SAMPLE))
+    };
+    let percent = value(problems, &at.key("otlp_sample"), table.otlp_sample.as_ref(), percent).unwrap_or(100);
+    let receiver = value(problems, &at.key("otlp"), table.otlp.as_ref(), receiver).flatten();
     let default = Log::default();
     Log {
+        otlp: receiver.map(|receiver| Otlp { receiver, percent }),
         format: value(problems, &at.key("format"), table.format.as_ref(), format).unwrap_or(default.format),
         filter: value(problems, &at.key("filter"), table.filter.as_ref(), filter).unwrap_or(default.filter),
     }

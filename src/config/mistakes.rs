@@ -95,6 +95,8 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[limits]\nconnections = 0", "line 2: limits.connections: \"0\" is not a whole number"),
     ("[limits]\nmin_rate = \"-1\"", "line 2: limits.min_rate: \"-1\" is not a size"),
     ("[log]\nformat = \"xml\"", "line 2: log.format: \"xml\" is not a log format"),
+    ("[log]\notlp = \"ftp://x\"", "line 2: log.otlp: \"ftp://x\" is not a receiver of traces"),
+    ("[log]\notlp_sample = \"1.5\"", "line 2: log.otlp_sample: \"1.5\" is not a part of the traces"),
     ("[log]\nfilter = \"a=b=c\"", "line 2: log.filter: \"a=b=c\" is not a log filter"),
     ("[admin]\naddress = \"unix:/x\"", "line 2: admin.address: \"unix:/x\" is not an address for the admin listener"),
     ("[[listener]]\naddress = \"5000\"", "line 2: listener[0].address: \"5000\" is not an address to listen on"),

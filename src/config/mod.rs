@@ -311,6 +311,17 @@ pub struct Log {
     pub format: LogFormat,
     /// A filter as of `tracing_subscriber::EnvFilter`, such as `info,ocistern=debug`.
     pub filter: String,
+    /// Where traces are sent, if they are.
+    pub otlp: Option<Otlp>,
+}
+
+/// Where traces are sent, and how many of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Otlp {
+    /// What takes them by OTLP over HTTP, below `/v1/traces`.
+    pub receiver: BaseUrl,
+    /// How many of a hundred are kept, of those that no client has begun.
+    pub percent: u8,
 }
 
 /// Form of the log.
@@ -398,10 +409,19 @@ impl Default for Limits {
     }
 }
 
+// === impl Otlp ===
+
+impl Otlp {
+    /// The part that is kept, from 0 to 1.
+    pub fn sample(&self) -> f64 {
+        f64::from(self.percent) / 100.0
+    }
+}
+
 // === impl Log ===
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Auto, filter: "info".to_owned() }
+        Self { format: LogFormat::Auto, filter: "info".to_owned(), otlp: None }
     }
 }

@@ -14,13 +14,14 @@ use crate::oci::UpstreamName;
 
 /// The keys that are for the next start, as the reference of the configuration has them.
 #[cfg(test)]
-pub(super) const AT_THE_START: [&str; 7] = [
+pub(super) const AT_THE_START: [&str; 8] = [
     "root",
     "listener.address",
     "admin.address",
     "admin.socket",
     "store.durability",
     "log.format",
+    "log.otlp",
     "upstream.\"NAME\".url",
 ];
 
@@ -75,6 +76,7 @@ impl Config {
         next.admin.socket.clone_from(&self.admin.socket);
         next.store.durability = self.store.durability;
         next.log.format = self.log.format;
+        next.log.otlp.clone_from(&self.log.otlp);
         next.listeners = merged(&self.listeners, &new.listeners);
         for (name, upstream) in &mut next.upstreams {
             match (self.upstreams.get(name), known.0.get(name)) {
@@ -204,7 +206,7 @@ mod tests {
         let running = parse("[[listener]]\naddress = \"127.0.0.1:1\"\n[upstream.\"r.example\"]");
         let new = parse(
             "root = \"/r\"\n[[listener]]\naddress = \"127.0.0.1:2\"\n[admin]\naddress = \"127.0.0.1:3\"\nsocket = \"/s\"\n\
-             [store]\ndurability = \"fast\"\n[log]\nformat = \"json\"\n\
+             [store]\ndurability = \"fast\"\n[log]\nformat = \"json\"\notlp = \"http://127.0.0.1:4318\"\n\
              [upstream.\"r.example\"]\nurl = \"https://other.example\"",
         );
         let (_, reload) = running.reload(&new, &known(&running)).unwrap();

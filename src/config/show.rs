@@ -11,7 +11,7 @@ use super::file::{
 };
 use super::parse::{show_address, show_duration, show_size, show_tags};
 use super::{
-    Admin, AwsKeys, Capacity, CertificateFiles, Config, Credentials, Durability, Limits, Listener, ListenerTls,
+    Admin, AwsKeys, Capacity, CertificateFiles, Config, Credentials, Durability, Limits, Listener, ListenerTls, Log,
     LogFormat, Pin, Pinned, PushBy, Rule, Scrub, Store, Upstream,
 };
 
@@ -29,11 +29,21 @@ impl Config {
             store: store(&self.store),
             pin: self.pins.iter().map(pin).collect(),
             limits: limits(&self.limits),
-            log: LogTable { format: text(self.log.format.as_str()), filter: text(&self.log.filter) },
+            log: log(&self.log),
             upstream: self.upstreams.iter().map(|(name, u)| (name.to_string(), upstream(u))).collect(),
         };
         // Cannot fail: every key is a text and no value is of a type that TOML does not have.
         toml::to_string(&file).unwrap_or_default()
+    }
+}
+
+fn log(log: &Log) -> LogTable {
+    let receiver = log.otlp.as_ref().map_or_else(|| "off".to_owned(), |otlp| otlp.receiver.to_string());
+    LogTable {
+        format: text(log.format.as_str()),
+        filter: text(&log.filter),
+        otlp: text(receiver),
+        otlp_sample: log.otlp.as_ref().and_then(|otlp| text(format!("{}%", otlp.percent))),
     }
 }
 

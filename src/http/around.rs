@@ -3,7 +3,8 @@
 //! 1. *sensitive fields* ([`sensitive`], a layer of tower-http's): before anything could print them;
 //! 2. *request id* (`x-request-id`, the client's where it is sane): before the span that carries it;
 //! 3. *span*: around everything that logs; [`Body`] enters it again where its bytes come in pieces;
-//! 4. *panic guard*: a panic of a handler is a 500 with the specification's JSON, and the connection lives. The answer
+//! 4. *trace*, where traces are sent: around everything that asks upstream;
+//! 5. *panic guard*: a panic of a handler is a 500 with the specification's JSON, and the connection lives. The answer
 //!    has the id in any case.
 
 use std::any::Any;
@@ -20,6 +21,7 @@ use super::branded;
 use super::respond::Failure;
 use crate::cache::X_REQUEST_ID;
 use crate::oci;
+use crate::telemetry;
 
 /// Longest request id that is taken over from a client.
 const MAX_REQUEST_ID: usize = 64;
@@ -38,9 +40,16 @@ where
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
     // What a handler that panicked has left behind is dropped with it. Its state is in one place: it would be moved with each
     // wrapping otherwise.
+    let trace = telemetry::request(&request);
     let begun = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| Box::pin(handler(request)))));
     let answered = match begun {
-        Ok(answering) => AssertUnwindSafe(answering).catch_unwind().instrument(span.clone()).await,
+        Ok(answering) => {
+            let answering = AssertUnwindSafe(answering).catch_unwind().instrument(span.clone());
+            match trace {
+                None => answering.await,
+                trace => telemetry::within(trace, answering).await,
+            }
+        }
         Err(payload) => Err(payload),
     };
     let mut response = answered.unwrap_or_else(|payload| span.in_scope(|| panicked(payload)));

@@ -114,6 +114,19 @@ impl Api {
 // === impl Endpoint ===
 
 impl Endpoint {
+    /// The path of its kind, with what varies left out; none for what is asked for seldom.
+    pub(super) const fn template(&self) -> Option<&'static str> {
+        match self {
+            Self::Manifest(..) => Some("/v2/{name}/manifests/{reference}"),
+            Self::Blob(..) => Some("/v2/{name}/blobs/{digest}"),
+            Self::Tags(_) => Some("/v2/{name}/tags/list"),
+            Self::Referrers(..) => Some("/v2/{name}/referrers/{digest}"),
+            Self::Uploads(_) => Some("/v2/{name}/blobs/uploads/"),
+            Self::Upload(..) => Some("/v2/{name}/blobs/uploads/{state}"),
+            Self::Catalog | Self::Acr(_) => None,
+        }
+    }
+
     /// The `kind` label.
     pub const fn kind(&self) -> Kind {
         match self {

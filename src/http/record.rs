@@ -23,6 +23,7 @@ use super::route::{AcrItem, Endpoint, Form, Ping, Route};
 use super::token_route::TokenRoute;
 use crate::metrics::{Answered, Cause, Kind, Outcome, Requests, Source};
 use crate::oci::{Reference, RepoName, UpstreamName};
+use crate::telemetry::{self, Trace};
 
 /// The target of the one event of every request.
 pub const REQUEST_LOG: &str = module_path!();
@@ -45,6 +46,8 @@ pub struct Served {
 pub(super) struct Record {
     requests: Arc<Requests>,
     span: Span,
+    /// Where traces are sent.
+    trace: Option<Trace>,
     started: Instant,
     peer: Peer,
     method: Method,
@@ -97,6 +100,7 @@ impl Record {
         Box::new(Self {
             requests: Arc::clone(requests),
             span: Span::current(),
+            trace: telemetry::current(),
             started: Instant::now(),
             peer,
             method,
@@ -211,6 +215,24 @@ impl Record {
         }
     }
 
+    /// Ends the request's span.
+    fn tell(&self, trace: &Trace) {
+        let cause = self.cause();
+        trace.answered(
+            &self.method,
+            &telemetry::Answer {
+                status: self.status,
+                route: self.meant.route().and_then(|route| route.endpoint.template()),
+                upstream: self.meant.upstream().map(UpstreamName::as_str),
+                repository: self.meant.route().and_then(Route::repo).map(RepoName::as_str),
+                result: self.outcome().as_str(),
+                cause: cause.map(Cause::as_str),
+                failed: matches!(cause, Some(Cause::Upstream | Cause::Internal | Cause::Broken)),
+                sent: self.sent,
+            },
+        );
+    }
+
     /// Counts the request, once, and tells how long it took.
     fn count(&mut self) -> Duration {
         if let Some(took) = self.took {
@@ -241,6 +263,9 @@ impl Drop for Record {
             None => CLIENT_LEFT,
         };
         let took = self.count();
+        if let Some(trace) = &self.trace {
+            self.tell(trace);
+        }
         tracing::info!(
             parent: &self.span,
             method = self.method.as_str(),

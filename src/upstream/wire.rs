@@ -19,6 +19,7 @@ use super::upload::{RequestBody, Watch};
 use crate::clock::Clock;
 use crate::metrics::{Exchanges, Kind, Metrics};
 use crate::oci::UpstreamName;
+use crate::telemetry;
 
 /// How ocistern calls itself.
 const AGENT: &str = concat!("ocistern/", env!("CARGO_PKG_VERSION"));
@@ -83,6 +84,7 @@ impl Wire {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
         // Compressed bytes would match no digest.
         request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let trace = telemetry::exchange(self.upstream.as_str(), &mut request);
         let begun = Instant::now();
         let sent = timeout_at(deadline, self.exchange(request, watch.as_deref())).await;
         let result = sent.unwrap_or(Err(Fault::Timeout(Phase::Header)));
@@ -90,6 +92,9 @@ impl Wire {
         match status {
             Some(status) => self.exchanges.answered(kind, status, begun.elapsed()),
             None => self.exchanges.failed(kind),
+        }
+        if let Some(trace) = trace {
+            trace.exchanged(status);
         }
         let status = status.as_ref().map_or("error", http::StatusCode::as_str);
         tracing::debug!(upstream = %self.upstream, ?url, status, "asked upstream");

@@ -1,4 +1,4 @@
-//! What an expression of PromQL looks at: selectors with their matchers, and the labels by which it groups.
+//! What an expression of `PromQL` looks at: selectors with their matchers, and the labels by which it groups.
 //!
 //! No parser: whether an expression is one, Prometheus says (tests/e2e/checks/prometheus.sh).
 
