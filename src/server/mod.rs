@@ -200,6 +200,7 @@ impl Server {
         admin.set_listeners(sockets.iter().map(|(name, _)| name.clone()).collect());
         readiness.set(Stage::Ready);
         notify::ready();
+        background.tasks.spawn(notify::watchdog(background.stop.clone()));
         Ok(Self {
             addresses: sockets.into_iter().filter_map(|(_, address)| address).collect(),
             admin_address,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::common::content::{image, sha256};
 use crate::common::{Client, Upstream, eventually};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
 
 fn ocistern(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ocistern"));
@@ -442,6 +443,47 @@ fn sockets_readiness_and_the_cache_directory_of_systemd() {
     assert_eq!(said(), "STOPPING=1");
     let (code, log) = daemon.end();
     assert_eq!(code, Some(0), "{log}");
+}
+
+/// As systemd starts it with `WatchdogSec=`: signs of life, to the process alone that they are asked of.
+#[test]
+fn systemd_hears_that_the_daemon_lives_where_it_asks() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("notify");
+    let notified = UnixDatagram::bind(&socket).unwrap();
+    notified.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let said = || {
+        let mut buffer = [0; 256];
+        let length = notified.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    for (pid, signs) in [("$$", true), ("1", false)] {
+        let script = format!(
+            "export WATCHDOG_PID={pid} WATCHDOG_USEC=200000; exec \"$0\" serve --listen 127.0.0.1:0 --admin-listen off --sealed"
+        );
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]).arg(env!("CARGO_BIN_EXE_ocistern")).env_clear();
+        command.env("HOME", "/nonexistent").env("CACHE_DIRECTORY", directory.path().join("cache"));
+        let daemon = Daemon::of(command.env("NOTIFY_SOCKET", &socket));
+        assert_eq!(said(), "READY=1", "watched: {signs}");
+        if signs {
+            let began = Instant::now();
+            for _ in 0..5 {
+                assert_eq!(said(), "WATCHDOG=1");
+            }
+            // The first is sent at once.
+            assert!(began.elapsed() >= Duration::from_millis(300), "twice in 200 ms: {:?}", began.elapsed());
+        }
+        daemon.signal(Signal::TERM);
+        let mut last = said();
+        while signs && last == "WATCHDOG=1" {
+            last = said();
+        }
+        assert_eq!(last, "STOPPING=1", "watched: {signs}");
+        let (code, log) = daemon.end();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(!log.contains("systemd could not be told"), "{log}");
+    }
 }
 
 /// A daemon behind a shell that sets limits.
