@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::error::ConfigError;
 use super::keys;
+use super::passed::is_passed;
 use super::place::{Document, KeyPath, Problems, Step};
 pub(super) use super::scalar::{Scalar, ScrubValue};
 
@@ -325,6 +326,15 @@ impl File {
 
     /// Makes paths absolute that are written relative to the file's directory.
     pub(super) fn rebase(&mut self, directory: &Path) {
+        for slot in self.files().into_iter().filter(|slot| !matches!(slot, Some(Scalar::Text(t)) if is_passed(t))) {
+            join(slot, directory);
+        }
+        join(&mut self.root, directory);
+        join(&mut self.admin.socket, directory);
+    }
+
+    /// The keys that name a file which is read.
+    pub(super) fn files(&mut self) -> Vec<&mut Option<Scalar>> {
         let listener_paths = self.listener.iter_mut().flat_map(|listener| {
             let tls = listener.tls.iter_mut().flat_map(TlsTable::paths);
             tls.chain([&mut listener.htpasswd])
@@ -333,15 +343,7 @@ impl File {
             let files = upstream.credentials.as_mut().map(CredentialsTable::paths);
             files.into_iter().flatten().chain([&mut upstream.ca])
         });
-        let fixed = [&mut self.root, &mut self.admin.token_file, &mut self.admin.socket];
-        for slot in fixed.into_iter().chain(listener_paths).chain(upstream_paths) {
-            if let Some(Scalar::Text(text)) = slot
-                && !text.is_empty()
-                && let Some(joined) = directory.join(&text).to_str()
-            {
-                joined.clone_into(text);
-            }
-        }
+        [&mut self.admin.token_file].into_iter().chain(listener_paths).chain(upstream_paths).collect()
     }
 }
 
@@ -359,6 +361,16 @@ impl TlsTable {
 impl CredentialsTable {
     fn paths(&mut self) -> [&mut Option<Scalar>; 4] {
         [&mut self.password_file, &mut self.path, &mut self.secret_file, &mut self.session_token_file]
+    }
+}
+
+/// Makes a path absolute that is relative to `directory`.
+fn join(slot: &mut Option<Scalar>, directory: &Path) {
+    if let Some(Scalar::Text(text)) = slot
+        && !text.is_empty()
+        && let Some(joined) = directory.join(&text).to_str()
+    {
+        joined.clone_into(text);
     }
 }
 

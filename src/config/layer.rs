@@ -12,7 +12,7 @@ use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, ScrubValue, Sto
 use super::place::{At, Document, KeyPath, Problems};
 use super::{
     Abandon, Admin, BaseUrl, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Otlp, Pin, Pinned, RangeFill,
-    Scrub, Store, UnverifiedRanges, listeners, parse, pattern, upstreams,
+    Scrub, Store, UnverifiedRanges, listeners, parse, passed, pattern, upstreams,
 };
 use crate::oci::UpstreamName;
 
@@ -58,6 +58,8 @@ pub(super) fn load(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Config,
     }
     let mut problems = Problems::default();
     overlay(&mut file, flags, env, &mut problems);
+    let credentials = passed::directory(env);
+    file.files().into_iter().for_each(|slot| passed::resolve(slot, &credentials));
     let listen = words("--listen", &flags.listen, "OCISTERN_LISTEN", env);
     let upstream = words("--upstream", &flags.upstream, "OCISTERN_UPSTREAM", env);
     let sealed = flags.sealed
@@ -87,7 +89,9 @@ fn absolute(path: PathBuf) -> PathBuf {
 /// A file's text alone, without flags and environment.
 pub(super) fn from_text(text: &str) -> Result<Config, ConfigError> {
     let document = Document::new(None, text);
-    let file = File::read(&document)?;
+    let mut file = File::read(&document)?;
+    let credentials = passed::directory(&|_| None);
+    file.files().into_iter().for_each(|slot| passed::resolve(slot, &credentials));
     let mut problems = Problems::default();
     let mut config = build(&file, &[], &[], false, &mut problems);
     if file.root.is_none() {

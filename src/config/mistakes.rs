@@ -63,6 +63,14 @@ const MISTAKES: &[(&str, &str)] = &[
     // Values.
     ("root = 5", "line 1: root: 5 is not a text in quotes"),
     ("root = \"\"", "line 1: root: \"\" is not a path"),
+    (
+        "root = \"credential:x\"",
+        "line 1: root: \"credential:x\" is not a path here: \"credential:NAME\" is for files that are read",
+    ),
+    (
+        "[admin]\ntoken_file = \"credential:../x\"",
+        "line 2: admin.token_file: \"credential:../x\" is not a path here: \"credential:NAME\" is for files that are read",
+    ),
     ("builtin_upstreams = \"no\"", "line 1: builtin_upstreams: \"no\" is not true or false"),
     ("[store]\ncapacity = \"0%\"", "line 2: store.capacity: \"0%\" is not a capacity"),
     ("[store]\ncapacity = \"101%\"", "line 2: store.capacity: \"101%\" is not a capacity"),

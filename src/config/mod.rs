@@ -13,6 +13,7 @@ mod listeners;
 #[cfg(test)]
 mod mistakes;
 mod parse;
+mod passed;
 mod pattern;
 mod pin;
 mod place;

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::Fault;
-use super::{Address, Capacity, PushBy, TagPolicy};
+use super::{Address, Capacity, PushBy, TagPolicy, passed};
 
+const CREDENTIAL: &str =
+    "a path here: \"credential:NAME\" is for files that are read, with NAME as in LoadCredential=NAME:FILE of the unit";
 const SIZE: &str = "a size: write a number with a unit, such as \"512MiB\" or \"100GiB\" (KiB, MiB, GiB, TiB count by 1024; kB, MB, GB, TB by 1000)";
 const CAPACITY: &str = "a capacity: write a size with its unit such as \"100GiB\", or a part of the file system such as \"50%\" (1% to 100%)";
 const DURATION: &str = "a duration: write a number with a unit, such as \"30s\", \"5m\" or \"1h30m\" (ms, s, m, h, d)";
@@ -175,6 +177,9 @@ pub(super) fn admin_address(text: &str) -> Result<Option<SocketAddr>, Fault> {
 pub(super) fn path(text: &str) -> Result<PathBuf, Fault> {
     if text.is_empty() || text.contains('\0') {
         return Err(Fault::value(text, "a path"));
+    }
+    if passed::is_passed(text) {
+        return Err(Fault::value(text, CREDENTIAL));
     }
     Ok(Path::new(text).to_owned())
 }

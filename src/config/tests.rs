@@ -188,6 +188,37 @@ fn paths_in_a_file_are_relative_to_it() {
 }
 
 #[test]
+fn files_that_systemd_passes_are_where_it_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("c.toml");
+    std::fs::write(
+        &file,
+        r#"[[listener]]
+        address = "127.0.0.1:0"
+        htpasswd = "credential:users"
+        tls = { certificate = "c.pem", key = "credential:key.pem", client_ca = "credential:ca" }
+        [upstream."a.b"]
+        ca = "credential:upstream-ca"
+        credentials = { from = "static", username = "u", password_file = "credential:password" }
+        [upstream."c.d"]
+        credentials = { from = "docker-config", path = "credential:docker" }"#,
+    )
+    .unwrap();
+    let env = [("CREDENTIALS_DIRECTORY", "/run/c"), ("OCISTERN_ADMIN__TOKEN_FILE", "credential:admin")];
+    let config = load(&Flags { config: Some(file), ..flags() }, &env);
+    assert_eq!(config.admin.token_file, Some("/run/c/admin".into()));
+    let listener = &config.listeners[0];
+    assert_eq!(listener.htpasswd, Some("/run/c/users".into()));
+    let tls = listener.tls.as_ref().unwrap();
+    let files = CertificateFiles { certificate: directory.path().join("c.pem"), key: "/run/c/key.pem".into() };
+    assert_eq!((&tls.certificates[0], tls.client_ca.as_deref()), (&files, Some(Path::new("/run/c/ca"))));
+    assert_eq!(upstream(&config, "a.b").ca, Some("/run/c/upstream-ca".into()));
+    let credentials = |name| upstream(&config, name).credentials.files();
+    assert_eq!(credentials("a.b"), [("password_file", Path::new("/run/c/password"))]);
+    assert_eq!(credentials("c.d"), [("path", Path::new("/run/c/docker"))]);
+}
+
+#[test]
 fn listen_flag_over_variable_over_file() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("c.toml");
