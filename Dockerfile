@@ -16,7 +16,8 @@ RUN install -d -m 0700 /out/var/cache/ocistern
 FROM ${BASE_IMAGE}
 COPY --from=build /out/usr /usr
 # 65532 is "nonroot" in distroless images; as a number it works on any base, and Kubernetes can check runAsNonRoot.
-COPY --from=build --chown=65532:65532 /out/var/cache/ocistern /var/cache/ocistern
+# By the directory around it: of the one that is named only what is in it is copied, without its own mode.
+COPY --from=build --chown=65532:65532 /out/var/cache /var/cache
 USER 65532:65532
 # Loopback would be the container's own. A variable goes before the file: a mounted /etc/ocistern/config.toml decides about
 # addresses only with -e OCISTERN_LISTEN= and -e OCISTERN_ADMIN_LISTEN= (empty is unset).
