@@ -5,7 +5,13 @@
 # another one stands earlier in PATH).
 E2E_PACKAGES=(
     apache2-utils buildah ca-certificates containerd curl debootstrap docker-registry docker.io iproute2 jq
-    nginx openssl podman procps prometheus python3 python3-venv runc skopeo slowhttptest umoci util-linux
+    nginx openssl podman procps prometheus python3 python3-venv runc skopeo slowhttptest systemd
+    systemd-container umoci util-linux
+)
+
+# Programs from crates.io: name, version.
+E2E_CARGO_TOOLS=(
+    'cargo-deb 3.8.0'
 )
 
 E2E_GO_TOOLS=(
@@ -15,6 +21,7 @@ E2E_GO_TOOLS=(
     'containerd v2.4.2 github.com/containerd/containerd/v2/cmd/containerd'
     'ctr v2.4.2 github.com/containerd/containerd/v2/cmd/ctr'
     'registry v3.1.2 github.com/distribution/distribution/v3/cmd/registry'
+    'compose v2.16.2 github.com/compose-spec/compose-go/v2/cmd'
 )
 
 # Python programs, each in a virtual environment of its own: name, version, what pip installs.
@@ -22,6 +29,7 @@ E2E_PYTHON_TOOLS=(
     'az 2.91.0 azure-cli==2.91.0'
     'acrsdk 1.2.0 azure-containerregistry==1.2.0'
     'moto 5.2.5 moto[server]==5.2.5'
+    'kubernetes 1.37.0 kubernetes-validate==1.37.0'
 )
 
 # Modules in here that are built from pinned sources for each run: name, directory, package.
@@ -57,6 +65,18 @@ go_tool() {
     return 1
 }
 
+# cargo_tool NAME: its path, whether it is there or not.
+cargo_tool() {
+    local name version
+    for entry in "${E2E_CARGO_TOOLS[@]}"; do
+        read -r name version <<<"$entry"
+        [[ $name == "$1" ]] || continue
+        printf '%s/tools/%s-%s/bin/%s\n' "$E2E_HOME" "$name" "$version" "$name"
+        return
+    done
+    return 1
+}
+
 # install_packages PACKAGE…: those that are missing, without starting any service.
 install_packages() {
     local missing=() package
@@ -82,6 +102,19 @@ install_go_tools() {
         read -r name version package <<<"$entry"
         path=$(go_tool "$name")
         [[ -x $path ]] || GOBIN=$(dirname "$path") go install -buildvcs=false "$package@$version"
+    done
+}
+
+# Used for seconds: what is optimised is the time until they are there.
+install_cargo_tools() {
+    local name version path
+    for entry in "${E2E_CARGO_TOOLS[@]}"; do
+        read -r name version <<<"$entry"
+        path=$(cargo_tool "$name")
+        [[ ! -x $path ]] || continue
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+            CARGO_TARGET_DIR=$E2E_HOME/$name-target cargo install --quiet --locked --root "${path%/bin/*}" "$name@$version"
+        rm -rf "$E2E_HOME/$name-target"
     done
 }
 
@@ -112,4 +145,5 @@ install_e2e_tools() {
     install_packages "${E2E_PACKAGES[@]}"
     install_go_tools
     install_python_tools
+    install_cargo_tools
 }
