@@ -27,5 +27,7 @@ ENV OCISTERN_ROOT=/var/cache/ocistern \
 VOLUME /var/cache/ocistern
 EXPOSE 5000 5080
 STOPSIGNAL SIGTERM
+# Asks the admin socket in the root, and needs nothing of a configuration that the variables above do not say.
+HEALTHCHECK --interval=30s --timeout=6s --start-period=30s --retries=3 CMD ["/usr/bin/ocistern", "health"]
 ENTRYPOINT ["/usr/bin/ocistern"]
 CMD ["serve"]

@@ -50,6 +50,8 @@ fn the_container_listens_where_it_is_published() {
     let volumes: Vec<&str> = dockerfile.lines().filter_map(|line| line.strip_prefix("VOLUME ")).collect();
     assert_eq!(volumes, [config.root.to_str().unwrap()], "the store is on the volume");
     assert!(dockerfile.contains("\nUSER 65532:65532\n"), "the container does not run as root");
+    let health = dockerfile.lines().find(|line| line.starts_with("HEALTHCHECK ")).expect("it says whether it serves");
+    assert!(health.ends_with(r#" CMD ["/usr/bin/ocistern", "health"]"#), "there is no shell: {health}");
 }
 
 /// What is left out of the image's build (.dockerignore) must not be needed by it: the manifest is read as a whole, and sources

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Address, Config, ConfigError, Flags, Listener, PushBy};
+use super::table::bytes;
+use crate::config::{Address, Capacity, Config, ConfigError, Flags, Listener, PushBy};
 use crate::server::check_tls;
+use crate::store::room;
 
 /// What `check` has found to be wrong.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +41,7 @@ pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
             Some(format!("{key}: {}: {error}", file.display()))
         })
         .collect();
-    warnings.extend(useless(&config));
+    warnings.extend(useless(&config).into_iter().map(|(found, advice)| format!("{found}; {advice}")));
     let verdict = if warnings.is_empty() { "no problem found" } else { "can be used, with warnings" };
     let mut text = match &config.source {
         Some(file) => format!("{}: {verdict}\n", file.display()),
@@ -58,7 +60,22 @@ pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
 pub(super) fn show(path: Option<&Path>) -> Result<String, ConfigError> {
     let config = load(path)?;
     let source = config.source.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
-    Ok(format!("# configuration file: {source}\n{}", config.show()))
+    Ok(format!("# configuration file: {source}\n{}", with_capacity(&config, config.show())))
+}
+
+/// Adds, as a comment, what capacity a store has that none was given: it depends on the file system.
+fn with_capacity(config: &Config, text: String) -> String {
+    const TABLE: &str = "\n[store]\n";
+    if config.store.capacity != Capacity::Default {
+        return text;
+    }
+    let existing = config.root.ancestors().find(|path| path.is_dir());
+    let room = existing.and_then(|path| room(path, config.store.capacity).ok());
+    let here = room.map_or_else(
+        || "nobody can say how much that is here".to_owned(),
+        |room| format!("here {}", bytes(room.capacity)),
+    );
+    text.replacen(TABLE, &format!("{TABLE}# capacity: the default, {} ({here})\n", config.store.capacity), 1)
 }
 
 fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
@@ -67,41 +84,41 @@ fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
 }
 
 /// What is wrong with TLS files, where it can be seen from here.
-fn unusable(config: &Config) -> Vec<String> {
+pub(super) fn unusable(config: &Config) -> Vec<String> {
     let listeners = config.listeners.iter().enumerate();
     let checked = listeners.filter_map(|(index, listener)| Some((index, check_tls(listener.tls.as_ref()?).err()?)));
     let wrong = checked.filter(|(_, error)| !error.is_unreadable());
     wrong.map(|(index, error)| format!("listener[{index}].tls: {error}")).collect()
 }
 
-/// What is allowed and lets nobody in.
-fn useless(config: &Config) -> Vec<String> {
+/// What is allowed and lets nobody in: what it is, and what to do.
+pub(super) fn useless(config: &Config) -> Vec<(String, &'static str)> {
     let knows_callers = |listener: &Listener| {
         listener.htpasswd.is_some() || listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     };
     let mut warnings = Vec::new();
     for (name, upstream) in &config.upstreams {
         if upstream.push == PushBy::Shared && !config.listeners.iter().any(knows_callers) {
-            warnings.push(format!(
+            let found = format!(
                 "upstream.\"{name}\".push: \"shared\" is for users of a listener's htpasswd file and clients with a \
                  certificate, and no listener has htpasswd or tls.client_ca: nobody can push"
-            ));
+            );
+            warnings.push((found, "give a listener one of them, or say push = \"client\""));
         }
     }
     for (index, listener) in config.listeners.iter().enumerate() {
         let is_public = matches!(listener.address, Address::Tcp(address) if !address.ip().is_loopback());
         if is_public && listener.htpasswd.is_some() && listener.tls.is_none() && !listener.allow_plain_credentials {
-            warnings.push(format!(
-                "listener[{index}].htpasswd: no password is taken over plain HTTP from another machine; set tls, or \
-                 allow_plain_credentials = true where the network is closed"
-            ));
+            let found =
+                format!("listener[{index}].htpasswd: no password is taken over plain HTTP from another machine");
+            warnings.push((found, "set tls, or allow_plain_credentials = true where the network is closed"));
         }
     }
     warnings
 }
 
 /// The files that the configuration names, with their keys.
-fn files(config: &Config) -> Vec<(String, PathBuf)> {
+pub(super) fn files(config: &Config) -> Vec<(String, PathBuf)> {
     let mut files = Vec::new();
     let mut add = |key: String, file: Option<&PathBuf>| files.extend(file.map(|file| (key, file.clone())));
     for (index, listener) in config.listeners.iter().enumerate() {
@@ -192,6 +209,22 @@ mod tests {
         assert!(text.starts_with(&format!("# configuration file: {}\n", file.display())), "{text}");
         assert!(text.contains(&format!("password_file = \"{}\"", secret.display())), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
-        assert_eq!(Config::from_toml(&text).unwrap().upstreams.len(), 8);
+        let shown = Config::from_toml(&text).unwrap();
+        assert_eq!((shown.upstreams.len(), shown.store.capacity), (8, Capacity::Default));
+    }
+
+    #[test]
+    fn show_says_what_the_default_capacity_is_here() {
+        let (_directory, file) = written("root = \"store\"");
+        let text = show(Some(&file)).unwrap();
+        let capacity = room(file.parent().unwrap(), Capacity::Default).unwrap().capacity;
+        let line = format!(
+            "\n[store]\n# capacity: the default, 100 GiB, or 50 % of the file system if that is less (here {})\n",
+            bytes(capacity)
+        );
+        assert!(text.contains(&line), "{text}");
+        std::fs::write(&file, "root = \"store\"\nstore.capacity = \"7GiB\"").unwrap();
+        let text = show(Some(&file)).unwrap();
+        assert!(text.contains("capacity = \"7GiB\"\n") && !text.contains("# capacity"), "{text}");
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use http::Method;
 
+use super::progress::Work;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{ago, bytes, count, table};
 use crate::clock::{Clock as _, SystemClock, timestamp};
@@ -38,6 +39,7 @@ pub(super) struct Arguments {
 /// The text to print.
 pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
     let mut ask = Ask::new("gc", Method::POST, "/api/v1/gc").with_flag("dry_run", arguments.dry_run);
+    ask = ask.working(Work::Collect);
     let evict = match arguments.bytes {
         Some(bytes) => bytes,
         None if arguments.dry_run => usual(&arguments.store)?,
@@ -47,17 +49,32 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
         ask = ask.with("evict_bytes", &evict.to_string());
     }
     let answer = ask.send(&arguments.store)?;
-    if arguments.store.json { Ok(answer.json()) } else { answer.read().map(|collected| text(&collected, evict)) }
+    if arguments.store.json {
+        return Ok(answer.json());
+    }
+    let collected: Collected = answer.read()?;
+    // What cannot be freed is not listed; why is to be said.
+    let held = if is_too_much(&collected) { Some(held(&arguments.store)?) } else { None };
+    Ok(text(&collected, evict, held))
 }
 
 /// What would have to be evicted where nobody says how much.
 fn usual(store: &StoreFlags) -> Result<u64, Trouble> {
-    let status: Status = Ask::new("gc", Method::GET, "/api/v1/status").send(store)?.read()?;
-    let held = u64::try_from(status.store.bytes).unwrap_or_default();
-    Ok((held / PART).clamp(1, EVICT))
+    Ok((held(store)? / PART).clamp(1, EVICT))
 }
 
-fn text(collected: &Collected, evict: u64) -> String {
+/// What is stored, in bytes.
+fn held(store: &StoreFlags) -> Result<u64, Trouble> {
+    let status: Status = Ask::new("gc", Method::GET, "/api/v1/status").send(store)?.read()?;
+    Ok(u64::try_from(status.store.bytes).unwrap_or_default())
+}
+
+/// Whether more was to be evicted than there is that may go.
+fn is_too_much(collected: &Collected) -> bool {
+    collected.evict_next.as_ref().is_some_and(Vec::is_empty) && collected.evict_unfinished_bytes == 0
+}
+
+fn text(collected: &Collected, evict: u64, held: Option<u64>) -> String {
     let mut text = String::new();
     let Collected { blobs, freed_bytes, broken_refs, damaged_records, empty_directories, .. } = *collected;
     let Collected { quarantined, quarantined_bytes, bad_indexes, index_added, index_removed, .. } = *collected;
@@ -103,7 +120,12 @@ fn text(collected: &Collected, evict: u64) -> String {
             }
         }
         Some([]) => {
-            let _ = writeln!(text, "\nto free {}, nothing can be evicted: there is not so much", bytes(evict));
+            let held = held.map_or_else(String::new, |held| format!("the store holds {} in all, and ", bytes(held)));
+            let _ = writeln!(
+                text,
+                "\n{} cannot be freed, so nothing is listed: {held}what is pinned, read or written stays; ask for less with --bytes",
+                bytes(evict)
+            );
         }
         Some(victims) => {
             let _ = write!(text, "\nto free {}, would be evicted:\n{}", bytes(evict), victim_table(victims));
@@ -122,4 +144,24 @@ fn victim_table(victims: &[Victim]) -> String {
         vec![digest, bytes(victim.bytes), ago(victim.last_used, now), name]
     };
     table(&["BLOB", "SIZE", "LAST USE", "OF"], &[1], &victims.iter().map(row).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_there_is_is_said() {
+        let collected = Collected { dry_run: true, evict_next: Some(Vec::new()), ..Collected::default() };
+        assert!(is_too_much(&collected));
+        let said = text(&collected, 500 << 30, Some(3 << 30));
+        assert!(
+            said.contains("\n500 GiB cannot be freed, so nothing is listed: the store holds 3.0 GiB in all"),
+            "{said}"
+        );
+        let unfinished = Collected { evict_unfinished_bytes: 1, ..collected.clone() };
+        let unasked = Collected { evict_next: None, ..collected };
+        assert!(!is_too_much(&unfinished) && !is_too_much(&unasked));
+        assert_eq!(text(&unasked, 1, None), "nothing to clean up\n");
+    }
 }

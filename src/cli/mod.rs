@@ -2,13 +2,19 @@
 //!
 //! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
 
+mod completions;
 pub mod config;
+mod doctor;
 mod du;
 mod filter;
+mod foreign;
 mod gc;
+mod health;
 mod log;
 mod ls;
+mod man;
 mod pin;
+mod progress;
 mod reload;
 mod request_log;
 mod rm;
@@ -16,6 +22,7 @@ mod serve;
 mod status;
 mod store;
 mod table;
+mod talk;
 mod verify;
 
 use std::fmt::Display;
@@ -63,6 +70,14 @@ enum Command {
     Gc(gc::Arguments),
     /// Tell whether a daemon has the store, and figures of both
     Status(status::Arguments),
+    /// Look for what is wrong: configuration, store, upstreams, listeners, clients of this machine
+    Doctor(doctor::Arguments),
+    /// Tell whether the daemon serves, for health checks
+    Health(health::Arguments),
+    /// Print completions for a shell
+    Completions(completions::Arguments),
+    /// Print the manual page, or write those of all commands
+    Man(man::Arguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +122,10 @@ pub fn run() -> ExitCode {
         Command::Verify(arguments) => tell(verify::run(&arguments)),
         Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
         Command::Status(arguments) => tell(status::run(&arguments).map(|text| say(&text))),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Health(arguments) => health::run(&arguments),
+        Command::Completions(arguments) => say(&completions::run(&arguments)),
+        Command::Man(arguments) => man::run(&arguments),
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a command reaches the store: through the daemon that has its root, else by locking the root itself. Either way
 //! the same code answers, with the same JSON ([`crate::http::admin`]).
 
+use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,10 @@ use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use super::progress::{Progress, Source, Work};
 use super::serve::Signals;
-use super::{FAILED, USAGE, complain, log};
+use super::talk::Place;
+use super::{FAILED, USAGE, complain, foreign, log};
 use crate::clock::SystemClock;
 use crate::config::{Config, Flags, Log, LogFormat};
 use crate::http::access::Peer;
@@ -68,6 +71,8 @@ pub(super) struct Ask {
     method: Method,
     path: String,
     query: String,
+    /// What is shown on a terminal meanwhile.
+    work: Option<Work>,
 }
 
 /// An answer.
@@ -94,7 +99,7 @@ enum Way {
     /// The daemon that has the root.
     Daemon(UnixStream, Holder),
     /// This process, which has locked the root.
-    Here(Store, Box<Admin>),
+    Here(Store, Box<Admin>, Metrics),
 }
 
 // === impl Ask ===
@@ -102,7 +107,12 @@ enum Way {
 impl Ask {
     /// By the command of this name.
     pub(super) fn new(command: &'static str, method: Method, path: &str) -> Self {
-        Self { command, method, path: path.to_owned(), query: String::new() }
+        Self { command, method, path: path.to_owned(), query: String::new(), work: None }
+    }
+
+    /// Something that takes its time, so that a terminal shows how far it is.
+    pub(super) fn working(self, work: Work) -> Self {
+        Self { work: Some(work), ..self }
     }
 
     /// With a parameter.
@@ -143,7 +153,7 @@ impl Ask {
                 way = &mut finding => way?,
                 _ = signals.next() => {
                     // A store that is just being opened must be closed; it takes no time that anybody would notice.
-                    if let Ok(Way::Here(store, _)) = finding.await {
+                    if let Ok(Way::Here(store, ..)) = finding.await {
                         store.close().await;
                     }
                     return Err(interrupted());
@@ -151,14 +161,20 @@ impl Ask {
             };
             match way {
                 // A daemon ends what nobody waits for any more.
-                Way::Daemon(stream, holder) => tokio::select! {
-                    answer = self.send_to(stream, holder) => answer,
-                    _ = signals.next() => Err(interrupted()),
-                },
-                Way::Here(store, admin) => {
+                Way::Daemon(stream, holder) => {
+                    let socket = stream.peer_addr().ok().and_then(|peer| peer.as_pathname().map(Path::to_owned));
+                    let work = socket.map(|socket| Source::Daemon(Place::Unix(socket)));
+                    tokio::select! {
+                        answer = self.send_to(stream, holder) => answer,
+                        _ = signals.next() => Err(interrupted()),
+                        never = self.show(work, flags.json) => match never {},
+                    }
+                }
+                Way::Here(store, admin, metrics) => {
                     let answer = tokio::select! {
                         answer = self.answer_here(&store, &admin) => answer,
                         _ = signals.next() => Err(interrupted()),
+                        never = self.show(Some(Source::Here(metrics)), flags.json) => match never {},
                     };
                     // Else the next start would take the store for one after a crash.
                     store.close().await;
@@ -166,6 +182,16 @@ impl Ask {
                 }
             }
         })
+    }
+
+    /// Shows how far the work is, if somebody sees it.
+    async fn show(&self, source: Option<Source>, json: bool) -> Infallible {
+        if let Some((work, source)) = self.work.zip(source)
+            && let Some(progress) = Progress::begin(work, source, json).await
+        {
+            return progress.follow().await;
+        }
+        std::future::pending().await
     }
 
     async fn send_to(&self, stream: UnixStream, holder: Holder) -> Result<Answer, Trouble> {
@@ -310,11 +336,18 @@ impl Way {
         let socket = holder.socket.clone().unwrap_or_else(|| admin_socket_path(config));
         match UnixStream::connect(&socket).await {
             Ok(stream) => Ok(Self::Daemon(stream, holder)),
-            Err(error) => Err(Trouble::Failed(format!(
-                "{} belongs to the user {owner}, and no daemon answers at {} ({error}): run this command as that user",
-                config.root.display(),
-                socket.display()
-            ))),
+            Err(error) => {
+                let (root, socket) = (config.root.display(), socket.display());
+                let by_root = rustix::process::geteuid().is_root();
+                let line: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+                let advice = foreign::advice(&config.root, by_root, &line).await;
+                let why = if error.kind() == io::ErrorKind::PermissionDenied {
+                    format!("the admin socket {socket} is for that user and root")
+                } else {
+                    format!("no daemon answers at {socket} ({error})")
+                };
+                Err(Trouble::Failed(format!("{root} belongs to the user {owner}, and {why}: {advice}")))
+            }
         }
     }
 
@@ -323,19 +356,56 @@ impl Way {
         readiness.set(Stage::Stopped);
         let user = rustix::process::geteuid().as_raw();
         let api = Api::new(store.clone(), None);
-        Self::Here(store, Box::new(Admin::new(Arc::new(config), metrics, readiness, user, api)))
+        Self::Here(store, Box::new(Admin::new(Arc::new(config), metrics.clone(), readiness, user, api)), metrics)
     }
 }
 
+/// The root is locked, and whoever has it cannot be asked: what is known of that, and what to do.
 fn unreachable(root: &Path, holder: &Holder, socket: &Path, error: &io::Error) -> Trouble {
     let who = match holder.pid {
-        0 => "another process".to_owned(),
+        0 => "a process that has not said which it is".to_owned(),
         pid => format!("process {pid}"),
     };
-    let (root, socket) = (root.display(), socket.display());
-    let what = match error.kind() {
-        io::ErrorKind::PermissionDenied => "this is for root and for the user that it runs as",
-        _ => "it may be another command at work on this store: try again when it has ended",
+    let look = match holder.pid {
+        0 => "`fuser -v` on the file `lock` in it names the process".to_owned(),
+        pid => format!("`ps -fp {pid}` shows what it is"),
     };
-    Trouble::Failed(format!("{root} is in use by {who}, which cannot be asked at {socket}: {error}; {what}"))
+    let (root, socket) = (root.display(), socket.display());
+    let known = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("its admin socket {socket} is for root and for the user that it runs as: be one of them")
+        }
+        io::ErrorKind::NotFound => format!(
+            "there is no admin socket {socket}, which a daemon makes when it starts (its log says why, if it could not): {look}; \
+             if that is a daemon, restart it"
+        ),
+        io::ErrorKind::ConnectionRefused => format!(
+            "nobody listens at the admin socket {socket}, which is left over: {look}; if that is a daemon that does not start, \
+             its log says why"
+        ),
+        _ => format!("its admin socket {socket} cannot be used: {error}; {look}"),
+    };
+    Trouble::Failed(format!("{root} is in use by {who}, and {known}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreachable_daemon_is_described_by_what_is_known() {
+        let holder = |pid| Holder { pid, ..Holder::UNKNOWN };
+        let said = |pid, kind: io::ErrorKind| {
+            unreachable(Path::new("/r"), &holder(pid), Path::new("/r/s"), &kind.into()).to_string()
+        };
+        let gone = said(7, io::ErrorKind::NotFound);
+        assert!(gone.starts_with("/r is in use by process 7, and there is no admin socket /r/s"), "{gone}");
+        assert!(gone.contains("`ps -fp 7`"), "{gone}");
+        let left = said(7, io::ErrorKind::ConnectionRefused);
+        assert!(left.contains("nobody listens at the admin socket /r/s, which is left over"), "{left}");
+        let closed = said(0, io::ErrorKind::PermissionDenied);
+        assert!(closed.contains("has not said which it is") && closed.contains("be one of them"), "{closed}");
+        let other = said(0, io::ErrorKind::TimedOut);
+        assert!(other.contains("timed out") && other.contains("`fuser -v`"), "{other}");
+    }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use http::Method;
 
+use super::progress::Work;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{bytes, count};
 use super::{FAILED, complain, say};
@@ -36,7 +37,9 @@ pub(super) struct Arguments {
 
 /// Verifies; fails if something was wrong.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
-    let mut ask = Ask::new("verify", Method::POST, "/api/v1/verify").with_flag("repair", arguments.repair);
+    let work = if arguments.pattern.is_some() { Work::VerifySome } else { Work::VerifyAll };
+    let mut ask =
+        Ask::new("verify", Method::POST, "/api/v1/verify").with_flag("repair", arguments.repair).working(work);
     if let Some(pattern) = &arguments.pattern {
         ask = ask.with("pattern", &pattern.to_string());
     }

@@ -41,7 +41,7 @@ pub use self::error::{ConfigError, Fault, Problem};
 pub use self::fills::{Abandon, RangeFill, UnverifiedRanges};
 pub use self::flags::Flags;
 pub use self::images::{ImagePattern, InvalidPattern};
-pub use self::parse::size;
+pub use self::parse::{duration, size};
 pub use self::pin::{Pin, PinError, Pinned};
 pub use self::reload::{KnownUrls, Reload, ReturnedElsewhere};
 pub use self::scrub::{Hours, Scrub, TimeOfDay, rate};
@@ -362,6 +362,23 @@ impl Listener {
     /// The upstreams that its clients mean without naming them.
     fn upstreams(&self) -> impl Iterator<Item = &UpstreamName> {
         self.default_upstream.iter().chain(self.hostnames.values())
+    }
+
+    /// The host names by which the configuration says that clients come here, without ports: that of `public_url`, and those
+    /// of `hostnames`.
+    pub fn names(&self) -> Vec<String> {
+        let public = self.public_url.as_deref().and_then(|url| url.split_once("://")).map(|(_, rest)| rest);
+        let hosts = public.into_iter().chain(self.hostnames.keys().map(String::as_str));
+        let name = |host: &str| {
+            let host = host.split('/').next().unwrap_or_default();
+            let bare = match host.rsplit_once(':') {
+                // The last colon of an IPv6 address is no port's.
+                Some((name, port)) if !port.contains(']') => name,
+                _ => host,
+            };
+            bare.trim_start_matches('[').trim_end_matches(']').to_owned()
+        };
+        hosts.map(name).collect()
     }
 }
 

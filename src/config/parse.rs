@@ -86,7 +86,7 @@ pub(super) fn capacity(text: &str) -> Result<Capacity, Fault> {
 }
 
 /// A length of time: `30s`, `1h30m`, `500ms`, `0s`.
-pub(super) fn duration(text: &str) -> Result<Duration, Fault> {
+pub fn duration(text: &str) -> Result<Duration, Fault> {
     duration_ms(text.trim()).map(Duration::from_millis).ok_or_else(|| Fault::value(text, DURATION))
 }
 

@@ -626,3 +626,14 @@ fn the_example_documents_every_key() {
         }
     }
 }
+
+#[test]
+fn the_names_of_a_listener_are_without_ports() {
+    let text = "[[listener]]\npublic_url = \"https://cache.example:8443\"\n\
+                hostnames = { \"r.example:5000\" = \"docker.io\", \"s.example\" = \"docker.io\" }";
+    let config = Config::from_toml(text).unwrap();
+    assert_eq!(config.listeners[0].names(), ["cache.example", "r.example", "s.example"]);
+    let config = Config::from_toml("[[listener]]\npublic_url = \"http://[::1]:5000\"").unwrap();
+    assert_eq!(config.listeners[0].names(), ["::1"]);
+    assert!(Config::from_toml("").unwrap().listeners[0].names().is_empty());
+}

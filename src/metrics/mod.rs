@@ -84,6 +84,8 @@ pub struct Metrics {
     pub corrupt_blobs: IntCounter,
     /// Bytes of stored blobs that the background scrub has hashed again.
     pub scrubbed_bytes: IntCounter,
+    /// Bytes of stored blobs that were hashed again because somebody asked for it.
+    pub verified_bytes: IntCounter,
     /// When the last whole pass of the background scrub ended, in seconds since 1970; 0: never.
     pub scrub_last_pass: IntGauge,
     /// When the last sync of what is published without waiting for the disk began that left nothing of it, in seconds since
@@ -215,6 +217,10 @@ impl Metrics {
                 "ocistern_scrubbed_bytes_total",
                 "Bytes of stored blobs that the background scrub has hashed again.",
             )?,
+            verified_bytes: counter(
+                "ocistern_verified_bytes_total",
+                "Bytes of stored blobs that were hashed again because somebody asked for it.",
+            )?,
             scrub_last_pass: gauge(
                 "ocistern_scrub_last_pass_timestamp_seconds",
                 "When the last whole pass of the background scrub ended; 0 if never.",
@@ -283,6 +289,7 @@ mod tests {
             "ocistern_corrupt_blobs_total 0",
             "ocistern_index_rebuilds_total 0",
             "ocistern_scrubbed_bytes_total 0",
+            "ocistern_verified_bytes_total 0",
             "ocistern_scrub_last_pass_timestamp_seconds 0",
             "ocistern_store_synced_timestamp_seconds 0",
             "ocistern_upstream_ratelimit_remaining{upstream=\"docker.io\"} 9",

@@ -172,6 +172,27 @@ impl fmt::Display for Socket {
     }
 }
 
+/// Whether a daemon could listen there now. TCP: it is tried, for a moment. Of a Unix socket nothing is touched: who listens
+/// there already is found by connecting, and what is left over is replaced at the start.
+pub async fn can_listen(address: &Address) -> Result<(), ListenError> {
+    match address {
+        Address::Tcp(address) => Socket::tcp(*address, Purpose::Listener).await.map(drop),
+        Address::Unix(path) => {
+            let error = |source| ListenError::unix(path, Purpose::Listener, source);
+            match tokio::net::UnixStream::connect(path).await {
+                Ok(_) => Err(error(io::ErrorKind::AddrInUse.into())),
+                Err(source) if source.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+                Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                    let metadata = tokio::fs::metadata(directory.unwrap_or(Path::new("."))).await.map_err(error)?;
+                    if metadata.is_dir() { Ok(()) } else { Err(error(io::ErrorKind::NotADirectory.into())) }
+                }
+                Err(source) => Err(error(source)),
+            }
+        }
+    }
+}
+
 struct Display<'a>(&'a Path);
 
 impl fmt::Display for Display<'_> {
@@ -314,8 +335,18 @@ impl InheritedSocket {
 // === impl ListenError ===
 
 impl ListenError {
+    /// Whether somebody listens there already.
+    pub fn is_taken(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
+
+    /// Whether this user may not listen there.
+    pub fn is_forbidden(&self) -> bool {
+        self.source.kind() == io::ErrorKind::PermissionDenied
+    }
+
     /// Whether the machine has no such address, or not the whole family.
-    fn is_missing_address(&self) -> bool {
+    pub fn is_missing_address(&self) -> bool {
         let no_family = Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
         self.source.kind() == io::ErrorKind::AddrNotAvailable || self.source.raw_os_error() == no_family
     }
@@ -363,6 +394,30 @@ mod tests {
             let start = format!("cannot listen on {address} {key}: Address already in use");
             assert!(message.starts_with(&start) && message.ends_with(&format!("another with {flag}")), "{message}");
         }
+    }
+
+    #[tokio::test]
+    async fn whether_one_can_listen_is_found_without_leaving_anything() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let unix = Address::Unix(path.clone());
+        can_listen(&unix).await.unwrap();
+        assert!(!path.exists());
+        let live = Socket::unix(&path, 0o600, Purpose::Listener).unwrap();
+        assert!(can_listen(&unix).await.unwrap_err().is_taken());
+        drop(live);
+        drop(unix::UnixListener::bind(&path).unwrap());
+        can_listen(&unix).await.unwrap();
+        assert!(path.exists(), "what is left over stays");
+        let nowhere = can_listen(&Address::Unix(directory.path().join("none/s"))).await.unwrap_err().to_string();
+        assert!(nowhere.contains("its directory is missing"), "{nowhere}");
+        let tcp = Socket::tcp("127.0.0.1:0".parse().unwrap(), Purpose::Listener).await.unwrap();
+        let address = Address::Tcp(tcp.address().unwrap());
+        assert!(can_listen(&address).await.unwrap_err().is_taken());
+        drop(tcp);
+        can_listen(&address).await.unwrap();
+        let elsewhere = can_listen(&Address::Tcp("192.0.2.1:9".parse().unwrap())).await.unwrap_err();
+        assert!(elsewhere.is_missing_address() && !elsewhere.is_taken());
     }
 
     #[tokio::test]

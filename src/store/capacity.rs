@@ -121,7 +121,7 @@ pub(super) struct Shortage {
 impl Books {
     /// Empty books for a file system of this size.
     pub(super) fn new(capacity: Capacity, space: Space, metrics: Metrics, timeline: Arc<Timeline>) -> Self {
-        let capacity = bytes_of(capacity, space);
+        let capacity = capacity_on(capacity, space.total);
         metrics.store_capacity_bytes.set(signed(capacity));
         let state = State {
             order: Order::new(),
@@ -165,7 +165,7 @@ impl Books {
 
     /// So much may be held from now on, of a file system of this size.
     pub(super) fn set_capacity(&self, capacity: Capacity, space: Space) {
-        let capacity = bytes_of(capacity, space);
+        let capacity = capacity_on(capacity, space.total);
         self.capacity.store(capacity, Ordering::Relaxed);
         self.metrics.store_capacity_bytes.set(signed(capacity));
     }
@@ -384,17 +384,17 @@ impl Books {
     }
 }
 
-/// What the configuration means on a file system of this size.
-fn bytes_of(capacity: Capacity, space: Space) -> u64 {
+/// What a store may hold on a file system of `total` bytes.
+pub(super) fn capacity_on(capacity: Capacity, total: u64) -> u64 {
     match capacity {
         Capacity::Bytes(bytes) => bytes,
-        Capacity::Percent(percent) => space.total / 100 * u64::from(percent.min(100)),
-        Capacity::Default => (100 * GIB).min(space.total / 2),
+        Capacity::Percent(percent) => total / 100 * u64::from(percent.min(100)),
+        Capacity::Default => (100 * GIB).min(total / 2),
     }
 }
 
 /// The share of the file system that stays free: 5 %, at least 1 GiB, but never more than a tenth of a small one.
-fn floor(total: u64) -> u64 {
+pub(super) fn floor(total: u64) -> u64 {
     (total / 20).max(GIB).min(total / 10)
 }
 

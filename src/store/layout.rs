@@ -95,7 +95,8 @@ pub(super) fn prepare(disk: &Disk) -> Result<(), StoreError> {
         .map_err(|e| StoreError::io("sync the directories of", disk.path(), e))
 }
 
-fn check_version(disk: &Disk) -> Result<(), StoreError> {
+/// Whether this program understands what is there.
+pub(super) fn check_version(disk: &Disk) -> Result<(), StoreError> {
     let path = Path::new("VERSION");
     let found = match disk.read_all(path, 64) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),

@@ -49,6 +49,25 @@ impl Holder {
     pub fn read(root: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(root.join(LOCK)).ok()?).ok()
     }
+
+    /// Who holds `root` at this moment; none: nobody. Looking is no holding: for a moment it keeps others from taking the
+    /// lock, who try again.
+    pub fn current(root: &Path) -> io::Result<Option<Self>> {
+        for path in [root.to_owned(), root.join(LOCK)] {
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => drop(rustix::fs::flock(&file, FlockOperation::Unlock)),
+                Err(Errno::WOULDBLOCK) => return Ok(Some(Self::read(root).unwrap_or(Self::UNKNOWN))),
+                // A file system that does not lock directories.
+                Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl fmt::Display for Holder {
@@ -125,11 +144,15 @@ mod tests {
         lock.announce(&disk, Some(Path::new("/run/a.sock"))).unwrap();
         let error = RootLock::take(&disk, None).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        let holder = Holder::current(root.path()).unwrap().expect("it is held");
+        assert_eq!((holder.pid, holder.socket), (std::process::id(), Some(PathBuf::from("/run/a.sock"))));
         assert!(error.contains("/run/a.sock"), "{error}");
         std::fs::remove_file(root.path().join(LOCK)).unwrap();
         assert!(RootLock::take(&disk, None).is_err(), "without the file it is locked as well");
         assert!(!root.path().join(LOCK).exists(), "who is refused makes none");
+        assert_eq!(Holder::current(root.path()).unwrap(), Some(Holder::UNKNOWN));
         drop(lock);
+        assert_eq!(Holder::current(root.path()).unwrap(), None);
         let lock = RootLock::take(&disk, Some("verify")).unwrap();
         lock.announce(&disk, Some(Path::new("/run/a.sock"))).unwrap();
         let error = RootLock::take(&disk, None).unwrap_err().to_string();

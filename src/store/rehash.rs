@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
@@ -99,10 +100,16 @@ pub struct AtOnce;
 
 /// A verification under way.
 struct Run {
-    pace: Pace,
+    pace: Counted,
     report: Verified,
     /// Blobs in a row that could not be read.
     unreadable: u32,
+}
+
+/// The pace of a verification, which shows how far it is.
+struct Counted {
+    pace: Pace,
+    bytes: IntCounter,
 }
 
 /// How fast is read.
@@ -248,7 +255,8 @@ impl Store {
         rate: Option<u64>,
         repair: bool,
     ) -> Result<Verified, StoreError> {
-        let mut run = Run { pace: Pace::new(rate), report: Verified::default(), unreadable: 0 };
+        let pace = Counted { pace: Pace::new(rate), bytes: self.0.metrics.verified_bytes.clone() };
+        let mut run = Run { pace, report: Verified::default(), unreadable: 0 };
         if let Some(pattern) = pattern {
             let name = pattern.to_string();
             let (reached, missing) = self.blocking(move |inner| inner.reached_by(&pattern)).await?;
@@ -410,6 +418,13 @@ impl Inner {
         }
         let missing = wanted.into_iter().filter(|digest| survey.len(digest).is_none()).collect();
         Ok((reached, missing))
+    }
+}
+
+impl Before for Counted {
+    async fn step(&mut self, bytes: u64) {
+        self.pace.step(bytes).await;
+        self.bytes.inc_by(bytes);
     }
 }
 

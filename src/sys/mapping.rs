@@ -114,6 +114,16 @@ impl Mapping {
         })
     }
 
+    /// Whether the kernel says at all what is in memory: a filter of system calls may refuse it, as some container runtimes'
+    /// do.
+    pub(crate) fn can_be_asked(&self) -> io::Result<()> {
+        let mut resident = 0_u8;
+        // SAFETY: the mapping begins at a page, and is not empty; one byte of it is one page, for which the kernel writes one
+        // byte.
+        let answer = unsafe { libc::mincore(self.base.as_ptr(), 1, &raw mut resident) };
+        if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Where the pages of `range` begin in the mapping, and how many bytes they are. None: it is empty, or not within
     /// what was asked for.
     fn pages(&self, range: &Range<u64>, page: usize) -> Option<(usize, usize)> {

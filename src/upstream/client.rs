@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ type Tls<T> = MaybeHttpsStream<T>;
 #[derive(Clone)]
 pub(crate) struct Client {
     http: legacy::Client<Connector, RequestBody>,
+    connector: Connector,
+    dial: Dial,
     proxies: Arc<Matcher>,
 }
 
@@ -150,13 +153,14 @@ impl Trust {
 impl Client {
     pub(crate) fn new(dial: Dial, trust: &Trust, ca: Option<&Path>, proxies: Arc<Matcher>) -> Result<Self, TrustError> {
         let tls = trust.config(ca)?;
-        let route = Route { dial, proxies: Arc::clone(&proxies), proxy_tls: Arc::new(tls.clone()) };
+        let route = Route { dial: dial.clone(), proxies: Arc::clone(&proxies), proxy_tls: Arc::new(tls.clone()) };
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
             .enable_http2()
             .wrap_connector(route);
+        let connector = Connector(connector);
         let http = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -167,8 +171,8 @@ impl Client {
             .http2_max_header_list_size(MAX_HEADER_LIST)
             .http2_keep_alive_interval(PING.0)
             .http2_keep_alive_timeout(PING.1)
-            .build(Connector(connector));
-        Ok(Self { http, proxies })
+            .build(connector.clone());
+        Ok(Self { http, connector, dial, proxies })
     }
 
     /// Sends one request and waits for the head of its answer. No redirects, no retries.
@@ -180,6 +184,32 @@ impl Client {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization.clone());
         }
         self.http.request(request).await.map_err(fault)
+    }
+
+    /// Connects as for a request, and sends none: the certificates that were shown, the server's own first; none over
+    /// plain http.
+    pub(crate) async fn connect(&self, uri: Uri) -> Result<Vec<CertificateDer<'static>>, Fault> {
+        let stream = self.connector.clone().oneshot(uri).await.map_err(|error| {
+            known(&*error, true).unwrap_or_else(|| Fault::Unreachable(Arc::new(io::Error::other(error))))
+        })?;
+        let Tls::Https(stream) = &stream else { return Ok(Vec::new()) };
+        let shown = stream.inner().get_ref().1.peer_certificates().unwrap_or_default();
+        Ok(shown.iter().map(|certificate| certificate.clone().into_owned()).collect())
+    }
+
+    /// The addresses that would be dialled directly.
+    pub(crate) async fn addresses(&self) -> Result<Vec<SocketAddr>, Fault> {
+        self.dial.addresses().await.map_err(|error| dialling(&error))
+    }
+
+    /// The proxy through which `uri` is asked, without what it is shown; none: directly.
+    pub(crate) fn proxy(&self, uri: &Uri) -> Option<String> {
+        if self.dial.is_pinned(uri) {
+            return None;
+        }
+        let proxy = intercept(&self.proxies, uri)?;
+        let origin = Origin::of(proxy.uri())?;
+        Some(format!("{}://{}:{}", proxy.uri().scheme_str().unwrap_or("http"), origin.host, origin.port))
     }
 }
 
@@ -321,24 +351,22 @@ impl Connection for Link {
 /// Finds what the client's opaque error is about.
 fn fault(error: legacy::Error) -> Fault {
     let connecting = error.is_connect();
-    let mut found = None;
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    known(&error, connecting).unwrap_or_else(|| {
+        let cause: Cause = Arc::new(Chain(error));
+        if connecting { Fault::Unreachable(cause) } else { Fault::Broken(cause) }
+    })
+}
+
+/// What of an error's causes says by itself what happened.
+fn known(error: &(dyn std::error::Error + 'static), connecting: bool) -> Option<Fault> {
+    let mut next = Some(error);
     while let Some(current) = next {
         if let Some(dial) = current.downcast_ref::<DialError>() {
-            found = Some(match dial {
-                DialError::Timeout => Fault::Timeout(Phase::Connect),
-                DialError::OwnListener => Fault::OwnListener,
-                DialError::Forbidden { host, class } => {
-                    Fault::Redirect(super::error::RedirectFault::Address { host: host.clone(), class: *class })
-                }
-                other => Fault::Unreachable(Arc::new(io::Error::other(other.to_string()))),
-            });
-            break;
+            return Some(dialling(dial));
         }
         // Of the handshake alone: when TLS breaks later, upstream may have got the request, and done what it says.
         if let Some(tls) = current.downcast_ref::<rustls::Error>().filter(|_| connecting) {
-            found = Some(Fault::Tls(Arc::new(tls.clone())));
-            break;
+            return Some(Fault::Tls(Arc::new(tls.clone())));
         }
         // `io::Error::source` skips the error that it wraps.
         let wrapped = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -347,10 +375,18 @@ fn fault(error: legacy::Error) -> Fault {
             None => current.source(),
         };
     }
-    found.unwrap_or_else(|| {
-        let cause: Cause = Arc::new(Chain(error));
-        if connecting { Fault::Unreachable(cause) } else { Fault::Broken(cause) }
-    })
+    None
+}
+
+fn dialling(error: &DialError) -> Fault {
+    match error {
+        DialError::Timeout => Fault::Timeout(Phase::Connect),
+        DialError::OwnListener => Fault::OwnListener,
+        DialError::Forbidden { host, class } => {
+            Fault::Redirect(super::error::RedirectFault::Address { host: host.clone(), class: *class })
+        }
+        other => Fault::Unreachable(Arc::new(io::Error::other(other.to_string()))),
+    }
 }
 
 /// Prints the causes too: the client's own text is only "client error (`SendRequest`)".

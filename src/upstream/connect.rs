@@ -129,6 +129,12 @@ impl Dial {
         }
     }
 
+    /// The addresses that would be dialled for the upstream itself.
+    pub(crate) async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
+        let resolving = self.0.resolve(&self.0.origin);
+        timeout(CONNECT_TIMEOUT, resolving).await.unwrap_or(Err(DialError::Timeout))
+    }
+
     async fn dial(self, uri: Uri) -> Result<TokioIo<TcpStream>, DialError> {
         let target = Origin::of(&uri).ok_or(DialError::NoHost)?;
         match timeout(CONNECT_TIMEOUT, self.0.dial(&target)).await {

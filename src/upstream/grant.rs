@@ -162,12 +162,17 @@ impl Registry {
         self.send_own(Outgoing { kind, method: Method::GET, url: &url, headers, body }, deadline).await
     }
 
-    fn open(&self) -> Result<(), UpstreamError> {
+    pub(super) fn open(&self) -> Result<(), UpstreamError> {
         if self.config().sealed { Err(Fault::Sealed.of(self.name())) } else { Ok(()) }
     }
 
     async fn ask_scheme(&self, deadline: Instant) -> Result<Scheme, Fault> {
         let response = self.ping(HeaderMap::new(), deadline).await?;
+        self.scheme_in(response, deadline).await
+    }
+
+    /// What an answer to `GET /v2/` without credentials says.
+    pub(super) async fn scheme_in(&self, response: Response<Incoming>, deadline: Instant) -> Result<Scheme, Fault> {
         if response.status().is_success() {
             read::drain(response).await;
             return Ok(Scheme::Open);

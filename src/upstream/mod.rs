@@ -25,6 +25,7 @@ mod error;
 mod exchange;
 pub mod fuzzing;
 mod grant;
+mod inspect;
 mod origin;
 mod places;
 mod read;
@@ -63,6 +64,7 @@ pub use error::{
 };
 pub use exchange::is_secret;
 pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};
+pub use inspect::{Greeting, RateLimit};
 pub use origin::UrlFault;
 pub use places::{Place, Priority};
 pub use registry::Registry;

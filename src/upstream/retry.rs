@@ -69,8 +69,19 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 /// What is left of upstream's rate limit: `ratelimit-remaining: 76;w=21600`, as Docker Hub sends it.
 pub(crate) fn ratelimit_remaining(headers: &HeaderMap) -> Option<i64> {
     let text = headers.get("ratelimit-remaining")?.to_str().ok()?;
+    limited(text)
+}
+
+/// What upstream allows in all, and in which time: `ratelimit-limit: 100;w=21600`.
+pub(crate) fn ratelimit(headers: &HeaderMap) -> Option<(i64, Option<Duration>)> {
+    let text = headers.get("ratelimit-limit")?.to_str().ok()?;
+    let window = text.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
+    Some((limited(text)?, window.map(Duration::from_secs)))
+}
+
+fn limited(text: &str) -> Option<i64> {
     let number = text.split(';').next().unwrap_or_default().trim();
-    number.parse().ok().filter(|left| *left >= 0)
+    number.parse().ok().filter(|number| *number >= 0)
 }
 
 #[cfg(test)]
@@ -140,6 +151,11 @@ mod tests {
         assert_eq!(left("0"), Some(0));
         assert_eq!(left("-1"), None);
         assert_eq!(left("many;w=1"), None);
+        let all = |text: &str| ratelimit(&headers("ratelimit-limit", text));
+        assert_eq!(all("100;w=21600"), Some((100, Some(Duration::from_hours(6)))));
+        assert_eq!(all("100"), Some((100, None)));
+        assert_eq!(all("100; w=soon"), Some((100, None)));
+        assert_eq!(all(";w=1"), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -67,6 +67,11 @@ impl Wire {
         Self { client, upstream, exchanges, clock }
     }
 
+    /// What makes the connections.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// What the time is.
     pub(crate) fn now(&self) -> SystemTime {
         self.clock.now()

@@ -1,7 +1,7 @@
 //! Commands that act on a store: with a daemon on it and without, by the program itself.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Output;
 
@@ -217,6 +217,8 @@ async fn gc_cleans_up_with_a_daemon_and_without() {
     assert!(text.contains("to free 1.0 KiB, would be evicted:\nBLOB "), "{text}");
     let text = says(&root, &["gc", "--dry-run"], 0).await;
     assert!(text.contains("would be evicted:\nBLOB "), "a part of a small store: {text}");
+    let text = says(&root, &["gc", "--dry-run", "--bytes", "1TiB"], 0).await;
+    assert!(text.contains("\n1.0 TiB cannot be freed, so nothing is listed: the store holds 3"), "{text}");
     assert!(root.join("refs/up/old/empty").exists());
     says(&root, &["gc"], 0).await;
     assert!(!root.join("refs/up/old/empty").exists());
@@ -272,7 +274,10 @@ async fn who_has_the_store_and_does_not_answer_is_named() {
     let lock = fs::File::open(root.join("lock")).unwrap();
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
     let text = says(root, &["ls"], 1).await;
-    assert!(text.contains("in use by process 4242") && text.contains("gone.sock"), "{text}");
+    assert!(
+        text.contains("in use by process 4242, and there is no admin socket ") && text.contains("gone.sock"),
+        "{text}"
+    );
     // It listens, and says nothing that is HTTP.
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
     let (text, ()) = tokio::join!(says(root, &["du"], 1), async {
@@ -312,9 +317,33 @@ async fn another_users_store_is_left_to_its_daemon() {
     assert_eq!(names(&json(&root, &["ls"]).await).len(), 3, "the daemon is asked");
     cistern.stop().await;
     let text = says(&root, &["ls"], 1).await;
-    assert!(text.contains("belongs to the user 65534") && text.contains("run this command as that user"), "{text}");
+    assert!(text.contains("belongs to the user 65534, and no daemon answers at"), "{text}");
+    what_is_told_works(&root, &text).await;
     let refused = cistern.second().await.expect_err("root serves another user's store");
     assert!(refused.contains("belongs to the user 65534"), "{refused}");
+}
+
+/// Runs the command that a message tells to type, as whoever typed the first one.
+async fn what_is_told_works(root: &Path, said: &str) {
+    let line = said.split('`').nth(1).unwrap_or_else(|| panic!("nothing to type: {said}"));
+    assert!(line.contains("env HOME=/ ") && line.ends_with(&format!(" ls --root {}", root.display())), "{line}");
+    for path in root.ancestors().skip(1).take_while(|path| *path != std::env::temp_dir()) {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let sh = async |line: &str| tokio::process::Command::new("sh").args(["-c", line]).output().await.unwrap();
+    assert!(sh(&format!("chown -R 65534 {}", root.display())).await.status.success());
+    let program = env!("CARGO_BIN_EXE_ocistern");
+    if !sh(&format!("setpriv --reuid=65534 --clear-groups test -x {program}")).await.status.success() {
+        // A build below somebody's home is for nobody else.
+        return;
+    }
+    let output = sh(line).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success() && text.contains("up/app:1 "),
+        "{line}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// The root is taken as long as its process lives, whatever becomes of the file that says by whom.

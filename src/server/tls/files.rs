@@ -144,7 +144,7 @@ pub(super) fn client_verifier(
     verifier.build().map_err(|source| error(source.into()))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let error = |error| TlsError::of_pem(path, error, TlsError::NoCertificate);
     let list: Vec<_> = CertificateDer::pem_file_iter(path).map_err(error)?.collect::<Result<_, _>>().map_err(error)?;
     if list.is_empty() { Err(TlsError::NoCertificate(path.to_owned())) } else { Ok(list) }

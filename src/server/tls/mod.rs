@@ -5,6 +5,7 @@
 
 mod error;
 mod files;
+mod leaf;
 mod names;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::error::TlsError;
 use self::files::FromFiles;
+pub use self::leaf::{Leaf, leaves};
 use self::names::{ByName, Certificate};
 use crate::config::ListenerTls;
 use crate::http::connection::Security;

@@ -1,0 +1,194 @@
+//! How far a long command is, on the terminal; nothing at all where standard error is none, or JSON was asked for.
+
+use std::convert::Infallible;
+use std::io::{IsTerminal as _, stderr};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::talk::Place;
+use crate::metrics::Metrics;
+
+/// How often the figures are looked at.
+const EVERY: Duration = Duration::from_millis(500);
+/// How often the display moves, so that a command that hangs is told from one that is at work.
+const MOVES: Duration = Duration::from_millis(200);
+/// How long the figures may take; without them the display only moves.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    /// All that is stored is hashed.
+    VerifyAll,
+    /// A part of it, nobody knows how much.
+    VerifySome,
+    /// What nothing leads to is looked for.
+    Collect,
+}
+
+/// Whose figures they are.
+#[derive(Debug, Clone)]
+pub(super) enum Source {
+    /// A daemon's, asked beside the work itself.
+    Daemon(Place),
+    /// This process's own.
+    Here(Metrics),
+}
+
+/// The display; it goes when it is dropped.
+#[derive(Debug)]
+pub(super) struct Progress {
+    work: Work,
+    bar: ProgressBar,
+    source: Source,
+    /// What the figures were before the work.
+    before: Figures,
+}
+
+/// What can be told of the work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Figures {
+    /// Bytes hashed since the process began; none: a version that does not say it.
+    verified: Option<u64>,
+    /// Bytes that are stored.
+    stored: Option<u64>,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// Begins to show it; none: nobody would see it.
+    pub(super) async fn begin(work: Work, source: Source, json: bool) -> Option<Self> {
+        if json || !stderr().is_terminal() {
+            return None;
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let before = source.figures().await;
+        let progress = Self { work, bar, source, before };
+        progress.bar.set_style(progress.style());
+        progress.bar.set_message(work.as_str());
+        progress.show(before);
+        progress.bar.enable_steady_tick(MOVES);
+        Some(progress)
+    }
+
+    /// Shows it from now on, until it is dropped.
+    pub(super) async fn follow(&self) -> Infallible {
+        let mut ticks = interval(EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.show(self.source.figures().await);
+        }
+    }
+
+    fn show(&self, now: Figures) {
+        if let Some(done) = now.since(self.before) {
+            if self.work == Work::VerifyAll
+                && let Some(stored) = now.stored
+            {
+                // What is evicted meanwhile has been hashed as well.
+                self.bar.set_length(stored.max(done));
+            }
+            self.bar.set_position(done);
+        }
+    }
+
+    fn style(&self) -> ProgressStyle {
+        let counted = self.before.verified.is_some();
+        let template = match self.work {
+            Work::VerifyAll if counted => {
+                "{spinner} {msg} [{bar:30}] {percent}%, {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left"
+            }
+            Work::VerifySome if counted => "{spinner} {msg} {bytes}, {bytes_per_sec}, for {elapsed}",
+            _ => "{spinner} {msg} for {elapsed}",
+        };
+        // A mistake in a template would be one of all terminals: a test has made them all.
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    /// As it is shown.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::VerifyAll | Self::VerifySome => "verifying",
+            Self::Collect => "looking for what nothing leads to",
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    async fn figures(&self) -> Figures {
+        match self {
+            Self::Here(metrics) => Figures::parse(&metrics.expose()),
+            Self::Daemon(place) => match place.get("/metrics", None, PATIENCE).await {
+                Ok(said) if said.status.is_success() => Figures::parse(&String::from_utf8_lossy(&said.body)),
+                Ok(_) | Err(_) => Figures::default(),
+            },
+        }
+    }
+}
+
+// === impl Figures ===
+
+impl Figures {
+    /// Of all metrics, in Prometheus's text form.
+    fn parse(text: &str) -> Self {
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+            line.trim().parse().ok()
+        };
+        Self { verified: value("ocistern_verified_bytes_total"), stored: value("ocistern_store_bytes") }
+    }
+
+    /// How many bytes have been hashed since.
+    fn since(self, before: Self) -> Option<u64> {
+        Some(self.verified?.saturating_sub(before.verified?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_the_metrics() {
+        let metrics = Metrics::new().unwrap();
+        metrics.verified_bytes.inc_by(7);
+        metrics.store_bytes.set(9);
+        let before = Figures::parse(&metrics.expose());
+        assert_eq!(before, Figures { verified: Some(7), stored: Some(9) });
+        metrics.verified_bytes.inc_by(5);
+        assert_eq!(Figures::parse(&metrics.expose()).since(before), Some(5));
+        assert_eq!(Figures::parse("ocistern_store_bytes_total 4\n"), Figures::default(), "another name");
+        assert_eq!(Figures::default().since(before), None, "a daemon that does not answer is no progress");
+    }
+
+    #[test]
+    fn every_template_is_one() {
+        for work in [Work::VerifyAll, Work::VerifySome, Work::Collect] {
+            for verified in [None, Some(0)] {
+                let bar = ProgressBar::hidden();
+                let source = Source::Here(Metrics::new().unwrap());
+                let before = Figures { verified, stored: Some(1) };
+                let style = Progress { work, bar, source, before }.style();
+                let bar = ProgressBar::hidden().with_style(style);
+                bar.set_message("x");
+                bar.set_position(1);
+            }
+        }
+    }
+}

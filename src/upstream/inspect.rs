@@ -1,0 +1,122 @@
+//! Looking at an upstream step by step, as a request would go: which addresses, which certificates, what it says of itself.
+//! For whoever looks for what is wrong; a request needs none of this.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use http::header::DATE;
+use http::{HeaderMap, Method, StatusCode, Uri};
+use rustls::pki_types::CertificateDer;
+use tokio::time::{Duration, Instant, timeout_at};
+
+use super::ask::Ask;
+use super::error::{Fault, Phase, ProtocolFault, UpstreamError};
+use super::grant::Scheme;
+use super::origin::Url;
+use super::registry::Registry;
+use super::retry::{ratelimit, ratelimit_remaining};
+use crate::oci::{Reference, RepoName};
+
+/// Where Docker Hub's registry is.
+const HUB: &str = "registry-1.docker.io";
+/// The image of Docker Hub that is there to be asked for the rate limit; a HEAD does not count against it.
+const HUB_LIMIT: (&str, &str) = ("ratelimitpreview/test", "latest");
+
+/// What upstream answered to `GET /v2/` without credentials.
+#[derive(Debug)]
+pub struct Greeting {
+    /// The status.
+    pub status: StatusCode,
+    /// What time it is there, to the second.
+    pub date: Option<SystemTime>,
+    /// Whether it says that it is a registry (`Docker-Distribution-Api-Version`); not all do.
+    pub is_registry: bool,
+    /// What it says of a limit.
+    pub limit: Option<RateLimit>,
+    /// How it wants to be asked, or why that answer is no registry's, or cannot be answered.
+    pub scheme: Result<Scheme, UpstreamError>,
+}
+
+/// A limit on requests, as `ratelimit-limit` and `ratelimit-remaining` tell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests that are left.
+    pub remaining: i64,
+    /// Of so many, if it says that.
+    pub limit: Option<i64>,
+    /// In this time, if it says that.
+    pub window: Option<Duration>,
+}
+
+impl Registry {
+    /// The addresses that are dialled: those of `connect`, or what the system resolves. Behind a proxy nobody here asks for
+    /// them.
+    pub async fn addresses(&self, deadline: Instant) -> Result<Vec<SocketAddr>, UpstreamError> {
+        self.open()?;
+        self.step(deadline, self.wire.client().addresses()).await
+    }
+
+    /// The proxy of the environment through which it is asked, without the password; none: directly.
+    pub fn proxy(&self) -> Option<String> {
+        self.wire.client().proxy(&self.root().ok()?)
+    }
+
+    /// Makes a connection as a request would, and lets it go: the certificates that were shown, the server's own first;
+    /// none over plain http.
+    pub async fn certificates(&self, deadline: Instant) -> Result<Vec<CertificateDer<'static>>, UpstreamError> {
+        self.open()?;
+        let root = self.root().map_err(|fault| fault.of(self.name()))?;
+        self.step(deadline, self.wire.client().connect(root)).await
+    }
+
+    /// Asks it who it is, now, whatever is remembered.
+    pub async fn greet(&self, deadline: Instant) -> Result<Greeting, UpstreamError> {
+        self.open()?;
+        let response = self.step(deadline, self.ping(HeaderMap::new(), deadline)).await?;
+        let (status, headers) = (response.status(), response.headers());
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?.trim()).ok());
+        let is_registry = headers.contains_key("docker-distribution-api-version");
+        let limit = RateLimit::of(headers);
+        let scheme = self.scheme_in(response, deadline).await.map_err(|fault| fault.of(self.name()));
+        Ok(Greeting { status, date, is_registry, limit, scheme })
+    }
+
+    /// What is left of the limit of those who pull as ocistern does, where upstream tells it without counting the question:
+    /// Docker Hub alone.
+    pub async fn rate_limit(&self, deadline: Instant) -> Result<Option<RateLimit>, UpstreamError> {
+        let (Ok(repo), Ok(tag)) = (HUB_LIMIT.0.parse::<RepoName>(), HUB_LIMIT.1.parse::<Reference>()) else {
+            return Ok(None);
+        };
+        if self.origin.host != HUB {
+            return Ok(None);
+        }
+        let ask = Ask::manifest(Method::HEAD, &repo, &tag, deadline).with_right(self.own_right());
+        let answer = timeout_at(deadline, self.fetch(ask)).await;
+        let answer = answer.unwrap_or_else(|_| Err(Fault::Timeout(Phase::Header).of(self.name())))?;
+        Ok(RateLimit::of(&answer.headers))
+    }
+
+    fn root(&self) -> Result<Uri, Fault> {
+        let root = Url::new(self.origin.clone(), "/").map_err(|_| Fault::Protocol(ProtocolFault::Target))?;
+        root.to_uri().map_err(|_| Fault::Protocol(ProtocolFault::Target))
+    }
+
+    async fn step<T>(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, UpstreamError> {
+        let done = timeout_at(deadline, work).await.unwrap_or(Err(Fault::Timeout(Phase::Connect)));
+        done.map_err(|fault| fault.of(self.name()))
+    }
+}
+
+// === impl RateLimit ===
+
+impl RateLimit {
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let remaining = ratelimit_remaining(headers)?;
+        let (limit, window) = ratelimit(headers).map_or((None, None), |(limit, window)| (Some(limit), window));
+        Some(Self { remaining, limit, window })
+    }
+}

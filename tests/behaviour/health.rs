@@ -1,0 +1,140 @@
+//! `ocistern health` against a daemon that serves, one that starts, and none.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use crate::common::tls::Authority;
+use crate::common::{Daemon, Upstream};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::time::{Instant, timeout};
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn run(arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+    command.arg("health").args(arguments).env_clear().env("HOME", "/nonexistent").envs(env.iter().copied());
+    command.output().await.unwrap()
+}
+
+/// The exit code and the one line.
+async fn health(arguments: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
+    let output = run(arguments, env).await;
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    (output.status.code(), said)
+}
+
+/// A configuration with these tables, and with its root beside it.
+fn configured(directory: &TempDir, tables: &str) -> PathBuf {
+    let path = directory.path().join("config.toml");
+    let root = directory.path().join("root");
+    std::fs::write(&path, format!("root = '{}'\n{tables}", root.display())).unwrap();
+    path
+}
+
+/// Answers each connection to the socket with this, whatever is asked.
+fn answering(socket: &Path, answer: &'static str) -> tokio::task::JoinSet<()> {
+    let listener = UnixListener::bind(socket).unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    tasks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_serves_is_found_by_each_of_its_ways() {
+    let (directory, upstream) = (tempfile::tempdir().unwrap(), Upstream::start().await);
+    let (port, admin) = (free_port(), free_port());
+    let tables = format!(
+        "[[listener]]\naddress = \"127.0.0.1:{port}\"\n[admin]\naddress = \"127.0.0.1:{admin}\"\n\
+         [upstream.up]\nurl = {:?}\n",
+        upstream.url()
+    );
+    let config = configured(&directory, &tables);
+    let config = config.to_str().unwrap();
+    let daemon = Daemon::start(Path::new(config)).await;
+    let root = directory.path().join("root");
+    let root = root.to_str().unwrap();
+    let socket = format!("ready ({root}/ocistern.sock)\n");
+    assert_eq!(health(&["--config", config], &[]).await, (Some(0), socket.clone()));
+    // As in a container: no file at all.
+    let (admins, listens) = (format!("0.0.0.0:{admin}"), format!("0.0.0.0:{port}"));
+    let env = [("OCISTERN_ROOT", root), ("OCISTERN_ADMIN_LISTEN", &admins), ("OCISTERN_LISTEN", &listens)];
+    assert_eq!(health(&[], &env).await, (Some(0), socket));
+    std::fs::remove_file(directory.path().join("root/ocistern.sock")).unwrap();
+    let by_admin = (Some(0), format!("ready (127.0.0.1:{admin})\n"));
+    assert_eq!(health(&["--config", config], &[]).await, by_admin);
+    assert_eq!(health(&[], &env).await, by_admin, "an address for all is asked by loopback");
+    let off = [("OCISTERN_ADMIN_LISTEN", "off")];
+    let by_listener = (Some(0), format!("ready (127.0.0.1:{port})\n"));
+    assert_eq!(health(&["--config", config], &off).await, by_listener);
+    assert_eq!(health(&["--root", root], &[off[0], env[2]]).await, by_listener);
+    daemon.stop().await;
+    let (code, said) = health(&["--config", config], &[]).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.starts_with("ocistern: no daemon answers: ") && said.contains("Connection refused"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listener_with_tls_counts_too() {
+    let (directory, upstream) = (tempfile::tempdir().unwrap(), Upstream::start().await);
+    Authority::new().server(directory.path(), "listener", &["cache.test"]);
+    let port = free_port();
+    let tables = format!(
+        "[[listener]]\naddress = \"127.0.0.1:{port}\"\ntls = {{ certificate = \"listener.pem\", key = \"listener.key\" }}\n\
+         [admin]\naddress = \"127.0.0.1:0\"\n[upstream.up]\nurl = {:?}\n",
+        upstream.url()
+    );
+    let config = configured(&directory, &tables);
+    let daemon = Daemon::start(&config).await;
+    std::fs::remove_file(directory.path().join("root/ocistern.sock")).unwrap();
+    let (code, said) = health(&["--config", config.to_str().unwrap()], &[]).await;
+    assert_eq!((code, said), (Some(0), format!("ready (127.0.0.1:{port})\n")));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_ready_is_not_healthy() {
+    let directory = tempfile::tempdir().unwrap();
+    let (port, admin) = (free_port(), free_port());
+    let tables = format!("[[listener]]\naddress = \"127.0.0.1:{port}\"\n[admin]\naddress = \"127.0.0.1:{admin}\"\n");
+    let config = configured(&directory, &tables);
+    let config = config.to_str().unwrap();
+    let root = directory.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let socket = root.join("ocistern.sock");
+    for (answer, word) in [
+        ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 9\r\n\r\nstarting\n", "starting"),
+        ("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 9\r\n\r\nstopping\n", "stopping"),
+    ] {
+        let _serving = answering(&socket, answer);
+        let expected = format!("ocistern: {word} ({})\n", socket.display());
+        assert_eq!(health(&["--config", config], &[]).await, (Some(1), expected));
+        std::fs::remove_file(&socket).unwrap();
+    }
+    let strange = answering(&socket, "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello\n");
+    let (code, said) = health(&["--config", config], &[]).await;
+    assert!(code == Some(1) && said.contains("answers 200 OK, as no ocistern does"), "{said}");
+    drop(strange);
+    // Something that is no registry, at the address of one.
+    let other = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let began = Instant::now();
+    let asking = run(&["--config", config, "--timeout", "300ms"], &[]);
+    let output = timeout(Duration::from_secs(20), asking).await.expect("it keeps to its time");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing came within "), "{output:?}");
+    assert!(began.elapsed() >= Duration::from_millis(300), "it waits as long as it was told");
+    drop(other);
+    assert_eq!(run(&["--timeout", "soon"], &[]).await.status.code(), Some(64));
+    assert_eq!(run(&["--config", "/nonexistent.toml"], &[]).await.status.code(), Some(64));
+}
