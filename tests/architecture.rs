@@ -37,6 +37,7 @@ const BLOCKING: &[(&str, &str)] = &[
     ("cli/doctor/root.rs", "on the blocking pool"),
     ("cli/man.rs", "`man` is a program of its own, without a runtime"),
     ("cli/serve.rs", "at the start, of /proc"),
+    ("cli/setup/disk.rs", "`setup` is a program of its own, without a runtime"),
     ("config/layer.rs", "before the runtime is there, and at SIGHUP on the blocking pool"),
     ("http/htpasswd.rs", "on the blocking pool, with the hashes"),
     ("server/admin_socket.rs", "on the blocking pool, once at the start"),

@@ -19,6 +19,7 @@ mod reload;
 mod request_log;
 mod rm;
 mod serve;
+mod setup;
 mod status;
 mod store;
 mod table;
@@ -68,6 +69,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Remove what nothing leads to and downloads that were given up, and repair the index
     Gc(gc::Arguments),
+    /// Point clients at this ocistern, or make a private CA for it
+    Setup(setup::Arguments),
     /// Tell whether a daemon has the store, and figures of both
     Status(status::Arguments),
     /// Look for what is wrong: configuration, store, upstreams, listeners, clients of this machine
@@ -121,6 +124,7 @@ pub fn run() -> ExitCode {
         Command::Unpin(arguments) => tell(pin::unpin(&arguments)),
         Command::Verify(arguments) => tell(verify::run(&arguments)),
         Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
+        Command::Setup(arguments) => setup::run(&arguments),
         Command::Status(arguments) => tell(status::run(&arguments).map(|text| say(&text))),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),

@@ -20,6 +20,7 @@ E2E_GO_TOOLS=(
     'helm v3.22.0 helm.sh/helm/v3/cmd/helm'
     'containerd v2.4.2 github.com/containerd/containerd/v2/cmd/containerd'
     'ctr v2.4.2 github.com/containerd/containerd/v2/cmd/ctr'
+    'crictl v1.37.0 sigs.k8s.io/cri-tools/cmd/crictl'
     'registry v3.1.2 github.com/distribution/distribution/v3/cmd/registry'
     'compose v2.16.2 github.com/compose-spec/compose-go/v2/cmd'
 )
@@ -38,6 +39,8 @@ E2E_GO_PROGRAMS=(
     'tokenserver tokenserver .'
     'acr acr .'
     'conformance conformance github.com/opencontainers/distribution-spec/conformance'
+    'buildctl buildkit github.com/moby/buildkit/cmd/buildctl'
+    'buildkitd buildkit github.com/moby/buildkit/cmd/buildkitd'
     'oras0 oras0 github.com/oras-project/oras/cmd/oras'
 )
 

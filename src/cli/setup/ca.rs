@@ -1,0 +1,556 @@
+//! `ocistern setup ca`: a private CA and a certificate for ocistern by it, so that registries' own names can lead here.
+//!
+//! The CA can sign for nothing but the names that it was made for (name constraints), so who trusts it trusts it with these
+//! alone. Its key stays in the directory, for renewals: a second run makes another certificate and no other CA. The
+//! server's key stays, too, so that a renewal replaces one file, and ocistern takes it up while it runs.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use jiff::{Timestamp, ToSpan as _};
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, date_time_ymd,
+};
+use rustls::pki_types::{ServerName, UnixTime};
+
+use super::certificate::Leaf;
+use super::instance::CA_FILE;
+use super::{FAILED, SetupError, USAGE, complain, disk, say};
+use crate::config::{Address, Config, Flags};
+use crate::http::route::Directory;
+use crate::oci::{Algorithm, Digest};
+
+const CA_KEY: &str = "ca.key";
+const SERVER_CERTIFICATE: &str = "server.crt";
+const SERVER_KEY: &str = "server.key";
+/// Modes of keys, and of certificates.
+const SECRET: u32 = 0o600;
+const PUBLIC: u32 = 0o644;
+/// How long a CA holds, and a certificate by it: short enough that renewing does not become a surprise.
+const CA_DAYS: i64 = 3650;
+const SERVER_DAYS: i64 = 397;
+/// Valid from a day before: not every clock is right.
+const BEFORE_DAYS: i64 = 1;
+const NO_NAMES: &str = "say for which host names: those of registries whose names are to lead to ocistern, or its own; without \
+                        any, the names in the listeners' `hostnames` are taken, and there are none";
+
+/// For which names, and where.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Host names and IP addresses [default: the names in the listeners' `hostnames`]
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Where the CA and the certificate are kept [default: tls beside the system's or the user's configuration of ocistern]
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", help = "Configuration file of ocistern [default: as for serve]")]
+    config: Option<PathBuf>,
+}
+
+/// A name that a certificate is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    /// Lower case, perhaps with a wildcard.
+    Dns(String),
+    Ip(IpAddr),
+}
+
+/// What was made.
+#[derive(Debug, PartialEq, Eq)]
+struct Made {
+    /// Whether the CA is new.
+    new_ca: bool,
+    /// The CA ends before the certificate does.
+    ca_ends: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    let flags = Flags { config: arguments.config.clone(), ..Flags::default() };
+    let config = match Config::load(&flags, |name| std::env::var(name).ok()) {
+        Ok(config) => config,
+        Err(error) => return complain(USAGE, error),
+    };
+    let names = match names(&arguments.names, &config) {
+        Ok(names) => names,
+        Err(message) => return complain(USAGE, message),
+    };
+    let directory = arguments.directory.clone().map_or_else(default_directory, Ok);
+    let directory = match directory.and_then(|path| Ok(std::path::absolute(path)?)) {
+        Ok(directory) => directory,
+        Err(error) => {
+            return complain(USAGE, format!("the directory for the CA is not known: {error}; say --directory"));
+        }
+    };
+    match make(&directory, &names, super::now()) {
+        Ok(made) => say(&report(&directory, &names, &made, &config)),
+        Err(error) => complain(FAILED, error),
+    }
+}
+
+fn default_directory() -> std::io::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok("/etc/ocistern/tls".into());
+    }
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || set("HOME").map(|home| home.join(".config"));
+    let config = set("XDG_CONFIG_HOME").or_else(home);
+    config.map(|config| config.join("ocistern/tls")).ok_or_else(|| std::io::Error::other("$HOME is not set"))
+}
+
+/// The names as they go into the certificate; those of this machine come by themselves.
+fn names(given: &[String], config: &Config) -> Result<Vec<Name>, String> {
+    let mapped = config.listeners.iter().flat_map(|listener| listener.hostnames.keys());
+    let texts: Vec<&String> = if given.is_empty() { mapped.collect() } else { given.iter().collect() };
+    let mut names = BTreeSet::new();
+    for text in &texts {
+        let wrong = || {
+            format!(
+                "{text:?} is neither a host name nor an IP address: write it as in an image's name, without https:// and path, such \
+                 as myregistry.azurecr.io"
+            )
+        };
+        names.insert(Name::parse(text).ok_or_else(wrong)?);
+    }
+    if names.is_empty() {
+        return Err(NO_NAMES.to_owned());
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// What is in every certificate: ocistern under the names that lead to its own machine from there.
+fn local() -> [Name; 3] {
+    [
+        Name::Dns("localhost".to_owned()),
+        Name::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        Name::Ip(IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    ]
+}
+
+/// Makes the CA, where there is none, and a certificate by it.
+fn make(directory: &Path, names: &[Name], now: UnixTime) -> Result<Made, SetupError> {
+    let mut names = names.to_vec();
+    names.extend(local().into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+    disk::make_directories(directory)?;
+    let (ca_file, key_file) = (directory.join(CA_FILE), directory.join(CA_KEY));
+    let (ca, key, new_ca) = match (disk::read(&ca_file)?, disk::read(&key_file)?) {
+        (Some(ca), Some(key)) => (ca, read_key(&key_file, &key)?, false),
+        (Some(_), None) => return Err(half(&ca_file, &key_file)),
+        // A key without a certificate is what is left of a run that was cut off.
+        (None, key) => {
+            let key = match key {
+                Some(text) => read_key(&key_file, &text)?,
+                None => new_key(&key_file)?,
+            };
+            let ca = authority(&key, &names, now)?;
+            disk::replace(&ca_file, ca.as_bytes(), Some(PUBLIC))?;
+            (ca, key, true)
+        }
+    };
+    let server_key_file = directory.join(SERVER_KEY);
+    let server_key = match disk::read(&server_key_file)? {
+        Some(text) => read_key(&server_key_file, &text)?,
+        None => new_key(&server_key_file)?,
+    };
+    let certificate = server(&server_key, &key, &names, now)?;
+    let leaf =
+        Leaf::read(&certificate).ok_or_else(|| SetupError::Certificate("the certificate cannot be read".into()))?;
+    if let Some(why) = leaf.refused_by(&ca, &certificate, now) {
+        return Err(SetupError::Certificate(format!(
+            "the CA in {0} cannot be used for {1}: {why}. It is limited to the names that it was made for, it ends some day, \
+             and {CA_KEY} has to be its key. Make another one by --directory, and let clients trust that, too; or move {CA_FILE} and {CA_KEY} away and run \
+             this again, after which clients need the new {CA_FILE}",
+            directory.display(),
+            shown(&names),
+        )));
+    }
+    disk::replace(&directory.join(SERVER_CERTIFICATE), certificate.as_bytes(), Some(PUBLIC))?;
+    let end =
+        Duration::from_secs(now.as_secs()) + Duration::from_hours(24 * SERVER_DAYS.unsigned_abs().saturating_sub(2));
+    let ca_ends = leaf.refused_by(&ca, &certificate, UnixTime::since_unix_epoch(end)).is_some();
+    Ok(Made { new_ca, ca_ends })
+}
+
+fn half(ca: &Path, key: &Path) -> SetupError {
+    SetupError::Certificate(format!(
+        "{} is there without its key {}, so nothing can be signed: bring the key back, or move the certificate away for a new CA \
+         that clients have to trust anew",
+        ca.display(),
+        key.display()
+    ))
+}
+
+fn new_key(file: &Path) -> Result<KeyPair, SetupError> {
+    let key = KeyPair::generate().map_err(|error| SetupError::Certificate(format!("no key can be made: {error}")))?;
+    disk::replace(file, key.serialize_pem().as_bytes(), Some(SECRET))?;
+    Ok(key)
+}
+
+fn read_key(file: &Path, text: &str) -> Result<KeyPair, SetupError> {
+    KeyPair::from_pem(text).map_err(|error| {
+        SetupError::Certificate(format!("{}: this is no private key that can be used ({error})", file.display()))
+    })
+}
+
+/// What a CA of this key is, apart from its names; the same each time, so that the key alone leads back to it.
+fn authority_of(key: &KeyPair, now: UnixTime) -> CertificateParams {
+    // Two CAs under one name would be taken for each other.
+    let id: String = Digest::of(Algorithm::Sha256, key.public_key_raw()).hex().chars().take(8).collect();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, format!("ocistern private CA {id}"));
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_days(&mut params, now, CA_DAYS);
+    params
+}
+
+/// A CA's certificate, for these names and what is below them.
+fn authority(key: &KeyPair, names: &[Name], now: UnixTime) -> Result<String, SetupError> {
+    let mut params = authority_of(key, now);
+    let permitted = names.iter().map(Name::subtree).collect();
+    params.name_constraints = Some(NameConstraints { permitted_subtrees: permitted, excluded_subtrees: Vec::new() });
+    let certificate = params.self_signed(key);
+    Ok(certificate.map_err(|error| SetupError::Certificate(format!("no CA can be made: {error}")))?.pem())
+}
+
+/// A server's certificate.
+fn server(key: &KeyPair, ca: &KeyPair, names: &[Name], now: UnixTime) -> Result<String, SetupError> {
+    let wrong = |error: rcgen::Error| SetupError::Certificate(format!("no certificate can be made: {error}"));
+    let texts: Vec<String> = names.iter().map(Name::to_string).collect();
+    let mut params = CertificateParams::new(texts).map_err(wrong)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "ocistern");
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.use_authority_key_identifier_extension = true;
+    set_days(&mut params, now, SERVER_DAYS);
+    let issuer = Issuer::new(authority_of(ca, now), ca);
+    Ok(params.signed_by(key, &issuer).map_err(wrong)?.pem())
+}
+
+/// Valid from yesterday, for so many days.
+fn set_days(params: &mut CertificateParams, now: UnixTime, days: i64) {
+    let (year, month, day) = date(now, -BEFORE_DAYS);
+    params.not_before = date_time_ymd(year, month, day);
+    let (year, month, day) = date(now, days);
+    params.not_after = date_time_ymd(year, month, day);
+}
+
+/// Year, month and day (UTC) so many days from now.
+fn date(now: UnixTime, days: i64) -> (i32, u8, u8) {
+    let seconds = i64::try_from(now.as_secs()).unwrap_or_default();
+    let then = Timestamp::from_second(seconds).unwrap_or_default();
+    let then = then.checked_add((24 * days).hours()).unwrap_or(then);
+    let date = then.to_zoned(jiff::tz::TimeZone::UTC).date();
+    (i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+}
+
+// === impl Name ===
+
+impl Name {
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        // As a hosts entry of `hostnames` has it.
+        let bare = match text.rsplit_once(':') {
+            Some((name, port)) if !name.contains(':') && port.parse::<u16>().is_ok() => name,
+            _ => &text,
+        };
+        let bare = bare.strip_prefix('[').and_then(|ip| ip.strip_suffix(']')).unwrap_or(bare);
+        if let Ok(ip) = bare.parse() {
+            return Some(Self::Ip(ip));
+        }
+        let checked = bare.strip_prefix("*.").unwrap_or(bare);
+        // Empty labels, blanks, paths and what else no name has.
+        ServerName::try_from(checked).ok().filter(|_| !checked.ends_with('.'))?;
+        Some(Self::Dns(bare.to_owned()))
+    }
+
+    /// What the CA may sign for: the name, which includes those below it.
+    fn subtree(&self) -> GeneralSubtree {
+        match self {
+            Self::Dns(name) => GeneralSubtree::DnsName(name.strip_prefix("*.").unwrap_or(name).to_owned()),
+            Self::Ip(ip @ IpAddr::V4(_)) => GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*ip, 32)),
+            Self::Ip(ip @ IpAddr::V6(_)) => GeneralSubtree::IpAddress(CidrSubnet::from_addr_prefix(*ip, 128)),
+        }
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dns(name) => f.write_str(name),
+            Self::Ip(ip) => ip.fmt(f),
+        }
+    }
+}
+
+fn shown(names: &[Name]) -> String {
+    names.iter().map(Name::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// What was made, and what there is to do with it.
+fn report(directory: &Path, names: &[Name], made: &Made, config: &Config) -> String {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let (certificate, key, ca) = (at(SERVER_CERTIFICATE), at(SERVER_KEY), at(CA_FILE));
+    let mut out = String::new();
+    let which = if made.new_ca { "is new: clients have to trust it" } else { "is the one that was there" };
+    let _ = writeln!(out, "# the CA {ca} {which}; its key {} stays here, for renewals", at(CA_KEY));
+    let _ = writeln!(
+        out,
+        "# {certificate} is for {} and this machine, for {SERVER_DAYS} days; run this again to renew it",
+        shown(names)
+    );
+    if made.ca_ends {
+        let _ = writeln!(
+            out,
+            "# the CA itself ends before that certificate: move {CA_FILE} and {CA_KEY} away, and run this again for a new one"
+        );
+    }
+    let _ = writeln!(out, "# {key} must be readable for the user that `ocistern serve` runs as\n");
+    configuration(&mut out, names, &certificate, &key, config);
+    clients(&mut out, names, &ca, config);
+    out
+}
+
+/// The lines for ocistern's own configuration.
+fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str, config: &Config) {
+    let uses = |listener: &crate::config::Listener| {
+        let tls = listener.tls.as_ref();
+        tls.is_some_and(|tls| tls.certificates.iter().any(|files| files.certificate == Path::new(certificate)))
+    };
+    let serving = config.listeners.iter().find(|listener| uses(listener));
+    let directory = Directory::new(config);
+    let meant = |name: &Name| match name {
+        Name::Dns(name) => directory.get(name).map(|upstream| (name.clone(), upstream.clone())),
+        Name::Ip(_) => None,
+    };
+    let registries: Vec<_> = names.iter().filter_map(meant).collect();
+    let missing: Vec<_> = registries
+        .iter()
+        .filter(|(name, _)| !serving.is_some_and(|listener| listener.hostnames.contains_key(name)))
+        .collect();
+    if let Some(listener) = serving.filter(|_| missing.is_empty()) {
+        let _ = writeln!(
+            out,
+            "# the listener at {} has this certificate already, and takes a renewed one within ten seconds\n",
+            listener.address
+        );
+    } else {
+        let entries: Vec<String> =
+            registries.iter().map(|(name, upstream)| format!("{name:?} = {:?}", upstream.as_str())).collect();
+        let _ = writeln!(out, "# for ocistern's configuration:\n[[listener]]\naddress = \"0.0.0.0:443\"");
+        let _ = writeln!(out, "tls = {{ certificate = {certificate:?}, key = {key:?} }}");
+        if !entries.is_empty() {
+            let _ = writeln!(out, "hostnames = {{ {} }}", entries.join(", "));
+        }
+        out.push('\n');
+    }
+    for (name, upstream) in &registries {
+        if config.upstreams.get(upstream).is_some_and(|upstream| upstream.connect.is_empty()) {
+            let _ = writeln!(
+                out,
+                "# where ocistern's own machine finds itself under {name}, too (hosts entry, DNS):\n[upstream.{:?}]\n\
+                 connect = [\"ADDRESS:443\"]   # where {name} is really: dig +short {name} @RESOLVER\n",
+                upstream.as_str()
+            );
+        }
+    }
+    for name in names.iter().filter(|name| meant(name).is_none()) {
+        if matches!(name, Name::Dns(_)) {
+            let _ = writeln!(
+                out,
+                "# {name} is no registry of the configuration, so it is taken for a name of ocistern's own; if it is one, it needs \
+                 [upstream.\"{name}\"], and then hostnames = {{ \"{name}\" = \"{name}\" }} in the listener\n"
+            );
+        }
+    }
+}
+
+/// What clients need.
+fn clients(out: &mut String, names: &[Name], ca: &str, config: &Config) {
+    let address = config.listeners.iter().filter(|listener| listener.tls.is_some()).find_map(|listener| {
+        let Address::Tcp(socket) = &listener.address else { return None };
+        (!socket.ip().is_unspecified()).then(|| socket.ip().to_string())
+    });
+    let address = address.unwrap_or_else(|| "127.0.0.1".to_owned());
+    let _ = writeln!(out, "# for clients on this machine, in /etc/hosts (on others, the address of this one):");
+    for name in names {
+        if let Name::Dns(name) = name {
+            let _ = writeln!(out, "{address} {}", name.strip_prefix("*.").unwrap_or(name));
+        }
+    }
+    let _ = writeln!(
+        out,
+        "\n# where clients look for {ca} (`ocistern setup CLIENT --write` copies it there for the first three):"
+    );
+    for name in names {
+        let _ = writeln!(out, "#   docker      /etc/docker/certs.d/{name}/ca.crt");
+        let _ = writeln!(out, "#   podman …    /etc/containers/certs.d/{name}/ca.crt");
+        let _ = writeln!(out, "#   containerd  /etc/containerd/certs.d/{name}/hosts.toml: ca = \"{ca}\"");
+    }
+    let _ = writeln!(
+        out,
+        "#   the system (ORAS, crane, Helm, curl): Debian: /usr/local/share/ca-certificates/ocistern.crt, then \
+         update-ca-certificates; Fedora: /etc/pki/ca-trust/source/anchors/ocistern.crt, then update-ca-trust\n\
+         #   az          REQUESTS_CA_BUNDLE=bundle.pem, made by `cat {ca} /etc/ssl/certs/ca-certificates.crt > bundle.pem`"
+    );
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// As `server.*` a certificate for what is mapped in the tests' configurations, as `named.*` one for a name of ocistern's own
+    /// alone.
+    pub(in super::super) fn certificates(directory: &Path, now: UnixTime) {
+        let names = ["cache.example", "myregistry.azurecr.io", "registry.example", "mirror.example"];
+        let names: Vec<Name> = names.iter().map(|name| Name::parse(name).unwrap()).collect();
+        make(directory, &names, now).unwrap();
+        let key = new_key(&directory.join("named.key")).unwrap();
+        let ca = disk::read(&directory.join(CA_KEY)).unwrap().unwrap();
+        let ca = read_key(Path::new(CA_KEY), &ca).unwrap();
+        let certificate = server(&key, &ca, &[Name::Dns("mirror.example".into())], now).unwrap();
+        disk::replace(&directory.join("named.crt"), certificate.as_bytes(), None).unwrap();
+    }
+
+    fn after(days: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_hours(24 * (20_000 + days)))
+    }
+
+    fn parsed(names: &[&str]) -> Vec<Name> {
+        names.iter().map(|name| Name::parse(name).unwrap()).collect()
+    }
+
+    fn read(directory: &Path, name: &str) -> String {
+        std::fs::read_to_string(directory.join(name)).unwrap()
+    }
+
+    #[test]
+    fn a_ca_and_a_certificate_that_clients_accept() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("new/tls");
+        let names = parsed(&["MyRegistry.azurecr.io", "*.cache.example", "10.0.0.7"]);
+        assert_eq!(make(&at, &names, after(0)).unwrap(), Made { new_ca: true, ca_ends: false });
+        let (ca, certificate) = (read(&at, CA_FILE), read(&at, SERVER_CERTIFICATE));
+        let leaf = Leaf::read(&certificate).unwrap();
+        for name in ["myregistry.azurecr.io", "a.cache.example", "localhost", "10.0.0.7", "127.0.0.1", "[::1]"] {
+            assert!(leaf.is_for(name), "{name}");
+        }
+        assert!(!leaf.is_for("other.azurecr.io"));
+        for days in [0, 200, 396] {
+            assert_eq!(leaf.refused_by(&ca, &certificate, after(days)), None, "on day {days}");
+        }
+        assert!(leaf.refused_by(&ca, &certificate, after(398)).is_some(), "it ends");
+        for (file, mode) in [(CA_KEY, 0o600), (SERVER_KEY, 0o600), (CA_FILE, 0o644), (SERVER_CERTIFICATE, 0o644)] {
+            let found = std::fs::metadata(at.join(file)).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(found, mode, "mode of {file}");
+        }
+    }
+
+    #[test]
+    fn a_second_run_renews_the_certificate_by_the_same_ca() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let names = parsed(&["r.example", "s.example"]);
+        make(at, &names, after(0)).unwrap();
+        let files = [CA_FILE, CA_KEY, SERVER_KEY];
+        let before = files.map(|file| read(at, file));
+        let first = read(at, SERVER_CERTIFICATE);
+        assert_eq!(make(at, &names, after(390)).unwrap(), Made { new_ca: false, ca_ends: false });
+        assert_eq!(files.map(|file| read(at, file)), before, "keys and CA stay");
+        let second = read(at, SERVER_CERTIFICATE);
+        assert_ne!(first, second);
+        let leaf = Leaf::read(&second).unwrap();
+        assert_eq!(leaf.refused_by(&read(at, CA_FILE), &second, after(700)), None, "it holds for another year");
+        // Fewer names are as good, and so are names below them.
+        make(at, &parsed(&["s.example", "deep.r.example"]), after(400)).unwrap();
+        assert!(make(at, &names, after(3500)).unwrap().ca_ends, "the CA's own end is told before it is there");
+        let error = make(at, &names, after(3700)).unwrap_err().to_string();
+        assert!(error.contains("its own certificate has expired"), "{error}");
+    }
+
+    #[test]
+    fn the_ca_is_good_for_its_names_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        make(at, &parsed(&["r.example"]), after(0)).unwrap();
+        let before = read(at, SERVER_CERTIFICATE);
+        for other in ["bank.example", "10.0.0.7"] {
+            let error = make(at, &parsed(&["r.example", other]), after(1)).unwrap_err().to_string();
+            assert!(error.contains("cannot be used for") && error.contains(other), "{error}");
+        }
+        assert_eq!(read(at, SERVER_CERTIFICATE), before, "the good certificate stays");
+    }
+
+    #[test]
+    fn half_a_ca_and_keys_of_others_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let names = parsed(&["r.example"]);
+        make(at, &names, after(0)).unwrap();
+        let key = read(at, CA_KEY);
+        std::fs::write(at.join(CA_KEY), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let error = make(at, &names, after(0)).unwrap_err().to_string();
+        assert!(error.contains("cannot be used"), "{error}");
+        std::fs::write(at.join(CA_KEY), "no key").unwrap();
+        let error = make(at, &names, after(0)).unwrap_err().to_string();
+        assert!(error.contains("ca.key: this is no private key"), "{error}");
+        std::fs::remove_file(at.join(CA_KEY)).unwrap();
+        let error = make(at, &names, after(0)).unwrap_err().to_string();
+        assert!(error.contains("without its key"), "{error}");
+        // The other half is a run that was cut off: it is gone on with.
+        std::fs::write(at.join(CA_KEY), &key).unwrap();
+        std::fs::remove_file(at.join(CA_FILE)).unwrap();
+        assert!(make(at, &names, after(0)).unwrap().new_ca);
+        assert_eq!(read(at, CA_KEY), key);
+    }
+
+    #[test]
+    fn names_are_those_given_or_else_those_mapped() {
+        let config = Config::from_toml(
+            "[[listener]]\naddress = \"0.0.0.0:8443\"\nhostnames = { \"ghcr.io\" = \"ghcr.io\", \"quay.io:8443\" = \"quay.io\" }",
+        )
+        .unwrap();
+        assert_eq!(names(&[], &config), Ok(parsed(&["ghcr.io", "quay.io"])));
+        assert_eq!(names(&["A.example".to_owned()], &config), Ok(parsed(&["a.example"])));
+        for wrong in ["https://a.example", "a/b", "", "a..b", "a b", "a.example.", "*", "*.*.example"] {
+            assert!(names(&[wrong.to_owned()], &config).unwrap_err().contains("neither a host name"), "{wrong:?}");
+        }
+        assert_eq!(names(&[], &Config::from_toml("").unwrap()).unwrap_err(), NO_NAMES);
+    }
+
+    #[test]
+    fn the_report_has_what_there_is_to_add() {
+        let text = "[[listener]]\naddress = \"127.0.0.1:5000\"\n[upstream.\"myregistry.azurecr.io\"]\n";
+        let made = Made { new_ca: true, ca_ends: false };
+        let names = parsed(&["myregistry.azurecr.io", "cache.example"]);
+        let said = report(Path::new("/d"), &names, &made, &Config::from_toml(text).unwrap());
+        // The lines are a configuration, apart from the address that only the operator can find out.
+        let ours: String = said.split("# for clients").next().unwrap().replace("ADDRESS", "192.0.2.1");
+        let config = Config::from_toml(&format!("{ours}\n")).unwrap();
+        let listener = &config.listeners[0];
+        assert_eq!(listener.hostnames.keys().collect::<Vec<_>>(), ["myregistry.azurecr.io"]);
+        assert_eq!(listener.tls.as_ref().unwrap().certificates[0].certificate, Path::new("/d/server.crt"));
+        assert_eq!(config.upstreams[listener.hostnames.values().next().unwrap()].connect, ["192.0.2.1:443"]);
+        for part in [
+            "127.0.0.1 myregistry.azurecr.io",
+            "cache.example is no registry",
+            "/etc/docker/certs.d/cache.example/ca.crt",
+        ] {
+            assert!(said.contains(part), "{part}:\n{said}");
+        }
+        let again = report(Path::new("/d"), &names[..1], &Made { new_ca: false, ..made }, &config);
+        assert!(again.contains("has this certificate already") && !again.contains("[[listener]]"), "{again}");
+        assert!(!again.contains("connect ="), "it has that, too: {again}");
+    }
+}

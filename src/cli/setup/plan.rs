@@ -1,0 +1,196 @@
+//! What a client needs: files with their contents, the command by which it takes notice, and what else there is to know.
+
+use std::path::{Path, PathBuf};
+
+use super::SetupError;
+use super::disk::Disk;
+use super::instance::Instance;
+
+/// The clients that can be pointed at ocistern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Client {
+    /// dockerd
+    Docker,
+    /// containerd, with what is built on it: Kubernetes, nerdctl, ctr
+    Containerd,
+    /// podman, buildah, skopeo, CRI-O
+    Podman,
+    /// buildkitd, docker buildx
+    Buildkit,
+    /// k3s
+    K3s,
+    /// kaniko; prints flags and variables
+    Kaniko,
+    /// ORAS; prints how its commands are written
+    Oras,
+}
+
+/// Whose configuration: the machine's, or a user's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The machine's: below /etc.
+    Machine,
+    /// That of a user who is not root, and runs the rootless variants.
+    User {
+        /// `$HOME`.
+        home: PathBuf,
+        /// `$XDG_CONFIG_HOME`, else `.config` in it.
+        config: PathBuf,
+    },
+}
+
+/// What a plan is made from.
+#[derive(Debug)]
+pub(super) struct Site<'a> {
+    /// Where the client's files are.
+    pub(super) disk: &'a Disk,
+    /// Whose they are.
+    pub(super) whose: &'a Whose,
+    /// What they are to say.
+    pub(super) instance: &'a Instance,
+}
+
+/// What there is to do for a client.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Files, in the order in which they are written.
+    pub(super) files: Vec<Wanted>,
+    /// What is to be given to a client that has no file for it: ready to be copied.
+    pub(super) text: Option<String>,
+    /// Commands by which the client takes notice of changed files.
+    pub(super) then: Vec<String>,
+    /// What cannot be done here, or is good to know.
+    pub(super) notes: Vec<String>,
+}
+
+/// A file as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Its path, as the client knows it.
+    pub(super) path: PathBuf,
+    /// What is in it now; none: it is not there.
+    pub(super) now: Option<String>,
+    /// What should be in it.
+    pub(super) text: String,
+}
+
+// === impl Client ===
+
+impl Client {
+    /// All of them, in the order in which they are written and told.
+    pub(super) const ALL: [Self; 7] =
+        [Self::Docker, Self::Containerd, Self::Podman, Self::Buildkit, Self::K3s, Self::Kaniko, Self::Oras];
+
+    /// As the command line has it.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Containerd => "containerd",
+            Self::Podman => "podman",
+            Self::Buildkit => "buildkit",
+            Self::K3s => "k3s",
+            Self::Kaniko => "kaniko",
+            Self::Oras => "oras",
+        }
+    }
+
+    /// Programs by which it is known to be installed. kaniko lives in containers of its own.
+    pub(super) const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Docker => &["dockerd"],
+            Self::Containerd => &["containerd"],
+            Self::Podman => &["podman", "buildah", "skopeo", "crio"],
+            Self::Buildkit => &["buildkitd"],
+            Self::K3s => &["k3s"],
+            Self::Kaniko => &[],
+            Self::Oras => &["oras"],
+        }
+    }
+
+    /// Where all files of its are that `setup` writes.
+    pub(super) fn directories(self, disk: &Disk, whose: &Whose) -> Vec<PathBuf> {
+        match self {
+            Self::Docker => vec![super::docker::directory(whose)],
+            Self::Containerd => super::containerd::directories(disk, whose),
+            Self::Podman => vec![super::containers::directory(whose)],
+            Self::Buildkit => vec![super::buildkit::directory(whose)],
+            Self::K3s => vec![super::k3s::DIRECTORY.into()],
+            Self::Kaniko | Self::Oras => Vec::new(),
+        }
+    }
+
+    /// What there is to do for it.
+    pub(super) fn plan(self, site: &Site<'_>) -> Result<Plan, SetupError> {
+        let mut plan = match self {
+            Self::Docker => super::docker::plan(site),
+            Self::Containerd => super::containerd::plan(site),
+            Self::Podman => super::containers::plan(site),
+            Self::Buildkit => super::buildkit::plan(site),
+            Self::K3s => super::k3s::plan(site),
+            Self::Kaniko => super::kaniko::plan(site),
+            Self::Oras => super::oras::plan(site),
+        }?;
+        plan.notes.extend(site.instance.endpoint().and_then(|endpoint| endpoint.doubt.clone()));
+        Ok(plan)
+    }
+}
+
+// === impl Whose ===
+
+impl Whose {
+    /// The user's directory, where it is a user's.
+    pub(super) fn user_config(&self) -> Option<&Path> {
+        match self {
+            Self::Machine => None,
+            Self::User { config, .. } => Some(config),
+        }
+    }
+}
+
+// === impl Plan ===
+
+impl Plan {
+    /// Adds a file that is ocistern's alone, such as a copy of a certificate.
+    pub(super) fn own(&mut self, disk: &Disk, path: PathBuf, text: String) -> Result<(), SetupError> {
+        let now = disk.find(&path)?.now;
+        self.files.push(Wanted { path, now, text });
+        Ok(())
+    }
+
+    /// Adds a file into which something is merged: `merge` is given what is there without ocistern's own earlier lines, and
+    /// returns what should be there.
+    pub(super) fn merged(
+        &mut self,
+        disk: &Disk,
+        path: PathBuf,
+        merge: impl FnOnce(Option<&str>) -> Result<String, Unmergeable>,
+    ) -> Result<(), SetupError> {
+        let found = disk.find(&path)?;
+        let text = merge(found.base.as_deref()).map_err(|why| SetupError::Unmergeable { path: path.clone(), why })?;
+        self.files.push(Wanted { path, now: found.now, text });
+        Ok(())
+    }
+}
+
+/// Why nothing can be merged into a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unmergeable {
+    /// Line and column, from 1, where there is one.
+    pub(super) place: Option<(usize, usize)>,
+    /// What is in the way, and what to do.
+    pub(super) why: String,
+}
+
+// === impl Unmergeable ===
+
+impl Unmergeable {
+    /// At no particular place.
+    pub(super) fn new(why: impl Into<String>) -> Self {
+        Self { place: None, why: why.into() }
+    }
+
+    /// At this place.
+    pub(super) fn at(line: usize, column: usize, why: impl Into<String>) -> Self {
+        Self { place: Some((line, column)), why: why.into() }
+    }
+}

@@ -1,0 +1,399 @@
+//! What each client is given, over several configurations, against files that are read by eye (`tests/setup/`); and how files
+//! are written, written again and put back.
+
+use std::path::Path;
+
+use rustls::pki_types::UnixTime;
+
+use super::*;
+
+/// A day in 2026.
+const NOW: UnixTime = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_790_000_000));
+
+/// An empty root directory of an image, and a directory for what else there is.
+fn places() -> (tempfile::TempDir, tempfile::TempDir) {
+    (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap())
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/setup")
+}
+
+/// The instance of a configuration of `tests/setup/`, with certificates in `directory`.
+fn instance_of(name: &str, directory: &Path) -> Result<Instance, SetupError> {
+    ca::tests::certificates(directory, NOW);
+    let text = std::fs::read_to_string(sources().join(format!("{name}.toml"))).unwrap();
+    let text = text.replace("DIRECTORY", &directory.display().to_string());
+    Instance::of(&Config::from_toml(&text).unwrap(), &Said::default(), NOW)
+}
+
+fn user() -> Whose {
+    Whose::User { home: "/home/me".into(), config: "/home/me/.config".into() }
+}
+
+/// Compares with a file of `tests/setup/`; `OCISTERN_BLESS=1` writes it instead, for the eye.
+fn golden(name: &str, found: &str) {
+    let file = sources().join(name);
+    if std::env::var_os("OCISTERN_BLESS").is_some() {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, found).unwrap();
+    }
+    let expected = std::fs::read_to_string(&file).unwrap_or_default();
+    assert_eq!(found, expected, "{name} is not what `ocistern setup` shows; OCISTERN_BLESS=1 writes it anew");
+}
+
+fn shown_for(client: Client, whose: &Whose, instance: &Result<Instance, SetupError>, certificates: &Path) -> String {
+    let root = tempfile::tempdir().unwrap();
+    let disk = Disk::new(Some(root.path().to_owned()));
+    let text = match instance {
+        Ok(instance) => client
+            .plan(&Site { disk: &disk, whose, instance })
+            .map(|plan| show(client, &plan))
+            .map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let text = text.unwrap_or_else(|error| format!("error: {error}\n"));
+    let ca = std::fs::read_to_string(certificates.join("ca.crt")).unwrap();
+    text.replace(&ca, "(the CA's certificate)\n")
+}
+
+#[test]
+fn every_client_is_given_what_the_files_say() {
+    let mut seen = 0;
+    for case in [
+        "loopback",
+        "remote-tls",
+        "certificate-name",
+        "several",
+        "plain-remote",
+        "client-certificates",
+        "behind-a-path",
+        "unix-only",
+        "free-port",
+    ] {
+        let (_, certificates) = places();
+        let instance = instance_of(case, certificates.path());
+        for client in Client::ALL {
+            let shown = shown_for(client, &Whose::Machine, &instance, certificates.path());
+            golden(&format!("{case}/{}.txt", client.as_str()), &shown);
+            seen += 1;
+        }
+    }
+    let there: usize = std::fs::read_dir(sources())
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().is_dir() && entry.file_name() != "rootless" && entry.file_name() != "merged")
+        .map(|entry| std::fs::read_dir(entry.path()).unwrap().count())
+        .sum();
+    assert_eq!(there, seen, "no file is left over from a case that is gone");
+}
+
+#[test]
+fn users_who_are_not_root_have_their_own_files() {
+    let (_, certificates) = places();
+    let instance = instance_of("loopback", certificates.path());
+    for client in Client::ALL {
+        let shown = shown_for(client, &user(), &instance, certificates.path());
+        assert!(!shown.contains("# docker: /etc") && !shown.contains("podman: /etc"), "{shown}");
+        golden(&format!("rootless/{}.txt", client.as_str()), &shown);
+    }
+    let env = |name: &str| (name == "HOME").then(|| "/home/me".to_owned());
+    assert_eq!(whose(false, env), Ok(user()));
+    assert_eq!(whose(true, env), Ok(Whose::Machine));
+    assert_eq!(whose(false, |_| None), Err(NO_HOME));
+}
+
+#[test]
+fn an_address_that_is_said_beats_the_configuration() {
+    let said = |url: &str| Said { url: Some(url.parse().unwrap()), ca: None };
+    let config = Config::from_toml("[[listener]]\naddress = \"unix:/run/o.sock\"").unwrap();
+    let instance = Instance::of(&config, &said("http://10.0.0.1:5000"), NOW).unwrap();
+    assert_eq!(instance.endpoint().unwrap().url.to_string(), "http://10.0.0.1:5000");
+    assert!(instance.hub_endpoint().is_some(), "its default upstream is that of the configuration");
+    let (_, certificates) = places();
+    let none = Said { url: None, ca: Some(certificates.path().join("nothing")) };
+    assert!(matches!(Instance::of(&config, &none, NOW), Err(SetupError::NoCertificate(_))));
+}
+
+/// What is written for a client of the default configuration.
+fn write_default(root: &Path, client: Client, text: &str) -> Result<(String, Option<SetupError>), SetupError> {
+    let disk = Disk::new(Some(root.to_owned()));
+    let instance = Instance::of(&Config::from_toml(text).unwrap(), &Said::default(), NOW).unwrap();
+    let site = Site { disk: &disk, whose: &Whose::Machine, instance: &instance };
+    write(&site, client, &client.plan(&site)?)
+}
+
+fn undo_all(root: &Path, client: Client) -> (String, Option<SetupError>) {
+    undo(&Disk::new(Some(root.to_owned())), &Whose::Machine, client).unwrap()
+}
+
+/// All files and directories below a directory, with their contents.
+fn everything(root: &Path) -> Vec<(PathBuf, Option<String>)> {
+    let mut found = Vec::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            let path = entry.path();
+            let text = if path.is_dir() { None } else { Some(std::fs::read_to_string(&path).unwrap()) };
+            found.push((path.strip_prefix(root).unwrap().to_owned(), text));
+            if path.is_dir() {
+                left.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Files that machines have: each client's, with other things in it.
+fn furnish(root: &Path) {
+    for (path, text) in [
+        (
+            "etc/docker/daemon.json",
+            "{\n    \"log-driver\": \"journald\",\n    \"registry-mirrors\": [\"https://mirror.gcr.io\"],\n    \"data-root\": \"/srv/docker\"\n}\n",
+        ),
+        (
+            "etc/containerd/config.toml",
+            "version = 2\n\n# Kubernetes\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"registry.k8s.io/pause:3.9\"\n",
+        ),
+        (
+            "etc/containerd/certs.d/docker.io/hosts.toml",
+            "server = \"https://registry-1.docker.io\"\n\n# the office's\n[host.\"https://mirror.example\"]\n  capabilities = [\"pull\"]\n",
+        ),
+        (
+            "etc/containers/registries.conf",
+            "unqualified-search-registries = [\"docker.io\"]\n\n[[registry]]\nprefix = \"quay.io\"\nlocation = \"quay.io\"\n\n[[registry.mirror]]\nlocation = \"mirror.example/quay\"\n",
+        ),
+        (
+            "etc/buildkit/buildkitd.toml",
+            "debug = true\n\n[registry.\"docker.io\"]\n  mirrors = [\"mirror.gcr.io\"]\n\n[worker.oci]\n  gc = true\n",
+        ),
+        (
+            "etc/rancher/k3s/registries.yaml",
+            "# by hand\nmirrors:\n  docker.io:\n    endpoint:\n      - \"https://mirror.example\"\nconfigs:\n  mirror.example:\n    auth:\n      username: me\n",
+        ),
+    ] {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+}
+
+#[test]
+fn writing_twice_changes_nothing_and_undo_leaves_no_trace() {
+    let (empty, furnished) = places();
+    furnish(furnished.path());
+    for root in [empty.path(), furnished.path()] {
+        let before = everything(root);
+        for client in Client::ALL {
+            let (said, failure) = write_default(root, client, "").unwrap();
+            assert!(failure.is_none() && !said.contains("nothing to change"), "{said}");
+        }
+        let once = everything(root);
+        for client in Client::ALL {
+            let (said, failure) = write_default(root, client, "").unwrap();
+            let is_file = !matches!(client, Client::Kaniko | Client::Oras);
+            assert!(failure.is_none() && (said.contains("nothing to change") == is_file), "{said}");
+            assert!(!said.contains("now run"), "{said}");
+        }
+        assert_eq!(everything(root), once, "the second time changes nothing");
+        for client in Client::ALL {
+            let (said, failure) = undo_all(root, client);
+            assert!(failure.is_none(), "{said} {failure:?}");
+            assert!(undo_all(root, client).0.contains("nothing to put back"));
+        }
+        assert_eq!(everything(root), before, "all is as it was before");
+    }
+}
+
+#[test]
+fn what_others_have_in_their_files_stays() {
+    let (root, _) = places();
+    furnish(root.path());
+    for client in Client::ALL {
+        write_default(root.path(), client, "").unwrap();
+    }
+    let read = |path: &str| std::fs::read_to_string(root.path().join(path)).unwrap();
+    for path in [
+        "etc/docker/daemon.json",
+        "etc/containerd/config.toml",
+        "etc/containerd/certs.d/docker.io/hosts.toml",
+        "etc/containers/registries.conf",
+        "etc/containers/registries.conf.d/ocistern.conf",
+        "etc/buildkit/buildkitd.toml",
+        "etc/rancher/k3s/registries.yaml",
+    ] {
+        golden(&format!("merged/{}", path.replace('/', "_")), &read(path));
+    }
+}
+
+#[test]
+fn another_configuration_takes_the_place_of_the_one_before() {
+    let (root, _) = places();
+    furnish(root.path());
+    let before = everything(root.path());
+    write_default(root.path(), Client::Containerd, "").unwrap();
+    write_default(root.path(), Client::Docker, "").unwrap();
+    let other = "builtin_upstreams = false\n[[listener]]\naddress = \"127.0.0.1:6000\"\ndefault_upstream = \"docker.io\"\n\
+                 [upstream.\"docker.io\"]\nurl = \"https://docker.io\"\n";
+    let (said, failure) = write_default(root.path(), Client::Containerd, other).unwrap();
+    assert!(failure.is_none() && said.contains("ghcr.io/hosts.toml is not needed any more"), "{said}");
+    write_default(root.path(), Client::Docker, other).unwrap();
+    let certificates = root.path().join("etc/containerd/certs.d");
+    assert!(!certificates.join("ghcr.io").exists(), "what is no upstream any more has no file");
+    for file in [certificates.join("docker.io/hosts.toml"), root.path().join("etc/docker/daemon.json")] {
+        let text = std::fs::read_to_string(file).unwrap();
+        assert!(text.contains("127.0.0.1:6000") && !text.contains("127.0.0.1:5000"), "{text}");
+    }
+    assert!(undo_all(root.path(), Client::Containerd).1.is_none());
+    assert!(undo_all(root.path(), Client::Docker).1.is_none());
+    assert_eq!(everything(root.path()), before, "the backup is of the first time");
+}
+
+#[test]
+fn a_file_that_was_edited_is_not_put_back() {
+    let (root, _) = places();
+    furnish(root.path());
+    let file = root.path().join("etc/docker/daemon.json");
+    let before = std::fs::read_to_string(&file).unwrap();
+    write_default(root.path(), Client::Docker, "").unwrap();
+    let edited = std::fs::read_to_string(&file).unwrap().replace("journald", "json-file");
+    std::fs::write(&file, &edited).unwrap();
+    let error = undo_all(root.path(), Client::Docker).1.unwrap().to_string();
+    let backup = file.with_file_name("daemon.json.ocistern-backup");
+    let record = file.with_file_name(".daemon.json.ocistern-setup");
+    for part in
+        ["was edited after", &format!("mv {} {}", backup.display(), file.display()), &record.display().to_string()]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), edited, "it is left alone");
+    // What it says does what it says.
+    let (said, _) = write_default(root.path(), Client::Docker, "").unwrap();
+    assert!(said.contains("nothing to change"), "ocistern's lines are still there: {said}");
+    std::fs::rename(&backup, &file).unwrap();
+    std::fs::remove_file(&record).unwrap();
+    assert!(undo_all(root.path(), Client::Docker).0.contains("nothing to put back"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), before);
+}
+
+#[test]
+fn a_mixture_of_edits_and_ours_is_never_put_back() {
+    let (root, _) = places();
+    furnish(root.path());
+    let file = root.path().join("etc/docker/daemon.json");
+    write_default(root.path(), Client::Docker, "").unwrap();
+    std::fs::write(&file, "{ \"debug\": true }\n").unwrap();
+    let (said, _) = write_default(root.path(), Client::Docker, "").unwrap();
+    assert!(said.contains("somebody had edited it"), "{said}");
+    let mixed = std::fs::read_to_string(&file).unwrap();
+    assert!(mixed.contains("debug") && mixed.contains("127.0.0.1:5000"), "{mixed}");
+    assert!(matches!(undo_all(root.path(), Client::Docker).1, Some(SetupError::Edited { .. })));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), mixed);
+}
+
+#[test]
+fn what_cannot_be_merged_into_is_refused_with_its_place() {
+    let docker = "etc/docker/daemon.json";
+    for (client, path, text, said) in [
+        (Client::Docker, docker, "{\n  \"a\": 1,\n}\n", "daemon.json:3:1: this is no JSON"),
+        (Client::Docker, docker, "{ // why\n}", "daemon.json:1:3: this is no JSON"),
+        (Client::Docker, docker, "[]", "daemon.json:1:1: this is no JSON object"),
+        (Client::Docker, docker, "{\"registry-mirrors\": \"https://a\"}", "\"registry-mirrors\" is not a list"),
+        (Client::Containerd, "etc/containerd/config.toml", "version = 2\n[a\n", "config.toml:2:3: this is no TOML"),
+        (Client::Containerd, "etc/containerd/config.toml", "[plugins.cri]\nx = 1\n", "of version 1"),
+        (Client::Containerd, "etc/containerd/certs.d/quay.io/hosts.toml", "host = 1\n", "\"host\" is no table"),
+        (Client::Podman, "etc/containers/registries.conf", "[[registry]\n", "registries.conf:1:12: this is no TOML"),
+        (
+            Client::Podman,
+            "etc/containers/registries.conf.d/a.conf",
+            "registry = [{ location = \"docker.io\" }]\n",
+            "write it as [[registry]] tables",
+        ),
+        (
+            Client::Buildkit,
+            "etc/buildkit/buildkitd.toml",
+            "[registry.\"docker.io\"]\nmirrors = 1\n",
+            "mirrors is no list",
+        ),
+        (Client::K3s, "etc/rancher/k3s/registries.yaml", "mirrors:\n  a: [\n", "registries.yaml:3:"),
+        (
+            Client::K3s,
+            "etc/rancher/k3s/registries.yaml",
+            "mirrors: {a: {}}\n",
+            "registries.yaml:1:1: mirrors is written in a way",
+        ),
+    ] {
+        let (root, _) = places();
+        let file = root.path().join(path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, text).unwrap();
+        let error = write_default(root.path(), client, "").unwrap_err().to_string();
+        assert!(error.contains(said) && error.contains(path), "{error}\n  should say: {said}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "it is left alone");
+    }
+}
+
+#[test]
+fn docker_with_the_containerd_image_store_has_mirrors_for_all() {
+    let (root, certificates) = places();
+    let file = root.path().join("etc/docker/daemon.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "{ \"features\": { \"containerd-snapshotter\": true } }\n").unwrap();
+    let disk = Disk::new(Some(root.path().to_owned()));
+    let instance = instance_of("remote-tls", certificates.path()).unwrap();
+    let plan = Client::Docker.plan(&Site { disk: &disk, whose: &Whose::Machine, instance: &instance }).unwrap();
+    let shown = show(Client::Docker, &plan);
+    let ca = std::fs::read_to_string(certificates.path().join("ca.crt")).unwrap();
+    golden("merged/docker-image-store.txt", &shown.replace(&ca, "(the CA's certificate)\n"));
+}
+
+#[test]
+fn containerd_is_found_where_it_looks() {
+    let one = "[plugins.\"io.containerd.grpc.v1.cri\".registry]\n";
+    let two = "[plugins.\"io.containerd.cri.v1.images\".registry]\n";
+    let (usual, other) = ("etc/containerd/certs.d/quay.io/hosts.toml", "etc/elsewhere/quay.io/hosts.toml");
+    for (config, file, restarts, said) in [
+        (format!("version = 3\n{two}config_path = '/etc/elsewhere:/etc/docker/certs.d'\n"), other, false, "are read at each pull"),
+        (format!("version = 2\n{one}config_path = ''\n"), usual, true, "config_path was not set"),
+        ("version = 3\n".to_owned(), usual, true, "config_path was not set"),
+        ("version = 2\nimports = ['conf.d/*.toml']\n".to_owned(), other, false, "are read at each pull"),
+        ("version = 2\ndisabled_plugins = ['cri']\n".to_owned(), usual, false, "are read at each pull"),
+        (
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"a.example\"]\nendpoint = ['https://b']\n".to_owned(),
+            usual,
+            false,
+            "has registry.mirrors, the older way",
+        ),
+    ] {
+        let (root, _) = places();
+        let directory = root.path().join("etc/containerd");
+        std::fs::create_dir_all(directory.join("conf.d")).unwrap();
+        std::fs::write(directory.join("config.toml"), &config).unwrap();
+        std::fs::write(directory.join("conf.d/a.toml"), format!("version = 2\n{one}config_path = '/etc/elsewhere'\n")).unwrap();
+        let (out, failure) = write_default(root.path(), Client::Containerd, "").unwrap();
+        assert!(failure.is_none() && out.contains(said), "{config}:\n{out}");
+        assert!(root.path().join(file).exists(), "{config}");
+        assert_eq!(out.contains("systemctl restart containerd"), restarts, "{config}:\n{out}");
+        let now = std::fs::read_to_string(directory.join("config.toml")).unwrap();
+        assert_eq!(now != config, restarts, "config.toml is changed only where it has to be: {now}");
+        let key = if config.starts_with("version = 3") { two } else { one };
+        assert!(!restarts || (now.contains(key) && now.contains("config_path = \"/etc/containerd/certs.d\"")), "{now}");
+        undo_all(root.path(), Client::Containerd);
+        assert_eq!(std::fs::read_to_string(directory.join("config.toml")).unwrap(), config);
+        assert!(!root.path().join(file).exists(), "{config}");
+    }
+}
+
+#[test]
+fn the_installed_clients_are_found() {
+    let (root, _) = places();
+    let disk = Disk::new(Some(root.path().to_owned()));
+    assert_eq!(installed(&disk), [], "nothing of this machine counts for an image");
+    for program in ["usr/bin/skopeo", "usr/local/bin/oras", "usr/sbin/dockerd"] {
+        let file = root.path().join(program);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, "").unwrap();
+    }
+    assert_eq!(installed(&disk), [Client::Docker, Client::Podman, Client::Oras]);
+}
