@@ -84,7 +84,7 @@ pub(super) async fn check(subject: &Arc<Subject>, no_network: bool) -> Vec<Findi
             is_mirror,
             dead,
         };
-        places.push(place(registry, name.to_string(), false, dead));
+        places.push(place(&registry, name.to_string(), false, dead));
         for mirror in registry.mirrors() {
             places.push(place(mirror, format!("{name}, mirror {}", mirror.endpoint()), true, Level::Warning));
         }
