@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +85,10 @@ impl Receiver {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
 }
 
 /// An attribute as text.
@@ -142,6 +146,7 @@ async fn a_pull_is_one_trace_from_the_client_to_the_upstream() {
         ("http.response.status_code", "200"),
         ("http.response.body.size", &*image.layers[0].len().to_string()),
         ("network.protocol.version", "1.1"),
+        ("server.address", "127.0.0.1"),
         ("ocistern.upstream", "up"),
         ("ocistern.repository", "app"),
         ("ocistern.result", "miss"),

@@ -14,7 +14,7 @@ use crate::oci::UpstreamName;
 
 /// The keys that are for the next start, as the reference of the configuration has them.
 #[cfg(test)]
-pub(super) const AT_THE_START: [&str; 8] = [
+pub(super) const AT_THE_START: [&str; 9] = [
     "root",
     "listener.address",
     "admin.address",
@@ -22,6 +22,7 @@ pub(super) const AT_THE_START: [&str; 8] = [
     "store.durability",
     "log.format",
     "log.otlp",
+    "log.otlp_sample",
     "upstream.\"NAME\".url",
 ];
 

@@ -37,6 +37,12 @@ impl Config {
     }
 }
 
+// Has the form that the serializer's field slots want.
+#[allow(clippy::unnecessary_wraps, reason = "every field of the file is optional")]
+fn text(value: impl Into<String>) -> Option<Scalar> {
+    Some(Scalar::Text(value.into()))
+}
+
 fn log(log: &Log) -> LogTable {
     let receiver = log.otlp.as_ref().map_or_else(|| "off".to_owned(), |otlp| otlp.receiver.to_string());
     LogTable {
@@ -45,12 +51,6 @@ fn log(log: &Log) -> LogTable {
         otlp: text(receiver),
         otlp_sample: log.otlp.as_ref().and_then(|otlp| text(format!("{}%", otlp.percent))),
     }
-}
-
-// Has the form that the serializer's field slots want.
-#[allow(clippy::unnecessary_wraps, reason = "every field of the file is optional")]
-fn text(value: impl Into<String>) -> Option<Scalar> {
-    Some(Scalar::Text(value.into()))
 }
 
 fn path(path: &Path) -> Option<Scalar> {

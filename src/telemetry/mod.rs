@@ -12,6 +12,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::OnceLock;
 
+use http::uri::Authority;
 use http::{Method, Request, StatusCode, Version};
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::{FutureExt as _, SpanKind, Status, TraceContextExt as _, Tracer as _};
@@ -29,7 +30,7 @@ const MAX_TEXT: usize = 256;
 /// What stands before the state of an upload, which is as good as the right to go on with it.
 const UPLOADS: &str = "/blobs/uploads/";
 
-/// A span, and what is beneath it. It ends when all that have it have dropped it, or before, by [`Trace::end`].
+/// A span, and what is beneath it. It ends when it is told how, or when all that have it have dropped it.
 #[derive(Debug, Clone)]
 pub struct Trace(Context);
 
@@ -67,9 +68,10 @@ pub fn request<B>(request: &Request<B>) -> Option<Trace> {
         KeyValue::new("url.path", path(request.uri().path())),
         KeyValue::new("network.protocol.version", version(request.version())),
     ];
-    let field = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
-    if let Some(host) = request.uri().host().or(field) {
-        attributes.push(KeyValue::new("server.address", short(host)));
+    let field = || request.headers().get(http::header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    if let Some(authority) = request.uri().authority().cloned().or_else(field) {
+        attributes.push(KeyValue::new("server.address", short(authority.host())));
+        attributes.extend(authority.port_u16().map(|port| KeyValue::new("server.port", i64::from(port))));
     }
     let span = tracer.span_builder(method).with_kind(SpanKind::Server).with_attributes(attributes);
     Some(Trace(parent.with_span(span.start_with_context(tracer, &parent))))

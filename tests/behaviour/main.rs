@@ -23,6 +23,7 @@ mod herd;
 mod kill;
 mod lists;
 mod matrix;
+mod metrics;
 mod mirrors;
 mod partial;
 mod progress;
