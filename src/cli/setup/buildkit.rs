@@ -1,4 +1,4 @@
-//! BuildKit: mirrors in `buildkitd.toml`, and a table for ocistern itself that says how it is spoken to.
+//! `BuildKit`: mirrors in `buildkitd.toml`, and a table for ocistern itself that says how it is spoken to.
 
 use std::path::PathBuf;
 

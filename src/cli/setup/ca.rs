@@ -82,7 +82,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Err(message) => return complain(USAGE, message),
     };
     let directory = arguments.directory.clone().map_or_else(default_directory, Ok);
-    let directory = match directory.and_then(|path| Ok(std::path::absolute(path)?)) {
+    let directory = match directory.and_then(std::path::absolute) {
         Ok(directory) => directory,
         Err(error) => {
             return complain(USAGE, format!("the directory for the CA is not known: {error}; say --directory"));
@@ -404,24 +404,25 @@ fn clients(out: &mut String, names: &[Name], ca: &str, config: &Config) {
     );
 }
 
+/// As `server.*` a certificate for what is mapped in the tests' configurations, as `named.*` one for a name of ocistern's own
+/// alone.
 #[cfg(test)]
-pub(super) mod tests {
+pub(super) fn certificates(directory: &Path, now: UnixTime) {
+    let names = ["cache.example", "myregistry.azurecr.io", "registry.example", "mirror.example"];
+    let names: Vec<Name> = names.iter().map(|name| Name::parse(name).unwrap()).collect();
+    make(directory, &names, now).unwrap();
+    let key = new_key(&directory.join("named.key")).unwrap();
+    let ca = disk::read(&directory.join(CA_KEY)).unwrap().unwrap();
+    let ca = read_key(Path::new(CA_KEY), &ca).unwrap();
+    let certificate = server(&key, &ca, &[Name::Dns("mirror.example".into())], now).unwrap();
+    disk::replace(&directory.join("named.crt"), certificate.as_bytes(), None).unwrap();
+}
+
+#[cfg(test)]
+mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-
-    /// As `server.*` a certificate for what is mapped in the tests' configurations, as `named.*` one for a name of ocistern's own
-    /// alone.
-    pub(in super::super) fn certificates(directory: &Path, now: UnixTime) {
-        let names = ["cache.example", "myregistry.azurecr.io", "registry.example", "mirror.example"];
-        let names: Vec<Name> = names.iter().map(|name| Name::parse(name).unwrap()).collect();
-        make(directory, &names, now).unwrap();
-        let key = new_key(&directory.join("named.key")).unwrap();
-        let ca = disk::read(&directory.join(CA_KEY)).unwrap().unwrap();
-        let ca = read_key(Path::new(CA_KEY), &ca).unwrap();
-        let certificate = server(&key, &ca, &[Name::Dns("mirror.example".into())], now).unwrap();
-        disk::replace(&directory.join("named.crt"), certificate.as_bytes(), None).unwrap();
-    }
 
     fn after(days: u64) -> UnixTime {
         UnixTime::since_unix_epoch(Duration::from_hours(24 * (20_000 + days)))

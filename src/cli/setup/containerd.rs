@@ -94,13 +94,12 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
                  that takes one restart, which running containers survive. {RELOADS} after that"
             ));
         }
-        (Configured::At(_), _) => plan.notes.push(RELOADS.to_owned()),
         (Configured::Older, _) => plan.notes.push(format!(
             "{} has registry.mirrors, the older way, with which the CRI plugin refuses config_path and reads no hosts.toml: move \
              what it says there into hosts.toml files, take it out, and add\n{lines}\nor run this command again",
             file.display()
         )),
-        (Configured::NoCri | Configured::Nowhere, _) => plan.notes.push(RELOADS.to_owned()),
+        (Configured::At(_) | Configured::NoCri | Configured::Nowhere, _) => plan.notes.push(RELOADS.to_owned()),
     }
     plan.notes.push(CTR.replace("DIR", &certificates.display().to_string()));
     if endpoint.wants_certificate {

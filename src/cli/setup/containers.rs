@@ -128,13 +128,10 @@ fn mirror(registry: &Registry, endpoint: &Endpoint) -> Table {
 /// Another's file, with ocistern as the first mirror of these registries.
 fn merge(text: Option<&str>, registries: &[&Registry], endpoint: &Endpoint) -> Result<String, Unmergeable> {
     let mut document = parse(text)?;
-    let tables = match document.get_mut(REGISTRY) {
-        Some(Item::ArrayOfTables(tables)) => tables,
-        _ => {
-            return Err(Unmergeable::new(
-                "registry = [ … ] is a list in one line here: write it as [[registry]] tables, then try again",
-            ));
-        }
+    let Some(Item::ArrayOfTables(tables)) = document.get_mut(REGISTRY) else {
+        return Err(Unmergeable::new(
+            "registry = [ … ] is a list in one line here: write it as [[registry]] tables, then try again",
+        ));
     };
     for table in tables.iter_mut() {
         let prefix = prefix_of(|key| table.get(key).and_then(Item::as_str)).unwrap_or_default().to_owned();

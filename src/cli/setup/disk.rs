@@ -200,7 +200,7 @@ impl Disk {
             replace(&real, text.as_bytes(), None)?;
             return Ok(if record.edited { Written::Edited(before) } else { Written::Again(before) });
         }
-        let directories = self.make_directories(path, &real)?;
+        let directories = Self::make_directories(path, &real)?;
         let backup = match &now {
             None => None,
             Some(_) => Some(keep(&real)?),
@@ -219,7 +219,7 @@ impl Disk {
     }
 
     /// Makes the directory of a file; those that were missing, outermost first.
-    fn make_directories(&self, path: &Path, real: &Path) -> Result<Vec<PathBuf>, SetupError> {
+    fn make_directories(path: &Path, real: &Path) -> Result<Vec<PathBuf>, SetupError> {
         let (mut missing, mut seen, mut there) = (Vec::new(), path.parent(), real.parent());
         while let (Some(seen_now), Some(there_now)) = (seen, there) {
             if there_now.exists() {
@@ -282,18 +282,15 @@ impl Disk {
         if now != before && (record.edited || !record.is_ours(now.as_deref())) {
             return Err(SetupError::Edited { path: real.clone(), backup, record: record_of(&real) });
         }
-        let outcome = match &backup {
-            // With all that it had: it is the same file.
-            Some(backup) => {
-                fs::rename(backup, &real).map_err(|error| SetupError::write(&real, error))?;
-                // Where a crash had left both names to one file, that did nothing.
-                remove(backup)?;
-                Undone::Restored
-            }
-            None => {
-                remove(&real)?;
-                Undone::Removed
-            }
+        // The backup has all that the file had: it is the same one.
+        let outcome = if let Some(backup) = &backup {
+            fs::rename(backup, &real).map_err(|error| SetupError::write(&real, error))?;
+            // Where a crash had left both names to one file, that did nothing.
+            remove(backup)?;
+            Undone::Restored
+        } else {
+            remove(&real)?;
+            Undone::Removed
         };
         remove(&record_of(&real))?;
         self.remove_directories(record.directories)?;

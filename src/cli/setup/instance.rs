@@ -112,7 +112,7 @@ impl Instance {
             let shown = Shown::of(listener, now);
             let ca = ca.clone().or_else(|| shown.ca.clone());
             own_names.extend(names_of(config, listener, ca.as_ref()));
-            match endpoint(listener, &shown, ca) {
+            match endpoint(listener, &shown, ca.as_ref()) {
                 Some(endpoint) if endpoint.url.port == 0 => free_port = Some(listener.address.to_string()),
                 Some(endpoint) => found.push((rank(listener, &endpoint), endpoint)),
                 None => {}
@@ -121,9 +121,10 @@ impl Instance {
         found.sort_by_key(|(rank, _)| *rank);
         let mut endpoints: Vec<_> = found.into_iter().map(|(_, endpoint)| endpoint).collect();
         if let Some(url) = &said.url {
-            // It leads to one of them, and which is not known; the first decides what a bare name means.
-            let default_upstream = match endpoints.first() {
-                Some(first) => first.default_upstream.clone(),
+            // It leads to one of them: the one at that port, else probably the best one.
+            let behind = endpoints.iter().find(|endpoint| endpoint.url.port == url.port).or(endpoints.first());
+            let default_upstream = match behind {
+                Some(endpoint) => endpoint.default_upstream.clone(),
                 None => config.listeners.first().and_then(|listener| listener.default_upstream.clone()),
             };
             let same = endpoints.iter().find(|endpoint| endpoint.url == *url);
@@ -177,10 +178,10 @@ impl Shown {
 }
 
 /// Where a listener is reached from its own machine, or from where it is told.
-fn endpoint(listener: &Listener, shown: &Shown, ca: Option<String>) -> Option<Endpoint> {
+fn endpoint(listener: &Listener, shown: &Shown, ca: Option<&String>) -> Option<Endpoint> {
     let https = listener.tls.is_some();
     let fits = |url: BaseUrl, doubt: Option<String>| {
-        let ca = ca.clone().filter(|_| url.https);
+        let ca = ca.filter(|_| url.https).cloned();
         let wants_certificate = listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         let default_upstream = listener.default_upstream.clone();
         Endpoint { url, default_upstream, ca, wants_certificate, doubt }

@@ -21,7 +21,7 @@ fn sources() -> PathBuf {
 
 /// The instance of a configuration of `tests/setup/`, with certificates in `directory`.
 fn instance_of(name: &str, directory: &Path) -> Result<Instance, SetupError> {
-    ca::tests::certificates(directory, NOW);
+    ca::certificates(directory, NOW);
     let text = std::fs::read_to_string(sources().join(format!("{name}.toml"))).unwrap();
     let text = text.replace("DIRECTORY", &directory.display().to_string());
     Instance::of(&Config::from_toml(&text).unwrap(), &Said::default(), NOW)
@@ -113,6 +113,36 @@ fn an_address_that_is_said_beats_the_configuration() {
     let (_, certificates) = places();
     let none = Said { url: None, ca: Some(certificates.path().join("nothing")) };
     assert!(matches!(Instance::of(&config, &none, NOW), Err(SetupError::NoCertificate(_))));
+}
+
+#[test]
+fn an_address_that_is_said_means_the_listener_at_its_port() {
+    let (_, certificates) = places();
+    instance_of("several", certificates.path()).unwrap();
+    let text = std::fs::read_to_string(sources().join("several.toml")).unwrap();
+    let text = text.replace("DIRECTORY", &certificates.path().display().to_string());
+    let config = Config::from_toml(&text).unwrap();
+    for (url, is_hub) in [("http://cache.example:5001", true), ("http://cache.example:5000", false)] {
+        let said = Said { url: Some(url.parse().unwrap()), ca: None };
+        assert_eq!(Instance::of(&config, &said, NOW).unwrap().hub_endpoint().is_some(), is_hub, "{url}");
+    }
+}
+
+#[test]
+fn the_command_line() {
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+    let parse = |line: &str| <Line as clap::Parser>::try_parse_from(line.split_whitespace()).map(|line| line.arguments);
+    let two = parse("setup docker podman --write --listen 127.0.0.1:6000").unwrap();
+    assert_eq!((two.clients, two.write), (vec![Client::Docker, Client::Podman], true));
+    assert!(matches!(parse("setup ca a.example --directory /d").unwrap().command, Some(Command::Ca(_))));
+    assert!(parse("setup --all --undo").unwrap().undo);
+    for wrong in ["setup docker --write --undo", "setup docker --all", "setup rkt", "setup docker ca"] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
 }
 
 /// What is written for a client of the default configuration.

@@ -384,13 +384,11 @@ impl Plain {
         let Self::Map(entries) = self else {
             return Err(Unmergeable::new("this is no mapping, as it should be: mend it, then try again"));
         };
-        let at = match entries.iter().position(|(there, _)| there.is(key)) {
-            Some(at) => at,
-            None => {
-                entries.push((Self::Scalar(key.to_owned()), Self::Null));
-                entries.len() - 1
-            }
-        };
+        let found = entries.iter().position(|(there, _)| there.is(key));
+        let at = found.unwrap_or_else(|| {
+            entries.push((Self::Scalar(key.to_owned()), Self::Null));
+            entries.len() - 1
+        });
         entries.get_mut(at).map(|(_, value)| value).ok_or_else(|| Unmergeable::new("this cannot be changed"))
     }
 

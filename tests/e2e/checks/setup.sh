@@ -15,12 +15,13 @@ DAEMON_JSON='{
 check_needs() { echo dockerd /usr/bin/docker containerd podman skopeo; }
 
 check() {
-    try "setup start" cistern_start
+    # Each finds an empty store.
     (with_docker)
     (CONTAINERD=/usr/bin/containerd CTR=/usr/bin/ctr with_containerd containerd)
     (CONTAINERD=$(go_tool containerd) CTR=$(go_tool ctr) with_containerd containerd2)
     (with_podman)
     (with_buildkit)
+    try "setup oras cistern" cistern_start
     try "setup oras" oras_by_the_printed_line
     try "setup shows without writing" shows_without_writing
     try "setup refuses" refuses
@@ -88,6 +89,7 @@ with_docker() {
     rm -rf /etc/docker
     mkdir -p /etc/docker
     printf '%s\n' "$DAEMON_JSON" >/etc/docker/daemon.json
+    try "setup docker cistern" cistern_start
     try "setup docker writes" written docker /etc/docker
     try "setup docker keeps what was there" docker_keeps
     try "setup docker dockerd starts" docker_start
@@ -159,11 +161,12 @@ address = "$STORAGE/containerd.sock.ttrpc"
 TOML
     # ctr is told where the files are that the command has written.
     ln -s /etc/containerd/certs.d "$STORAGE/hosts"
+    try "setup $name cistern" cistern_start
     try "setup $name writes" written containerd /etc/containerd
     try "setup $name starts" containerd_start
     try "setup $name ctr cold" pull_case ns cold index
-    try "setup $name ctr warm" pull_case ns warm index
     try "setup $name ctr another registry" pull_case ns cold basic
+    try "setup $name ctr warm" pull_case ns warm basic
     try "setup $name as Kubernetes pulls" cri_pull
     try "setup $name stop" client_stop
     try "setup $name undo" undone containerd /etc/containerd
@@ -213,10 +216,11 @@ location = "oci.test"
 location = "127.0.0.1:1"
 insecure = true
 TOML
+    try "setup podman cistern" cistern_start
     try "setup podman writes" written podman /etc/containers
     try "setup podman cold" pull_case mirror cold index
-    try "setup podman warm" pull_case mirror warm index
     try "setup podman another registry" pull_case mirror cold basic
+    try "setup podman warm" pull_case mirror warm basic
     try "setup skopeo, where another has a mirror" skopeo_theirs
     try "setup podman undo" undone podman /etc/containers
     rm /etc/containers/registries.conf.d/zz-theirs.conf
@@ -234,6 +238,7 @@ with_buildkit() {
     storage buildkit
     note "setup buildkit: $("$WORK/bin/buildkitd" --version)"
     rm -rf /etc/buildkit
+    try "setup buildkit cistern" cistern_start
     try "setup buildkit writes" written buildkit /etc/buildkit
     try "setup buildkit starts" buildkit_start
     try "setup buildkit builds" buildkit_builds
@@ -340,7 +345,7 @@ private_ca() {
 under_its_own_name() {
     (
         source "$E2E/clients/dockerd.sh"
-        storage docker
+        storage own-docker
         rm -rf /etc/docker
         try "setup own name docker writes" written docker /etc/docker
         try "setup own name docker starts" docker_start
@@ -350,7 +355,7 @@ under_its_own_name() {
     )
     (
         source "$E2E/clients/podman.sh"
-        storage podman
+        storage own-podman
         try "setup own name podman writes" written podman /etc/containers
         try "setup own name podman pulls" own_podman
         try "setup own name podman undo" undone podman /etc/containers
@@ -358,7 +363,7 @@ under_its_own_name() {
     (
         CONTAINERD=$(go_tool containerd) CTR=$(go_tool ctr)
         source "$E2E/containerd.sh"
-        storage containerd
+        storage own-containerd
         rm -rf /etc/containerd
         try "setup own name containerd writes" written containerd /etc/containerd
         try "setup own name containerd pulls" own_containerd
