@@ -349,6 +349,7 @@ under_its_own_name() {
         source "$E2E/clients/dockerd.sh"
         storage own-docker
         rm -rf /etc/docker
+        mkdir /etc/docker
         try "setup own name docker writes" written docker /etc/docker
         try "setup own name docker starts" docker_start
         try "setup own name docker pulls" own_docker
