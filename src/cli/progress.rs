@@ -17,6 +17,13 @@ const MOVES: Duration = Duration::from_millis(200);
 /// How long the figures may take; without them the display only moves.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How far a work is whose end is known,
+const WHOLE: &str = "{spinner} {msg} [{bar:30}] {percent}%, {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+/// one whose end is not,
+const PART: &str = "{spinner} {msg} {bytes}, {bytes_per_sec}, for {elapsed}";
+/// and one that nobody counts.
+const BARE: &str = "{spinner} {msg} for {elapsed}";
+
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
@@ -67,7 +74,8 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let before = source.figures().await;
         let progress = Self { work, bar, source, before };
-        progress.bar.set_style(progress.style());
+        let counted = work != Work::Collect && before.verified.is_some();
+        progress.bar.set_style(style(if counted { PART } else { BARE }));
         progress.bar.set_message(work.as_str());
         progress.show(before);
         progress.bar.enable_steady_tick(MOVES);
@@ -85,29 +93,24 @@ impl Progress {
     }
 
     fn show(&self, now: Figures) {
-        if let Some(done) = now.since(self.before) {
-            if self.work == Work::VerifyAll
-                && let Some(stored) = now.stored
-            {
-                // What is evicted meanwhile has been hashed as well.
-                self.bar.set_length(stored.max(done));
+        let Some(done) = now.since(self.before) else { return };
+        // Nothing is stored: a store that is just being read, as a rule.
+        if self.work == Work::VerifyAll
+            && let Some(stored) = now.stored.filter(|stored| *stored > 0)
+        {
+            if self.bar.length().is_none() {
+                self.bar.set_style(style(WHOLE));
             }
-            self.bar.set_position(done);
+            // What is evicted meanwhile has been hashed as well.
+            self.bar.set_length(stored.max(done));
         }
+        self.bar.set_position(done);
     }
+}
 
-    fn style(&self) -> ProgressStyle {
-        let counted = self.before.verified.is_some();
-        let template = match self.work {
-            Work::VerifyAll if counted => {
-                "{spinner} {msg} [{bar:30}] {percent}%, {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left"
-            }
-            Work::VerifySome if counted => "{spinner} {msg} {bytes}, {bytes_per_sec}, for {elapsed}",
-            _ => "{spinner} {msg} for {elapsed}",
-        };
-        // A mistake in a template would be one of all terminals: a test has made them all.
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
-    }
+/// A mistake in a template would be one on all terminals: a test has made them all.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 impl Drop for Progress {
@@ -179,16 +182,30 @@ mod tests {
 
     #[test]
     fn every_template_is_one() {
-        for work in [Work::VerifyAll, Work::VerifySome, Work::Collect] {
-            for verified in [None, Some(0)] {
-                let bar = ProgressBar::hidden();
-                let source = Source::Here(Metrics::new().unwrap());
-                let before = Figures { verified, stored: Some(1) };
-                let style = Progress { work, bar, source, before }.style();
-                let bar = ProgressBar::hidden().with_style(style);
-                bar.set_message("x");
-                bar.set_position(1);
-            }
+        for template in [WHOLE, PART, BARE] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
+    }
+
+    #[test]
+    fn the_end_is_shown_once_it_is_known() {
+        let progress = |work| Progress {
+            work,
+            bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()),
+            source: Source::Here(Metrics::new().unwrap()),
+            before: Figures { verified: Some(7), stored: Some(0) },
+        };
+        let all = progress(Work::VerifyAll);
+        let show = |verified, stored| {
+            all.show(Figures { verified: Some(verified), stored: Some(stored) });
+            (all.bar.position(), all.bar.length())
+        };
+        assert_eq!(show(7, 0), (0, None), "an empty store is not done at once");
+        assert_eq!(show(7, 90), (0, Some(90)));
+        assert_eq!(show(37, 90), (30, Some(90)));
+        assert_eq!(show(37, 20), (30, Some(30)), "the rest was evicted");
+        let some = progress(Work::VerifySome);
+        some.show(Figures { verified: Some(9), stored: Some(90) });
+        assert_eq!((some.bar.position(), some.bar.length()), (2, None));
     }
 }

@@ -142,13 +142,13 @@ mod tests {
     #[test]
     fn mistakes_have_place_key_and_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
-        let error = subject("rot = 1\n[store]\ncapacity = \"much\"", directory.path()).unwrap_err();
+        let error = subject("rot = 1\n[store]\ncapacty = \"1GiB\"", directory.path()).unwrap_err();
         let findings = mistakes(&error);
         let place = |line: u32| format!("{}:{line}", directory.path().join("config.toml").display());
         assert!(about(&findings, &place(1)).found.starts_with("rot: unknown key; did you mean root?"), "{findings:?}");
         let second = about(&findings, &place(3));
         assert_eq!(second.level, Level::Error);
-        assert!(second.advice.as_deref().unwrap().starts_with("correct store.capacity in "), "{second:?}");
+        assert!(second.advice.as_deref().unwrap().starts_with("correct store.capacty in "), "{second:?}");
         let findings = mistakes(&subject("= 1", directory.path()).unwrap_err());
         assert!(findings[0].about.ends_with("config.toml:1"), "{findings:?}");
     }

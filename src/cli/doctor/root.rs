@@ -10,6 +10,7 @@ use super::finding::{Finding, Group, Level};
 use super::{Daemon, Subject};
 use crate::cli::table::bytes;
 use crate::clock::NEVER_SET;
+use crate::config::Capacity;
 use crate::http::respond::causes;
 use crate::store::{Room, check_format, has_openat2, room};
 use crate::sys::mapping::Mapping;
@@ -60,7 +61,8 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
                 None if place == root => None,
                 None => Some(0),
             };
-            findings.extend(space(&about, found, stored));
+            let chosen = subject.config.store.capacity != Capacity::Default;
+            findings.extend(space(&about, found, stored, chosen));
         }
         Err(error) => {
             let advice = "see to the file system that the root lies on";
@@ -182,8 +184,9 @@ fn missing(subject: &Subject, above: &Path) -> Finding {
     }
 }
 
-/// The room on the file system; `stored`: what of it is the store's, where that is known.
-fn space(about: &str, room: Room, stored: Option<u64>) -> Vec<Finding> {
+/// The room on the file system; `stored`: what of it is the store's, where that is known; `chosen`: whether somebody has
+/// said that the capacity is to be had.
+fn space(about: &str, room: Room, stored: Option<u64>, chosen: bool) -> Vec<Finding> {
     let Room { total, free, capacity, floor, free_files } = room;
     let has =
         format!("{} free of {}; capacity {}, kept free {}", bytes(free), bytes(total), bytes(capacity), bytes(floor));
@@ -201,7 +204,8 @@ fn space(about: &str, room: Room, stored: Option<u64>) -> Vec<Finding> {
         let reachable = stored + (free - floor);
         let advice = format!("free room for the rest, or say store.capacity = \"{}GiB\"", (reachable >> 30).max(1));
         let found = format!("the capacity cannot be reached, only {}: {has}", bytes(reachable));
-        Finding::new(Level::Warning, GROUP, "space", found, advice)
+        let level = if chosen { Level::Warning } else { Level::Note };
+        Finding::new(level, GROUP, "space", found, advice)
     } else {
         Finding::ok(GROUP, "space", has)
     }];
@@ -346,16 +350,18 @@ mod tests {
             ("nothing at all", Room { free: 0, ..room }, None, Level::Error),
             ("no capacity", Room { capacity: 0, ..room }, None, Level::Error),
         ] {
-            let findings = space("/r", room, stored);
+            let findings = space("/r", room, stored, true);
             assert_eq!(levels(&findings), [level, Level::Ok], "{what}: {findings:?}");
         }
-        let warned = &space("/r", Room { free: 12 * GIB, ..room }, Some(3 * GIB))[0];
+        let warned = &space("/r", Room { free: 12 * GIB, ..room }, Some(3 * GIB), true)[0];
         assert!(warned.found.starts_with("the capacity cannot be reached, only 10.0 GiB"), "{warned:?}");
         assert!(warned.advice.as_deref().unwrap().ends_with("store.capacity = \"10GiB\""), "{warned:?}");
-        let full = &space("/r", Room { free: 4 * GIB, ..room }, None)[0];
+        let default = &space("/r", Room { free: 12 * GIB, ..room }, Some(3 * GIB), false)[0];
+        assert_eq!(default.level, Level::Note, "nobody has asked for so much");
+        let full = &space("/r", Room { free: 4 * GIB, ..room }, None, true)[0];
         assert!(full.advice.as_deref().unwrap().starts_with("free 1.0 GiB there"), "{full:?}");
         for (files, level) in [(Some(0), Level::Error), (Some(9_999), Level::Warning), (Some(10_000), Level::Ok)] {
-            assert_eq!(space("/r", Room { free_files: files, ..room }, None)[1].level, level);
+            assert_eq!(space("/r", Room { free_files: files, ..room }, None, true)[1].level, level);
         }
     }
 
