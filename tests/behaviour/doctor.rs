@@ -242,7 +242,7 @@ async fn an_upstream_that_says_nothing_holds_up_nobody() {
     silent.script("GET", "/v2/", .., acts::hold_head(&gate));
     let tables = format!("[upstream.silent]\nurl = {:?}", silent.url());
     machine.configure("default_upstream = \"silent\"", &tables);
-    let said = tokio::time::timeout(Duration::from_secs(60), machine.doctor(&[])).await.expect("it ends by itself");
+    let said = tokio::time::timeout(Duration::from_mins(1), machine.doctor(&[])).await.expect("it ends by itself");
     said.says("error", "silent", "timed out while ");
 }
 
