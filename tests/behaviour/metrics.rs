@@ -29,6 +29,8 @@ async fn each_request_is_counted_once_and_timed_twice() {
     for _ in 0..3 {
         cistern.get("/v2/app/manifests/1").await.assert_is(&image.manifest);
         cistern.get(&layer).await.assert_is(&image.layers[0]);
+        // What is asked for before it is published is no hit yet.
+        cistern.settle().await;
     }
     cistern.head(&layer).await;
     for (kind, result, count) in
