@@ -130,23 +130,31 @@ impl Store {
 
 impl Inner {
     fn images(self: &Arc<Self>, pattern: Option<&ImagePattern>) -> Result<Vec<Image>, StoreError> {
-        let mut survey = Survey::new(self);
+        self.images_by(&mut Survey::new(self), pattern)
+    }
+
+    /// The same by a survey that goes on.
+    pub(super) fn images_by(
+        self: &Arc<Self>,
+        survey: &mut Survey<'_>,
+        pattern: Option<&ImagePattern>,
+    ) -> Result<Vec<Image>, StoreError> {
         let mut found = Vec::new();
         // By how many images each blob is led to: all of them, whatever the pattern.
         let mut led: HashMap<Digest, u32> = HashMap::new();
         for (up, repo) in self.repositories()? {
             let contents = survey.contents(&up, &repo)?;
             let mut rest: HashSet<Digest> = contents.links.keys().copied().collect();
-            for (tag, digest) in contents.roots(&mut survey)? {
+            for (tag, digest) in contents.roots(survey)? {
                 let mut reached = HashSet::new();
-                contents.reach(&mut survey, &digest, &mut reached)?;
+                contents.reach(survey, &digest, &mut reached)?;
                 for digest in &reached {
                     *led.entry(*digest).or_default() += 1;
                     rest.remove(digest);
                 }
                 let selected = |p: &ImagePattern| p.is_about(&up, &repo) && p.selects(tag.as_ref(), &digest);
                 if pattern.is_none_or(selected) {
-                    let image = self.image(&mut survey, &up, &repo, &contents, (tag, digest))?;
+                    let image = self.image(survey, &up, &repo, &contents, (tag, digest))?;
                     found.push((image, reached));
                 }
             }
@@ -159,8 +167,8 @@ impl Inner {
         for (mut image, reached) in found {
             let mut parts = HashSet::new();
             for digest in &reached {
-                let node = survey.node(digest)?;
-                if !node.info.is_index {
+                // To reach them, all manifests have been read.
+                if let Some(node) = survey.seen(digest).filter(|node| !node.info.is_index) {
                     parts.extend(node.info.children.iter().copied());
                 }
                 let Some(len) = survey.len(digest) else {

@@ -166,6 +166,18 @@ impl<'a> Survey<'a> {
         Ok(node)
     }
 
+    /// What a manifest says that was looked at already; none of what is no manifest. Layers are long, and not read to find
+    /// that out.
+    pub(super) fn seen(&self, digest: &Digest) -> Option<Rc<Node>> {
+        self.nodes.get(digest).map(Rc::clone)
+    }
+
+    /// How many blobs were read.
+    #[cfg(test)]
+    pub(super) fn blobs_read(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The length of a stored blob; none if it is not stored.
     pub(super) fn len(&mut self, digest: &Digest) -> Option<u64> {
         let inner = self.inner;

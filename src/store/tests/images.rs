@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::ImagePattern;
-use crate::store::survey::Spares;
+use crate::store::survey::{Spares, Survey};
 
 /// Images of two repositories of docker.io, over shared layers.
 ///
@@ -118,6 +118,19 @@ impl Images {
     pub(super) fn files(&self) -> usize {
         std::fs::read_dir(self.fixture.root.path().join("blobs/sha256")).unwrap().count()
     }
+}
+
+/// Layers are long, and nothing of them is needed to list images.
+#[tokio::test]
+async fn only_manifests_are_read_to_list_images() {
+    let images = Images::new().await;
+    let store = images.store().clone();
+    let listing = tokio::task::spawn_blocking(move || {
+        let mut survey = Survey::new(&store.0);
+        store.0.images_by(&mut survey, None).unwrap();
+        survey.blobs_read()
+    });
+    assert_eq!(listing.await.unwrap(), 7, "six manifests, and that of a platform which is not there");
 }
 
 #[tokio::test]
