@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! main → cli → server → http → cache → { store, upstream } → oci
-//! config uses oci only and is read by constructors; clock, metrics, telemetry, sys and sendfile (over sys) are leaves that anyone
-//! may use.
+//! config uses oci only and is read by constructors; clock, metrics, telemetry, troubles (over clock), sys and sendfile (over
+//! sys) are leaves that anyone may use.
 //! ```
 //!
 //! `ARCHITECTURE.md` tells the path of a request, the layout on disk and the orders of commit, start and stop.
@@ -23,4 +23,5 @@ pub mod server;
 pub mod store;
 mod sys;
 pub mod telemetry;
+pub mod troubles;
 pub mod upstream;

@@ -39,6 +39,14 @@ pub(super) fn judge(policy: TagPolicy, checked_at: Option<SystemTime>, now: Syst
     }
 }
 
+/// Whether a tag that is known is served without asking upstream; arguments as of the cache's own decision.
+pub fn is_fresh(policy: TagPolicy, checked_at: Option<SystemTime>, now: SystemTime, suspect: bool) -> bool {
+    match judge(policy, checked_at, now, suspect) {
+        Freshness::Fresh | Freshness::Sealed => true,
+        Freshness::Expired => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

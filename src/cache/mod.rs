@@ -64,6 +64,7 @@ pub use blob::{Blob, BlobSource};
 pub use body::{BodyError, Content};
 pub use bypass::Bypass;
 pub use error::{CacheError, WrongContent};
+pub use freshness::is_fresh;
 pub use labels::Labels;
 pub(crate) use labels::{API_VERSION, CACHE_STATUS, DOCKER_CONTENT_DIGEST, X_REQUEST_ID};
 pub use lists::List;

@@ -138,7 +138,8 @@ fn victim_table(victims: &[Victim]) -> String {
     let now = timestamp(SystemClock.now());
     let row = |victim: &Victim| {
         let digest = victim.digest.map_or_else(|| "-".to_owned(), |digest| digest.to_string());
-        let (name, more) = (victim.names.first(), victim.names.len().saturating_sub(1));
+        let names = if victim.images.is_empty() { &victim.names } else { &victim.images };
+        let (name, more) = (names.first(), names.len().saturating_sub(1));
         let name = name.map_or_else(|| "-".to_owned(), |name| name.split('@').next().unwrap_or_default().to_owned());
         let name = if more > 0 { format!("{name} (+{more})") } else { name };
         vec![digest, bytes(victim.bytes), ago(victim.last_used, now), name]

@@ -71,7 +71,7 @@ enum Command {
     Gc(gc::Arguments),
     /// Point clients at this ocistern, or make a private CA for it
     Setup(setup::Arguments),
-    /// Tell whether a daemon has the store, and figures of both
+    /// Show what the daemon does and saves, its upstreams and its store; ends with 1 if none serves
     Status(status::Arguments),
     /// Look for what is wrong: configuration, store, upstreams, listeners, clients of this machine
     Doctor(doctor::Arguments),
@@ -125,7 +125,7 @@ pub fn run() -> ExitCode {
         Command::Verify(arguments) => tell(verify::run(&arguments)),
         Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
         Command::Setup(arguments) => setup::run(&arguments),
-        Command::Status(arguments) => tell(status::run(&arguments).map(|text| say(&text))),
+        Command::Status(arguments) => tell(status::run(&arguments)),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Health(arguments) => health::run(&arguments),
         Command::Completions(arguments) => say(&completions::run(&arguments)),

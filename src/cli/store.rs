@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -92,6 +93,9 @@ pub(super) enum Trouble {
     /// It failed.
     #[error("{0}")]
     Failed(String),
+    /// A signal came before the answer.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// Who answers.
@@ -137,6 +141,39 @@ impl Ask {
 
     /// Asks, and waits for the answer or a signal.
     pub(super) fn send(&self, flags: &StoreFlags) -> Result<Answer, Trouble> {
+        Self::prepared(flags, async |config, signals| self.once(config, signals, flags.json).await)
+    }
+
+    /// Asks again and again, with a pause in between, until `show` wants no more or a signal comes.
+    pub(super) fn watch(
+        &self,
+        flags: &StoreFlags,
+        every: Duration,
+        mut show: impl FnMut(&Answer) -> Result<ControlFlow<()>, Trouble>,
+    ) -> Result<(), Trouble> {
+        Self::prepared(flags, async |config, signals| {
+            loop {
+                let answer = match self.once(config.clone(), signals, flags.json).await {
+                    Ok(answer) => answer,
+                    Err(Trouble::Interrupted) => return Ok(()),
+                    Err(trouble) => return Err(trouble),
+                };
+                if show(&answer)?.is_break() {
+                    return Ok(());
+                }
+                tokio::select! {
+                    () = sleep(every) => {}
+                    _ = signals.next() => return Ok(()),
+                }
+            }
+        })
+    }
+
+    /// Does something with the configuration, a log and a runtime, in which signals are listened to.
+    fn prepared<T>(
+        flags: &StoreFlags,
+        work: impl AsyncFnOnce(Config, &mut Signals) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
         let chosen = Flags { config: flags.config.clone(), root: flags.root.clone(), ..Flags::default() };
         let config =
             Config::load(&chosen, |name| std::env::var(name).ok()).map_err(|e| Trouble::Usage(e.to_string()))?;
@@ -147,41 +184,44 @@ impl Ask {
         let runtime = runtime.map_err(|error| Trouble::Failed(error.to_string()))?;
         runtime.block_on(async {
             let mut signals = Signals::of_command().map_err(|error| Trouble::Failed(error.to_string()))?;
-            let interrupted = || Trouble::Failed("interrupted".to_owned());
-            let mut finding = pin!(Way::find(config, self.command));
-            let way = tokio::select! {
-                way = &mut finding => way?,
-                _ = signals.next() => {
-                    // A store that is just being opened must be closed; it takes no time that anybody would notice.
-                    if let Ok(Way::Here(store, ..)) = finding.await {
-                        store.close().await;
-                    }
-                    return Err(interrupted());
-                }
-            };
-            match way {
-                // A daemon ends what nobody waits for any more.
-                Way::Daemon(stream, holder) => {
-                    let socket = stream.peer_addr().ok().and_then(|peer| peer.as_pathname().map(Path::to_owned));
-                    let work = socket.map(|socket| Source::Daemon(Place::Unix(socket)));
-                    tokio::select! {
-                        answer = self.send_to(stream, holder) => answer,
-                        _ = signals.next() => Err(interrupted()),
-                        never = self.show(work, flags.json) => match never {},
-                    }
-                }
-                Way::Here(store, admin, metrics) => {
-                    let answer = tokio::select! {
-                        answer = self.answer_here(&store, &admin) => answer,
-                        _ = signals.next() => Err(interrupted()),
-                        never = self.show(Some(Source::Here(metrics)), flags.json) => match never {},
-                    };
-                    // Else the next start would take the store for one after a crash.
+            work(config, &mut signals).await
+        })
+    }
+
+    async fn once(&self, config: Config, signals: &mut Signals, json: bool) -> Result<Answer, Trouble> {
+        let mut finding = pin!(Way::find(config, self.command));
+        let way = tokio::select! {
+            way = &mut finding => way?,
+            _ = signals.next() => {
+                // A store that is just being opened must be closed; it takes no time that anybody would notice.
+                if let Ok(Way::Here(store, ..)) = finding.await {
                     store.close().await;
-                    answer
+                }
+                return Err(Trouble::Interrupted);
+            }
+        };
+        match way {
+            // A daemon ends what nobody waits for any more.
+            Way::Daemon(stream, holder) => {
+                let socket = stream.peer_addr().ok().and_then(|peer| peer.as_pathname().map(Path::to_owned));
+                let work = socket.map(|socket| Source::Daemon(Place::Unix(socket)));
+                tokio::select! {
+                    answer = self.send_to(stream, holder) => answer,
+                    _ = signals.next() => Err(Trouble::Interrupted),
+                    never = self.show(work, json) => match never {},
                 }
             }
-        })
+            Way::Here(store, admin, metrics) => {
+                let answer = tokio::select! {
+                    answer = self.answer_here(&store, &admin) => answer,
+                    _ = signals.next() => Err(Trouble::Interrupted),
+                    never = self.show(Some(Source::Here(metrics)), json) => match never {},
+                };
+                // Else the next start would take the store for one after a crash.
+                store.close().await;
+                answer
+            }
+        }
     }
 
     /// Shows how far the work is, if somebody sees it.
@@ -237,6 +277,10 @@ fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
     if status.is_success() {
         return Ok(body);
     }
+    if status == StatusCode::UNAUTHORIZED {
+        let message = "the daemon that has the store does not take this from you: its socket is for root and for the user that it runs as";
+        return Err(Trouble::Failed(message.to_owned()));
+    }
     let said =
         serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| Some(body.errors.first()?.message.clone()));
     let said = said.unwrap_or_else(|| status.to_string());
@@ -266,7 +310,7 @@ impl Trouble {
     pub(super) fn tell(&self) -> ExitCode {
         let code = match self {
             Self::Usage(_) => USAGE,
-            Self::Failed(_) => FAILED,
+            Self::Failed(_) | Self::Interrupted => FAILED,
         };
         complain(code, self)
     }

@@ -58,15 +58,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
 fn text(verified: &Verified) -> String {
     let mut text = String::new();
     for wrong in &verified.wrong {
-        let names = if wrong.names.is_empty() { "nothing that is known".to_owned() } else { wrong.names.join(", ") };
+        let names = if wrong.images.is_empty() { &wrong.names } else { &wrong.images };
+        let names = if names.is_empty() { "nothing that is known".to_owned() } else { names.join(", ") };
         let became = if wrong.kept { "in quarantine now" } else { "removed" };
         let _ = writeln!(text, "wrong, {became}: {} ({}), of {names}", wrong.digest, bytes(wrong.bytes));
     }
-    for Unreadable { path, error } in &verified.unreadable {
-        let _ = writeln!(text, "could not be verified: {}: {error}", path.display());
+    for Unreadable { path, error, images } in &verified.unreadable {
+        let _ = writeln!(text, "could not be verified: {}: {error}{}", path.display(), of(images));
     }
     for digest in &verified.missing {
-        let _ = writeln!(text, "not there: {digest}");
+        let images = verified.missing_of.iter().find(|missing| missing.digest == *digest);
+        let _ = writeln!(text, "not there: {digest}{}", of(images.map_or(&[], |missing| &missing.images)));
     }
     for path in &verified.damaged_pins {
         let _ = writeln!(text, "a pin by command is damaged: {}; pin it again, or remove the file", path.display());
@@ -90,6 +92,10 @@ fn text(verified: &Verified) -> String {
         unless_none(verified.missing.len(), "missing")
     );
     text
+}
+
+fn of(images: &[String]) -> String {
+    if images.is_empty() { String::new() } else { format!(", of {}", images.join(", ")) }
 }
 
 fn unless_none(number: usize, what: &str) -> String {

@@ -120,13 +120,15 @@ impl http_body::Body for Body {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, Method, Response};
+    use http::{HeaderMap, Response};
     use http_body::Body as _;
     use tracing::Span;
 
     use super::super::access::Peer;
     use super::*;
+    use crate::clock::twin::system;
     use crate::metrics::{Metrics, Requests};
+    use crate::troubles::Troubles;
 
     /// Without content; notes in which span it is asked for some.
     struct Watching(std::sync::Arc<parking_lot::Mutex<Vec<Option<&'static str>>>>);
@@ -146,8 +148,10 @@ mod tests {
         let seen = std::sync::Arc::default();
         tracing::subscriber::with_default(tracing_subscriber::registry(), || {
             let requests = Requests::new(&Metrics::new().unwrap(), []).into();
+            let troubles = Troubles::new(system()).into();
+            let (parts, ()) = http::Request::new(()).into_parts();
             let record =
-                tracing::info_span!("request").in_scope(|| Record::new(&requests, Peer::Unix(None), Method::GET));
+                tracing::info_span!("request").in_scope(|| Record::new(&requests, &troubles, Peer::Unix(None), &parts));
             let body = Body::stream(Watching(std::sync::Arc::clone(&seen)));
             let mut response = record.follow(&HeaderMap::new(), Response::new(body));
             let mut cx = Context::from_waker(std::task::Waker::noop());

@@ -160,7 +160,7 @@ where
     B: http_body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
 {
     let (parts, body) = request.into_parts();
-    let mut record = Record::new(&app.requests, connection.peer, parts.method.clone());
+    let mut record = Record::new(&app.requests, app.upstreams.troubles(), connection.peer, &parts);
     let (body, rest) = Inbound::new(body, parts.headers.contains_key(TRANSFER_ENCODING));
     record.brings(&rest);
     let answered = answer(app, listener, &connection, &parts, body, &mut record).await;

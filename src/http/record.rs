@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use super::token_route::TokenRoute;
 use crate::metrics::{Answered, Cause, Kind, Outcome, Requests, Source};
 use crate::oci::{Reference, RepoName, UpstreamName};
 use crate::telemetry::{self, Trace};
+use crate::troubles::{Met, Trouble, Troubles};
 
 /// The target of the one event of every request.
 pub const REQUEST_LOG: &str = module_path!();
@@ -31,6 +33,8 @@ pub const REQUEST_LOG: &str = module_path!();
 const CLIENT_LEFT: u16 = 499;
 /// Longest path, and longest host, of a request that means nothing here, as it goes to the log.
 const MAX_TARGET: usize = 256;
+/// The code of an answer that ended before its content did.
+const BROKEN_OFF: &str = "BROKEN_OFF";
 
 /// How a pull was answered, as the body of its answer says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,9 @@ pub struct Served {
 #[derive(Debug)]
 pub(super) struct Record {
     requests: Arc<Requests>,
+    troubles: Arc<Troubles>,
+    /// Whether the caller has shown a credential.
+    shown: bool,
     span: Span,
     /// Where traces are sent.
     trace: Option<Trace>,
@@ -96,14 +103,16 @@ enum End {
 
 impl Record {
     /// Boxed: it goes through many hands.
-    pub(super) fn new(requests: &Arc<Requests>, peer: Peer, method: Method) -> Box<Self> {
+    pub(super) fn new(requests: &Arc<Requests>, troubles: &Arc<Troubles>, peer: Peer, parts: &Parts) -> Box<Self> {
         Box::new(Self {
             requests: Arc::clone(requests),
+            troubles: Arc::clone(troubles),
+            shown: parts.headers.contains_key(AUTHORIZATION),
             span: Span::current(),
             trace: telemetry::current(),
             started: Instant::now(),
             peer,
-            method,
+            method: parts.method.clone(),
             meant: Meant::Unknown,
             status: None,
             served: None,
@@ -146,6 +155,11 @@ impl Record {
         self.status = Some(response.status());
         self.served = response.body().served();
         self.reason = response.extensions_mut().remove();
+        // A client's first request shows nothing, and is told what is wanted: so it should be.
+        let is_invited = !self.shown && response.headers().contains_key(WWW_AUTHENTICATE);
+        if let Some(Reason { message, code }) = self.reason.as_ref().filter(|_| !is_invited) {
+            self.note(code, Some(response.status()), message);
+        }
         self.length = response.body().size_hint().exact();
         self.challenge = response.status() == StatusCode::UNAUTHORIZED
             && response.headers().contains_key(WWW_AUTHENTICATE)
@@ -175,12 +189,26 @@ impl Record {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.end = End::Broken;
+                let causes = super::respond::causes(&**error);
+                let what = "the answer was broken off, which clients notice and ask again: ";
+                self.note(BROKEN_OFF, None, &format!("{what}{causes}"));
                 let _entered = self.enter();
-                tracing::warn!(source = super::respond::causes(&**error), "the answer was broken off");
+                tracing::warn!(source = causes, "the answer was broken off");
             }
             Poll::Ready(None) => self.finish(),
             Poll::Pending => {}
         }
+    }
+
+    fn note(&self, code: &'static str, status: Option<StatusCode>, message: &str) {
+        self.troubles.note(Trouble {
+            met: Met::Answer,
+            upstream: self.meant.upstream().map(UpstreamName::as_str),
+            repository: self.meant.route().and_then(Route::repo).map(RepoName::as_str),
+            code,
+            status: status.as_ref().map(StatusCode::as_u16),
+            message,
+        });
     }
 
     /// The body is whole.
@@ -280,7 +308,7 @@ impl Drop for Record {
             bytes = self.sent,
             received = self.brought.as_ref().map(Rest::received).filter(|bytes| *bytes > 0),
             end = self.end.as_str(),
-            error = self.reason.as_ref().map(|reason| &*reason.0),
+            error = self.reason.as_ref().map(|reason| &*reason.message),
             duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             peer = %self.peer,
             "request"

@@ -205,7 +205,7 @@ fn refusal(upstream: &UpstreamName, said: Said) -> Response<Body> {
         let why =
             format!("upstream {upstream} refused the write: {}", said.code().as_deref().unwrap_or("no known code"));
         let mut response = respond::json(said.status, said.body);
-        response.extensions_mut().insert(respond::Reason(why.into()));
+        response.extensions_mut().insert(respond::Reason { message: why.into(), code: ErrorCode::Denied.as_str() });
         response
     } else {
         let code = match status {

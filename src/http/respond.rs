@@ -36,7 +36,12 @@ pub struct Failure {
 
 /// Why an answer is an error: the extension from which the record of the request has it.
 #[derive(Debug, Clone)]
-pub(super) struct Reason(pub(super) Arc<str>);
+pub(super) struct Reason {
+    /// For people.
+    pub(super) message: Arc<str>,
+    /// The code in the body.
+    pub(super) code: &'static str,
+}
 
 // === impl Failure ===
 
@@ -112,7 +117,7 @@ impl Failure {
     /// Logs it and makes it a response.
     pub fn into_response(self) -> Response<Body> {
         self.log();
-        let reason = Reason(self.message.as_str().into());
+        let reason = Reason { message: self.message.as_str().into(), code: self.code.as_str() };
         let body = ErrorBody::new(self.code, self.message).to_json();
         let mut response = json(self.status, body);
         response.extensions_mut().insert(reason);

@@ -11,6 +11,7 @@ pub mod media;
 mod name;
 mod platform;
 mod scope;
+mod sizes;
 mod via;
 
 pub use digest::{Algorithm, Digest, Hasher, InvalidDigest, hex};
@@ -19,4 +20,5 @@ pub use manifest::{ManifestFault, ManifestInfo};
 pub use name::{InvalidName, Reference, RepoName, Tag, UpstreamName};
 pub use platform::platforms;
 pub use scope::{Action, Actions, InvalidScope, Resource, Scope};
+pub use sizes::sizes;
 pub use via::Via;

@@ -47,7 +47,7 @@ pub use self::tls::{Leaf, TlsError, check as check_tls, leaves};
 use crate::cache::Cache;
 use crate::clock::{Clock, Steady, SystemClock};
 use crate::config::{Config, Listener, Scrub};
-use crate::http::admin::{Admin, Api, Readiness, Stage};
+use crate::http::admin::{Admin, Api, Live, Readiness, Stage};
 use crate::http::route::Directory;
 use crate::http::{App, ListenerState, Locations, Seal};
 use crate::metrics::{Connections, Metrics};
@@ -175,8 +175,13 @@ impl Server {
 
         let readiness = Readiness::default();
         let user = rustix::process::geteuid().as_raw();
-        let api = Api::new(store.clone(), Some(Arc::clone(&cache)));
+        let live = Live { cache: Arc::clone(&cache), upstreams: Arc::clone(&upstreams) };
+        let api = Api::new(store.clone(), Some(live));
         let admin = Arc::new(Admin::new(config.clone(), metrics.clone(), readiness.clone(), user, api));
+        background.tasks.spawn({
+            let (admin, stop) = (Arc::clone(&admin), background.stop.clone());
+            async move { admin.keep_history(&stop).await }
+        });
         let admin_address = start_admin(&config, &store, &admin, &admin_run, &metrics).await?;
 
         let app = Arc::new(App {

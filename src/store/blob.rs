@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use rustix::io::Errno;
 
 use super::capacity::Hold;
+use super::departed::Departure;
 use super::layout::{self, QUARANTINE};
 use super::open_files::OpenFile;
 use super::order::Short;
@@ -305,6 +306,7 @@ impl Inner {
     /// Counts and tells what was set aside, and makes room for it among the evidence.
     pub(super) fn quarantined(&self, digest: &Digest, to: &Path) -> Quarantined {
         self.metrics.corrupt_blobs.inc();
+        self.note_gone(digest, Departure::Quarantined);
         self.group.directories([layout::blob_dir(digest.algorithm()), QUARANTINE.into()]);
         self.bound_quarantine();
         if self.disk.metadata(to).is_ok() {

@@ -85,6 +85,9 @@ pub struct Victim {
     pub last_used: Option<Timestamp>,
     /// Some of what leads to it, as names of images.
     pub names: Vec<String>,
+    /// Some of the images of which it is a part, by name.
+    #[serde(default)]
+    pub images: Vec<String>,
 }
 
 /// A run.
@@ -409,9 +412,17 @@ impl Inner {
                 bytes: self.books.with_order(|order| order.get(short)).unwrap_or_default(),
                 last_used: self.last_used(short),
                 names: names.unwrap_or_default().iter().filter_map(name).collect(),
+                images: Vec::new(),
                 digest,
             }
         };
-        (unfinished, victims.iter().map(victim).collect())
+        let mut victims: Vec<Victim> = victims.iter().map(victim).collect();
+        let blobs = victims.iter().filter_map(|victim| victim.digest).collect();
+        // Names are for people: without them the rest is still right.
+        let mut images = self.image_names(&blobs, NAMES).unwrap_or_default();
+        for victim in &mut victims {
+            victim.images = victim.digest.and_then(|digest| images.remove(&digest)).unwrap_or_default();
+        }
+        (unfinished, victims)
     }
 }

@@ -22,9 +22,11 @@ use tokio_util::task::TaskTracker;
 mod blob;
 mod capacity;
 mod check;
+mod departed;
 mod disk;
 mod error;
 mod evict;
+mod explain;
 mod forget;
 mod fs;
 mod gated;
@@ -70,7 +72,9 @@ mod writer;
 
 pub use blob::{Quarantined, StoredBlob, Trust};
 pub use check::TagState;
+pub use departed::{Departed, Departure};
 pub use error::StoreError;
+pub use explain::{PartKind, PartReport, Stored};
 pub use gc::{Collected, Victim};
 pub use inventory::{Image, Platform, RepositoryUsage, Usage};
 pub use lists::{ListKind, StoredList};
@@ -81,12 +85,13 @@ pub use pins::PinOf;
 pub use probe::{Room, check_format, has_openat2, room};
 pub use ranges::{ByteRanges, NotRanges};
 pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
-pub use rehash::{AtOnce, Before, Checked, Pace, Unreadable, Verified, WrongBlob};
+pub use rehash::{AtOnce, Before, Checked, MissingBlob, Pace, Unreadable, Verified, WrongBlob};
 pub use remove::{Removed, RemovedFrom, RemovedImage};
 pub use spool::{Spool, SpoolReader};
 pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
+use departed::Departures;
 use disk::Disk;
 use evict::{Evictor, Shortage};
 use gated::Gated;
@@ -179,6 +184,7 @@ struct Inner {
     suspicions: Table,
     pins: Pins,
     uses: Uses,
+    departures: Departures,
     /// What fills have left that did not end.
     partials: Arc<Partials>,
     /// How often the index had been begun anew when a whole scan began that brought it all blobs.
@@ -301,6 +307,7 @@ impl Store {
             suspicions: Table::new(timeline.clone()),
             pins,
             uses: Uses::default(),
+            departures: Departures::default(),
             partials: Arc::default(),
             scanned: AtomicU64::new(0),
             max_age: Mutex::new(keep.max_age),

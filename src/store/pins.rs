@@ -100,7 +100,7 @@ impl Pins {
         self.settled.load(Ordering::Acquire)
     }
 
-    fn all(&self) -> Vec<Pin> {
+    pub(super) fn all(&self) -> Vec<Pin> {
         let state = self.state.lock();
         state.configured.iter().chain(&state.made).cloned().collect()
     }

@@ -1,7 +1,7 @@
 //! Hashing stored blobs again: one at a time, at a pace. A right one gets a new stamp, a wrong one goes to quarantine
 //! and is fetched anew when it is next asked for. One that cannot be read stays where it is (`unreadable`).
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -60,6 +60,9 @@ pub struct Verified {
     /// stored. Platforms of an index that nobody has asked for are none.
     #[serde(default)]
     pub missing: Vec<Digest>,
+    /// The same with the images of which they are parts.
+    #[serde(default)]
+    pub missing_of: Vec<MissingBlob>,
     /// Tags, links and other records that cannot be read. Not looked for under a pattern.
     pub damaged_records: u64,
     /// Tags and links older than an hour whose blob is not there: no damage, it is fetched when it is asked for.
@@ -80,9 +83,21 @@ pub struct WrongBlob {
     pub bytes: u64,
     /// Some of what leads to it, as names of images.
     pub names: Vec<String>,
+    /// Some of the images of which it is a part, by name.
+    #[serde(default)]
+    pub images: Vec<String>,
     /// Whether the file is in quarantine; else it was removed.
     #[serde(default)]
     pub kept: bool,
+}
+
+/// A part of an image that is not stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingBlob {
+    /// The digest.
+    pub digest: Digest,
+    /// Some of the images of which it is a part, by name.
+    pub images: Vec<String>,
 }
 
 /// What could not be verified.
@@ -92,6 +107,9 @@ pub struct Unreadable {
     pub path: PathBuf,
     /// Why not.
     pub error: String,
+    /// Of a blob: some of the images of which it is a part, by name.
+    #[serde(default)]
+    pub images: Vec<String>,
 }
 
 /// Nothing to wait for: somebody does already.
@@ -144,7 +162,7 @@ impl Verified {
             text = format!("{text}: {error}");
             source = error.source();
         }
-        self.unreadable.push(Unreadable { path, error: text });
+        self.unreadable.push(Unreadable { path, error: text, images: Vec::new() });
         Ok(())
     }
 }
@@ -255,6 +273,45 @@ impl Store {
         rate: Option<u64>,
         repair: bool,
     ) -> Result<Verified, StoreError> {
+        let report = self.verify_all(pattern, rate, repair).await?;
+        self.named(report).await
+    }
+
+    /// With the names of the images that are concerned.
+    async fn named(&self, mut report: Verified) -> Result<Verified, StoreError> {
+        let of_path = |path: &PathBuf| {
+            let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+            let [.., algorithm, hex] = parts.as_slice() else { return None };
+            format!("{algorithm}:{hex}").parse::<Digest>().ok()
+        };
+        let unreadable = report.unreadable.iter().filter_map(|unreadable| of_path(&unreadable.path));
+        let wrong = report.wrong.iter().map(|wrong| wrong.digest);
+        let blobs: HashSet<Digest> = report.missing.iter().copied().chain(unreadable).chain(wrong).collect();
+        let looked_up = self.blocking(move |inner| inner.image_names(&blobs, LEADING)).await;
+        let images_of = match looked_up {
+            Ok(found) => found,
+            Err(StoreError::Stopped) => return Err(StoreError::Stopped),
+            // Where not all can be read, what was found out is worth more than the names.
+            Err(_) => HashMap::new(),
+        };
+        let images = |digest: &Digest| images_of.get(digest).cloned().unwrap_or_default();
+        for wrong in &mut report.wrong {
+            wrong.images = images(&wrong.digest);
+        }
+        for unreadable in &mut report.unreadable {
+            unreadable.images = of_path(&unreadable.path).map(|digest| images(&digest)).unwrap_or_default();
+        }
+        let missing = report.missing.iter().map(|digest| MissingBlob { digest: *digest, images: images(digest) });
+        report.missing_of = missing.collect();
+        Ok(report)
+    }
+
+    async fn verify_all(
+        &self,
+        pattern: Option<ImagePattern>,
+        rate: Option<u64>,
+        repair: bool,
+    ) -> Result<Verified, StoreError> {
         let pace = Counted { pace: Pace::new(rate), bytes: self.0.metrics.verified_bytes.clone() };
         let mut run = Run { pace, report: Verified::default(), unreadable: 0 };
         if let Some(pattern) = pattern {
@@ -357,7 +414,8 @@ impl Store {
                 run.unreadable = 0;
                 if let Some((bytes, became)) = wrong {
                     let (names, kept) = (self.names_of(digest).await?, became == Quarantined::Kept);
-                    run.report.wrong.push(WrongBlob { digest: *digest, bytes, names, kept });
+                    let images = Vec::new();
+                    run.report.wrong.push(WrongBlob { digest: *digest, bytes, names, images, kept });
                 }
                 Ok(ControlFlow::Continue(()))
             }

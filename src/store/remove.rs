@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::departed::Departure;
 use super::inventory::image_name;
 use super::layout;
 use super::order::Short;
@@ -269,6 +270,11 @@ impl Inner {
             // What memory alone knows has no file by which it could be found.
             self.known.clear();
             plans.iter().try_for_each(|plan| plan.run(self))?;
+            for Plan { up, repo, tags, .. } in &plans {
+                for (tag, digest) in tags {
+                    self.note_tag_gone((up.clone(), repo.clone(), tag.clone()), digest, Departure::Removed);
+                }
+            }
         }
         for digest in &gone {
             let Some(len) = survey.len(digest) else { continue };

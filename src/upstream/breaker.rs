@@ -56,6 +56,15 @@ impl Breaker {
         !matches!(*self.state.lock(), State::Closed { .. })
     }
 
+    /// For how long requests are held back; none: they are not. Zero: the next one finds out.
+    pub(crate) fn held_back(&self) -> Option<Duration> {
+        match *self.state.lock() {
+            State::Closed { .. } => None,
+            State::Open { until, .. } => Some(until.saturating_duration_since(Instant::now())),
+            State::HalfOpen { .. } => Some(Duration::ZERO),
+        }
+    }
+
     /// Leave to ask, or how long to wait for it.
     pub(crate) fn permit(&self) -> Result<Permit<'_>, Duration> {
         let mut state = self.state.lock();
@@ -141,7 +150,9 @@ mod tests {
         assert_eq!(breaker.up.get(), 1);
         fail(&breaker, THRESHOLD);
         assert_eq!((breaker.permit().unwrap_err(), breaker.up.get()), (FIRST_PAUSE, 0));
+        assert_eq!(breaker.held_back(), Some(FIRST_PAUSE));
         advance(FIRST_PAUSE).await;
+        assert_eq!(breaker.held_back(), Some(Duration::ZERO));
         let probe = breaker.permit().expect("time is up");
         assert_eq!(breaker.up.get(), 0, "nobody knows yet");
         assert!(breaker.permit().is_err(), "one probe at a time");

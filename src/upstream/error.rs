@@ -367,6 +367,40 @@ impl Fault {
         }
     }
 
+    /// Whether somebody should look after it: it is no upstream's word on a caller or on content, and not what the
+    /// configuration wants.
+    pub(crate) fn is_trouble(&self) -> bool {
+        match self.class() {
+            Class::Unavailable | Class::Bad => {
+                !matches!(self, Self::Sealed | Self::BreakerOpen { .. } | Self::Interrupted(_))
+            }
+            Class::Refused | Class::Missing => false,
+        }
+    }
+
+    /// What kind of failure it is, in a word.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "UNREACHABLE",
+            Self::OwnListener => "OWN_LISTENER",
+            Self::Tls(_) => "TLS",
+            Self::Timeout(_) => "TIMEOUT",
+            Self::Broken(_) => "BROKEN",
+            Self::BreakerOpen { .. } => "BREAKER_OPEN",
+            Self::Sealed => "SEALED",
+            Self::RateLimited { .. } => "RATE_LIMITED",
+            Self::Unauthorized { .. } => "UNAUTHORIZED",
+            Self::Forbidden { .. } => "FORBIDDEN",
+            Self::NotFound { .. } => "NOT_FOUND",
+            Self::Status { .. } => "STATUS",
+            Self::Token(_) => "TOKEN",
+            Self::Redirect(_) => "REDIRECT",
+            Self::Credential(_) => "CREDENTIAL",
+            Self::Protocol(_) => "PROTOCOL",
+            Self::Interrupted(_) => "INTERRUPTED",
+        }
+    }
+
     /// What upstream asked us to wait, if it did.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -7,14 +7,14 @@ use std::time::SystemTime;
 use http::header::DATE;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use rustls::pki_types::CertificateDer;
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::ask::Ask;
 use super::error::{Fault, Phase, ProtocolFault, UpstreamError};
 use super::grant::Scheme;
 use super::origin::Url;
 use super::registry::Registry;
-use super::retry::{ratelimit, ratelimit_remaining};
+use super::retry::{RateLimit, rate_limit};
 use crate::oci::{Reference, RepoName};
 
 /// Where Docker Hub's registry is.
@@ -35,17 +35,6 @@ pub struct Greeting {
     pub limit: Option<RateLimit>,
     /// How it wants to be asked, or why that answer is no registry's, or cannot be answered.
     pub scheme: Result<Scheme, UpstreamError>,
-}
-
-/// A limit on requests, as `ratelimit-limit` and `ratelimit-remaining` tell it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RateLimit {
-    /// Requests that are left.
-    pub remaining: i64,
-    /// Of so many, if it says that.
-    pub limit: Option<i64>,
-    /// In this time, if it says that.
-    pub window: Option<Duration>,
 }
 
 impl Registry {
@@ -76,7 +65,7 @@ impl Registry {
         let (status, headers) = (response.status(), response.headers());
         let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?.trim()).ok());
         let is_registry = headers.contains_key("docker-distribution-api-version");
-        let limit = RateLimit::of(headers);
+        let limit = rate_limit(headers);
         let scheme = self.scheme_in(response, deadline).await.map_err(|fault| fault.of(self.name()));
         Ok(Greeting { status, date, is_registry, limit, scheme })
     }
@@ -93,7 +82,7 @@ impl Registry {
         let ask = Ask::manifest(Method::HEAD, &repo, &tag, deadline).with_right(self.own_right());
         let answer = timeout_at(deadline, self.fetch(ask)).await;
         let answer = answer.unwrap_or_else(|_| Err(Fault::Timeout(Phase::Header).of(self.name())))?;
-        Ok(RateLimit::of(&answer.headers))
+        Ok(rate_limit(&answer.headers))
     }
 
     fn root(&self) -> Result<Uri, Fault> {
@@ -108,15 +97,5 @@ impl Registry {
     ) -> Result<T, UpstreamError> {
         let done = timeout_at(deadline, work).await.unwrap_or(Err(Fault::Timeout(Phase::Connect)));
         done.map_err(|fault| fault.of(self.name()))
-    }
-}
-
-// === impl RateLimit ===
-
-impl RateLimit {
-    fn of(headers: &HeaderMap) -> Option<Self> {
-        let remaining = ratelimit_remaining(headers)?;
-        let (limit, window) = ratelimit(headers).map_or((None, None), |(limit, window)| (Some(limit), window));
-        Some(Self { remaining, limit, window })
     }
 }

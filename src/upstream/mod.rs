@@ -25,6 +25,7 @@ mod error;
 mod exchange;
 pub mod fuzzing;
 mod grant;
+mod health;
 mod inspect;
 mod origin;
 mod places;
@@ -64,10 +65,12 @@ pub use error::{
 };
 pub use exchange::is_secret;
 pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};
-pub use inspect::{Greeting, RateLimit};
+pub use health::{Health, HealthState, LastError};
+pub use inspect::Greeting;
 pub use origin::UrlFault;
 pub use places::{Place, Priority};
 pub use registry::Registry;
+pub use retry::RateLimit;
 pub use right::{Lent, Principal, Right};
 pub use upload::BoxError;
 
@@ -75,6 +78,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::oci::UpstreamName;
+use crate::troubles::Troubles;
 use client::Trust;
 use connect::OwnAddresses;
 use registry::Common;
@@ -89,6 +93,7 @@ pub struct Upstreams {
     clock: Arc<dyn Clock>,
     proxies: Arc<Matcher>,
     own: OwnAddresses,
+    troubles: Arc<Troubles>,
     /// Of what comes from all of them.
     throttle: Arc<Throttle>,
 }
@@ -117,7 +122,9 @@ impl Upstreams {
         let proxies = Arc::new(Matcher::from_env());
         let own = OwnAddresses::default();
         let throttle = Throttle::new(config.limits.max_rate, Arc::clone(&clock));
-        let upstreams = Self { registries: ArcSwap::default(), metrics, clock, proxies, own, throttle };
+        let troubles = Arc::new(Troubles::new(Arc::clone(&clock)));
+        let registries = ArcSwap::default();
+        let upstreams = Self { registries, metrics, clock, proxies, own, troubles, throttle };
         let Prepared(registries) = upstreams.prepare(config)?;
         upstreams.registries.store(Arc::new(registries));
         Ok(upstreams)
@@ -134,6 +141,7 @@ impl Upstreams {
         let common = Common {
             metrics: &self.metrics,
             clock: &self.clock,
+            troubles: &self.troubles,
             trust: &trust,
             proxies: &self.proxies,
             own: &self.own,
@@ -155,6 +163,16 @@ impl Upstreams {
     /// The upstream of that name.
     pub fn get(&self, name: &UpstreamName) -> Option<Arc<Registry>> {
         self.registries.load().get(name).cloned()
+    }
+
+    /// All of them, in the order of their names.
+    pub fn all(&self) -> Vec<Arc<Registry>> {
+        self.registries.load().values().cloned().collect()
+    }
+
+    /// The book of recent errors: those that are met here are in it, and who answers clients adds what they are told.
+    pub const fn troubles(&self) -> &Arc<Troubles> {
+        &self.troubles
     }
 
     /// From now on these are asked, within the limits of `config`, which they were prepared from: its limits hold for what

@@ -17,16 +17,18 @@ use super::connect::{Dial, OwnAddresses};
 use super::credentials::Source;
 use super::error::{Fault, ProtocolFault, UpstreamError};
 use super::grant::SchemeMemory;
+use super::health::{Health, Pulse};
 use super::origin::{Origin, Url};
 use super::places::{Place, Places, Priority};
-use super::retry::{Retries, ratelimit_remaining};
+use super::retry::{Retries, rate_limit};
 use super::right::Right;
 use super::throttle::Throttle;
 use super::wire::{Outgoing, Wire};
 use crate::clock::Clock;
 use crate::config;
 use crate::metrics::Metrics;
-use crate::oci::{UpstreamName, Via};
+use crate::oci::{RepoName, UpstreamName, Via};
+use crate::troubles::{Met, Trouble, Troubles};
 
 /// A time-out counts against an upstream only if it had at least this long to answer.
 const EVIDENCE: Duration = Duration::from_secs(1);
@@ -38,6 +40,8 @@ pub struct Registry {
     pub(super) auth: Auth,
     pub(super) wire: Wire,
     breaker: Breaker,
+    pulse: Pulse,
+    troubles: Arc<Troubles>,
     metrics: Metrics,
     pub(super) intake: Arc<Intake>,
     pub(super) schemes: SchemeMemory,
@@ -52,6 +56,7 @@ pub struct Registry {
 pub(super) struct Common<'a> {
     pub(super) metrics: &'a Metrics,
     pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) troubles: &'a Arc<Troubles>,
     pub(super) trust: &'a Trust,
     pub(super) proxies: &'a Arc<Matcher>,
     pub(super) own: &'a OwnAddresses,
@@ -88,7 +93,7 @@ impl Registry {
 
     /// One endpoint by itself.
     fn endpoint_of(config: Arc<config::Upstream>, limits: &Limits, common: Common<'_>) -> Result<Self, TrustError> {
-        let Common { metrics, clock, trust, proxies, own, total } = common;
+        let Common { metrics, clock, troubles, trust, proxies, own, total } = common;
         let origin = Origin::of_upstream(&config.url);
         let dial = Dial::new(origin.clone(), config.connect.clone(), Arc::clone(own));
         let client = Client::new(dial, trust, config.ca.as_deref(), Arc::clone(proxies))?;
@@ -115,6 +120,8 @@ impl Registry {
             auth,
             wire,
             breaker: Breaker::new(up),
+            pulse: Pulse::default(),
+            troubles: Arc::clone(troubles),
             metrics: metrics.clone(),
             intake: Arc::new(intake),
             schemes: SchemeMemory::default(),
@@ -195,10 +202,12 @@ impl Registry {
             let fault = match Box::pin(self.attempt(&ask)).await {
                 Ok(answer) => return Ok(answer),
                 // What opened the breaker tells more than that it is open.
-                Err(fault @ Fault::BreakerOpen { .. }) => return Err(last.unwrap_or(fault).of(self.name())),
+                Err(fault @ Fault::BreakerOpen { .. }) => {
+                    return Err(self.ended(last.unwrap_or(fault), ask.repo.as_ref()));
+                }
                 Err(fault) => fault,
             };
-            let Some(pause) = retries.after(&fault) else { return Err(fault.of(self.name())) };
+            let Some(pause) = retries.after(&fault) else { return Err(self.ended(fault, ask.repo.as_ref())) };
             tracing::debug!(upstream = %self.name(), endpoint = self.endpoint(), ?ask, %fault, ?pause, "asking again");
             last = Some(fault);
             sleep(pause).await;
@@ -208,6 +217,27 @@ impl Registry {
     /// Whether a request by this right is not sent at all.
     pub(super) fn is_closed_to(&self, right: Option<&Right>) -> bool {
         self.config.sealed || (self.is_mirror && right.is_some_and(|right| *right != Right::Anonymous))
+    }
+
+    /// How it does, by itself: each of its mirrors has its own.
+    pub fn health(&self) -> Health {
+        self.pulse.health(self.config.sealed, self.breaker.held_back())
+    }
+
+    /// A request about this repository has ended with this, and is not repeated.
+    pub(super) fn ended(&self, fault: Fault, repo: Option<&RepoName>) -> UpstreamError {
+        self.pulse.ended(&fault, self.wire.now());
+        if fault.is_trouble() {
+            self.troubles.note(Trouble {
+                met: Met::Upstream,
+                upstream: Some(self.name().as_str()),
+                repository: repo.map(RepoName::as_str),
+                code: fault.code(),
+                status: None,
+                message: &format!("{}: {fault}", self.endpoint()),
+            });
+        }
+        fault.of(self.name())
     }
 
     /// Whether it failed so recently or so often that the next request is a probe.
@@ -233,14 +263,25 @@ impl Registry {
         match &result {
             Ok(response) => {
                 permit.reached();
+                self.pulse.answered(response.status(), response.headers(), self.wire.now());
                 // A mirror's word on its own limit would be taken for the upstream's.
-                if let Some(left) = ratelimit_remaining(response.headers()).filter(|_| !self.is_mirror) {
+                if let Some(limit) = rate_limit(response.headers()).filter(|_| !self.is_mirror) {
                     let gauge = &self.metrics.upstream_ratelimit_remaining;
-                    gauge.with_label_values(&[self.name().as_str()]).set(left);
+                    gauge.with_label_values(&[self.name().as_str()]).set(limit.remaining);
                 }
             }
-            Err(Fault::Unreachable(_) | Fault::Tls(_) | Fault::Broken(_)) => permit.failed(),
-            Err(Fault::Timeout(_)) if begun.elapsed() >= EVIDENCE => permit.failed(),
+            Err(fault @ (Fault::Unreachable(_) | Fault::Tls(_) | Fault::Broken(_))) => {
+                permit.failed();
+                self.pulse.failed(fault, self.wire.now());
+            }
+            Err(fault @ Fault::Timeout(_)) if begun.elapsed() >= EVIDENCE => {
+                permit.failed();
+                self.pulse.failed(fault, self.wire.now());
+            }
+            Err(fault @ Fault::OwnListener) => {
+                drop(permit);
+                self.pulse.failed(fault, self.wire.now());
+            }
             Err(_) => drop(permit),
         }
         result

@@ -65,7 +65,9 @@ impl Registry {
                     let repeated = matches!(telling, Some(Fault::Broken(_)));
                     return Ok(Reply { repeated, ..reply });
                 }
-                Err(fault @ Fault::BreakerOpen { .. }) => return Err(telling.unwrap_or(fault).of(self.name())),
+                Err(fault @ Fault::BreakerOpen { .. }) => {
+                    return Err(self.ended(telling.unwrap_or(fault), call.repo.as_ref()));
+                }
                 Err(fault) => fault,
             };
             let repeats = body.is_some()
@@ -79,7 +81,7 @@ impl Registry {
                 Some(broken @ Fault::Broken(_)) => broken,
                 _ => fault,
             };
-            let Some(pause) = pause else { return Err(fault.of(self.name())) };
+            let Some(pause) = pause else { return Err(self.ended(fault, call.repo.as_ref())) };
             tracing::debug!(upstream = %self.name(), ?call, %fault, ?pause, "relaying again");
             telling = Some(fault);
             sleep(pause).await;

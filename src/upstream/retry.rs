@@ -66,22 +66,25 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     Some(wait.min(LONGEST_RETRY_AFTER))
 }
 
-/// What is left of upstream's rate limit: `ratelimit-remaining: 76;w=21600`, as Docker Hub sends it.
-pub(crate) fn ratelimit_remaining(headers: &HeaderMap) -> Option<i64> {
-    let text = headers.get("ratelimit-remaining")?.to_str().ok()?;
-    limited(text)
+/// What an upstream says of its rate limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests that it takes in a window, if it says so.
+    pub limit: Option<i64>,
+    /// Of these, what is left.
+    pub remaining: i64,
+    /// The window, if it says how long that is.
+    pub window: Option<Duration>,
 }
 
-/// What upstream allows in all, and in which time: `ratelimit-limit: 100;w=21600`.
-pub(crate) fn ratelimit(headers: &HeaderMap) -> Option<(i64, Option<Duration>)> {
-    let text = headers.get("ratelimit-limit")?.to_str().ok()?;
-    let window = text.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
-    Some((limited(text)?, window.map(Duration::from_secs)))
-}
-
-fn limited(text: &str) -> Option<i64> {
-    let number = text.split(';').next().unwrap_or_default().trim();
-    number.parse().ok().filter(|number| *number >= 0)
+/// The rate limit: `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 76;w=21600`, as Docker Hub sends them.
+pub(crate) fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let number = |text: &str| text.split(';').next()?.trim().parse().ok().filter(|number: &i64| *number >= 0);
+    let seconds = |text: &str| text.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
+    let (limit, left) = (text("ratelimit-limit"), text("ratelimit-remaining")?);
+    let window = seconds(left).or_else(|| limit.and_then(seconds)).map(Duration::from_secs);
+    Some(RateLimit { limit: limit.and_then(number), remaining: number(left)?, window })
 }
 
 #[cfg(test)]
@@ -146,16 +149,27 @@ mod tests {
 
     #[test]
     fn rate_limit_header() {
-        let left = |text: &str| ratelimit_remaining(&headers("ratelimit-remaining", text));
-        assert_eq!(left("76;w=21600"), Some(76));
-        assert_eq!(left("0"), Some(0));
+        let left =
+            |text: &str| rate_limit(&headers("ratelimit-remaining", text)).map(|limit| (limit.remaining, limit.window));
+        assert_eq!(left("76;w=21600"), Some((76, Some(Duration::from_hours(6)))));
+        assert_eq!(left("0"), Some((0, None)));
         assert_eq!(left("-1"), None);
         assert_eq!(left("many;w=1"), None);
-        let all = |text: &str| ratelimit(&headers("ratelimit-limit", text));
-        assert_eq!(all("100;w=21600"), Some((100, Some(Duration::from_hours(6)))));
-        assert_eq!(all("100"), Some((100, None)));
-        assert_eq!(all("100; w=soon"), Some((100, None)));
-        assert_eq!(all(";w=1"), None);
+        assert_eq!(left("100; w=soon"), Some((100, None)));
+        assert_eq!(left(";w=1"), None);
+    }
+
+    #[test]
+    fn both_headers_of_the_rate_limit() {
+        let mut headers = headers("ratelimit-remaining", "76; w=21600");
+        let window = Some(Duration::from_hours(6));
+        assert_eq!(rate_limit(&headers), Some(RateLimit { limit: None, remaining: 76, window }));
+        headers.insert("ratelimit-limit", HeaderValue::from_static("200;w=3600"));
+        assert_eq!(rate_limit(&headers), Some(RateLimit { limit: Some(200), remaining: 76, window }));
+        headers.insert("ratelimit-remaining", HeaderValue::from_static("-4"));
+        assert_eq!(rate_limit(&headers), None);
+        headers.remove("ratelimit-remaining");
+        assert_eq!(rate_limit(&headers), None, "what is left is what counts");
     }
 
     #[tokio::test(start_paused = true)]

@@ -30,8 +30,12 @@ async fn says(root: &Path, arguments: &[&str], code: i32) -> String {
 }
 
 async fn json(root: &Path, arguments: &[&str]) -> Value {
+    json_with(root, arguments, 0).await
+}
+
+async fn json_with(root: &Path, arguments: &[&str], code: i32) -> Value {
     let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
-    serde_json::from_str(&says(root, &arguments, 0).await).unwrap()
+    serde_json::from_str(&says(root, &arguments, code).await).unwrap()
 }
 
 async fn pull(cistern: &Cistern, repo: &str, reference: &str, image: &Image) {
@@ -85,9 +89,10 @@ async fn what_is_said_is_the_same_with_a_daemon_and_without() {
     for (arguments, before) in asked.iter().zip(before) {
         assert_eq!(json(&root, arguments).await, before, "{arguments:?}");
     }
-    let status = json(&root, &["status"]).await;
+    let status = json_with(&root, &["status"], 1).await;
     assert_eq!((&status["stage"], &status["store"]["blobs"]), (&"stopped".into(), &8.into()));
-    assert!(says(&root, &["status"], 0).await.contains("not in use"));
+    assert!(says(&root, &["status"], 1).await.contains("not in use"));
+    assert!(says(&root, &["status", "--watch"], 1).await.contains("not in use"), "there is nothing to watch");
     // A command is no unclean stop: nothing is verified again.
     cistern.start_again().await;
     let blob = crate::common::content::sha256(&images[0].config);
@@ -356,7 +361,7 @@ async fn a_root_without_its_lock_file_is_still_taken() {
     let refused = cistern.second().await.expect_err("a second daemon takes the root");
     assert!(refused.contains("in use"), "{refused}");
     cistern.stop().await;
-    assert_eq!(json(&root, &["status"]).await["stage"], "stopped");
+    assert_eq!(json_with(&root, &["status"], 1).await["stage"], "stopped");
 }
 
 /// A command at work for a long time on a stopped store.
@@ -476,4 +481,38 @@ async fn verify_of_what_is_not_there_fails() {
     let text = says(&root, &["ls", "up/app:2"], 0).await;
     assert!(text.contains(" manifest "), "{text}");
     says(&root, &["verify", "up/app:2"], 1).await;
+}
+
+/// What a person sees, while a download runs; and what a program reads, an answer a line.
+#[tokio::test]
+async fn status_shows_it_all_again_and_again() {
+    let (mut cistern, upstream, _) = stored().await;
+    let root = cistern.root().to_owned();
+    let (large, gate) = (blob(5, 3 << 20), Gate::new());
+    let held = upstream.blob("app", &large);
+    upstream.script("GET", &format!("/v2/app/blobs/{held}"), .., acts::hold_at(1 << 20, &gate));
+    let pulling = cistern.open(format!("/v2/app/blobs/{held}")).await;
+    gate.reached(1).await;
+    let text = says(&root, &["status"], 0).await;
+    for part in ["daemon     ready", "hit ratio  ", "saved      ", "up        answering", "1 download\n[", "  up/app\n"]
+    {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+    assert!(!text.contains('\x1b'), "no terminal, no control sequences: {text}");
+
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+    command.args(["status", "--watch", "--json", "--root"]).arg(&root).env_clear().env("HOME", "/nonexistent");
+    let mut child = command.stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+    for _ in 0..2 {
+        let line = lines.next_line().await.unwrap().unwrap();
+        let status: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&status["stage"], &status["fills"][0]["size"]), (&"ready".into(), &(3 << 20).into()), "{line}");
+    }
+    gate.open();
+    drop(pulling.finish().await);
+    // It ends with the daemon, and says so.
+    cistern.stop().await;
+    let status = crate::common::patiently("the watch ends", child.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(1));
 }

@@ -8,6 +8,7 @@ mod common;
 mod access;
 mod access_cache;
 mod addressing;
+mod admin;
 mod cli;
 mod clocks;
 mod cold_ranges;

@@ -11,22 +11,34 @@ use tokio::sync::{Mutex, Semaphore};
 use super::super::body::Body;
 use super::super::form::Form;
 use super::super::respond::{Failure, causes, json};
+use super::history::Step;
 use super::pins;
 use crate::cache::{Cache, FillReport};
+use crate::clock::Clock;
 use crate::config::{Config, ImagePattern};
 use crate::oci::ErrorCode;
 use crate::store::{Image, Store, StoreError};
+use crate::upstream::Upstreams;
 
 /// The store behind the interface.
 #[derive(Debug)]
 pub struct Api {
     store: Store,
-    /// What is in memory beside it; none: nothing is served.
-    cache: Option<Arc<Cache>>,
+    /// What is there beside it; none: nothing is served.
+    live: Option<Live>,
     /// Held by what removes: one at a time.
     removing: Mutex<()>,
     /// One verification reads the disk at a time.
     verifying: Semaphore,
+}
+
+/// What a daemon has beside the store.
+#[derive(Debug)]
+pub struct Live {
+    /// What answers pulls.
+    pub cache: Arc<Cache>,
+    /// What is asked for what it has not.
+    pub upstreams: Arc<Upstreams>,
 }
 
 /// The answer to `GET /api/v1/images`.
@@ -54,41 +66,94 @@ pub(super) enum Resource {
     Usage,
     /// Downloads that run.
     Fills,
+    /// How upstreams do.
+    Upstreams,
+    /// Figures over time.
+    History,
+    /// What went wrong lately.
+    Errors,
+    /// Why an image was a miss.
+    Explain,
     /// Removal of what nothing leads to.
     Gc,
     /// Hashing what is stored.
     Verify,
     /// Names whose content is never evicted.
     Pins,
+    /// The description of all this.
+    OpenApi,
 }
 
 /// The parameters of a request.
-struct Parameters(Form);
+#[derive(Debug)]
+pub(super) struct Parameters(Form);
 
 // === impl Resource ===
 
 impl Resource {
+    /// All of them.
+    pub(super) const ALL: [Self; 12] = [
+        Self::Status,
+        Self::Images,
+        Self::Usage,
+        Self::Fills,
+        Self::Upstreams,
+        Self::History,
+        Self::Errors,
+        Self::Explain,
+        Self::Gc,
+        Self::Verify,
+        Self::Pins,
+        Self::OpenApi,
+    ];
+
     pub(super) fn parse(path: &str) -> Option<Self> {
-        Some(match path.strip_prefix("/api/v1/")? {
-            "status" => Self::Status,
-            "images" => Self::Images,
-            "usage" => Self::Usage,
-            "fills" => Self::Fills,
-            "gc" => Self::Gc,
-            "verify" => Self::Verify,
-            "pins" => Self::Pins,
-            _ => return None,
-        })
+        let name = path.strip_prefix("/api/v1/")?;
+        Self::ALL.into_iter().find(|resource| resource.name() == name)
+    }
+
+    /// Its name behind `/api/v1/`.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::Images => "images",
+            Self::Usage => "usage",
+            Self::Fills => "fills",
+            Self::Upstreams => "upstreams",
+            Self::History => "history",
+            Self::Errors => "errors",
+            Self::Explain => "explain",
+            Self::Gc => "gc",
+            Self::Verify => "verify",
+            Self::Pins => "pins",
+            Self::OpenApi => "openapi.json",
+        }
     }
 
     /// Its methods, as `Allow` has them.
     const fn methods(self) -> &'static str {
         match self {
-            Self::Status | Self::Usage | Self::Fills => "GET, HEAD",
             Self::Images => "GET, HEAD, DELETE",
             Self::Gc | Self::Verify => "POST",
             Self::Pins => "GET, HEAD, POST, DELETE",
+            _ => "GET, HEAD",
         }
+    }
+
+    /// The parameters that it takes by this method; none: it has no such method.
+    pub(super) const fn parameters(self, method: &Method) -> Option<&'static [&'static str]> {
+        Some(match (self, method) {
+            (Self::Images, &Method::GET | &Method::HEAD) => &["pattern"],
+            (Self::Images, &Method::DELETE) => &["name", "dry_run"],
+            (Self::History, &Method::GET | &Method::HEAD) => &["step"],
+            (Self::Explain, &Method::GET | &Method::HEAD) => &["image"],
+            (Self::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
+            (Self::Verify, &Method::POST) => &["pattern", "rate", "repair"],
+            (Self::Pins, &Method::POST | &Method::DELETE) => &["name"],
+            (Self::Gc | Self::Verify, _) => return None,
+            (_, &Method::GET | &Method::HEAD) => &[],
+            _ => return None,
+        })
     }
 }
 
@@ -96,50 +161,48 @@ impl Resource {
 
 impl Api {
     /// Over a store, and over what is in memory beside it where there is a daemon.
-    pub fn new(store: Store, cache: Option<Arc<Cache>>) -> Self {
-        Self { store, cache, removing: Mutex::default(), verifying: Semaphore::new(1) }
+    pub fn new(store: Store, live: Option<Live>) -> Self {
+        Self { store, live, removing: Mutex::default(), verifying: Semaphore::new(1) }
     }
 
-    /// Answers a request of somebody who may make it; anything but the status.
+    pub(super) const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(super) const fn live(&self) -> Option<&Live> {
+        self.live.as_ref()
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        &**self.store.timeline().clock()
+    }
+
+    /// Downloads that run.
+    pub(super) fn fills(&self) -> Vec<FillReport> {
+        self.live.as_ref().map(|live| live.cache.fills()).unwrap_or_default()
+    }
+
+    /// Answers a request of somebody who may make it, about what is in the store.
     pub(super) async fn answer(
         &self,
         resource: Resource,
         method: &Method,
-        uri: &Uri,
+        asked: &Parameters,
         config: &Config,
     ) -> Result<Response<Body>, Failure> {
-        let known: &[&str] = match (resource, method) {
-            (Resource::Images, &Method::GET | &Method::HEAD) => &["pattern"],
-            (Resource::Images, &Method::DELETE) => &["name", "dry_run"],
-            (Resource::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
-            (Resource::Verify, &Method::POST) => &["pattern", "rate", "repair"],
-            (Resource::Pins, &Method::POST | &Method::DELETE) => &["name"],
-            (Resource::Usage | Resource::Status | Resource::Fills | Resource::Pins, &Method::GET | &Method::HEAD) => {
-                &[]
-            }
-            _ => {
-                let allow = HeaderValue::from_static(resource.methods());
-                let failure = Failure::method(format!("{} takes {}", uri.path(), resource.methods()));
-                return Err(failure.with_header(ALLOW, allow).closing());
-            }
-        };
-        let asked = Parameters::read(uri, known)?;
         match (resource, method) {
-            (Resource::Images, &Method::DELETE) => self.remove(&asked, config).await,
+            (Resource::Images, &Method::DELETE) => self.remove(asked, config).await,
             (Resource::Images, _) => {
                 let images = self.store.images(asked.pattern("pattern", config)?).await.map_err(failed)?;
                 written(&Images { images })
             }
-            (Resource::Fills, _) => {
-                let fills = self.cache.as_ref().map(|cache| cache.fills()).unwrap_or_default();
-                written(&Fills { fills })
-            }
+            (Resource::Fills, _) => written(&Fills { fills: self.fills() }),
             (Resource::Gc, _) => {
                 let (dry_run, evict) = (asked.flag("dry_run")?, asked.number("evict_bytes")?);
                 let _one = self.removing.lock().await;
                 written(&self.store.collect(dry_run, evict).await.map_err(failed)?)
             }
-            (Resource::Verify, _) => self.verify(&asked, config).await,
+            (Resource::Verify, _) => self.verify(asked, config).await,
             (Resource::Pins, method) => {
                 let names: Vec<&str> = asked.0.all("name").collect();
                 match *method {
@@ -148,7 +211,7 @@ impl Api {
                     _ => written(&pins::list(&self.store)),
                 }
             }
-            (Resource::Usage | Resource::Status, _) => written(&self.store.usage().await.map_err(failed)?),
+            _ => written(&self.store.usage().await.map_err(failed)?),
         }
     }
 
@@ -159,8 +222,8 @@ impl Api {
         }
         let dry_run = asked.flag("dry_run")?;
         let _one = self.removing.lock().await;
-        let removed = match &self.cache {
-            Some(cache) => cache.remove_images(patterns, dry_run).await,
+        let removed = match &self.live {
+            Some(live) => live.cache.remove_images(patterns, dry_run).await,
             None => self.store.remove_images(patterns, dry_run).await.map(|(removed, _)| removed),
         };
         written(&removed.map_err(failed)?)
@@ -183,6 +246,16 @@ impl Api {
 // === impl Parameters ===
 
 impl Parameters {
+    /// Those of a request for a resource, which must have the method.
+    pub(super) fn of(resource: Resource, method: &Method, uri: &Uri) -> Result<Self, Failure> {
+        let Some(known) = resource.parameters(method) else {
+            let allow = HeaderValue::from_static(resource.methods());
+            let failure = Failure::method(format!("{} takes {}", uri.path(), resource.methods()));
+            return Err(failure.with_header(ALLOW, allow).closing());
+        };
+        Self::read(uri, known)
+    }
+
     /// Those of a request. One that is not known is an error: a misspelt `dry_run` must not remove anything.
     fn read(uri: &Uri, known: &[&str]) -> Result<Self, Failure> {
         let form = Form::parse(uri.query().unwrap_or_default()).map_err(|error| bad(error.to_string()))?;
@@ -191,6 +264,20 @@ impl Parameters {
             return Err(bad(format!("{name:?} is no parameter of this; there is {known}")));
         }
         Ok(Self(form))
+    }
+
+    /// One that must be there.
+    pub(super) fn required(&self, name: &str) -> Result<&str, Failure> {
+        self.0.get(name).ok_or_else(|| bad(format!("{name}: it must be there")))
+    }
+
+    /// How long the points of a history are.
+    pub(super) fn step(&self) -> Result<Step, Failure> {
+        match self.0.get("step") {
+            None | Some("minute") => Ok(Step::Minute),
+            Some("hour") => Ok(Step::Hour),
+            Some(other) => Err(bad(format!("step: {other:?} is neither minute nor hour"))),
+        }
     }
 
     fn flag(&self, name: &str) -> Result<bool, Failure> {
@@ -230,6 +317,6 @@ pub(super) fn failed(error: StoreError) -> Failure {
     Failure::new(status, ErrorCode::Unknown, causes(&error)).with_source(error)
 }
 
-fn written(value: &impl Serialize) -> Result<Response<Body>, Failure> {
+pub(super) fn written(value: &impl Serialize) -> Result<Response<Body>, Failure> {
     Ok(json(StatusCode::OK, serde_json::to_vec(value).map_err(Failure::internal)?))
 }

@@ -4,23 +4,42 @@
 //! `admin.token_file`. Over the admin socket everything is open to root and to the user that ocistern runs as.
 
 mod api;
+mod dashboard;
+mod errors;
+mod explain;
+mod figures;
+mod history;
+mod openapi;
 mod pins;
+mod status;
+mod upstreams;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, WWW_AUTHENTICATE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, REFERRER_POLICY,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use self::api::Resource;
-pub use self::api::{Api, Fills, Images};
+pub use self::api::{Api, Fills, Images, Live};
+use self::api::{Parameters, Resource, written};
+use self::dashboard::Asset;
+pub use self::errors::{ErrorList, FoldedError};
+pub use self::explain::{Explanation, TagReport, Verdict};
+use self::figures::Figures;
+pub use self::figures::{Results, Traffic};
+use self::history::History;
+pub use self::history::{Forecast, HistoryPoint, HistoryReport};
 pub use self::pins::{PinName, Pinning, Pins};
+pub use self::status::{Status, StoreStatus};
+pub use self::upstreams::{EndpointReport, ErrorReport, RateLimitReport, UpstreamList, UpstreamReport};
 use super::access::{Peer, is_loopback_host, is_relayed};
 use super::body::Body;
 use super::respond::{Failure, json};
@@ -28,6 +47,8 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::oci::ErrorCode;
 
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 /// Longest token file that is read.
 const MAX_TOKEN: usize = 4096;
 
@@ -55,48 +76,11 @@ pub struct Admin {
     metrics: Metrics,
     readiness: Readiness,
     api: Api,
+    history: History,
     started: Instant,
     listeners: OnceLock<Vec<String>>,
     /// The user that this process runs as.
     user: u32,
-}
-
-/// The answer to `GET /api/v1/status`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Status {
-    /// Of the program.
-    pub version: String,
-    /// A word of [`Stage::as_str`].
-    pub stage: String,
-    /// Since its start.
-    pub uptime_seconds: u64,
-    /// Where clients are served.
-    pub listeners: Vec<String>,
-    /// The store in figures.
-    pub store: StoreStatus,
-}
-
-/// The store in figures; those of counters are since the start.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct StoreStatus {
-    /// Its directory.
-    pub root: PathBuf,
-    /// What it holds, running downloads included.
-    pub bytes: i64,
-    /// What it may hold.
-    pub capacity_bytes: i64,
-    /// Blobs, manifests included.
-    pub blobs: i64,
-    /// Removed to make room.
-    pub evicted_bytes: u64,
-    /// Blobs that were found to be wrong.
-    pub corrupt_blobs: u64,
-    /// Downloads that run now.
-    pub fills_in_progress: i64,
-    /// Hashed again by the scrub.
-    pub scrubbed_bytes: u64,
-    /// When its last whole pass ended.
-    pub scrub_last_pass: Option<Timestamp>,
 }
 
 // === impl Readiness ===
@@ -135,15 +119,9 @@ impl Stage {
 impl Admin {
     /// The admin interface of a program that starts now, as this user.
     pub fn new(config: Arc<Config>, metrics: Metrics, readiness: Readiness, user: u32, api: Api) -> Self {
-        Self {
-            config: config.into(),
-            metrics,
-            readiness,
-            api,
-            started: Instant::now(),
-            listeners: OnceLock::new(),
-            user,
-        }
+        let (history, started) = (History::default(), Instant::now());
+        let config = config.into();
+        Self { config, metrics, readiness, api, history, started, listeners: OnceLock::new(), user }
     }
 
     /// From now on this configuration holds.
@@ -163,21 +141,27 @@ impl Admin {
             self.check(peer, &request).await?;
             self.answer(&request).await
         };
-        answer.await.unwrap_or_else(Failure::into_response)
+        guarded(answer.await.unwrap_or_else(Failure::into_response))
+    }
+
+    /// Keeps the history until `stop`.
+    pub async fn keep_history(&self, stop: &CancellationToken) {
+        self.history.keep(&self.metrics, self.api.clock(), stop).await;
     }
 
     async fn answer<B>(&self, request: &Request<B>) -> Result<Response<Body>, Failure> {
         let (path, method) = (request.uri().path(), request.method());
-        let is_read = matches!(*method, Method::GET | Method::HEAD);
-        match Resource::parse(path) {
-            Some(Resource::Status) if is_read => {}
-            Some(resource) => return self.api.answer(resource, method, request.uri(), &self.config.load()).await,
-            None if !matches!(path, "/metrics" | "/healthz" | "/readyz") => {
-                let message = "there is /metrics, /healthz, /readyz, and under /api/v1/: status, fills, images, usage, gc, verify, pins";
-                return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
-            }
-            None if !is_read => return Err(Failure::method("this can be read only").closing()),
-            None => {}
+        if let Some(resource) = Resource::parse(path) {
+            let asked = Parameters::of(resource, method, request.uri())?;
+            return self.resource(resource, method, &asked).await;
+        }
+        let asset = Asset::at(path);
+        let is_known = asset.is_some() || matches!(path, "/metrics" | "/healthz" | "/readyz");
+        if is_known && !matches!(*method, Method::GET | Method::HEAD) {
+            return Err(Failure::method("this can be read only").closing());
+        }
+        if let Some(asset) = asset {
+            return Ok(asset.response());
         }
         Ok(match path {
             "/metrics" => {
@@ -191,14 +175,59 @@ impl Admin {
                 let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 text(status, "text/plain", format!("{}\n", stage.as_str()))
             }
-            _ => json(StatusCode::OK, serde_json::to_vec(&self.status()).map_err(Failure::internal)?),
+            _ => {
+                let resources = Resource::ALL.map(Resource::name).join(", ");
+                let message = format!(
+                    "there is the dashboard at /, /metrics, /healthz, /readyz, and under /api/v1/: {resources}"
+                );
+                return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::Unsupported, message));
+            }
         })
+    }
+
+    async fn resource(
+        &self,
+        resource: Resource,
+        method: &Method,
+        asked: &Parameters,
+    ) -> Result<Response<Body>, Failure> {
+        let (live, config) = (self.api.live(), self.config.load_full());
+        let now = || self.api.clock().now();
+        match resource {
+            Resource::Status => written(&self.status()),
+            Resource::Upstreams => written(&UpstreamList { upstreams: self.upstreams() }),
+            Resource::History => written(&self.history.report(asked.step()?, &self.metrics, now())),
+            Resource::Errors => written(&errors::list(live.map(|live| &**live.upstreams.troubles()))),
+            Resource::Explain => {
+                let name = explain::Name::parse(asked.required("image")?, &config)?;
+                let (health, fills) = (self.upstreams(), self.api.fills());
+                let health = health.into_iter().find(|report| report.name == name.upstream.as_str());
+                let upstream = config.upstreams.get(&name.upstream);
+                let (Some(health), Some(upstream)) = (health, upstream) else {
+                    return Err(Failure::internal(format!("the upstream {} is not set up", name.upstream)));
+                };
+                written(&explain::explain(&name, upstream, self.api.store(), health, fills).await?)
+            }
+            Resource::OpenApi => Ok(json(StatusCode::OK, openapi::DOCUMENT)),
+            _ => self.api.answer(resource, method, asked, &config).await,
+        }
+    }
+
+    fn upstreams(&self) -> Vec<UpstreamReport> {
+        let upstreams = self.api.live().map(|live| &*live.upstreams);
+        upstreams::list(&self.config.load(), upstreams, &Figures::now(&self.metrics))
     }
 
     fn status(&self) -> Status {
         let metrics = &self.metrics;
         let last_pass = Some(metrics.scrub_last_pass.get()).filter(|at| *at > 0);
+        let traffic = Figures::now(metrics).total();
         Status {
+            saved_bytes: traffic.saved_bytes(),
+            traffic,
+            forecast: self.history.forecast(metrics, self.api.clock().now()),
+            fills: self.api.fills(),
+            upstreams: self.upstreams(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             stage: self.readiness.get().as_str().to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -219,45 +248,80 @@ impl Admin {
 
     /// Who may ask: see the module.
     async fn check<B>(&self, peer: Peer, request: &Request<B>) -> Result<(), Failure> {
-        if self.is_trusted(peer, request) {
+        if self.is_trusted(peer, request) || self.is_the_page(peer, request) {
             return Ok(());
         }
-        if let Peer::Unix(_) = peer {
-            let message = "the admin socket is for root and for the user that ocistern runs as";
-            return Err(Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message));
-        }
-        let Some(file) = self.config.load().admin.token_file.clone() else {
-            let message = "the admin interface is open to this machine by a loopback name; for all else the \
-                           configuration needs admin.token_file";
-            return Err(Failure::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message));
+        let file = self.config.load().admin.token_file.clone();
+        let Some(file) = file.filter(|_| matches!(peer, Peer::Tcp(_))) else {
+            return Err(refusal());
         };
         // Read each time, so that it can be changed.
-        let content = tokio::fs::read(file).await.map_err(|error| {
-            let message = "ocistern cannot read admin.token_file; its log says why";
-            let status = StatusCode::INTERNAL_SERVER_ERROR;
-            Failure::new(status, ErrorCode::Unknown, message).with_source(error)
+        let content = tokio::fs::read(&file).await.map_err(|error| {
+            tracing::warn!(%error, file = %file.display(), "admin.token_file cannot be read: nobody is let in by it");
+            refusal()
         })?;
         let wanted = content.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii();
         let shown = request.headers().get(AUTHORIZATION).and_then(bearer);
         if wanted.is_empty() || wanted.len() > MAX_TOKEN || !shown.is_some_and(|shown| same(shown, wanted)) {
-            let message = "show the token of admin.token_file: Authorization: Bearer TOKEN";
-            let failure = Failure::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
-            return Err(failure.with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ocistern\"")));
+            return Err(refusal());
         }
         Ok(())
+    }
+
+    /// Whether it is the dashboard, which holds no data, and it may be of use: figures are open from here, or the caller may
+    /// have the token. What a browser adds counts for nothing here: it names an `Origin` where it fetches the page's own
+    /// modules, and a link on another site may lead to the page.
+    fn is_the_page<B>(&self, peer: Peer, request: &Request<B>) -> bool {
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let is_of_use = self.config.load().admin.token_file.is_some() || is_from_here(peer, request);
+        is_read && matches!(peer, Peer::Tcp(_)) && is_of_use && Asset::at(request.uri().path()).is_some()
     }
 
     fn is_trusted<B>(&self, peer: Peer, request: &Request<B>) -> bool {
         match peer {
             Peer::Unix(user) => user.is_some_and(|user| user == 0 || user == self.user),
             Peer::Tcp(_) => {
-                let field = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
-                let host = request.uri().authority().map(http::uri::Authority::as_str).or_else(field);
                 let read = matches!(*request.method(), Method::GET | Method::HEAD);
-                read && peer.is_local() && host.is_some_and(is_loopback_host) && !is_relayed(request.headers())
+                let own = !is_relayed(request.headers()) && !is_of_another_page(request.headers());
+                read && own && is_from_here(peer, request)
             }
         }
     }
+}
+
+/// Whether the connection comes from this machine, and the caller calls it by a loopback name.
+fn is_from_here<B>(peer: Peer, request: &Request<B>) -> bool {
+    let field = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let host = request.uri().authority().map(http::uri::Authority::as_str).or_else(field);
+    peer.is_local() && host.is_some_and(is_loopback_host)
+}
+
+/// The same for everybody who may not, whatever they asked for and whatever is configured: it tells nothing.
+fn refusal() -> Failure {
+    let message = "this is not for everybody: docs/admin-api.md says who may ask";
+    let failure = Failure::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
+    failure.with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ocistern\""))
+}
+
+/// Whether a browser says that another site's page asks. It could not read the answer, but would learn by its time and
+/// size; and what is asked for may cost something.
+fn is_of_another_page(headers: &HeaderMap) -> bool {
+    headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none")
+}
+
+/// Every answer is for who asked, now; nothing of it is a page unless it says so.
+fn guarded(mut response: Response<Body>) -> Response<Body> {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (CROSS_ORIGIN_RESOURCE_POLICY, "same-origin"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
 }
 
 fn bearer(value: &HeaderValue) -> Option<&[u8]> {
@@ -337,11 +401,11 @@ mod tests {
             ("loopback by address", &none, tcp(LOCAL), get, "127.0.0.1:5080", None, 200),
             ("loopback by name", &none, tcp(LOCAL), get, "localhost:5080", None, 200),
             ("loopback by HEAD", &none, tcp(LOCAL), &Method::HEAD, "localhost", None, 200),
-            ("loopback by a rebound name", &none, tcp(LOCAL), get, "evil.example:5080", None, 403),
+            ("loopback by a rebound name", &none, tcp(LOCAL), get, "evil.example:5080", None, 401),
             ("loopback by a rebound name", &with, tcp(LOCAL), get, "evil.example:5080", None, 401),
             ("loopback, a write without token", &with, tcp(LOCAL), post, "localhost", None, 401),
             ("loopback, a write", &with, tcp(LOCAL), post, "localhost", good, 405),
-            ("elsewhere, no token configured", &none, tcp(REMOTE), get, "localhost", good, 403),
+            ("elsewhere, no token configured", &none, tcp(REMOTE), get, "localhost", good, 401),
             ("elsewhere, without token", &with, tcp(REMOTE), get, "localhost", None, 401),
             ("elsewhere, wrong token", &with, tcp(REMOTE), get, "cache", Some("Bearer s3creT"), 401),
             ("elsewhere, part of the token", &with, tcp(REMOTE), get, "cache", Some("Bearer s3cre"), 401),
@@ -352,8 +416,8 @@ mod tests {
             ("elsewhere, other case", &with, tcp(REMOTE), get, "cache", Some("bearer s3cret"), 200),
             ("socket, own user", &none, Peer::Unix(Some(1000)), get, "x", None, 200),
             ("socket, root", &none, Peer::Unix(Some(0)), get, "x", None, 200),
-            ("socket, another user", &with, Peer::Unix(Some(1001)), get, "x", good, 403),
-            ("socket, unknown user", &with, Peer::Unix(None), get, "x", good, 403),
+            ("socket, another user", &with, Peer::Unix(Some(1001)), get, "x", good, 401),
+            ("socket, unknown user", &with, Peer::Unix(None), get, "x", good, 401),
         ] {
             let response = admin.handle(peer, request(method, "/healthz", host, authorization)).await;
             assert_eq!(response.status().as_u16(), status, "{what}");
@@ -367,6 +431,86 @@ mod tests {
         std::fs::write(&file, "\n").unwrap();
         let response = with.handle(tcp(REMOTE), request(get, "/healthz", "cache", Some("Bearer "))).await;
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "an empty file opens nothing");
+    }
+
+    /// Whoever may not ask learns nothing, not even what there is or whether there is a token.
+    #[tokio::test]
+    async fn a_refusal_is_the_same_for_everybody_and_everything() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "s3cret\n").unwrap();
+        let (none, with, broken) = (admin(None), admin(Some(&file)), admin(Some(directory.path())));
+        let remote = Peer::Tcp(REMOTE.parse().unwrap());
+        let mut seen = std::collections::BTreeSet::new();
+        for admin in [&none, &with, &broken] {
+            for peer in [remote, Peer::Unix(Some(1001))] {
+                for method in [&Method::GET, &Method::POST, &Method::DELETE, &Method::PUT] {
+                    for path in ["/metrics", "/healthz", "/api/v1/status", "/api/v1/nothing", "/api/v1/gc?x=y", "/v2/"]
+                    {
+                        let response = admin.handle(peer, request(method, path, "cache", Some("Bearer wrong"))).await;
+                        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
+                        assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer realm=\"ocistern\"");
+                        let names: Vec<_> = response.headers().keys().map(|name| name.as_str().to_owned()).collect();
+                        seen.insert((names, body(response).await));
+                    }
+                }
+            }
+        }
+        assert_eq!(seen.len(), 1, "{seen:?}");
+    }
+
+    /// The page holds nothing; where a token opens the figures, it must be there for it to be typed in.
+    #[tokio::test]
+    async fn the_page_is_there_for_who_may_have_the_token() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "s3cret\n").unwrap();
+        let (none, with) = (admin(None), admin(Some(&file)));
+        let tcp = |address: &str| Peer::Tcp(address.parse().unwrap());
+        for (what, admin, peer, method, host, status) in [
+            ("here", &none, tcp(LOCAL), &Method::GET, "localhost", 200),
+            ("here by a rebound name", &none, tcp(LOCAL), &Method::GET, "evil.example", 401),
+            ("elsewhere without a token", &none, tcp(REMOTE), &Method::GET, "cache", 401),
+            ("elsewhere", &with, tcp(REMOTE), &Method::GET, "cache", 200),
+            ("elsewhere by HEAD", &with, tcp(REMOTE), &Method::HEAD, "cache", 200),
+            ("a change", &with, tcp(REMOTE), &Method::POST, "cache", 401),
+            ("another user on the socket", &with, Peer::Unix(Some(1001)), &Method::GET, "cache", 401),
+        ] {
+            for path in ["/", "/dashboard/main.js", "/dashboard/style.css", "/favicon.svg"] {
+                let response = admin.handle(peer, request(method, path, host, None)).await;
+                assert_eq!(response.status().as_u16(), status, "{what}: {path}");
+                if status == 200 {
+                    let policy = response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
+                    assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"), "{policy}");
+                    assert!(policy.contains("frame-ancestors 'none'; base-uri 'none'; form-action 'none'"), "{policy}");
+                    assert_eq!(response.headers()[REFERRER_POLICY], "no-referrer");
+                    assert_eq!(response.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
+                }
+            }
+            let data = admin.handle(peer, request(&Method::GET, "/api/v1/status", host, None)).await;
+            assert_eq!(data.status() == 200, peer == tcp(LOCAL) && host == "localhost", "{what}: figures");
+        }
+        let mut module = request(&Method::GET, "/dashboard/api.js", "localhost", None);
+        module.headers_mut().insert("origin", HeaderValue::from_static("http://localhost:5080"));
+        assert_eq!(none.handle(tcp(LOCAL), module).await.status(), StatusCode::OK, "as Chromium asks for modules");
+        let mut linked = request(&Method::GET, "/", "localhost", None);
+        linked.headers_mut().insert(SEC_FETCH_SITE, HeaderValue::from_static("cross-site"));
+        assert_eq!(none.handle(tcp(LOCAL), linked).await.status(), StatusCode::OK, "a link from another page");
+    }
+
+    #[tokio::test]
+    async fn answers_are_no_pages_and_not_for_those_of_others() {
+        let admin = admin(None);
+        let local = Peer::Tcp(LOCAL.parse().unwrap());
+        let response = admin.handle(local, request(&Method::GET, "/api/v1/status", "localhost", None)).await;
+        assert_eq!(response.headers()[CONTENT_SECURITY_POLICY], "default-src 'none'; frame-ancestors 'none'");
+        assert_eq!(response.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
+        assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
+        for (site, status) in [("cross-site", 401), ("same-site", 401), ("same-origin", 200), ("none", 200)] {
+            let mut asked = request(&Method::GET, "/api/v1/status", "localhost", None);
+            asked.headers_mut().insert(SEC_FETCH_SITE, HeaderValue::from_static(site));
+            assert_eq!(admin.handle(local, asked).await.status().as_u16(), status, "{site}");
+        }
     }
 
     #[tokio::test]
@@ -392,7 +536,7 @@ mod tests {
         assert_eq!(parsed["version"], env!("CARGO_PKG_VERSION"));
         assert_eq!(parsed["listeners"][0], "127.0.0.1:5000");
         assert_eq!(parsed["store"]["blobs"], 3);
-        assert_eq!((ask("/").await.0, ask("/metrics/").await.0, ask("/api/v1/blobs").await.0), (404, 404, 404));
+        assert_eq!((ask("/x").await.0, ask("/metrics/").await.0, ask("/api/v1/blobs").await.0), (404, 404, 404));
     }
 
     #[tokio::test]

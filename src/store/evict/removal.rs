@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::oci::Digest;
 use crate::store::check::Check;
+use crate::store::departed::Departure;
 use crate::store::hints::BlobHint;
 use crate::store::layout::{self, REFS};
 use crate::store::order::{Claim, Short};
@@ -45,18 +46,33 @@ struct Gone {
 impl Inner {
     /// Removes a blob with its refs and links; returns its length. Blocks.
     pub(in crate::store) fn remove(&self, digest: &Digest) -> Result<u64, StoreError> {
-        self.remove_unless(digest, || false).map(Option::unwrap_or_default)
+        let removed = self.remove_unless(digest, || false);
+        self.gone(digest, removed, Departure::Removed).map(Option::unwrap_or_default)
     }
 
     /// The same, unless it is pinned, or somebody reads or writes it; none: it stays. Blocks.
     pub(in crate::store) fn remove_unused(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        self.remove_unless(digest, || self.books.is_busy(digest) || self.books.is_pinned(&Short::from(digest)))
+        let stays = || self.books.is_busy(digest) || self.books.is_pinned(&Short::from(digest));
+        self.gone(digest, self.remove_unless(digest, stays), Departure::Collected)
     }
 
     /// The same of one that was chosen to go, unless somebody uses it; none: it stays. Whoever has been given the blob, and
     /// links or tags it while having it, finds it and what was written so. Blocks.
     pub(super) fn remove_claimed(&self, digest: &Digest, claim: &Claim) -> Result<Option<u64>, StoreError> {
-        self.remove_unless(digest, || !self.books.may_go(claim))
+        self.gone(digest, self.remove_unless(digest, || !self.books.may_go(claim)), Departure::Evicted)
+    }
+
+    /// Remembers why a blob has gone, if it has.
+    fn gone(
+        &self,
+        digest: &Digest,
+        removed: Result<Option<u64>, StoreError>,
+        why: Departure,
+    ) -> Result<Option<u64>, StoreError> {
+        if matches!(removed, Ok(Some(_))) {
+            self.note_gone(digest, why);
+        }
+        removed
     }
 
     /// What makes it stay is looked at again under each lock, with which others write.
@@ -155,6 +171,7 @@ impl Inner {
             if let Some((up, repo, tag)) = layout::parse_tag(path) {
                 check = self.hints.check(&up, &repo, &tag);
                 self.set_check(&up, &repo, &tag, None);
+                self.note_tag_gone((up, repo, tag), digest, Departure::Evicted);
             }
         }
         let data = self.records.read::<Box<RawValue>>(&self.disk, path);

@@ -212,7 +212,9 @@ fn registry(upstream: Upstream) -> Registry {
 fn registry_with(upstream: Upstream, metrics: &Metrics, proxies: Matcher, own: &OwnAddresses) -> Registry {
     let (clock, trust, proxies) = (system(), Trust::none(), Arc::new(proxies));
     let total = Throttle::new(config::MaxRate::default(), system());
-    let common = Common { metrics, clock: &clock, trust: &trust, proxies: &proxies, own, total: &total };
+    let troubles = Arc::new(Troubles::new(system()));
+    let common =
+        Common { metrics, clock: &clock, troubles: &troubles, trust: &trust, proxies: &proxies, own, total: &total };
     Registry::new(Arc::new(upstream), None, common).unwrap()
 }
 
