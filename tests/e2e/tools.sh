@@ -4,7 +4,7 @@
 # Debian's packages. docker.io brings dockerd and its own client (/usr/bin/docker, which the suite uses even where
 # another one stands earlier in PATH).
 E2E_PACKAGES=(
-    apache2-utils buildah ca-certificates containerd curl debootstrap docker-registry docker.io iproute2 jq
+    apache2-utils buildah ca-certificates chromium chromium-driver containerd curl debootstrap docker-registry docker.io iproute2 jq
     nginx openssl podman procps prometheus python3 python3-venv runc skopeo slowhttptest systemd
     systemd-container umoci util-linux
 )
