@@ -42,7 +42,7 @@ const NO_NAMES: &str = "say for which host names: those of registries whose name
 /// For which names, and where.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Host names and IP addresses [default: the names in the listeners' `hostnames`]
+    /// Host names and IP addresses [default: the names in the listeners' `hostnames`, and those of the certificate that is there]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Where the CA and the certificate are kept [default: tls beside the system's or the user's configuration of ocistern]
@@ -77,16 +77,20 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(USAGE, error),
     };
-    let names = match names(&arguments.names, &config) {
-        Ok(names) => names,
-        Err(message) => return complain(USAGE, message),
-    };
     let directory = arguments.directory.clone().map_or_else(default_directory, Ok);
     let directory = match directory.and_then(std::path::absolute) {
         Ok(directory) => directory,
         Err(error) => {
             return complain(USAGE, format!("the directory for the CA is not known: {error}; say --directory"));
         }
+    };
+    let before = match disk::read(&directory.join(SERVER_CERTIFICATE)) {
+        Ok(before) => before.and_then(|text| Leaf::read(&text)),
+        Err(error) => return complain(FAILED, error),
+    };
+    let names = match names(&arguments.names, &config, before.as_ref()) {
+        Ok(names) => names,
+        Err(message) => return complain(USAGE, message),
     };
     match make(&directory, &names, super::now()) {
         Ok(made) => say(&report(&directory, &names, &made, &config)),
@@ -104,10 +108,15 @@ fn default_directory() -> std::io::Result<PathBuf> {
     config.map(|config| config.join("ocistern/tls")).ok_or_else(|| std::io::Error::other("$HOME is not set"))
 }
 
-/// The names as they go into the certificate; those of this machine come by themselves.
-fn names(given: &[String], config: &Config) -> Result<Vec<Name>, String> {
-    let mapped = config.listeners.iter().flat_map(|listener| listener.hostnames.keys());
-    let texts: Vec<&String> = if given.is_empty() { mapped.collect() } else { given.iter().collect() };
+/// The names as they go into the certificate; those of this machine come by themselves. Without any given: those that are
+/// mapped, and those of the certificate `before`, which is renewed.
+fn names(given: &[String], config: &Config, before: Option<&Leaf>) -> Result<Vec<Name>, String> {
+    // Where there is a listener with TLS, the names of those without need no certificate.
+    let has_tls = config.listeners.iter().any(|listener| listener.tls.is_some());
+    let listeners = config.listeners.iter().filter(|listener| listener.tls.is_some() || !has_tls);
+    let mapped = listeners.flat_map(|listener| listener.hostnames.keys().cloned());
+    let renewed = before.map(Leaf::dns_names).unwrap_or_default().into_iter().filter(|name| name != "localhost");
+    let texts: Vec<String> = if given.is_empty() { mapped.chain(renewed).collect() } else { given.to_vec() };
     let mut names = BTreeSet::new();
     for text in &texts {
         let wrong = || {
@@ -522,12 +531,24 @@ mod tests {
             "[[listener]]\naddress = \"0.0.0.0:8443\"\nhostnames = { \"ghcr.io\" = \"ghcr.io\", \"quay.io:8443\" = \"quay.io\" }",
         )
         .unwrap();
-        assert_eq!(names(&[], &config), Ok(parsed(&["ghcr.io", "quay.io"])));
-        assert_eq!(names(&["A.example".to_owned()], &config), Ok(parsed(&["a.example"])));
+        assert_eq!(names(&[], &config, None), Ok(parsed(&["ghcr.io", "quay.io"])));
+        assert_eq!(names(&["A.example".to_owned()], &config, None), Ok(parsed(&["a.example"])));
+        let directory = tempfile::tempdir().unwrap();
+        make(directory.path(), &parsed(&["cache.example"]), after(0)).unwrap();
+        let before = Leaf::read(&read(directory.path(), SERVER_CERTIFICATE));
+        assert_eq!(names(&[], &config, before.as_ref()), Ok(parsed(&["cache.example", "ghcr.io", "quay.io"])));
+        let with_tls = Config::from_toml(
+            "[[listener]]\naddress = \"0.0.0.0:80\"\nhostnames = { \"ghcr.io\" = \"ghcr.io\" }\n[[listener]]\naddress = \
+             \"0.0.0.0:443\"\ntls = { certificate = \"c\", key = \"k\" }\nhostnames = { \"quay.io\" = \"quay.io\" }",
+        );
+        assert_eq!(names(&[], &with_tls.unwrap(), None), Ok(parsed(&["quay.io"])), "plain HTTP needs no certificate");
         for wrong in ["https://a.example", "a/b", "", "a..b", "a b", "a.example.", "*", "*.*.example"] {
-            assert!(names(&[wrong.to_owned()], &config).unwrap_err().contains("neither a host name"), "{wrong:?}");
+            assert!(
+                names(&[wrong.to_owned()], &config, None).unwrap_err().contains("neither a host name"),
+                "{wrong:?}"
+            );
         }
-        assert_eq!(names(&[], &Config::from_toml("").unwrap()).unwrap_err(), NO_NAMES);
+        assert_eq!(names(&[], &Config::from_toml("").unwrap(), None).unwrap_err(), NO_NAMES);
     }
 
     #[test]
