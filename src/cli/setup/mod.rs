@@ -1,7 +1,7 @@
 //! `ocistern setup`: points clients at this ocistern, by files of theirs or by what there is to write, and takes that back.
 //!
-//! Every client has a file here that says what it needs ([`plan::Plan`]); how files are changed and put back is the same for
-//! all ([`disk`]).
+//! Every client has a file here that says what it needs (`plan::Plan`); how files are changed and put back is the same for
+//! all (`disk`).
 
 mod buildkit;
 mod ca;
