@@ -1,6 +1,6 @@
 //! Prometheus metrics: one struct of families, registered once and passed to who needs them; no globals.
 //!
-//! Labels come from the enums in [`labels`] or from the configuration (names of upstreams, addresses of listeners), never from a
+//! Labels come from the enums of this module or from the configuration (names of upstreams, addresses of listeners), never from a
 //! request, so a stranger cannot make the number of time series grow. What every request touches has its handles looked up
 //! once: [`Requests`], [`Exchanges`]. This module is a leaf: it uses nothing of the crate.
 //!
