@@ -195,7 +195,10 @@ async fn verify_fails_once_for_what_is_wrong() {
     flip(&cistern, &layer);
     says(&root, &["verify", "up/other"], 0).await;
     let text = says(&root, &["verify", "--rate", "100MiB/s"], 1).await;
-    assert!(text.contains(&format!("{layer} (8.0 KiB), of up/app@{layer}")), "{text}");
+    assert!(
+        text.contains(&format!("{layer} (8.0 KiB), of up/app:2")),
+        "the image, not what nobody has ever typed: {text}"
+    );
     assert_eq!(cistern.metric("ocistern_corrupt_blobs_total", &[]).await, 1);
     says(&root, &["verify", "--repair"], 0).await;
     pull(&cistern, "app", "2", &images[1]).await;
