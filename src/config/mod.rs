@@ -17,8 +17,6 @@ mod passed;
 mod pattern;
 mod pin;
 mod place;
-#[cfg(test)]
-mod reference;
 mod reload;
 mod scalar;
 mod scrub;

@@ -1,5 +1,7 @@
 //! Tests of the configuration as a whole: layers, merging, and what each mistake is answered with.
 
+mod reference;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

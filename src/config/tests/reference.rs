@@ -3,14 +3,16 @@
 //! and writes the file anew where `UPDATE_DOCS` is set.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use toml::{Table, Value};
 
-use super::reload::AT_THE_START;
-use super::{Config, keys};
+use super::super::reload::AT_THE_START;
+use super::super::{Config, keys};
 
-const EXAMPLE: &str = include_str!("../../config/ocistern.toml");
+/// Read, not compiled in: the image is built without it.
+static EXAMPLE: LazyLock<String> = LazyLock::new(|| std::fs::read_to_string(file("config/ocistern.toml")).unwrap());
 const PATH: &str = "docs/configuration.md";
 const HEAD: &str = "\
 # Configuration
@@ -28,6 +30,10 @@ struct Block {
     table: &'static str,
     prose: Vec<&'static str>,
     written: Vec<&'static str>,
+}
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
 // === impl Block ===
@@ -187,12 +193,12 @@ fn is_a_table(path: &str) -> bool {
 
 #[test]
 fn the_reference_is_as_the_program_is() {
-    let (page, path) = (page(), Path::new(env!("CARGO_MANIFEST_DIR")).join(PATH));
+    let (page, path) = (page(), file(PATH));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &page).unwrap();
     }
     let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(there == page, "{PATH} is not what it should be: UPDATE_DOCS=1 cargo test --lib config::reference");
+    assert!(there == page, "{PATH} is not what it should be: UPDATE_DOCS=1 cargo test --lib config::tests::reference");
 }
 
 #[test]
