@@ -179,7 +179,8 @@ def look(address, directory):
         wait("errors", lambda: "<script>" in browser.text("#errors"))
         check("docker.io" in browser.text("#upstreams"), browser.text("#upstreams"))
         check("answering" in browser.text("#upstreams"), browser.text("#upstreams"))
-        check(browser.text("#fresh") == "live", browser.text("#fresh"))
+        # In between it says that it is asking.
+        wait("that it is live", lambda: browser.text("#fresh") == "live")
         check("served" in browser.text("#readout"), browser.text("#readout"))
         check(browser.run("return document.querySelectorAll('#chart rect').length") > 1, "no bars in the chart")
 
