@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::{Timestamp, ToSpan as _};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, date_time_ymd,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SerialNumber, date_time_ymd,
 };
 use rustls::pki_types::{ServerName, UnixTime};
 
@@ -240,9 +240,21 @@ fn server(key: &KeyPair, ca: &KeyPair, names: &[Name], now: UnixTime) -> Result<
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(serial_number()?);
     set_days(&mut params, now, SERVER_DAYS);
     let issuer = Issuer::new(authority_of(ca, now), ca);
     Ok(params.signed_by(key, &issuer).map_err(wrong)?.pem())
+}
+
+/// Of a certificate: another one each time, since a CA gives no two the same (RFC 5280, 4.1.2.2). Left to itself it would follow
+/// from the key, which a renewal keeps.
+fn serial_number() -> Result<SerialNumber, SetupError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| SetupError::Certificate(format!("no certificate can be made: no randomness ({error})")))?;
+    // Positive, and never shorter.
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
 }
 
 /// Valid from yesterday, for so many days.
@@ -431,6 +443,10 @@ pub(super) fn certificates(directory: &Path, now: UnixTime) {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
+    use x509_cert::der::Decode as _;
+
     use super::*;
 
     fn after(days: u64) -> UnixTime {
@@ -467,6 +483,11 @@ mod tests {
         }
     }
 
+    fn serial(pem: &str) -> Vec<u8> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        x509_cert::Certificate::from_der(&der).unwrap().tbs_certificate().serial_number().as_bytes().to_vec()
+    }
+
     #[test]
     fn a_second_run_renews_the_certificate_by_the_same_ca() {
         let directory = tempfile::tempdir().unwrap();
@@ -479,7 +500,7 @@ mod tests {
         assert_eq!(make(at, &names, after(390)).unwrap(), Made { new_ca: false, ca_ends: false });
         assert_eq!(files.map(|file| read(at, file)), before, "keys and CA stay");
         let second = read(at, SERVER_CERTIFICATE);
-        assert_ne!(first, second);
+        assert_ne!(serial(&first), serial(&second), "a CA gives no two certificates the same number");
         let leaf = Leaf::read(&second).unwrap();
         assert_eq!(leaf.refused_by(&read(at, CA_FILE), &second, after(700)), None, "it holds for another year");
         // Fewer names are as good, and so are names below them.
