@@ -120,7 +120,7 @@ impl http_body::Body for Body {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, Response};
+    use http::Response;
     use http_body::Body as _;
     use tracing::Span;
 
@@ -153,7 +153,7 @@ mod tests {
             let record =
                 tracing::info_span!("request").in_scope(|| Record::new(&requests, &troubles, Peer::Unix(None), &parts));
             let body = Body::stream(Watching(std::sync::Arc::clone(&seen)));
-            let mut response = record.follow(&HeaderMap::new(), Response::new(body));
+            let mut response = record.follow(Response::new(body));
             let mut cx = Context::from_waker(std::task::Waker::noop());
             assert!(Pin::new(response.body_mut()).poll_frame(&mut cx).is_ready());
             assert_eq!(Span::current().metadata().map(tracing::Metadata::name), None, "it is left again");

@@ -185,7 +185,7 @@ where
         // A field of the connection has no place in HTTP/2 (RFC 9113, 8.2.2).
         response.headers_mut().remove(CONNECTION);
     }
-    record.follow(&parts.headers, branded(response))
+    record.follow(branded(response))
 }
 
 /// The answer to a HEAD says how long its body would be. HTTP/1.1 leaves the body out by itself, HTTP/2 would send it.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame};
 use tokio::time::Instant;
 use tracing::Span;
@@ -150,20 +150,18 @@ impl Record {
         self.meant = Meant::Nothing(short(host.unwrap_or_default()) + &short(path));
     }
 
-    /// Follows the response to a request with these fields to the end of its body.
-    pub(super) fn follow(mut self: Box<Self>, asked: &HeaderMap, mut response: Response<Body>) -> Response<Body> {
+    /// Follows the response to the end of its body.
+    pub(super) fn follow(mut self: Box<Self>, mut response: Response<Body>) -> Response<Body> {
         self.status = Some(response.status());
         self.served = response.body().served();
         self.reason = response.extensions_mut().remove();
-        // A client's first request shows nothing, and is told what is wanted: so it should be.
-        let is_invited = !self.shown && response.headers().contains_key(WWW_AUTHENTICATE);
-        if let Some(Reason { message, code }) = self.reason.as_ref().filter(|_| !is_invited) {
+        self.challenge = !self.shown
+            && response.status() == StatusCode::UNAUTHORIZED
+            && response.headers().contains_key(WWW_AUTHENTICATE);
+        if let Some(Reason { message, code }) = self.reason.as_ref().filter(|_| !self.challenge) {
             self.note(code, Some(response.status()), message);
         }
         self.length = response.body().size_hint().exact();
-        self.challenge = response.status() == StatusCode::UNAUTHORIZED
-            && response.headers().contains_key(WWW_AUTHENTICATE)
-            && !asked.contains_key(AUTHORIZATION);
         self.requests.begun(self.kind(), self.outcome(), self.started.elapsed());
         let head_only = self.method == Method::HEAD
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);

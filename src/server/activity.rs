@@ -239,6 +239,12 @@ impl Activity {
         InFlight { activity: self.clone(), waiting: false }
     }
 
+    /// Content of a request, or of its answer, has moved.
+    fn moved(&self) {
+        let mut state = self.state.lock();
+        (state.noise, state.in_turn) = (0, 0);
+    }
+
     pub(super) fn judge(&self, now: Instant) -> Verdict {
         let mut state = self.state.lock();
         if state.requests > 0 || state.blocked {
@@ -291,12 +297,6 @@ impl InFlight {
         state.waiting = if waiting { state.waiting + 1 } else { state.waiting.saturating_sub(1) };
     }
 
-    /// Content of the request, or of its answer, has moved.
-    fn moved(&self) {
-        let mut state = self.activity.state.lock();
-        (state.noise, state.in_turn) = (0, 0);
-    }
-
     /// Follows the request to the end of its body.
     pub(super) fn follow<B>(self, inner: B) -> Tracked<B> {
         Tracked { inner, in_flight: self }
@@ -330,8 +330,7 @@ impl<B: Body + Unpin> Body for Heard<B> {
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && frame.data_ref().is_some_and(Buf::has_remaining)
         {
-            let mut state = self.activity.state.lock();
-            (state.noise, state.in_turn) = (0, 0);
+            self.activity.moved();
         }
         polled
     }
@@ -356,7 +355,7 @@ impl<B: Body + Unpin> Body for Tracked<B> {
         let polled = Pin::new(&mut this.inner).poll_frame(cx);
         let is_frame = matches!(polled, Poll::Ready(Some(Ok(_))));
         if is_frame {
-            this.in_flight.moved();
+            this.in_flight.activity.moved();
         }
         this.in_flight.set_waiting(is_frame);
         polled
@@ -475,7 +474,7 @@ mod tests {
     fn who_sends_nothing_but_frames_waits_for_others_and_is_cut_off() {
         let activity = activity();
         activity.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        let request = activity.begin(true);
+        let _request = activity.begin(true);
         let frames = vec![0; usize::try_from(TURN).unwrap()];
         let hear = |times: u64| {
             let mut later = 0;
@@ -486,7 +485,7 @@ mod tests {
             later
         };
         assert_eq!(hear(NOISE / TURN - 1), NOISE / TURN - 2, "each in its turn");
-        request.moved();
+        activity.moved();
         assert_eq!(activity.ear(), Ear::Open, "what is of use takes as long as it takes");
         hear(NOISE / TURN);
         assert_eq!(activity.ear(), Ear::Closed);

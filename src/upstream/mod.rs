@@ -184,7 +184,24 @@ impl Upstreams {
                 registry.set_limits(&upstream.transfer);
             }
         }
-        self.registries.store(Arc::new(registries));
+        let before = self.registries.swap(Arc::new(registries));
+        self.forget_gauges(&before);
+    }
+
+    /// What there is no more says nothing of how it is: one that was away would be told so for ever, and waking somebody for it
+    /// would not end.
+    fn forget_gauges(&self, before: &Registries) {
+        let now = self.registries.load();
+        let there: Vec<_> = now.values().flat_map(Registry::endpoints).collect();
+        for (name, endpoint) in before.values().flat_map(Registry::endpoints) {
+            if !there.contains(&(name.clone(), endpoint.clone())) {
+                // Only one that was never there is an error.
+                let _ = self.metrics.upstream_up.remove_label_values(&[&name, &endpoint]);
+            }
+        }
+        for name in before.keys().filter(|name| !now.contains_key(*name)) {
+            let _ = self.metrics.upstream_ratelimit_remaining.remove_label_values(&[name.as_str()]);
+        }
     }
 
     /// Tells on which addresses ocistern itself listens: they are never dialled.

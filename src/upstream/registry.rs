@@ -142,6 +142,12 @@ impl Registry {
         self.config.url.authority()
     }
 
+    /// Name and endpoint of this one and of its mirrors, as metrics have them.
+    pub(super) fn endpoints(self: &Arc<Self>) -> Vec<(String, String)> {
+        let places = std::iter::once(self).chain(&self.mirrors);
+        places.map(|place| (place.name().to_string(), place.endpoint())).collect()
+    }
+
     /// Other places of the same content, in the order of the configuration. Each has its own connections, tokens and breaker;
     /// name, metrics and limits are those of this one. They answer only what is asked by everybody's right: no credential
     /// leaves its origin, and the caller sees to it that they are asked for nothing whose name is not everybody's, too.

@@ -51,9 +51,12 @@ async fn an_upstream_that_is_asked_as_before_goes_on_and_another_one_begins_anew
     let place = first.place(Priority::Waiting, Some(1)).await;
     assert_eq!(free(&second), 2, "what still runs by the one before counts");
     drop(place);
-    let none = Config::from_toml("").unwrap();
+    assert!(upstreams.metrics.expose().contains("ocistern_upstream_up{endpoint=\"b.example\""));
+    let none = Config::from_toml("builtin_upstreams = false\n[[listener]]\ndefault_upstream = \"\"").unwrap();
     go_on_by(&none);
     assert!(upstreams.get(&name).is_none());
+    let told = upstreams.metrics.expose();
+    assert!(!told.contains("ocistern_upstream_up{"), "what is gone is neither well nor away: {told}");
     let broken = limited("ca = \"/nonexistent\"");
     assert!(upstreams.prepare(&broken).is_err(), "and nothing has changed");
 }

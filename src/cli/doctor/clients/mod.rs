@@ -230,29 +230,18 @@ impl Pointer {
             let advice = "start the daemon (systemctl start ocistern, or `ocistern serve`)";
             return Finding::new(Level::Error, GROUP, self.about(), found, advice);
         }
-        match (self.speaks, ours.tls) {
-            (Speaks::Tls, Some(false)) => {
-                let found = format!("{found} by TLS, which that listener does not speak");
-                Finding::new(
-                    Level::Error,
-                    GROUP,
-                    self.about(),
-                    found,
-                    format!("`ocistern setup {client}` prints what to write"),
-                )
-            }
-            (Speaks::Plain, Some(true)) => {
-                let found = format!("{found} by plain HTTP, and that listener speaks TLS");
-                Finding::new(
-                    Level::Error,
-                    GROUP,
-                    self.about(),
-                    found,
-                    format!("`ocistern setup {client}` prints what to write"),
-                )
-            }
-            _ => Finding::ok(GROUP, self.about(), format!("{found}: this instance")),
-        }
+        let found = match (self.speaks, ours.tls) {
+            (Speaks::Tls, Some(false)) => format!("{found} by TLS, which that listener does not speak"),
+            (Speaks::Plain, Some(true)) => format!("{found} by plain HTTP, and that listener speaks TLS"),
+            _ => return Finding::ok(GROUP, self.about(), format!("{found}: this instance")),
+        };
+        Finding::new(
+            Level::Error,
+            GROUP,
+            self.about(),
+            found,
+            format!("`ocistern setup {client}` prints what to write"),
+        )
     }
 
     /// It leads to somebody else.
