@@ -1,4 +1,4 @@
-# A Debian system to install into and to boot, and the package to install. Sourced by checks/{deb,systemd,image}.sh.
+# A Debian system to install into and to boot, and the package to install. Sourced by checks/{deb,systemd,image,walk}.sh.
 # shellcheck shell=bash
 #
 # The system is built once into $E2E_HOME/root-HASH.tar (HASH: of this file) and unpacked where it is used. It has systemd to

@@ -3,6 +3,8 @@
 # shellcheck shell=bash
 # shellcheck source=tests/e2e/roots.sh
 source "$E2E/roots.sh"
+# shellcheck source=tests/e2e/machine.sh
+source "$E2E/machine.sh"
 
 check_needs() {
     cargo_tool cargo-deb
@@ -67,45 +69,10 @@ pulls() {
 }
 
 # --- a booted system -------------------------------------------------------------------------------------------------
-# It shares the suite's network, so the upstreams are where they are for all others.
-
-# machine COMMAND…: inside of it.
-machine() {
-    bounded nsenter --target "$(<"$WORK/pid/machine")" --mount --uts --ipc --pid --cgroup -- \
-        env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 SYSTEMD_PAGER= SYSTEMD_COLORS=0 "$@"
-}
-
-# property NAME [UNIT]
-property() { machine systemctl show --value --property="$1" "${2:-ocistern.service}"; }
-
-journal() { machine journalctl --no-pager --output=cat --unit=ocistern.service; }
-
-is_active() { [[ $(property ActiveState) == active ]]; }
-
-# The first process of it, and whether it can be talked to.
-booted() {
-    pgrep --parent "$(<"$WORK/pid/nspawn")" systemd >"$WORK/pid/machine" || return 1
-    machine test -S /run/systemd/private
-}
-
-# Whatever control groups it makes are below one of ours, so that they can be removed again.
-in_control_group() {
-    local hierarchy
-    for hierarchy in /sys/fs/cgroup/{systemd,unified} /sys/fs/cgroup; do
-        [[ -f $hierarchy/cgroup.procs ]] || continue
-        mkdir -p "$hierarchy/ocistern-e2e"
-        echo $$ >"$hierarchy/ocistern-e2e/cgroup.procs"
-    done
-    exec "$@"
-}
-
 boot() {
     package_config '{ from = "static", username = "'"$PULL_USER"'", password_file = "credential:puller" }' >"$ROOT/etc/ocistern/config.toml"
-    if mountpoint -q "$ROOT/proc"; then umount "$ROOT/proc"; fi
     # The service starts also without the secret; what needs it fails, and that alone.
-    spawn nspawn "${BASH:-bash}" -c "$(declare -f in_control_group); in_control_group \"\$@\"" - \
-        systemd-nspawn --quiet --directory="$ROOT" --machine=ocistern-e2e --register=no --keep-unit --console=pipe --boot
-    wait_for 60 booted 2>/dev/null
+    boot_machine
     wait_for 60 is_active
     wait_http nspawn "http://$ADMIN/readyz"
 }
@@ -233,13 +200,3 @@ service_stop() {
     none "what should not be in the journal" "$said"
     if grep -F "$PULL_PASSWORD" "$WORK/log/journal"; then return 1; fi
 }
-
-machine_off() {
-    local hierarchy
-    machine systemctl poweroff --no-block
-    wait_for 60 is_off
-    for hierarchy in /sys/fs/cgroup/{systemd,unified} /sys/fs/cgroup; do
-        [[ ! -d $hierarchy/ocistern-e2e ]] || find "$hierarchy/ocistern-e2e" -depth -type d -exec rmdir {} +
-    done
-}
-is_off() { ! running nspawn; }
