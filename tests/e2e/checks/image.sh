@@ -5,9 +5,12 @@
 # shellcheck source=tests/e2e/roots.sh
 source "$E2E/roots.sh"
 
-# Whole, it takes many minutes of compiling. What the release build before has compiled of the dependencies is used where it is
-# there; the program itself is always compiled, as it is shipped.
+# Whole, it takes many minutes of compiling. What a release build before has compiled is used where it is there.
 BUILD_LIMIT=2400
+# A kernel that looks at its memory (DAMON) may hold a page of the copy that buildah makes of itself, just when it is sealed.
+# What was built until then is kept.
+BUILD_BUSY='sealing memfd copy: Device or resource busy'
+BUILD_ATTEMPTS=5
 # What gcr.io/distroless/cc-debian12 is made of, as far as a program could notice.
 BASE_PACKAGES=(base-files ca-certificates libc6 libgcc-s1 tzdata)
 
@@ -85,15 +88,20 @@ image_context() {
 }
 
 image_build() {
-    local target home arguments=()
+    local target home status n arguments=()
     target=$(<"$WORK/bin/target")/release home=$(<"$WORK/bin/cargo-home")
     # What is written there is gone after the build.
     [[ ! -d $target/deps ]] || arguments=(--volume "$target:/src/target/release:O")
-    # At the same place as outside, or cargo takes the dependencies for others.
-    buildah_ bud --isolation chroot --format docker "${arguments[@]}" \
-        --build-arg RUST_IMAGE=localhost/builder --build-arg BASE_IMAGE=localhost/base \
-        --volume "$(<"$WORK/bin/sysroot"):/opt/rust:ro" --volume "$home/registry:$home/registry:O" \
-        --tag localhost/ocistern "$PROJECT"
+    # The crates at the same place as outside, or cargo takes the dependencies for others.
+    for ((n = 1; ; n++)); do
+        buildah_ bud --layers --isolation chroot --format docker "${arguments[@]}" \
+            --build-arg RUST_IMAGE=localhost/builder --build-arg BASE_IMAGE=localhost/base \
+            --volume "$(<"$WORK/bin/sysroot"):/opt/rust:ro" --volume "$home/registry:$home/registry:O" \
+            --tag localhost/ocistern "$PROJECT" >"$WORK/tmp/bud" 2>&1 && status=0 || status=$?
+        cat "$WORK/tmp/bud"
+        if ((status == 0)); then return 0; fi
+        grep -qF "$BUILD_BUSY" "$WORK/tmp/bud" && ((n < BUILD_ATTEMPTS)) || return "$status"
+    done
 }
 
 image_config() {
