@@ -30,11 +30,16 @@ fn source() -> (Sender<Piece>, UnsyncBoxBody<Bytes, BoxError>) {
     (give, StreamBody::new(frames).boxed_unsync())
 }
 
-/// A body that never ends.
-fn endless() -> UnsyncBoxBody<Bytes, BoxError> {
+/// A body that never ends, and when a piece of it was taken last.
+fn endless() -> (UnsyncBoxBody<Bytes, BoxError>, Arc<Mutex<Instant>>) {
     let piece = Bytes::from(vec![b'x'; 64 << 10]);
-    let frames = stream::repeat_with(move || Ok(Frame::data(piece.clone())));
-    StreamBody::new(frames).boxed_unsync()
+    let taken = Arc::new(Mutex::new(Instant::now()));
+    let taking = Arc::clone(&taken);
+    let frames = stream::repeat_with(move || {
+        *taking.lock() = Instant::now();
+        Ok(Frame::data(piece.clone()))
+    });
+    (StreamBody::new(frames).boxed_unsync(), taken)
 }
 
 fn path(path: &str) -> CallTarget {
@@ -206,18 +211,23 @@ async fn an_early_answer_is_the_answer() {
 async fn an_upstream_that_takes_no_more_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let registry = registry(settings(listener.local_addr().unwrap()));
-    let relaying = registry.relay(patch(bearer(1, "mine"), CallBody::Stream(endless(), None)));
+    let (body, taken) = endless();
+    let relaying = registry.relay(patch(bearer(1, "mine"), CallBody::Stream(body, None)));
     let stalling = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         read_head(&mut stream).await;
+        // The clock must not run ahead while the kernel still takes some.
+        while taken.lock().elapsed() < Duration::from_millis(200) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         tokio::time::pause();
-        (stream, Instant::now())
+        (stream, *taken.lock())
     };
-    let (result, (_stream, begun)) = tokio::join!(relaying, stalling);
+    let (result, (_stream, last)) = tokio::join!(relaying, stalling);
     let error = result.unwrap_err();
     assert!(matches!(error.fault, Fault::Timeout(Phase::Upload)), "{error}");
     assert_eq!(error.class(), Class::Unavailable);
-    assert!((30..40).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((30..40).contains(&last.elapsed().as_secs()), "{:?}", last.elapsed());
 }
 
 #[tokio::test]
