@@ -20,7 +20,8 @@ use rustls::pki_types::{ServerName, UnixTime};
 
 use super::certificate::Leaf;
 use super::instance::CA_FILE;
-use super::{FAILED, SetupError, USAGE, complain, disk, say};
+use super::{FAILED, SetupError, USAGE, complain, say};
+use crate::cli::clients::folder;
 use crate::config::{Address, Config, Flags};
 use crate::http::route::Directory;
 use crate::oci::{Algorithm, Digest};
@@ -84,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             return complain(USAGE, format!("the directory for the CA is not known: {error}; say --directory"));
         }
     };
-    let before = match disk::read(&directory.join(SERVER_CERTIFICATE)) {
+    let before = match folder::read(&directory.join(SERVER_CERTIFICATE)) {
         Ok(before) => before.and_then(|text| Leaf::read(&text)),
         Err(error) => return complain(FAILED, error),
     };
@@ -146,9 +147,9 @@ fn local() -> [Name; 3] {
 fn make(directory: &Path, names: &[Name], now: UnixTime) -> Result<Made, SetupError> {
     let mut names = names.to_vec();
     names.extend(local().into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
-    disk::make_directories(directory)?;
+    folder::make_directories(directory)?;
     let (ca_file, key_file) = (directory.join(CA_FILE), directory.join(CA_KEY));
-    let (ca, key, new_ca) = match (disk::read(&ca_file)?, disk::read(&key_file)?) {
+    let (ca, key, new_ca) = match (folder::read(&ca_file)?, folder::read(&key_file)?) {
         (Some(ca), Some(key)) => (ca, read_key(&key_file, &key)?, false),
         (Some(_), None) => return Err(half(&ca_file, &key_file)),
         // A key without a certificate is what is left of a run that was cut off.
@@ -158,12 +159,12 @@ fn make(directory: &Path, names: &[Name], now: UnixTime) -> Result<Made, SetupEr
                 None => new_key(&key_file)?,
             };
             let ca = authority(&key, &names, now)?;
-            disk::replace(&ca_file, ca.as_bytes(), Some(PUBLIC))?;
+            folder::replace(&ca_file, ca.as_bytes(), Some(PUBLIC))?;
             (ca, key, true)
         }
     };
     let server_key_file = directory.join(SERVER_KEY);
-    let server_key = match disk::read(&server_key_file)? {
+    let server_key = match folder::read(&server_key_file)? {
         Some(text) => read_key(&server_key_file, &text)?,
         None => new_key(&server_key_file)?,
     };
@@ -179,7 +180,7 @@ fn make(directory: &Path, names: &[Name], now: UnixTime) -> Result<Made, SetupEr
             shown(&names),
         )));
     }
-    disk::replace(&directory.join(SERVER_CERTIFICATE), certificate.as_bytes(), Some(PUBLIC))?;
+    folder::replace(&directory.join(SERVER_CERTIFICATE), certificate.as_bytes(), Some(PUBLIC))?;
     let end =
         Duration::from_secs(now.as_secs()) + Duration::from_hours(24 * SERVER_DAYS.unsigned_abs().saturating_sub(2));
     let ca_ends = leaf.refused_by(&ca, &certificate, UnixTime::since_unix_epoch(end)).is_some();
@@ -197,7 +198,7 @@ fn half(ca: &Path, key: &Path) -> SetupError {
 
 fn new_key(file: &Path) -> Result<KeyPair, SetupError> {
     let key = KeyPair::generate().map_err(|error| SetupError::Certificate(format!("no key can be made: {error}")))?;
-    disk::replace(file, key.serialize_pem().as_bytes(), Some(SECRET))?;
+    folder::replace(file, key.serialize_pem().as_bytes(), Some(SECRET))?;
     Ok(key)
 }
 
@@ -433,10 +434,10 @@ pub(super) fn certificates(directory: &Path, now: UnixTime) {
     let names: Vec<Name> = names.iter().map(|name| Name::parse(name).unwrap()).collect();
     make(directory, &names, now).unwrap();
     let key = new_key(&directory.join("named.key")).unwrap();
-    let ca = disk::read(&directory.join(CA_KEY)).unwrap().unwrap();
+    let ca = folder::read(&directory.join(CA_KEY)).unwrap().unwrap();
     let ca = read_key(Path::new(CA_KEY), &ca).unwrap();
     let certificate = server(&key, &ca, &[Name::Dns("mirror.example".into())], now).unwrap();
-    disk::replace(&directory.join("named.crt"), certificate.as_bytes(), None).unwrap();
+    folder::replace(&directory.join("named.crt"), certificate.as_bytes(), None).unwrap();
 }
 
 #[cfg(test)]

@@ -22,7 +22,6 @@ mod tests;
 mod yaml;
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::UNIX_EPOCH;
@@ -32,6 +31,7 @@ use rustls::pki_types::UnixTime;
 use self::disk::{Disk, Undone, Written};
 use self::instance::{Instance, Said};
 use self::plan::{Client, Plan, Site, Unmergeable, Wanted, Whose};
+use super::clients::FileError;
 use super::{FAILED, USAGE, complain, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Flags};
@@ -94,22 +94,9 @@ enum Command {
 /// Why a client cannot be set up.
 #[derive(Debug, thiserror::Error)]
 enum SetupError {
-    /// A file or directory cannot be read.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file or directory cannot be written.
-    #[error("{}: {source}{}", path.display(), advice(source))]
-    Write {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// A client's file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Nothing can be merged into what is there.
     #[error("{}{}: {}; nothing was changed in it", path.display(), place(why.place), why.why)]
     Unmergeable {
@@ -117,16 +104,6 @@ enum SetupError {
         path: PathBuf,
         /// Where, and what is in the way.
         why: Unmergeable,
-    },
-    /// Within an image, a link leads to a file of this machine.
-    #[error("{} leads to {}, which is not in {}: nothing was changed; make the link relative", path.display(), to.display(), prefix.display())]
-    Outside {
-        /// The file that was meant.
-        path: PathBuf,
-        /// Where it leads.
-        to: PathBuf,
-        /// The image.
-        prefix: PathBuf,
     },
     /// It was edited after it was written.
     #[error("{}", edited(path, backup.as_deref(), record))]
@@ -155,25 +132,6 @@ enum SetupError {
     /// A certificate or key cannot be made or used.
     #[error("{0}")]
     Certificate(String),
-}
-
-// === impl SetupError ===
-
-impl SetupError {
-    fn read(path: &Path, source: io::Error) -> Self {
-        Self::Read { path: path.to_owned(), source }
-    }
-
-    fn write(path: &Path, source: io::Error) -> Self {
-        Self::Write { path: path.to_owned(), source }
-    }
-}
-
-fn advice(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::PermissionDenied => "; run this command as root, or as the user whose file it is",
-        _ => "",
-    }
 }
 
 fn place(place: Option<(usize, usize)>) -> String {

@@ -154,7 +154,8 @@ fn write_default(root: &Path, client: Client, text: &str) -> Result<(String, Opt
 }
 
 fn undo_all(root: &Path, client: Client) -> (String, Option<SetupError>) {
-    undo(&Disk::new(Some(root.to_owned())), &Whose::Machine, client).unwrap()
+    let undone = undo(&Disk::new(Some(root.to_owned())), &Whose::Machine, client);
+    undone.unwrap_or_else(|error| (String::new(), Some(error)))
 }
 
 /// All files and directories below a directory, with their contents.
@@ -426,4 +427,103 @@ fn the_installed_clients_are_found() {
         std::fs::write(file, "").unwrap();
     }
     assert_eq!(installed(&disk), [Client::Docker, Client::Podman, Client::Oras]);
+}
+
+/// A file of this machine, and an image beside it.
+fn machine_and_image() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let (machine, _) = places();
+    let (victim, image) = (machine.path().join("victim"), machine.path().join("image"));
+    std::fs::write(&victim, "{ \"secret\": \"of the machine\" }\n").unwrap();
+    std::fs::create_dir_all(image.join("etc/docker")).unwrap();
+    (machine, victim, image)
+}
+
+/// What the record beside a file says, where `text` is in the file.
+fn record(before: Option<&str>, directories: &[&str], text: &str) -> String {
+    let written = crate::oci::Digest::of(crate::oci::Algorithm::Sha256, text.as_bytes()).to_string();
+    let record = serde_json::json!({
+        "version": 1, "client": "docker", "before": before, "written": [written], "directories": directories,
+    });
+    record.to_string()
+}
+
+#[test]
+fn what_a_record_in_an_image_says_leads_to_nothing_outside() {
+    let absolute = |victim: &Path| victim.display().to_string();
+    let names: [&dyn Fn(&Path) -> String; 5] = [
+        &absolute,
+        &|_| "../../../victim".to_owned(),
+        &|_| "other.json.ocistern-backup".to_owned(),
+        &|_| "daemon.json.ocistern-backup-".to_owned(),
+        &|_| "daemon.json".to_owned(),
+    ];
+    for before in names {
+        let (_machine, victim, image) = machine_and_image();
+        let file = image.join("etc/docker/daemon.json");
+        let before = before(&victim);
+        std::fs::write(&file, "{}").unwrap();
+        std::fs::write(file.with_file_name("other.json.ocistern-backup"), "another's").unwrap();
+        std::fs::write(file.with_file_name(".daemon.json.ocistern-setup"), record(Some(&before), &[], "{}")).unwrap();
+        let untouched = everything(&image);
+        let (_, failure) = undo_all(&image, Client::Docker);
+        let failure = failure.unwrap_or_else(|| panic!("{before} is put back")).to_string();
+        assert!(failure.contains(".daemon.json.ocistern-setup") && failure.contains("not as ocistern"), "{failure}");
+        assert!(write_default(&image, Client::Docker, DOCKER_HUB).is_err(), "{before}");
+        assert_eq!(everything(&image), untouched, "{before}");
+        assert!(victim.exists(), "{before}");
+    }
+}
+
+/// Docker Hub behind the only listener, as docker wants it.
+const DOCKER_HUB: &str = "[[listener]]\naddress = \"127.0.0.1:5000\"\ndefault_upstream = \"docker.io\"\n";
+
+#[test]
+fn no_link_of_an_image_leads_out_of_it() {
+    use std::os::unix::fs::symlink;
+    for link in ["etc/docker/daemon.json.ocistern-backup", "etc/docker/.daemon.json.ocistern-setup"] {
+        let (machine, victim, image) = machine_and_image();
+        std::fs::write(image.join("etc/docker/daemon.json"), "{}").unwrap();
+        let said = record(Some("daemon.json.ocistern-backup"), &[], "{}");
+        std::fs::write(image.join("etc/docker/.daemon.json.ocistern-setup"), said.clone()).unwrap();
+        std::fs::write(image.join("etc/docker/daemon.json.ocistern-backup"), "{}\n").unwrap();
+        std::fs::remove_file(image.join(link)).unwrap();
+        if link.ends_with("setup") {
+            std::fs::write(&victim, &said).unwrap();
+        }
+        symlink("../../../victim", image.join(link)).unwrap();
+        let before = everything(machine.path());
+        assert!(undo_all(&image, Client::Docker).1.is_some(), "{link}");
+        assert!(write_default(&image, Client::Docker, DOCKER_HUB).is_err(), "{link}");
+        assert_eq!(everything(machine.path()), before, "{link}");
+    }
+    // Directories: nothing is looked for, made, or removed behind them.
+    let (machine, _, image) = machine_and_image();
+    let outside = machine.path().join("outside");
+    std::fs::create_dir_all(outside.join("empty")).unwrap();
+    std::fs::create_dir_all(outside.join("quay.io_5000_")).unwrap();
+    std::fs::write(image.join("etc/docker/daemon.json"), "{}").unwrap();
+    std::fs::write(image.join("etc/docker/.daemon.json.ocistern-setup"), record(None, &["/etc/leads/out/empty"], "{}"))
+        .unwrap();
+    std::fs::create_dir(image.join("etc/leads")).unwrap();
+    symlink(&outside, image.join("etc/leads/out")).unwrap();
+    assert!(undo_all(&image, Client::Docker).1.is_none());
+    assert!(outside.join("empty").exists(), "a directory of the machine is removed");
+    std::fs::write(outside.join("containerd"), "").unwrap();
+    std::fs::create_dir_all(image.join("usr")).unwrap();
+    symlink(&outside, image.join("usr/bin")).unwrap();
+    assert_eq!(installed(&Disk::new(Some(image.clone()))), [], "a program of the machine is none of the image");
+    // What records lie outside is not found.
+    std::fs::write(outside.join("daemon.json"), "{}").unwrap();
+    std::fs::write(outside.join(".daemon.json.ocistern-setup"), record(None, &[], "{}")).unwrap();
+    std::fs::remove_dir(image.join("etc/docker")).unwrap();
+    symlink(&outside, image.join("etc/docker")).unwrap();
+    let before = everything(machine.path());
+    let undone = undo(&Disk::new(Some(image.clone())), &Whose::Machine, Client::Docker);
+    assert!(undone.is_err(), "{undone:?}");
+    assert!(write_default(&image, Client::Docker, DOCKER_HUB).is_err());
+    assert_eq!(everything(machine.path()), before);
+    std::fs::remove_file(image.join("etc/docker")).unwrap();
+    std::fs::create_dir(image.join("etc/docker")).unwrap();
+    symlink("../../../outside", image.join("etc/docker/certs.d")).unwrap();
+    assert!(undo_all(&image, Client::Docker).0.contains("nothing to put back"), "another's link is in nobody's way");
 }

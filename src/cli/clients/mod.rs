@@ -1,0 +1,8 @@
+//! Files of clients, for `setup`, which writes them, and `doctor`, which reads them.
+
+mod error;
+pub(super) mod folder;
+mod tree;
+
+pub(super) use self::error::FileError;
+pub(super) use self::tree::{Place, Spot, Tree};
