@@ -62,6 +62,12 @@ impl Folder {
         &self.path
     }
 
+    /// What tells it from every other directory.
+    pub(in crate::cli) fn identity(&self) -> Result<(u64, u64), FileError> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(|error| FileError::read(&self.path, error))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
     /// What there is under a name.
     pub(in crate::cli) fn stat(&self, name: &OsStr) -> Result<Option<Stat>, FileError> {
         match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {

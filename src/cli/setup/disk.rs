@@ -11,10 +11,12 @@
 //! `--undo` understands. In an image anybody may have written them: what a record says is checked, and leads to nothing but what
 //! lies beside the same file.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
@@ -85,6 +87,30 @@ struct Record {
     /// Directories that were made for it, outermost first, as clients see them.
     #[serde(default)]
     directories: Vec<PathBuf>,
+}
+
+/// What was written and not put back yet.
+#[derive(Debug)]
+pub(super) struct Search<'a> {
+    tree: &'a Tree,
+    /// Whose; none: anybody's.
+    client: Option<String>,
+    /// The files, as clients see them.
+    pub(super) files: Vec<PathBuf>,
+    /// Why there may be more.
+    pub(super) failures: Vec<SetupError>,
+    /// Where the files really are: one may be reached by several ways.
+    found: BTreeSet<PathBuf>,
+    /// Directories that were looked into.
+    seen: BTreeSet<(u64, u64)>,
+}
+
+/// How a directory was come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// From a client's own.
+    Straight,
+    ByLink,
 }
 
 /// A file by its name in a directory, with what lies beside it.
@@ -175,56 +201,41 @@ impl Disk {
         Ok(before.map_or(Written::New, |name| Written::Changed(file.at(&name))))
     }
 
-    /// The files below these directories that were written for `client` and not put back yet.
-    pub(super) fn written(&self, client: &str, directories: &[PathBuf]) -> Result<Vec<PathBuf>, SetupError> {
-        let mut found = Vec::new();
+    /// The files below these directories that were written for `client` and not put back yet, by whatever link they are reached.
+    pub(super) fn written(&self, client: &str, directories: &[PathBuf]) -> Search<'_> {
+        let mut search = Search::new(&self.tree, Some(client.to_owned()));
         for directory in directories {
-            match self.tree.spot(directory)? {
-                Spot::Directory(folder) => self.search(Some(client), directory, &folder, DEPTH, &mut found)?,
-                Spot::File(_) => {}
+            match self.tree.spot(directory) {
+                Ok(Spot::Directory(folder)) => search.look(directory, &folder, DEPTH, Way::Straight),
+                Ok(Spot::File(_)) => {}
+                Err(error) => search.failures.push(error.into()),
             }
         }
-        found.sort_unstable();
-        found.dedup();
-        Ok(found)
+        search.files.sort_unstable();
+        search
     }
 
-    fn search(
-        &self,
-        client: Option<&str>,
-        directory: &Path,
-        folder: &Folder,
-        depth: usize,
-        found: &mut Vec<PathBuf>,
-    ) -> Result<(), SetupError> {
-        if depth == 0 {
-            return Ok(());
+    /// Where a file really is; two that are the same have the same.
+    pub(super) fn real(&self, path: &Path) -> Option<PathBuf> {
+        Some(self.place(path).ok()?.path())
+    }
+
+    /// As [`Tree::place`], also of what a link to nothing leads to: there may be a record beside it.
+    fn place(&self, path: &Path) -> Result<Place, SetupError> {
+        match self.tree.spot(path)? {
+            Spot::File(place) => Ok(place),
+            Spot::Directory(folder) => Err(FileError::read(folder.path(), rustix::io::Errno::ISDIR).into()),
         }
-        for name in folder.names()? {
-            if let Some(of) = recorded(&name) {
-                let record = Spotted { folder, name: of }.record()?;
-                if record.is_some_and(|record| client.is_none_or(|client| record.client == client)) {
-                    found.push(directory.join(of));
-                }
-            } else if let Some(inner) = folder.inner(&name)? {
-                self.search(client, &directory.join(&name), &inner, depth - 1, found)?;
-            }
-        }
-        Ok(())
     }
 
     /// Puts a file back to what it was before the first [`Disk::write`]; none: it was never written.
     pub(super) fn undo(&self, path: &Path) -> Result<Option<Undone>, SetupError> {
-        let place = self.tree.place(path)?;
+        let place = self.place(path)?;
         let Some(file) = Spotted::of(&place) else { return Ok(None) };
         let Some(record) = file.record()? else { return Ok(None) };
         let (now, before) = (file.read()?, file.before(&record)?);
         if now != before && (record.edited || !record.is_ours(now.as_deref())) {
-            return Err(SetupError::Edited {
-                path: place.path(),
-                backup: record.before.as_ref().map(|name| file.at(name.as_ref())),
-                record: file.at(&file.record_name()),
-            });
+            return Err(file.edited(&record));
         }
         // The backup has all that the file had: it is the same one.
         let outcome = if let Some(backup) = &record.before {
@@ -249,12 +260,12 @@ impl Disk {
                 directories.pop();
                 continue;
             }
-            let mut others = Vec::new();
+            let mut others = Search::new(&self.tree, None);
             if let Ok(Spot::Directory(folder)) = self.tree.spot(directory) {
-                self.search(None, directory, &folder, DEPTH, &mut others)?;
+                others.look(directory, &folder, DEPTH, Way::Straight);
             }
-            if let Some(other) = others.first() {
-                let place = self.tree.place(other)?;
+            if let Some(other) = others.files.first() {
+                let place = self.place(other)?;
                 if let Some(file) = Spotted::of(&place)
                     && let Some(mut record) = file.record()?
                 {
@@ -265,6 +276,88 @@ impl Disk {
             return Ok(());
         }
         Ok(())
+    }
+}
+
+// === impl Search ===
+
+impl<'a> Search<'a> {
+    const fn new(tree: &'a Tree, client: Option<String>) -> Self {
+        Self { tree, client, files: Vec::new(), failures: Vec::new(), found: BTreeSet::new(), seen: BTreeSet::new() }
+    }
+
+    /// Looks into a directory, which clients see at this path, and those in it.
+    fn look(&mut self, directory: &Path, folder: &Folder, depth: usize, way: Way) {
+        if depth == 0 {
+            return;
+        }
+        let names = match folder.identity().map(|identity| self.seen.insert(identity)) {
+            Ok(true) => folder.names(),
+            Ok(false) => return,
+            Err(error) => Err(error),
+        };
+        let names = match names {
+            Ok(names) => names,
+            Err(error) => return self.failed(error, way),
+        };
+        let mut links = Vec::new();
+        for name in &names {
+            if let Some(of) = recorded(name) {
+                self.take(directory.join(of), Spotted { folder, name: of });
+                continue;
+            }
+            match folder.stat(name).map(|stat| stat.map(|stat| FileType::from_raw_mode(stat.st_mode))) {
+                Ok(Some(FileType::Directory)) => match folder.inner(name) {
+                    Ok(Some(inner)) => self.look(&directory.join(name), &inner, depth - 1, way),
+                    Ok(None) => {}
+                    Err(error) => self.failed(error, way),
+                },
+                Ok(Some(FileType::Symlink)) => links.push(directory.join(name)),
+                Ok(_) => {}
+                Err(error) => self.failed(error, way),
+            }
+        }
+        // After the directories: of two ways to a file, the one without links is told.
+        for path in links {
+            match self.tree.spot(&path) {
+                Ok(Spot::Directory(inner)) => self.look(&path, &inner, depth - 1, Way::ByLink),
+                Ok(Spot::File(place)) => {
+                    if let Some(file) = Spotted::of(&place) {
+                        self.take(path, file);
+                    }
+                }
+                // In a circle, or out of an image: another's, by which nothing of ours was written.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// A file, if there is a record of it.
+    fn take(&mut self, path: PathBuf, file: Spotted<'_>) {
+        let record = match file.record() {
+            Ok(Some(record)) => record,
+            Ok(None) => return,
+            Err(error) => return self.failures.push(error),
+        };
+        let real = file.at(file.name);
+        if self.client.as_ref().is_some_and(|client| record.client != *client) || !self.found.insert(real) {
+            return;
+        }
+        match file.folder.stat(file.name) {
+            // Somebody has put a link into its place.
+            Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode).is_symlink() => {
+                self.failures.push(file.edited(&record));
+            }
+            Ok(_) => self.files.push(path),
+            Err(error) => self.failures.push(error.into()),
+        }
+    }
+
+    /// A directory that cannot be looked into. Those that links lead to are others' as well.
+    fn failed(&mut self, error: FileError, way: Way) {
+        if way == Way::Straight {
+            self.failures.push(error.into());
+        }
     }
 }
 
@@ -311,6 +404,15 @@ impl<'a> Spotted<'a> {
         let name = self.record_name();
         let text = serde_json::to_vec(record).map_err(|error| FileError::write(&self.at(&name), error))?;
         Ok(self.folder.replace(&name, &text, None)?)
+    }
+
+    /// It was edited, so it is not put back.
+    fn edited(&self, record: &Record) -> SetupError {
+        SetupError::Edited {
+            path: self.at(self.name),
+            backup: record.before.as_ref().map(|name| self.at(name.as_ref())),
+            record: self.at(&self.record_name()),
+        }
     }
 
     /// Whether a backup of this file may have this name.
@@ -390,8 +492,8 @@ mod tests {
         let (root, disk) = image();
         fs::create_dir(root.path().join("etc")).unwrap();
         assert_eq!(disk.write("client", file(), "ours").unwrap(), Written::New);
-        assert_eq!(disk.written("client", &["/etc/client".into()]).unwrap(), [file()]);
-        assert_eq!(disk.written("another", &["/etc/client".into()]).unwrap(), [] as [PathBuf; 0]);
+        assert_eq!(disk.written("client", &["/etc/client".into()]).files, [file()]);
+        assert_eq!(disk.written("another", &["/etc/client".into()]).files, [] as [PathBuf; 0]);
         fs::write(root.path().join("etc/client/theirs"), "").unwrap();
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Removed));
         assert!(!root.path().join("etc/client/conf.d").exists());

@@ -174,7 +174,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         };
     }
     if arguments.undo {
-        return each(&clients, |client| undo(&disk, &whose, client));
+        return each(&clients, |client| Ok(undo(&disk, &whose, client)));
     }
     let instance = match instance(arguments) {
         Ok(instance) => instance,
@@ -183,24 +183,21 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let site = Site { disk: &disk, whose: &whose, instance: &instance };
     each(&clients, |client| {
         let plan = client.plan(&site)?;
-        if arguments.write { write(&site, client, &plan) } else { Ok((show(client, &plan), None)) }
+        if arguments.write { write(&site, client, &plan) } else { Ok((show(client, &plan), Vec::new())) }
     })
 }
 
 /// Does something for each client; what fails for one leaves the others alone.
-fn each(
-    clients: &[Client],
-    mut act: impl FnMut(Client) -> Result<(String, Option<SetupError>), SetupError>,
-) -> ExitCode {
+fn each(clients: &[Client], mut act: impl FnMut(Client) -> Result<(String, Vec<SetupError>), SetupError>) -> ExitCode {
     let (mut text, mut failures) = (String::new(), Vec::new());
     for client in clients {
         match act(*client) {
-            Ok((said, failure)) => {
+            Ok((said, failed)) => {
                 if !text.is_empty() {
                     text.push('\n');
                 }
                 text.push_str(&said);
-                failures.extend(failure.map(|error| (client, error)));
+                failures.extend(failed.into_iter().map(|error| (client, error)));
             }
             Err(error) => failures.push((client, error)),
         }
@@ -283,7 +280,7 @@ fn ended(text: &str) -> String {
 }
 
 /// Writes the files, and puts back those of an earlier time that are not wanted any more.
-fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Option<SetupError>), SetupError> {
+fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Vec<SetupError>), SetupError> {
     let name = client.as_str();
     let mut out = String::new();
     let mut changed = false;
@@ -311,9 +308,11 @@ fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Option
             }
         };
     }
-    let mut failure = None;
-    for path in site.disk.written(name, &client.directories(site.disk, site.whose))? {
-        if plan.files.iter().any(|file| file.path == path) {
+    let wanted: Vec<_> = plan.files.iter().filter_map(|file| site.disk.real(&file.path)).collect();
+    let search = site.disk.written(name, &client.directories(site.disk, site.whose));
+    let mut failures = search.failures;
+    for path in search.files {
+        if site.disk.real(&path).is_some_and(|real| wanted.contains(&real)) {
             continue;
         }
         match site.disk.undo(&path) {
@@ -321,12 +320,12 @@ fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Option
                 changed = true;
                 let _ = writeln!(out, "{name}: {} is not needed any more, and as it was before", path.display());
             }
-            Err(error) => failure = Some(error),
+            Err(error) => failures.push(error),
         }
     }
     if plan.files.is_empty() {
         let _ = write!(out, "{}", show(client, plan));
-        return Ok((out, failure));
+        return Ok((out, failures));
     }
     if changed {
         for command in &plan.then {
@@ -338,19 +337,19 @@ fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Option
     for note in &plan.notes {
         let _ = writeln!(out, "{name}: note: {}", note.replace('\n', "\n  "));
     }
-    Ok((out, failure))
+    Ok((out, failures))
 }
 
 /// Puts back all that was written for a client.
-fn undo(disk: &Disk, whose: &Whose, client: Client) -> Result<(String, Option<SetupError>), SetupError> {
+fn undo(disk: &Disk, whose: &Whose, client: Client) -> (String, Vec<SetupError>) {
     let name = client.as_str();
     let mut out = String::new();
-    let mut failure = None;
-    let written = disk.written(name, &client.directories(disk, whose))?;
-    if written.is_empty() {
+    let search = disk.written(name, &client.directories(disk, whose));
+    let mut failures = search.failures;
+    if search.files.is_empty() && failures.is_empty() {
         let _ = writeln!(out, "{name}: nothing to put back");
     }
-    for path in written {
+    for path in search.files {
         let shown = path.display();
         match disk.undo(&path) {
             Ok(Some(Undone::Restored)) => {
@@ -359,15 +358,10 @@ fn undo(disk: &Disk, whose: &Whose, client: Client) -> Result<(String, Option<Se
             Ok(_) => {
                 let _ = writeln!(out, "{name}: {shown} is removed; it was not there before");
             }
-            Err(error) => {
-                // Each is told, the last by the caller.
-                if let Some(earlier) = failure.replace(error) {
-                    complain(FAILED, format_args!("{name}: {earlier}"));
-                }
-            }
+            Err(error) => failures.push(error),
         }
     }
-    Ok((out, failure))
+    (out, failures)
 }
 
 /// What is to be done so that registries' own names lead to ocistern. `certificates` is where the client looks for CAs.

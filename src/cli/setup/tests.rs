@@ -150,12 +150,19 @@ fn write_default(root: &Path, client: Client, text: &str) -> Result<(String, Opt
     let disk = Disk::new(Some(root.to_owned()));
     let instance = Instance::of(&Config::from_toml(text).unwrap(), &Said::default(), NOW).unwrap();
     let site = Site { disk: &disk, whose: &Whose::Machine, instance: &instance };
-    write(&site, client, &client.plan(&site)?)
+    let (said, failures) = write(&site, client, &client.plan(&site)?)?;
+    Ok((said, only(failures)))
+}
+
+/// What failed, which is one thing at most.
+fn only(mut failures: Vec<SetupError>) -> Option<SetupError> {
+    assert!(failures.len() < 2, "{failures:?}");
+    failures.pop()
 }
 
 fn undo_all(root: &Path, client: Client) -> (String, Option<SetupError>) {
-    let undone = undo(&Disk::new(Some(root.to_owned())), &Whose::Machine, client);
-    undone.unwrap_or_else(|error| (String::new(), Some(error)))
+    let (said, failures) = undo(&Disk::new(Some(root.to_owned())), &Whose::Machine, client);
+    (said, only(failures))
 }
 
 /// All files and directories below a directory, with their contents.
@@ -518,12 +525,70 @@ fn no_link_of_an_image_leads_out_of_it() {
     std::fs::remove_dir(image.join("etc/docker")).unwrap();
     symlink(&outside, image.join("etc/docker")).unwrap();
     let before = everything(machine.path());
-    let undone = undo(&Disk::new(Some(image.clone())), &Whose::Machine, Client::Docker);
-    assert!(undone.is_err(), "{undone:?}");
+    assert!(undo_all(&image, Client::Docker).1.is_some());
     assert!(write_default(&image, Client::Docker, DOCKER_HUB).is_err());
     assert_eq!(everything(machine.path()), before);
     std::fs::remove_file(image.join("etc/docker")).unwrap();
     std::fs::create_dir(image.join("etc/docker")).unwrap();
     symlink("../../../outside", image.join("etc/docker/certs.d")).unwrap();
     assert!(undo_all(&image, Client::Docker).0.contains("nothing to put back"), "another's link is in nobody's way");
+}
+
+#[test]
+fn what_a_link_leads_to_is_put_back() {
+    use std::os::unix::fs::symlink;
+    let (root, _) = places();
+    furnish(root.path());
+    // A file, a directory, and one whose record the directory itself would show, too.
+    for (name, there) in [
+        ("etc/docker/daemon.json", "srv/dot/daemon.json"),
+        ("etc/containerd/certs.d", "srv/dot/hosts"),
+        ("etc/containers/registries.conf", "etc/containers/real.conf"),
+    ] {
+        let (name, there) = (root.path().join(name), root.path().join(there));
+        std::fs::create_dir_all(there.parent().unwrap()).unwrap();
+        std::fs::rename(&name, &there).unwrap();
+        let up = "../".repeat(name.strip_prefix(root.path()).unwrap().components().count() - 1);
+        symlink(Path::new(&up).join(there.strip_prefix(root.path()).unwrap()), &name).unwrap();
+    }
+    let before = everything(root.path());
+    let clients = [Client::Docker, Client::Containerd, Client::Podman];
+    for client in clients {
+        assert!(write_default(root.path(), client, DOCKER_HUB).unwrap().1.is_none());
+    }
+    let once = everything(root.path());
+    assert_ne!(once, before);
+    for client in clients {
+        let (said, failure) = write_default(root.path(), client, DOCKER_HUB).unwrap();
+        assert!(failure.is_none() && !said.contains("not needed any more"), "{said}");
+    }
+    assert_eq!(everything(root.path()), once, "the second time changes nothing");
+    // What is not wanted any more goes, behind links too.
+    let other = "builtin_upstreams = false\n[[listener]]\naddress = \"127.0.0.1:5000\"\n[upstream.\"docker.io\"]\nurl = \"https://docker.io\"\n";
+    let (said, failure) = write_default(root.path(), Client::Containerd, other).unwrap();
+    assert!(failure.is_none() && said.contains("ghcr.io/hosts.toml is not needed any more"), "{said}");
+    assert!(!root.path().join("srv/dot/hosts/ghcr.io").exists());
+    for client in clients {
+        let (said, failure) = undo_all(root.path(), client);
+        assert!(failure.is_none() && !said.contains("nothing to put back"), "{said} {failure:?}");
+    }
+    assert_eq!(everything(root.path()), before);
+    for client in clients {
+        assert!(undo_all(root.path(), client).0.contains("nothing to put back"));
+    }
+}
+
+#[test]
+fn a_link_that_leads_in_a_circle_ends_the_search() {
+    use std::os::unix::fs::symlink;
+    let (root, _) = places();
+    furnish(root.path());
+    for name in ["a", "b", "c", "d"] {
+        symlink(".", root.path().join("etc/docker").join(name)).unwrap();
+        symlink(name, root.path().join("etc/docker").join(format!("self-{name}"))).unwrap();
+    }
+    symlink("loop", root.path().join("etc/docker/loop")).unwrap();
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    let (said, failure) = undo_all(root.path(), Client::Docker);
+    assert!(failure.is_none() && said.matches("is as it was before").count() == 1, "{said}");
 }
