@@ -79,6 +79,9 @@ struct Record {
     client: String,
     /// Name of the backup, which is one of this file; none: there was no file.
     before: Option<String>,
+    /// Digest of what was there before; none also in records of earlier versions.
+    #[serde(default)]
+    kept: Option<Digest>,
     /// Digests of what was written, the newest last.
     written: Vec<Digest>,
     /// Somebody has edited the file, and then ocistern changed it again: it is a mixture.
@@ -111,6 +114,17 @@ enum Way {
     /// From a client's own.
     Straight,
     ByLink,
+}
+
+/// What was there before the first change.
+#[derive(Debug, PartialEq, Eq)]
+enum Before {
+    /// No file.
+    Nothing,
+    /// This.
+    Text(String),
+    /// It is there again, and its backup is not: putting back was cut off, and has nothing left to do but to remove the record.
+    Back,
 }
 
 /// A file by its name in a directory, with what lies beside it.
@@ -154,8 +168,12 @@ impl Disk {
         let Some(file) = Spotted::of(&place) else { return Ok(Found { now: None, base: None }) };
         let now = file.read()?;
         let base = match file.record()? {
-            Some(record) if record.is_ours(now.as_deref()) => file.before(&record)?,
-            _ => now.clone(),
+            Some(record) => match file.before(&record, now.as_deref())? {
+                Before::Text(text) if record.is_ours(now.as_deref()) => Some(text),
+                Before::Nothing if record.is_ours(now.as_deref()) => None,
+                Before::Text(_) | Before::Nothing | Before::Back => now.clone(),
+            },
+            None => now.clone(),
         };
         Ok(Found { now, base })
     }
@@ -171,18 +189,25 @@ impl Disk {
             return Ok(Written::Unchanged);
         }
         let fresh = digest(text);
+        let mut directories: Vec<PathBuf> = directories.into_iter().rev().collect();
         if let Some(mut record) = file.record()? {
-            let ours = record.is_ours(now.as_deref());
-            let backup = record.before.as_ref().map(|name| file.at(name.as_ref()));
-            if !ours && now != file.before(&record)? {
-                record.edited = true;
+            let before = file.before(&record, now.as_deref())?;
+            if before == Before::Back {
+                // It is written as for the first time.
+                directories = record.directories;
+            } else {
+                let backup = record.before.as_ref().map(|name| file.at(name.as_ref()));
+                let ours = record.is_ours(now.as_deref());
+                if !ours && !before.is(now.as_deref()) {
+                    record.edited = true;
+                }
+                record.written.push(fresh);
+                let spare = record.written.len().saturating_sub(WRITTEN);
+                record.written.drain(..spare);
+                file.put(&record)?;
+                file.replace(text)?;
+                return Ok(if record.edited { Written::Edited(backup) } else { Written::Again(backup) });
             }
-            record.written.push(fresh);
-            let spare = record.written.len().saturating_sub(WRITTEN);
-            record.written.drain(..spare);
-            file.put(&record)?;
-            file.replace(text)?;
-            return Ok(if record.edited { Written::Edited(backup) } else { Written::Again(backup) });
         }
         let before = match &now {
             None => None,
@@ -192,9 +217,10 @@ impl Disk {
             version: VERSION,
             client: client.to_owned(),
             before: before.as_ref().map(|name| name.to_string_lossy().into_owned()),
+            kept: now.as_deref().map(digest),
             written: vec![fresh],
             edited: false,
-            directories: directories.into_iter().rev().collect(),
+            directories,
         };
         file.put(&record)?;
         file.replace(text)?;
@@ -233,19 +259,24 @@ impl Disk {
         let place = self.place(path)?;
         let Some(file) = Spotted::of(&place) else { return Ok(None) };
         let Some(record) = file.record()? else { return Ok(None) };
-        let (now, before) = (file.read()?, file.before(&record)?);
-        if now != before && (record.edited || !record.is_ours(now.as_deref())) {
+        let now = file.read()?;
+        let before = file.before(&record, now.as_deref())?;
+        if !before.is(now.as_deref()) && !record.is_ours(now.as_deref()) {
             return Err(file.edited(&record));
         }
         // The backup has all that the file had: it is the same one.
-        let outcome = if let Some(backup) = &record.before {
-            file.folder.rename(backup.as_ref(), file.name)?;
-            // Where a crash had left both names to one file, that did nothing.
-            file.folder.remove(backup.as_ref())?;
-            Undone::Restored
-        } else {
-            file.folder.remove(file.name)?;
-            Undone::Removed
+        let outcome = match (&before, &record.before) {
+            (Before::Text(_), Some(backup)) => {
+                file.folder.rename(backup.as_ref(), file.name)?;
+                // Where a crash had left both names to one file, that did nothing.
+                file.folder.remove(backup.as_ref())?;
+                Undone::Restored
+            }
+            (Before::Back, _) => Undone::Restored,
+            (Before::Text(_) | Before::Nothing, _) => {
+                file.folder.remove(file.name)?;
+                Undone::Removed
+            }
         };
         file.folder.remove(&file.record_name())?;
         self.remove_directories(record.directories)?;
@@ -438,11 +469,31 @@ impl<'a> Spotted<'a> {
         Err(FileError::write(&self.at(self.name), rustix::io::Errno::EXIST).into())
     }
 
-    /// What was there before.
-    fn before(&self, record: &Record) -> Result<Option<String>, SetupError> {
-        let Some(name) = &record.before else { return Ok(None) };
-        let gone = || FileError::read(&self.at(name.as_ref()), rustix::io::Errno::NOENT);
-        Ok(Some(self.folder.read(name.as_ref())?.ok_or_else(gone)?))
+    /// What was there before; `now` is what is there now.
+    fn before(&self, record: &Record, now: Option<&str>) -> Result<Before, SetupError> {
+        let Some(name) = &record.before else { return Ok(Before::Nothing) };
+        match self.folder.read(name.as_ref())? {
+            Some(text) => Ok(Before::Text(text)),
+            None if record.is_back(now) => Ok(Before::Back),
+            None => Err(SetupError::Gone {
+                path: self.at(self.name),
+                backup: self.at(name.as_ref()),
+                record: self.at(&self.record_name()),
+            }),
+        }
+    }
+}
+
+// === impl Before ===
+
+impl Before {
+    /// Whether this is what was there before.
+    fn is(&self, now: Option<&str>) -> bool {
+        match self {
+            Self::Nothing => now.is_none(),
+            Self::Text(text) => now == Some(text),
+            Self::Back => true,
+        }
     }
 }
 
@@ -452,6 +503,14 @@ impl Record {
     /// Whether this is what was written.
     fn is_ours(&self, now: Option<&str>) -> bool {
         !self.edited && now.is_some_and(|text| self.written.contains(&digest(text)))
+    }
+
+    /// Whether this is what was there before, as far as that is known without its backup.
+    fn is_back(&self, now: Option<&str>) -> bool {
+        now.map(digest).is_some_and(|now| match &self.kept {
+            Some(kept) => now == *kept,
+            None => !self.written.contains(&now),
+        })
     }
 }
 

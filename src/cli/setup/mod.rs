@@ -115,6 +115,19 @@ enum SetupError {
         /// What is known of it.
         record: PathBuf,
     },
+    /// What was there before is not there any more.
+    #[error(
+        "{} cannot be put back: what was there before, {}, is gone; take ocistern's lines out by hand, and then `rm {}`",
+        path.display(), backup.display(), record.display()
+    )]
+    Gone {
+        /// The file.
+        path: PathBuf,
+        /// What was there before.
+        backup: PathBuf,
+        /// What is known of it.
+        record: PathBuf,
+    },
     /// A record beside a file says nothing that is understood.
     #[error("{}: {why}: it is not as ocistern writes it; put the file beside it back by hand, then remove it", path.display())]
     Record {

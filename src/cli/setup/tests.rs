@@ -592,3 +592,38 @@ fn a_link_that_leads_in_a_circle_ends_the_search() {
     let (said, failure) = undo_all(root.path(), Client::Docker);
     assert!(failure.is_none() && said.matches("is as it was before").count() == 1, "{said}");
 }
+
+#[test]
+fn putting_back_that_was_cut_off_is_gone_on_with() {
+    for edited in [false, true] {
+        let (root, _) = places();
+        furnish(root.path());
+        let before = everything(root.path());
+        let file = root.path().join("etc/docker/daemon.json");
+        write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+        // As the rename of the backup leaves it, before the record is removed.
+        std::fs::rename(file.with_file_name("daemon.json.ocistern-backup"), &file).unwrap();
+        if edited {
+            let (said, failure) = write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+            assert!(failure.is_none() && said.contains("what was there before is in"), "{said}");
+        }
+        let (_, failure) = undo_all(root.path(), Client::Docker);
+        assert!(failure.is_none(), "{failure:?}");
+        assert_eq!(everything(root.path()), before);
+    }
+}
+
+#[test]
+fn a_backup_that_is_gone_is_told_with_what_to_do() {
+    let (root, _) = places();
+    furnish(root.path());
+    let file = root.path().join("etc/docker/daemon.json");
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    std::fs::remove_file(file.with_file_name("daemon.json.ocistern-backup")).unwrap();
+    let (_, failure) = undo_all(root.path(), Client::Docker);
+    let failure = failure.unwrap().to_string();
+    let record = file.with_file_name(".daemon.json.ocistern-setup");
+    assert!(failure.contains("is gone") && failure.contains(&format!("rm {}", record.display())), "{failure}");
+    std::fs::remove_file(record).unwrap();
+    assert!(undo_all(root.path(), Client::Docker).0.contains("nothing to put back"), "it does what it says");
+}
