@@ -24,11 +24,11 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let mut plan = Plan::default();
     let ca = directory.join(super::CA_COPY);
     if let Some(text) = &endpoint.ca {
-        plan.own(site.disk, ca.clone(), text.clone())?;
+        plan.own(site.disk, ca.clone(), text.clone());
     }
     let file = directory.join("buildkitd.toml");
     let shown = file.display().to_string();
-    plan.merged(site.disk, file, |text| merge(text, &site.instance.registries, endpoint, &ca.display().to_string()))?;
+    plan.merged(site.disk, file, |text| merge(text, &site.instance.registries, endpoint, &ca.display().to_string()));
     plan.then.push(match site.whose {
         Whose::Machine => "systemctl restart buildkit".to_owned(),
         Whose::User { .. } => "systemctl --user restart buildkit".to_owned(),

@@ -70,10 +70,10 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
         _ => usual.clone(),
     };
     let mut plan = Plan::default();
-    let ca = certificate_of(&mut plan, site, endpoint, &directory)?;
+    let ca = certificate_of(&mut plan, site, endpoint, &directory);
     for name in &site.instance.own_names {
         if let Some(ca) = &name.ca {
-            plan.own(site.disk, host_directory(site.disk, &certificates, &name.host).join("ca.crt"), ca.clone())?;
+            plan.own(site.disk, host_directory(site.disk, &certificates, &name.host).join("ca.crt"), ca.clone());
         }
     }
     for registry in &site.instance.registries {
@@ -81,13 +81,13 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
         let server = place.join("ca.crt");
         let has_server = site.instance.own_names.iter().any(|name| name.host == registry.host && name.ca.is_some());
         let cas = Cas { endpoint: ca.as_deref(), server: has_server.then_some(server.as_path()) };
-        plan.merged(site.disk, place.join("hosts.toml"), |text| hosts_toml::merge(text, registry, endpoint, cas))?;
+        plan.merged(site.disk, place.join("hosts.toml"), |text| hosts_toml::merge(text, registry, endpoint, cas));
     }
     let key = key_of(&document);
     let lines = format!("[{PLUGINS}.{:?}.{REGISTRY}]\n  {CONFIG_PATH} = {:?}", key, usual.display().to_string());
     match (configured, site.whose) {
         (Configured::Nowhere, Whose::Machine) => {
-            plan.merged(site.disk, file, |text| merge(text, &usual))?;
+            plan.merged(site.disk, file, |text| merge(text, &usual));
             plan.then.push("systemctl restart containerd".to_owned());
             plan.notes.push(format!(
                 "config_path was not set in config.toml: it is, so that the CRI plugin (Kubernetes) reads the hosts.toml files; \
@@ -114,16 +114,11 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
 }
 
 /// One copy of the CA's certificate for all hosts.toml files; its path.
-fn certificate_of(
-    plan: &mut Plan,
-    site: &Site<'_>,
-    endpoint: &Endpoint,
-    directory: &Path,
-) -> Result<Option<PathBuf>, SetupError> {
-    let Some(ca) = &endpoint.ca else { return Ok(None) };
+fn certificate_of(plan: &mut Plan, site: &Site<'_>, endpoint: &Endpoint, directory: &Path) -> Option<PathBuf> {
+    let ca = endpoint.ca.as_ref()?;
     let path = directory.join(super::CA_COPY);
-    plan.own(site.disk, path.clone(), ca.clone())?;
-    Ok(Some(path))
+    plan.own(site.disk, path.clone(), ca.clone());
+    Some(path)
 }
 
 /// The directory of a registry; of one with a port it has two spellings, and containerd looks for this one first.

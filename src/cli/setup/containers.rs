@@ -39,25 +39,35 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     others.extend(site.disk.list(&drop_ins)?.into_iter().filter(is_other));
     // The last one that speaks of a registry is the one that counts.
     for path in others.into_iter().rev() {
-        let unmergeable = |why| SetupError::Unmergeable { path: path.clone(), why };
-        let Some(text) = site.disk.find(&path)?.base else { continue };
-        let document = parse(Some(&text)).map_err(unmergeable)?;
+        // One that cannot be read counts as if it spoke of none: podman starts with it as little.
+        let document = match site.disk.find(&path).map(|found| found.base) {
+            Ok(None) => continue,
+            Ok(Some(text)) => parse(Some(&text)).map_err(|why| SetupError::Unmergeable { path: path.clone(), why }),
+            Err(error) => Err(error),
+        };
+        let document = match document {
+            Ok(document) => document,
+            Err(error) => {
+                plan.failures.push(error);
+                continue;
+            }
+        };
         let (here, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|registry| speaks_of(&document, registry));
         left = rest;
         if !here.is_empty() {
-            plan.merged(site.disk, path, |text| merge(text, &here, endpoint))?;
+            plan.merged(site.disk, path, |text| merge(text, &here, endpoint));
         }
     }
     if !left.is_empty() {
-        plan.own(site.disk, ours, fresh(&left, endpoint))?;
+        plan.own(site.disk, ours, fresh(&left, endpoint));
     }
     let certificates = directory.join("certs.d");
     if let Some(ca) = &endpoint.ca {
-        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone())?;
+        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone());
     }
     for name in site.instance.own_names.iter().filter(|name| name.host != endpoint.authority()) {
         if let Some(ca) = &name.ca {
-            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone())?;
+            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone());
         }
     }
     plan.notes.push(

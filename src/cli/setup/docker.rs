@@ -34,30 +34,34 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let endpoint = endpoint.without_path("docker")?;
     let directory = directory(site.whose);
     let mut plan = Plan::default();
-    let mut image_store = false;
+    // Not known where the file cannot be read.
+    let mut image_store = None;
     plan.merged(site.disk, directory.join("daemon.json"), |text| {
-        image_store = has_image_store(text);
-        merge(text, endpoint)
-    })?;
+        let text = merge(text, endpoint)?;
+        image_store = Some(has_image_store(&text));
+        Ok(text)
+    });
     let certificates = directory.join("certs.d");
     if let Some(ca) = &endpoint.ca {
-        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone())?;
+        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone());
     }
     for name in site.instance.own_names.iter().filter(|name| name.host != endpoint.authority()) {
         if let Some(ca) = &name.ca {
-            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone())?;
+            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone());
         }
     }
-    if image_store {
+    if image_store == Some(true) {
         for registry in site.instance.registries.iter().filter(|registry| registry.host != DOCKER_HUB) {
             let path = certificates.join(&registry.host).join("hosts.toml");
             let ca = endpoint.ca.as_ref().map(|_| certificates.join(endpoint.authority()).join("ca.crt"));
             let server = certificates.join(&registry.host).join("ca.crt");
             let has_server = site.instance.own_names.iter().any(|name| name.host == registry.host && name.ca.is_some());
             let cas = Cas { endpoint: ca.as_deref(), server: has_server.then_some(server.as_path()) };
-            plan.merged(site.disk, path, |text| hosts_toml::merge(text, registry, endpoint, cas))?;
+            plan.merged(site.disk, path, |text| hosts_toml::merge(text, registry, endpoint, cas));
         }
-    } else if let Some(registry) = site.instance.registries.iter().find(|registry| registry.host != DOCKER_HUB) {
+    } else if let Some(registry) =
+        site.instance.registries.iter().find(|registry| registry.host != DOCKER_HUB && image_store.is_some())
+    {
         plan.notes.push(format!(
             "docker has mirrors for Docker Hub alone; of other registries it pulls by prefix, as in `docker pull {}/ORG/APP`",
             endpoint.prefixed(registry)
@@ -87,8 +91,8 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
 }
 
 /// Whether dockerd is told to keep images in containerd.
-fn has_image_store(text: Option<&str>) -> bool {
-    let json: Option<serde_json::Value> = text.and_then(|text| serde_json::from_str(text).ok());
+fn has_image_store(text: &str) -> bool {
+    let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
     json.is_some_and(|json| json["features"]["containerd-snapshotter"] == true)
 }
 

@@ -22,14 +22,14 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let mut plan = Plan::default();
     let ca = directory.join(super::CA_COPY);
     if let Some(text) = &endpoint.ca {
-        plan.own(site.disk, ca.clone(), text.clone())?;
+        plan.own(site.disk, ca.clone(), text.clone());
     }
     let wanted = Entry {
         hosts: site.instance.registries.iter().map(|registry| registry.host.clone()).collect(),
         endpoint: endpoint.url.to_string(),
         ca: endpoint.ca.as_ref().map(|_| (endpoint.authority(), ca.display().to_string())),
     };
-    plan.merged(site.disk, directory.join("registries.yaml"), |text| yaml::merge(text, &wanted))?;
+    plan.merged(site.disk, directory.join("registries.yaml"), |text| yaml::merge(text, &wanted));
     plan.then.push("systemctl restart k3s".to_owned());
     plan.notes.push(
         "on agents the unit is k3s-agent. RKE2 reads the same file from /etc/rancher/rke2/registries.yaml; its units are \

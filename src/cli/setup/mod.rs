@@ -196,7 +196,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let site = Site { disk: &disk, whose: &whose, instance: &instance };
     each(&clients, |client| {
         let plan = client.plan(&site)?;
-        if arguments.write { write(&site, client, &plan) } else { Ok((show(client, &plan), Vec::new())) }
+        Ok(if arguments.write { write(&site, client, plan) } else { (show(client, &plan), plan.failures) })
     })
 }
 
@@ -293,13 +293,23 @@ fn ended(text: &str) -> String {
 }
 
 /// Writes the files, and puts back those of an earlier time that are not wanted any more.
-fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Vec<SetupError>), SetupError> {
+/// What fails for one of them leaves the others alone.
+fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupError>) {
     let name = client.as_str();
     let mut out = String::new();
     let mut changed = false;
+    let mut failures = std::mem::take(&mut plan.failures);
+    // Where a file cannot be read, it is not known what else is wanted.
+    let is_whole = failures.is_empty();
     for Wanted { path, text, .. } in &plan.files {
         let shown = path.display();
-        let written = site.disk.write(name, path, text)?;
+        let written = match site.disk.write(name, path, text) {
+            Ok(written) => written,
+            Err(error) => {
+                failures.push(error);
+                continue;
+            }
+        };
         changed |= written != Written::Unchanged;
         let _ = match written {
             Written::Unchanged => writeln!(out, "{name}: {shown} is already so"),
@@ -321,9 +331,33 @@ fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Vec<Se
             }
         };
     }
+    if is_whole {
+        changed |= clean_up(site, client, &plan, &mut out, &mut failures);
+    }
+    if plan.files.is_empty() && failures.is_empty() {
+        let _ = write!(out, "{}", show(client, &plan));
+        return (out, failures);
+    }
+    if changed {
+        for command in &plan.then {
+            let _ = writeln!(out, "{name}: now run: {command}");
+        }
+    } else if failures.is_empty() {
+        let _ = writeln!(out, "{name}: nothing to change");
+    }
+    for note in &plan.notes {
+        let _ = writeln!(out, "{name}: note: {}", note.replace('\n', "\n  "));
+    }
+    (out, failures)
+}
+
+/// Puts back the files of an earlier time that are not wanted any more. Whether there were any.
+fn clean_up(site: &Site<'_>, client: Client, plan: &Plan, out: &mut String, failures: &mut Vec<SetupError>) -> bool {
+    let name = client.as_str();
     let wanted: Vec<_> = plan.files.iter().filter_map(|file| site.disk.real(&file.path)).collect();
     let search = site.disk.written(name, &client.directories(site.disk, site.whose));
-    let mut failures = search.failures;
+    failures.extend(search.failures);
+    let mut changed = false;
     for path in search.files {
         if site.disk.real(&path).is_some_and(|real| wanted.contains(&real)) {
             continue;
@@ -336,21 +370,7 @@ fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Vec<Se
             Err(error) => failures.push(error),
         }
     }
-    if plan.files.is_empty() {
-        let _ = write!(out, "{}", show(client, plan));
-        return Ok((out, failures));
-    }
-    if changed {
-        for command in &plan.then {
-            let _ = writeln!(out, "{name}: now run: {command}");
-        }
-    } else {
-        let _ = writeln!(out, "{name}: nothing to change");
-    }
-    for note in &plan.notes {
-        let _ = writeln!(out, "{name}: note: {}", note.replace('\n', "\n  "));
-    }
-    Ok((out, failures))
+    changed
 }
 
 /// Puts back all that was written for a client.

@@ -61,6 +61,8 @@ pub(super) struct Plan {
     pub(super) then: Vec<String>,
     /// What cannot be done here, or is good to know.
     pub(super) notes: Vec<String>,
+    /// Files that are left alone because of this.
+    pub(super) failures: Vec<SetupError>,
 }
 
 /// A file as it should be.
@@ -151,10 +153,11 @@ impl Whose {
 
 impl Plan {
     /// Adds a file that is ocistern's alone, such as a copy of a certificate.
-    pub(super) fn own(&mut self, disk: &Disk, path: PathBuf, text: String) -> Result<(), SetupError> {
-        let now = disk.find(&path)?.now;
-        self.files.push(Wanted { path, now, text });
-        Ok(())
+    pub(super) fn own(&mut self, disk: &Disk, path: PathBuf, text: String) {
+        match disk.find(&path) {
+            Ok(found) => self.files.push(Wanted { path, now: found.now, text }),
+            Err(error) => self.failures.push(error),
+        }
     }
 
     /// Adds a file into which something is merged: `merge` is given what is there without ocistern's own earlier lines, and
@@ -164,11 +167,15 @@ impl Plan {
         disk: &Disk,
         path: PathBuf,
         merge: impl FnOnce(Option<&str>) -> Result<String, Unmergeable>,
-    ) -> Result<(), SetupError> {
-        let found = disk.find(&path)?;
-        let text = merge(found.base.as_deref()).map_err(|why| SetupError::Unmergeable { path: path.clone(), why })?;
-        self.files.push(Wanted { path, now: found.now, text });
-        Ok(())
+    ) {
+        let found = match disk.find(&path) {
+            Ok(found) => found,
+            Err(error) => return self.failures.push(error),
+        };
+        match merge(found.base.as_deref()) {
+            Ok(text) => self.files.push(Wanted { path, now: found.now, text }),
+            Err(why) => self.failures.push(SetupError::Unmergeable { path, why }),
+        }
     }
 }
 

@@ -150,8 +150,13 @@ fn write_default(root: &Path, client: Client, text: &str) -> Result<(String, Opt
     let disk = Disk::new(Some(root.to_owned()));
     let instance = Instance::of(&Config::from_toml(text).unwrap(), &Said::default(), NOW).unwrap();
     let site = Site { disk: &disk, whose: &Whose::Machine, instance: &instance };
-    let (said, failures) = write(&site, client, &client.plan(&site)?)?;
+    let (said, failures) = write(&site, client, client.plan(&site)?);
     Ok((said, only(failures)))
+}
+
+/// What failed, be it for the client or for one of its files.
+fn failure_of(result: Result<(String, Option<SetupError>), SetupError>) -> String {
+    result.map_or_else(Some, |(_, failure)| failure).unwrap().to_string()
 }
 
 /// What failed, which is one thing at most.
@@ -366,7 +371,7 @@ fn what_cannot_be_merged_into_is_refused_with_its_place() {
         let file = root.path().join(path);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, text).unwrap();
-        let error = write_default(root.path(), client, "").unwrap_err().to_string();
+        let error = failure_of(write_default(root.path(), client, ""));
         assert!(error.contains(said) && error.contains(path), "{error}\n  should say: {said}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "it is left alone");
     }
@@ -475,7 +480,7 @@ fn what_a_record_in_an_image_says_leads_to_nothing_outside() {
         let (_, failure) = undo_all(&image, Client::Docker);
         let failure = failure.unwrap_or_else(|| panic!("{before} is put back")).to_string();
         assert!(failure.contains(".daemon.json.ocistern-setup") && failure.contains("not as ocistern"), "{failure}");
-        assert!(write_default(&image, Client::Docker, DOCKER_HUB).is_err(), "{before}");
+        failure_of(write_default(&image, Client::Docker, DOCKER_HUB));
         assert_eq!(everything(&image), untouched, "{before}");
         assert!(victim.exists(), "{before}");
     }
@@ -500,7 +505,7 @@ fn no_link_of_an_image_leads_out_of_it() {
         symlink("../../../victim", image.join(link)).unwrap();
         let before = everything(machine.path());
         assert!(undo_all(&image, Client::Docker).1.is_some(), "{link}");
-        assert!(write_default(&image, Client::Docker, DOCKER_HUB).is_err(), "{link}");
+        failure_of(write_default(&image, Client::Docker, DOCKER_HUB));
         assert_eq!(everything(machine.path()), before, "{link}");
     }
     // Directories: nothing is looked for, made, or removed behind them.
@@ -526,7 +531,7 @@ fn no_link_of_an_image_leads_out_of_it() {
     symlink(&outside, image.join("etc/docker")).unwrap();
     let before = everything(machine.path());
     assert!(undo_all(&image, Client::Docker).1.is_some());
-    assert!(write_default(&image, Client::Docker, DOCKER_HUB).is_err());
+    failure_of(write_default(&image, Client::Docker, DOCKER_HUB));
     assert_eq!(everything(machine.path()), before);
     std::fs::remove_file(image.join("etc/docker")).unwrap();
     std::fs::create_dir(image.join("etc/docker")).unwrap();
@@ -626,4 +631,49 @@ fn a_backup_that_is_gone_is_told_with_what_to_do() {
     assert!(failure.contains("is gone") && failure.contains(&format!("rm {}", record.display())), "{failure}");
     std::fs::remove_file(record).unwrap();
     assert!(undo_all(root.path(), Client::Docker).0.contains("nothing to put back"), "it does what it says");
+}
+
+#[test]
+fn what_fails_for_one_file_leaves_the_others_alone() {
+    let (root, _) = places();
+    let certificates = root.path().join("etc/containerd/certs.d");
+    let temporary = certificates.join(format!("ghcr.io/.hosts.toml.ocistern-{}", std::process::id()));
+    std::fs::create_dir_all(certificates.join("quay.io")).unwrap();
+    std::fs::create_dir_all(temporary.parent().unwrap()).unwrap();
+    // One that nothing can be merged into, and one that cannot be written.
+    std::fs::write(certificates.join("quay.io/hosts.toml"), "[[").unwrap();
+    std::fs::write(&temporary, "").unwrap();
+    let disk = Disk::new(Some(root.path().to_owned()));
+    let instance = Instance::of(&Config::from_toml("").unwrap(), &Said::default(), NOW).unwrap();
+    let site = Site { disk: &disk, whose: &Whose::Machine, instance: &instance };
+    let (said, failures) = write(&site, Client::Containerd, Client::Containerd.plan(&site).unwrap());
+    let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    assert_eq!(failures.len(), 2, "{failures:?}");
+    assert!(
+        failures[0].contains("quay.io/hosts.toml:1:") && failures[1].contains("ghcr.io/hosts.toml"),
+        "{failures:?}"
+    );
+    assert!(
+        certificates.join("docker.io/hosts.toml").exists() && root.path().join("etc/containerd/config.toml").exists()
+    );
+    assert!(said.contains("docker.io/hosts.toml is new") && said.contains("systemctl restart containerd"), "{said}");
+    let shown = Client::Containerd.plan(&site).unwrap();
+    assert!(show(Client::Containerd, &shown).contains("docker.io/hosts.toml") && shown.failures.len() == 1);
+    std::fs::remove_file(temporary).unwrap();
+    std::fs::remove_file(certificates.join("quay.io/hosts.toml")).unwrap();
+    assert!(write_default(root.path(), Client::Containerd, "").unwrap().1.is_none(), "the second time does the rest");
+}
+
+#[test]
+fn where_a_file_cannot_be_read_nothing_counts_as_not_needed() {
+    let (root, _) = places();
+    let file = root.path().join("etc/docker/daemon.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "{ \"features\": { \"containerd-snapshotter\": true } }\n").unwrap();
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    let hosts = root.path().join("etc/docker/certs.d/ghcr.io/hosts.toml");
+    assert!(hosts.exists());
+    std::fs::write(&file, "{").unwrap();
+    failure_of(write_default(root.path(), Client::Docker, DOCKER_HUB));
+    assert!(hosts.exists(), "it may be wanted as before");
 }
