@@ -59,8 +59,24 @@ pub(super) enum Written {
     Changed(PathBuf),
     /// It was changed again; what was there before the first change (none: nothing) is in this file.
     Again(Option<PathBuf>),
-    /// It had been edited since ocistern wrote it, so that it can no longer be put back.
-    Edited(Option<PathBuf>),
+    /// It had been edited since ocistern wrote it, and has nothing of the edits any more: they are in this file.
+    Over(PathBuf),
+    /// It has edits in it that were made since ocistern wrote it, so that it can no longer be put back.
+    Edited {
+        /// What was there before the first change; none: nothing.
+        before: Option<PathBuf>,
+        /// The file as it was edited, where it has been just now.
+        copy: Option<PathBuf>,
+    },
+}
+
+/// What a text that is to be written was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Basis {
+    /// From nothing that was in the file.
+    Alone,
+    /// From what was in it.
+    Merged,
 }
 
 /// What became of a file that was to be put back.
@@ -178,8 +194,8 @@ impl Disk {
         Ok(Found { now, base })
     }
 
-    /// Puts `text` into a file, for `client`. What was there before is kept beside it.
-    pub(super) fn write(&self, client: &str, path: &Path, text: &str) -> Result<Written, SetupError> {
+    /// Puts `text` into a file, for `client`. What was there before is kept beside it, and so is what somebody has made of it since.
+    pub(super) fn write(&self, client: &str, path: &Path, text: &str, basis: Basis) -> Result<Written, SetupError> {
         let place = self.tree.place(path)?;
         let directories: Vec<PathBuf> = path.ancestors().skip(1).take(place.missing()).map(Path::to_owned).collect();
         let place = place.made()?;
@@ -197,16 +213,22 @@ impl Disk {
                 directories = record.directories;
             } else {
                 let backup = record.before.as_ref().map(|name| file.at(name.as_ref()));
-                let ours = record.is_ours(now.as_deref());
-                if !ours && !before.is(now.as_deref()) {
-                    record.edited = true;
-                }
+                let is_edited = |text: &str| !record.has_written(text) && !before.is(Some(text));
+                let copy = match &now {
+                    Some(text) if is_edited(text) => Some(file.at(&file.keep()?)),
+                    _ => None,
+                };
+                record.edited = basis == Basis::Merged && (record.edited || copy.is_some());
                 record.written.push(fresh);
                 let spare = record.written.len().saturating_sub(WRITTEN);
                 record.written.drain(..spare);
                 file.put(&record)?;
                 file.replace(text)?;
-                return Ok(if record.edited { Written::Edited(backup) } else { Written::Again(backup) });
+                return Ok(match copy {
+                    copy if record.edited => Written::Edited { before: backup, copy },
+                    Some(copy) => Written::Over(copy),
+                    None => Written::Again(backup),
+                });
             }
         }
         let before = match &now {
@@ -502,7 +524,12 @@ impl Before {
 impl Record {
     /// Whether this is what was written.
     fn is_ours(&self, now: Option<&str>) -> bool {
-        !self.edited && now.is_some_and(|text| self.written.contains(&digest(text)))
+        !self.edited && now.is_some_and(|text| self.has_written(text))
+    }
+
+    /// Whether this was written, perhaps with edits in it.
+    fn has_written(&self, text: &str) -> bool {
+        self.written.contains(&digest(text))
     }
 
     /// Whether this is what was there before, as far as that is known without its backup.
@@ -550,7 +577,7 @@ mod tests {
     fn directories_that_were_made_go_again_unless_others_use_them() {
         let (root, disk) = image();
         fs::create_dir(root.path().join("etc")).unwrap();
-        assert_eq!(disk.write("client", file(), "ours").unwrap(), Written::New);
+        assert_eq!(disk.write("client", file(), "ours", Basis::Alone).unwrap(), Written::New);
         assert_eq!(disk.written("client", &["/etc/client".into()]).files, [file()]);
         assert_eq!(disk.written("another", &["/etc/client".into()]).files, [] as [PathBuf; 0]);
         fs::write(root.path().join("etc/client/theirs"), "").unwrap();
@@ -568,7 +595,9 @@ mod tests {
         fs::write(&real, "theirs").unwrap();
         fs::set_permissions(&real, Permissions::from_mode(0o640)).unwrap();
         let before = fs::metadata(&real).unwrap();
-        let Written::Changed(backup) = disk.write("client", file(), "ours").unwrap() else { panic!("it was there") };
+        let Written::Changed(backup) = disk.write("client", file(), "ours", Basis::Alone).unwrap() else {
+            panic!("it was there")
+        };
         assert_eq!(fs::read_to_string(&backup).unwrap(), "theirs");
         assert_eq!(fs::metadata(&real).unwrap().mode() & 0o7777, 0o640, "the new file has the old one's mode");
         assert_eq!(disk.find(file()).unwrap(), Found { now: Some("ours".into()), base: Some("theirs".into()) });
@@ -585,7 +614,9 @@ mod tests {
         fs::create_dir_all(real.parent().unwrap()).unwrap();
         fs::write(&real, "theirs").unwrap();
         fs::write(with_suffix(&real, "", BACKUP), "old").unwrap();
-        let Written::Changed(backup) = disk.write("client", file(), "ours").unwrap() else { panic!("it was there") };
+        let Written::Changed(backup) = disk.write("client", file(), "ours", Basis::Alone).unwrap() else {
+            panic!("it was there")
+        };
         assert_eq!(backup, with_suffix(&real, "", ".ocistern-backup-2"));
         disk.undo(file()).unwrap();
         assert_eq!(fs::read_to_string(&real).unwrap(), "theirs");
@@ -599,7 +630,7 @@ mod tests {
         let real = root.path().join("etc/client/conf.d/file.conf");
         fs::create_dir_all(real.parent().unwrap()).unwrap();
         fs::write(&real, "theirs").unwrap();
-        disk.write("client", file(), "ours").unwrap();
+        disk.write("client", file(), "ours", Basis::Alone).unwrap();
         let backup = with_suffix(&real, "", BACKUP);
         // As before the rename of the file: both names lead to what was there before.
         fs::remove_file(&real).unwrap();
@@ -608,8 +639,8 @@ mod tests {
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
         assert!(!backup.exists() && fs::read_to_string(&real).unwrap() == "theirs");
         // As before the rename of a second version.
-        disk.write("client", file(), "first").unwrap();
-        disk.write("client", file(), "second").unwrap();
+        disk.write("client", file(), "first", Basis::Alone).unwrap();
+        disk.write("client", file(), "second", Basis::Alone).unwrap();
         fs::write(&real, "first").unwrap();
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
         assert_eq!(fs::read_to_string(&real).unwrap(), "theirs");
@@ -625,7 +656,7 @@ mod tests {
         }
         fs::write(&real, "theirs").unwrap();
         symlink("../../../usr/share/file.conf", &link).unwrap();
-        disk.write("client", file(), "ours").unwrap();
+        disk.write("client", file(), "ours", Basis::Alone).unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read_to_string(&real).unwrap(), "ours");
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
@@ -634,7 +665,10 @@ mod tests {
         fs::write(outside.path().join("file.conf"), "the machine's").unwrap();
         fs::remove_file(&link).unwrap();
         symlink(outside.path().join("file.conf"), &link).unwrap();
-        assert!(matches!(disk.write("client", file(), "ours"), Err(SetupError::File(FileError::Outside { .. }))));
+        assert!(matches!(
+            disk.write("client", file(), "ours", Basis::Alone),
+            Err(SetupError::File(FileError::Outside { .. }))
+        ));
         assert_eq!(fs::read_to_string(outside.path().join("file.conf")).unwrap(), "the machine's");
         fs::remove_file(&link).unwrap();
         symlink("nowhere", &link).unwrap();
@@ -647,7 +681,7 @@ mod tests {
     #[test]
     fn a_record_of_another_version_is_left_alone() {
         let (root, disk) = image();
-        disk.write("client", file(), "ours").unwrap();
+        disk.write("client", file(), "ours", Basis::Alone).unwrap();
         let record = with_suffix(&root.path().join("etc/client/conf.d/file.conf"), ".", RECORD);
         fs::write(&record, "{\"version\":9,\"client\":\"client\",\"before\":null,\"written\":[]}").unwrap();
         let error = disk.undo(file()).unwrap_err().to_string();

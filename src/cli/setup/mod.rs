@@ -301,9 +301,9 @@ fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupE
     let mut failures = std::mem::take(&mut plan.failures);
     // Where a file cannot be read, it is not known what else is wanted.
     let is_whole = failures.is_empty();
-    for Wanted { path, text, .. } in &plan.files {
+    for Wanted { path, text, basis, .. } in &plan.files {
         let shown = path.display();
-        let written = match site.disk.write(name, path, text) {
+        let written = match site.disk.write(name, path, text, *basis) {
             Ok(written) => written,
             Err(error) => {
                 failures.push(error);
@@ -321,12 +321,19 @@ fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupE
             Written::Again(Some(backup)) => {
                 writeln!(out, "{name}: {shown} is changed; what was there at first is in {}", backup.display())
             }
-            Written::Edited(backup) => {
-                let kept = backup.map_or_else(String::new, |path| format!(", which is in {}", path.display()));
+            Written::Over(copy) => writeln!(
+                out,
+                "{name}: {shown} is changed; somebody had edited it since the last time: that is kept in {}",
+                copy.display()
+            ),
+            Written::Edited { before, copy } => {
+                let kept =
+                    copy.map_or_else(String::new, |path| format!(" (as edited it is kept in {})", path.display()));
+                let first = before.map_or_else(String::new, |path| format!(", which is in {}", path.display()));
                 writeln!(
                     out,
-                    "{name}: {shown} is changed; somebody had edited it since the last time, so --undo will not put back what \
-                     was there at first{kept}"
+                    "{name}: {shown} is changed; somebody had edited it since the last time{kept}, so --undo will not put back what \
+                     was there at first{first}"
                 )
             }
         };

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::SetupError;
-use super::disk::Disk;
+use super::disk::{Basis, Disk};
 use super::instance::Instance;
 
 /// The clients that can be pointed at ocistern.
@@ -74,6 +74,8 @@ pub(super) struct Wanted {
     pub(super) now: Option<String>,
     /// What should be in it.
     pub(super) text: String,
+    /// What that was made from.
+    pub(super) basis: Basis,
 }
 
 // === impl Client ===
@@ -155,7 +157,7 @@ impl Plan {
     /// Adds a file that is ocistern's alone, such as a copy of a certificate.
     pub(super) fn own(&mut self, disk: &Disk, path: PathBuf, text: String) {
         match disk.find(&path) {
-            Ok(found) => self.files.push(Wanted { path, now: found.now, text }),
+            Ok(found) => self.files.push(Wanted { path, now: found.now, text, basis: Basis::Alone }),
             Err(error) => self.failures.push(error),
         }
     }
@@ -173,7 +175,7 @@ impl Plan {
             Err(error) => return self.failures.push(error),
         };
         match merge(found.base.as_deref()) {
-            Ok(text) => self.files.push(Wanted { path, now: found.now, text }),
+            Ok(text) => self.files.push(Wanted { path, now: found.now, text, basis: Basis::Merged }),
             Err(why) => self.failures.push(SetupError::Unmergeable { path, why }),
         }
     }

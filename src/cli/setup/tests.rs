@@ -677,3 +677,39 @@ fn where_a_file_cannot_be_read_nothing_counts_as_not_needed() {
     failure_of(write_default(root.path(), Client::Docker, DOCKER_HUB));
     assert!(hosts.exists(), "it may be wanted as before");
 }
+
+#[test]
+fn an_edit_of_a_file_of_ours_is_kept_and_undo_goes_on() {
+    let (root, _) = places();
+    let before = everything(root.path());
+    let ours = root.path().join("etc/containers/registries.conf.d/ocistern.conf");
+    write_default(root.path(), Client::Podman, "").unwrap();
+    let edited = std::fs::read_to_string(&ours).unwrap() + "# precious\n";
+    std::fs::write(&ours, &edited).unwrap();
+    let (said, failure) = write_default(root.path(), Client::Podman, "").unwrap();
+    let copy = ours.with_file_name("ocistern.conf.ocistern-backup");
+    assert!(failure.is_none() && said.contains(&format!("kept in {}", copy.display())), "{said}");
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), edited);
+    assert!(!std::fs::read_to_string(&ours).unwrap().contains("precious"));
+    let (said, failure) = undo_all(root.path(), Client::Podman);
+    assert!(failure.is_none() && said.contains("is removed"), "{said} {failure:?}");
+    std::fs::remove_file(copy).unwrap();
+    std::fs::remove_dir_all(root.path().join("etc")).unwrap();
+    assert_eq!(everything(root.path()), before, "nothing but the copy of the edits was left");
+}
+
+#[test]
+fn an_edit_that_is_merged_into_is_kept_as_it_was() {
+    let (root, _) = places();
+    furnish(root.path());
+    let file = root.path().join("etc/docker/daemon.json");
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    std::fs::write(&file, "{ \"debug\": true }\n").unwrap();
+    let (said, _) = write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    let copy = file.with_file_name("daemon.json.ocistern-backup-2");
+    assert!(said.contains(&copy.display().to_string()), "{said}");
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), "{ \"debug\": true }\n");
+    // The mixture is no edit: it is not kept again.
+    write_default(root.path(), Client::Docker, &DOCKER_HUB.replace("5000", "6000")).unwrap();
+    assert!(!file.with_file_name("daemon.json.ocistern-backup-3").exists());
+}
