@@ -2,7 +2,9 @@
 
 mod error;
 pub(super) mod folder;
+mod position;
 mod tree;
 
 pub(super) use self::error::FileError;
+pub(super) use self::position::position;
 pub(super) use self::tree::{Place, Spot, Tree};

@@ -16,6 +16,7 @@ mod k3s;
 mod kaniko;
 mod oras;
 mod plan;
+mod secrets;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -273,8 +274,14 @@ fn show(client: Client, plan: &Plan) -> String {
             Some(now) if *now == file.text => "already so",
             Some(_) => "changed",
         };
-        let _ = write!(out, "# {name}: {} ({state})\n{}", file.path.display(), ended(&file.text));
-        out.push('\n');
+        let shown = secrets::masked(&file.path, &file.text);
+        let is_masked = shown.as_ref() != Some(&file.text);
+        let shown = shown.unwrap_or_else(|| format!("{}\n", secrets::MASK));
+        let _ = writeln!(out, "# {name}: {} ({state})\n{}", file.path.display(), ended(&shown));
+        if is_masked {
+            let _ =
+                writeln!(out, "# note: {} stands for credentials, which stay in the file as they are\n", secrets::MASK);
+        }
     }
     if let Some(text) = &plan.text {
         let _ = write!(out, "# {name}:\n{}\n", ended(text));

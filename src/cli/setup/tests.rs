@@ -713,3 +713,21 @@ fn an_edit_that_is_merged_into_is_kept_as_it_was() {
     write_default(root.path(), Client::Docker, &DOCKER_HUB.replace("5000", "6000")).unwrap();
     assert!(!file.with_file_name("daemon.json.ocistern-backup-3").exists());
 }
+
+#[test]
+fn no_credential_is_shown() {
+    let (root, _) = places();
+    let file = root.path().join("etc/rancher/k3s/registries.yaml");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "configs:\n  a.example:\n    auth:\n      username: me\n      password: hunter2\n").unwrap();
+    let disk = Disk::new(Some(root.path().to_owned()));
+    let instance = Instance::of(&Config::from_toml("").unwrap(), &Said::default(), NOW).unwrap();
+    let shown = show(
+        Client::K3s,
+        &Client::K3s.plan(&Site { disk: &disk, whose: &Whose::Machine, instance: &instance }).unwrap(),
+    );
+    assert!(!shown.contains("hunter2") && shown.contains("password: \"***\""), "{shown}");
+    assert!(shown.contains("*** stands for credentials") && shown.contains("docker.io"), "{shown}");
+    write_default(root.path(), Client::K3s, "").unwrap();
+    assert!(std::fs::read_to_string(&file).unwrap().contains("hunter2"), "it stays in the file");
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{GROUP, Places, Read, Speaks};
+use super::{GROUP, Places, Read, Speaks, from_toml};
 use crate::cli::doctor::finding::{Finding, Level};
 
 const CLIENT: &str = "containerd";
@@ -35,7 +35,7 @@ pub(super) fn read(places: &Places, read: &mut Read) {
         for name in names {
             let path = certs.join(&name).join("hosts.toml");
             let Some(text) = read.text(CLIENT, &path) else { continue };
-            let Some(hosts) = read.parsed(CLIENT, &path, toml::from_str::<Hosts>(&text)) else { continue };
+            let Some(hosts) = read.parsed(CLIENT, &path, from_toml::<Hosts>(&text)) else { continue };
             let of = if name == "_default" { "every registry" } else { &name };
             for url in hosts.host.keys() {
                 read.point(CLIENT, &path, of, url, Speaks::Tls);
@@ -54,7 +54,7 @@ pub(super) fn read(places: &Places, read: &mut Read) {
 /// Kubernetes' pulls read `certs.d` only where the configuration says so, before containerd 2.
 fn cri(path: &Path, certs: &Path, read: &mut Read) {
     let Some(text) = read.text(CLIENT, path) else { return };
-    let Some(config) = read.parsed(CLIENT, path, toml::from_str::<Table>(&text)) else { return };
+    let Some(config) = read.parsed(CLIENT, path, from_toml::<Table>(&text)) else { return };
     // The third version of the file is that of containerd 2, which reads them unless it is told otherwise.
     let is_third = config.get("version").and_then(Value::as_integer).is_some_and(|version| version >= 3);
     let plugins = config.get("plugins");

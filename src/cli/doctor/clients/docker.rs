@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Places, Read, Speaks};
+use super::{Places, Read, Speaks, from_json};
 
 const CLIENT: &str = "docker";
 
@@ -19,7 +19,7 @@ pub(super) fn read(places: &Places, read: &mut Read) {
         if text.trim().is_empty() {
             continue;
         }
-        let Some(file) = read.parsed(CLIENT, &path, serde_json::from_str::<File>(&text)) else { continue };
+        let Some(file) = read.parsed(CLIENT, &path, from_json::<File>(&text)) else { continue };
         for mirror in &file.mirrors {
             read.point(CLIENT, &path, "docker.io", mirror, Speaks::Tls);
         }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -20,9 +22,11 @@ use tokio::time::timeout;
 use super::finding::{Finding, Group, Level};
 use super::listeners::{Listeners, State};
 use super::{FILES, Subject};
+use crate::cli::clients::position;
 use crate::config::{Address, Listener};
 
 const GROUP: Group = Group::Clients;
+const OTHER_KIND: &str = "the value is not of the kind that is wanted there";
 /// How long an address of this machine may take to accept a connection.
 const ACCEPTS: Duration = Duration::from_millis(500);
 
@@ -177,8 +181,8 @@ impl Read {
         }
     }
 
-    /// What a text says, if it is what the client can read.
-    fn parsed<T, E: fmt::Display>(&mut self, client: &'static str, path: &Path, parsed: Result<T, E>) -> Option<T> {
+    /// What a text says, if it is what the client can read; else why not.
+    fn parsed<T>(&mut self, client: &'static str, path: &Path, parsed: Result<T, String>) -> Option<T> {
         parsed
             .inspect_err(|error| {
                 let about = format!("{client}, {}", path.display());
@@ -210,6 +214,25 @@ impl Read {
             self.pointers.push(pointer);
         }
     }
+}
+
+/// What a text says, else where it says it wrongly: without its line and its values, among which there may be credentials.
+fn from_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+        match toml::from_str::<toml::Table>(text) {
+            Err(syntax) => format!("line {line}, column {column}: {}", syntax.message()),
+            Ok(_) => format!("line {line}, column {column}: {OTHER_KIND}"),
+        }
+    })
+}
+
+/// As [`from_toml`].
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| match error.classify() {
+        Category::Data => format!("line {}, column {}: {OTHER_KIND}", error.line(), error.column()),
+        _ => error.to_string(),
+    })
 }
 
 // === impl Pointer ===
@@ -438,5 +461,25 @@ mod tests {
             "{findings:?}"
         );
         assert!(Places::below(&directory.path().join("none")).read().findings.is_empty());
+    }
+
+    #[test]
+    fn what_is_told_of_a_file_has_no_credential_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            (
+                "etc/containerd/certs.d/a/hosts.toml",
+                "[host.\"https://b\".header]\nAuthorization = \"Basic hunter2\" x\n",
+            ),
+            ("etc/containerd/certs.d/b/hosts.toml", "host = \"hunter2\"\n"),
+            ("etc/docker/daemon.json", "{\"registry-mirrors\": \"https://me:hunter2@b\"}"),
+            ("etc/containers/registries.conf", "registry = 'hunter2'\n"),
+        ] {
+            write(directory.path(), name, text);
+        }
+        let findings = Places::below(directory.path()).read().findings;
+        assert_eq!(findings.len(), 4, "{findings:?}");
+        let told = format!("{findings:?}");
+        assert!(!told.contains("hunter2") && told.matches("line ").count() == 4, "{told}");
     }
 }

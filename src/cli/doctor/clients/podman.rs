@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Places, Read, Speaks};
+use super::{Places, Read, Speaks, from_toml};
 
 const CLIENT: &str = "podman";
 
@@ -35,7 +35,7 @@ pub(super) fn read(places: &Places, read: &mut Read) {
             [base.join("registries.conf")].into_iter().chain(Read::list(&base.join("registries.conf.d"), "conf"));
         for path in files {
             let Some(text) = read.text(CLIENT, &path) else { continue };
-            let Some(file) = read.parsed(CLIENT, &path, toml::from_str::<File>(&text)) else { continue };
+            let Some(file) = read.parsed(CLIENT, &path, from_toml::<File>(&text)) else { continue };
             for registry in &file.registry {
                 let prefix = registry.prefix.as_deref().or(registry.location.as_deref()).unwrap_or("a registry");
                 if let Some(location) = registry.location.as_deref().filter(|location| *location != prefix) {
