@@ -36,8 +36,6 @@ const BLOCKING: &[(&str, &str)] = &[
         "`setup` is a program of its own, without a runtime; `doctor` reads on the blocking pool",
     ),
     ("cli/config.rs", "`config check` is a program of its own, without a runtime"),
-    ("cli/doctor/clients/containerd.rs", "on the blocking pool"),
-    ("cli/doctor/clients/mod.rs", "on the blocking pool"),
     ("cli/doctor/reading.rs", "on the blocking pool"),
     ("cli/doctor/root.rs", "on the blocking pool"),
     ("cli/man.rs", "`man` is a program of its own, without a runtime"),

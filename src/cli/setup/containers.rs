@@ -9,7 +9,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::SetupError;
 use super::instance::{Endpoint, Registry};
-use super::plan::{Plan, Site, Unmergeable, Whose};
+use super::plan::{Plan, Site, Unmergeable};
 use super::tables::{before, parse};
 
 const REGISTRY: &str = "registry";
@@ -17,19 +17,11 @@ const MIRROR: &str = "mirror";
 const OURS: &str = "ocistern.conf";
 const HEADER: &str = "# Written by `ocistern setup podman`, which takes it away again with --undo.\n";
 
-/// Where the files are. A user's do not move with `$XDG_CONFIG_HOME`.
-pub(super) fn directory(whose: &Whose) -> PathBuf {
-    match whose {
-        Whose::Machine => "/etc/containers".into(),
-        Whose::User { home, .. } => home.join(".config/containers"),
-    }
-}
-
 /// What there is to do.
 pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let endpoint = site.instance.endpoint().ok_or_else(|| SetupError::Unfit(String::new()))?;
     let endpoint = endpoint.without_path("podman")?;
-    let directory = directory(site.whose);
+    let directory = site.whose.containers();
     let mut plan = Plan::default();
     let mut left: Vec<&Registry> = site.instance.registries.iter().collect();
     let drop_ins = directory.join("registries.conf.d");

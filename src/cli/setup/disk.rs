@@ -158,6 +158,11 @@ impl Disk {
         Self { tree: Tree::new(prefix) }
     }
 
+    /// To be read alone.
+    pub(super) const fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
     /// Whether it is an image's.
     pub(super) const fn is_image(&self) -> bool {
         self.tree.is_image()

@@ -4,15 +4,14 @@
 //! other registry goes by ocistern's own name as a prefix. With the containerd image store it reads `hosts.toml` files
 //! too, and then every registry can have its mirror.
 
-use std::path::PathBuf;
-
 use jsonc_parser::ParseOptions;
 use jsonc_parser::cst::{CstInputValue, CstObject, CstRootNode};
 
 use super::SetupError;
 use super::hosts_toml::{self, Cas};
 use super::instance::{DOCKER_HUB, Endpoint};
-use super::plan::{Plan, Site, Unmergeable, Whose};
+use super::plan::{Plan, Site, Unmergeable};
+use crate::cli::clients::Whose;
 
 const MIRRORS: &str = "registry-mirrors";
 const INSECURE: &str = "insecure-registries";
@@ -23,16 +22,11 @@ const RESTART_USER: &str = "systemctl --user restart docker";
 const OLD_ROOTLESS: &str = "rootless docker before version 26 has a network of its own, in which 127.0.0.1 is not this \
                             machine: point it by --url at an address of the machine that ocistern listens on";
 
-/// Where dockerd's files are.
-pub(super) fn directory(whose: &Whose) -> PathBuf {
-    whose.user_config().map_or_else(|| "/etc/docker".into(), |config| config.join("docker"))
-}
-
 /// What there is to do.
 pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let endpoint = site.instance.hub_endpoint().ok_or_else(|| SetupError::Unfit(NO_HUB.to_owned()))?;
     let endpoint = endpoint.without_path("docker")?;
-    let directory = directory(site.whose);
+    let directory = site.whose.docker();
     let mut plan = Plan::default();
     // Not known where the file cannot be read.
     let mut image_store = None;

@@ -20,7 +20,7 @@ mod secrets;
 mod tables;
 #[cfg(test)]
 mod tests;
-mod yaml;
+pub(super) mod yaml;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -31,8 +31,8 @@ use rustls::pki_types::UnixTime;
 
 use self::disk::{Disk, Undone, Written};
 use self::instance::{Instance, Said};
-use self::plan::{Client, Plan, Site, Unmergeable, Wanted, Whose};
-use super::clients::FileError;
+use self::plan::{Client, Plan, Site, Unmergeable, Wanted};
+use super::clients::{FileError, Whose};
 use super::{FAILED, USAGE, complain, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Flags};
@@ -250,9 +250,7 @@ fn whose(machine: bool, env: impl Fn(&str) -> Option<String>) -> Result<Whose, &
     if machine {
         return Ok(Whose::Machine);
     }
-    let home = env("HOME").map(PathBuf::from).ok_or(NO_HOME)?;
-    let config = env("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
-    Ok(Whose::User { home, config })
+    Whose::of_user(env).ok_or(NO_HOME)
 }
 
 /// The clients whose programs are there.

@@ -1,10 +1,11 @@
 //! What a client needs: files with their contents, the command by which it takes notice, and what else there is to know.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::SetupError;
 use super::disk::{Basis, Disk};
 use super::instance::Instance;
+use crate::cli::clients::Whose;
 
 /// The clients that can be pointed at ocistern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -23,20 +24,6 @@ pub(super) enum Client {
     Kaniko,
     /// ORAS; prints how its commands are written
     Oras,
-}
-
-/// Whose configuration: the machine's, or a user's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Whose {
-    /// The machine's: below /etc.
-    Machine,
-    /// That of a user who is not root, and runs the rootless variants.
-    User {
-        /// `$HOME`.
-        home: PathBuf,
-        /// `$XDG_CONFIG_HOME`, else `.config` in it.
-        config: PathBuf,
-    },
 }
 
 /// What a plan is made from.
@@ -114,11 +101,11 @@ impl Client {
     /// Where all files of its are that `setup` writes.
     pub(super) fn directories(self, disk: &Disk, whose: &Whose) -> Vec<PathBuf> {
         match self {
-            Self::Docker => vec![super::docker::directory(whose)],
+            Self::Docker => vec![whose.docker()],
             Self::Containerd => super::containerd::directories(disk, whose),
-            Self::Podman => vec![super::containers::directory(whose)],
-            Self::Buildkit => vec![super::buildkit::directory(whose)],
-            Self::K3s => vec![super::k3s::DIRECTORY.into()],
+            Self::Podman => vec![whose.containers()],
+            Self::Buildkit => vec![whose.buildkit()],
+            Self::K3s => whose.k3s().into_iter().collect(),
             Self::Kaniko | Self::Oras => Vec::new(),
         }
     }
@@ -136,18 +123,6 @@ impl Client {
         }?;
         plan.notes.extend(site.instance.endpoint().and_then(|endpoint| endpoint.doubt.clone()));
         Ok(plan)
-    }
-}
-
-// === impl Whose ===
-
-impl Whose {
-    /// The user's directory, where it is a user's.
-    pub(super) fn user_config(&self) -> Option<&Path> {
-        match self {
-            Self::Machine => None,
-            Self::User { config, .. } => Some(config),
-        }
     }
 }
 

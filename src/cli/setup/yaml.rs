@@ -324,13 +324,37 @@ fn node<'a>(
     Ok(Node { value, line, column, at, end })
 }
 
+/// The registries of a text, each with its endpoints; else where and why it is no such file.
+pub(in crate::cli) fn endpoints(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+    let root = parse(text).map_err(|wrong| {
+        let place = wrong.place.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
+        format!("{place}{}", wrong.why)
+    })?;
+    let scalar = |node: &Node| if let Value::Scalar(text) = &node.value { Some(text.clone()) } else { None };
+    let entry = |node: &Node, name: &str| match &node.value {
+        Value::Map(entries) => entries.iter().find(|(key, _)| key.is(name)).map(|(_, value)| value.clone()),
+        _ => None,
+    };
+    let Some(Value::Map(mirrors)) = root.and_then(|root| entry(&root, "mirrors")).map(|node| node.value) else {
+        return Ok(Vec::new());
+    };
+    let of = |(key, value): &(Node, Node)| {
+        let list = match entry(value, "endpoint")?.value {
+            Value::List(items) => items.iter().filter_map(scalar).collect(),
+            _ => Vec::new(),
+        };
+        Some((scalar(key)?, list))
+    };
+    Ok(mirrors.iter().filter_map(of).collect())
+}
+
 /// The scalars of a text, keys included, with where they are.
 pub(super) fn scalars(text: &str) -> Result<Vec<Scalar>, Unmergeable> {
     fn collect(node: &Node, keys: &[String], found: &mut Vec<Scalar>) {
         match &node.value {
             Value::Null => {}
             Value::Scalar(text) => {
-                found.push(Scalar { keys: keys.to_vec(), range: node.at..node.end, text: text.clone() })
+                found.push(Scalar { keys: keys.to_vec(), range: node.at..node.end, text: text.clone() });
             }
             Value::List(items) => items.iter().for_each(|item| collect(item, keys, found)),
             Value::Map(entries) => {

@@ -25,7 +25,7 @@ struct Registry {
 }
 
 pub(super) fn read(places: &Places, read: &mut Read) {
-    for path in places.of("buildkit/buildkitd.toml") {
+    for path in places.of(|whose| whose.buildkit().join("buildkitd.toml")) {
         let Some(text) = read.text(CLIENT, &path) else { continue };
         let Some(file) = read.parsed(CLIENT, &path, from_toml::<File>(&text)) else { continue };
         for (of, registry) in &file.registry {

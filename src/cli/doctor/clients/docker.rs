@@ -13,7 +13,7 @@ struct File {
 }
 
 pub(super) fn read(places: &Places, read: &mut Read) {
-    for path in places.of("docker/daemon.json") {
+    for path in places.of(|whose| whose.docker().join("daemon.json")) {
         let Some(text) = read.text(CLIENT, &path) else { continue };
         // dockerd takes an empty file for one without settings.
         if text.trim().is_empty() {

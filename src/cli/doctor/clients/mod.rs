@@ -3,10 +3,10 @@
 mod buildkit;
 mod containerd;
 mod docker;
+mod k3s;
 mod podman;
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::finding::{Finding, Group, Level};
 use super::listeners::{Listeners, State};
 use super::{FILES, Subject};
-use crate::cli::clients::position;
+use crate::cli::clients::{FileError, Tree, Whose, position};
 use crate::config::{Address, Listener};
 
 const GROUP: Group = Group::Clients;
@@ -31,17 +31,17 @@ const OTHER_KIND: &str = "the value is not of the kind that is wanted there";
 const ACCEPTS: Duration = Duration::from_millis(500);
 
 /// Where the configurations of clients are.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Places {
-    /// `/etc`.
-    etc: PathBuf,
-    /// `$XDG_CONFIG_HOME`, else `~/.config`: of clients that run without root.
-    user: Option<PathBuf>,
+    tree: Tree,
+    /// The machine's, and this user's.
+    whose: Vec<Whose>,
 }
 
 /// What the files of the clients say.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Read {
+    tree: Tree,
     pointers: Vec<Pointer>,
     /// Files that cannot be read or understood.
     findings: Vec<Finding>,
@@ -90,7 +90,7 @@ struct Ours {
 pub(super) async fn check(subject: &Arc<Subject>, listeners: &Listeners) -> Vec<Finding> {
     let places = Places::of_process(|name| std::env::var(name).ok());
     let reading = timeout(FILES, spawn_blocking(move || places.read())).await;
-    let Ok(Ok(Read { pointers, mut findings })) = reading else {
+    let Ok(Ok(Read { pointers, mut findings, .. })) = reading else {
         let advice = "see to the file system that /etc or the home directory lies on";
         return vec![Finding::new(Level::Warning, GROUP, "configurations", "could not be read in time", advice)];
     };
@@ -107,8 +107,8 @@ pub(super) async fn check(subject: &Arc<Subject>, listeners: &Listeners) -> Vec<
         findings.push(found);
     }
     if !here {
-        let found = "none of docker, containerd, podman and BuildKit is set up for this instance";
-        let advice = "`ocistern setup docker` (or containerd, podman, buildkit) prints what to write, and writes it with --write";
+        let found = "none of docker, containerd, podman, BuildKit and k3s is set up for this instance";
+        let advice = "`ocistern setup docker` (or containerd, podman, buildkit, k3s) prints what to write, and writes it with --write";
         findings.push(Finding::new(Level::Note, GROUP, "all", found, advice));
     }
     findings
@@ -144,22 +144,21 @@ fn ours(subject: &Subject, listeners: &Listeners) -> Vec<Ours> {
 
 impl Places {
     fn of_process(env: impl Fn(&str) -> Option<String>) -> Self {
-        let absolute = |name| env(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
-        let user = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-        Self { etc: "/etc".into(), user }
+        Self { tree: Tree::new(None), whose: [Whose::Machine].into_iter().chain(Whose::of_user(env)).collect() }
     }
 
-    /// The places of one client: `name` in each.
-    fn of(&self, name: &str) -> Vec<PathBuf> {
-        std::iter::once(&self.etc).chain(&self.user).map(|base| base.join(name)).collect()
+    /// The directories of one client.
+    fn of(&self, client: impl Fn(&Whose) -> PathBuf) -> Vec<PathBuf> {
+        self.whose.iter().map(client).collect()
     }
 
     fn read(&self) -> Read {
-        let mut read = Read::default();
+        let mut read = Read::new(self.tree.clone());
         docker::read(self, &mut read);
         containerd::read(self, &mut read);
         podman::read(self, &mut read);
         buildkit::read(self, &mut read);
+        k3s::read(self, &mut read);
         read
     }
 }
@@ -167,15 +166,27 @@ impl Places {
 // === impl Read ===
 
 impl Read {
+    const fn new(tree: Tree) -> Self {
+        Self { tree, pointers: Vec::new(), findings: Vec::new() }
+    }
+
     /// The text of a file, if there is one.
     fn text(&mut self, client: &'static str, path: &Path) -> Option<String> {
-        match fs::read_to_string(path) {
-            Ok(text) => Some(text),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+        match self.tree.read(path) {
+            Ok(text) => text,
+            Err(FileError::Read { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                None
+            }
             Err(error) => {
+                let why = match &error {
+                    FileError::Read { source, .. } => source.to_string(),
+                    _ => error.to_string(),
+                };
                 let about = format!("{client}, {}", path.display());
                 let advice = "run this as a user that may read it";
-                self.findings.push(Finding::new(Level::Note, GROUP, about, error.to_string(), advice));
+                self.findings.push(Finding::new(Level::Note, GROUP, about, why, advice));
                 None
             }
         }
@@ -198,13 +209,9 @@ impl Read {
             .ok()
     }
 
-    /// The files with this ending in a directory, in order.
-    fn list(directory: &Path, ending: &str) -> Vec<PathBuf> {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut files: Vec<PathBuf> =
-            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == ending)).collect();
-        files.sort_unstable();
-        files
+    /// What is in a directory, in order.
+    fn list(&self, directory: &Path) -> Vec<PathBuf> {
+        self.tree.list(directory).unwrap_or_default()
     }
 
     fn point(&mut self, client: &'static str, file: &Path, of: &str, location: &str, speaks: Speaks) {
@@ -353,11 +360,14 @@ impl Ours {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     impl Places {
         pub(super) fn below(directory: &Path) -> Self {
-            Self { etc: directory.join("etc"), user: Some(directory.join("user")) }
+            let user = Whose::User { home: "/home/me".into(), config: "/user".into() };
+            Self { tree: Tree::new(Some(directory.to_owned())), whose: vec![Whose::Machine, user] }
         }
     }
 
@@ -453,7 +463,7 @@ mod tests {
         write(directory.path(), "etc/docker/daemon.json", "{");
         write(directory.path(), "etc/buildkit/buildkitd.toml", "= 1");
         write(directory.path(), "etc/containerd/certs.d/ghcr.io/hosts.toml", "[[");
-        write(directory.path(), "user/containers/registries.conf", "registry = 1");
+        write(directory.path(), "home/me/.config/containers/registries.conf", "registry = 1");
         let findings = Places::below(directory.path()).read().findings;
         assert_eq!(
             findings.iter().map(|finding| finding.level).collect::<Vec<_>>(),
