@@ -2,6 +2,7 @@
 //!
 //! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
 
+mod clients;
 mod completions;
 pub mod config;
 mod doctor;

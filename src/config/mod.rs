@@ -48,7 +48,7 @@ pub use self::url::BaseUrl;
 use crate::oci::UpstreamName;
 
 /// Where clients connect if nobody said.
-const DEFAULT_LISTEN: [SocketAddr; 2] =
+pub(crate) const DEFAULT_LISTEN: [SocketAddr; 2] =
     [SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000), SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), 5000)];
 /// Where metrics and health are if nobody said.
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5080);

@@ -232,7 +232,7 @@ async fn a_world_in_which_nothing_is_well() {
     said.says("error", &format!("127.0.0.1:{}", machine.port), "`ss -ltnp` names the process");
     said.says("warning", client.to_str().unwrap(), "nobody listens there");
     said.says("warning", "daemon.json", "is not what docker can read");
-    said.says("note", "all", "none of docker, containerd, podman and BuildKit is set up for this instance");
+    said.says("note", "all", "none of docker, containerd, podman, BuildKit and k3s is set up for this instance");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,34 +1,28 @@
 //! `BuildKit`: mirrors in `buildkitd.toml`, and a table for ocistern itself that says how it is spoken to.
 
-use std::path::PathBuf;
-
 use toml_edit::{Array, Item, Table, value};
 
 use super::SetupError;
 use super::instance::{Endpoint, Registry};
-use super::plan::{Plan, Site, Unmergeable, Whose};
+use super::plan::{Plan, Site, Unmergeable};
 use super::tables::{self, parse, table_of};
+use crate::cli::clients::Whose;
 
 const REGISTRY: &str = "registry";
-
-/// Where buildkitd's files are.
-pub(super) fn directory(whose: &Whose) -> PathBuf {
-    whose.user_config().map_or_else(|| "/etc/buildkit".into(), |config| config.join("buildkit"))
-}
 
 /// What there is to do.
 pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let endpoint = site.instance.endpoint().ok_or_else(|| SetupError::Unfit(String::new()))?;
     let endpoint = endpoint.without_path("BuildKit")?;
-    let directory = directory(site.whose);
+    let directory = site.whose.buildkit();
     let mut plan = Plan::default();
     let ca = directory.join(super::CA_COPY);
     if let Some(text) = &endpoint.ca {
-        plan.own(site.disk, ca.clone(), text.clone())?;
+        plan.own(site.disk, ca.clone(), text.clone());
     }
     let file = directory.join("buildkitd.toml");
     let shown = file.display().to_string();
-    plan.merged(site.disk, file, |text| merge(text, &site.instance.registries, endpoint, &ca.display().to_string()))?;
+    plan.merged(site.disk, file, |text| merge(text, &site.instance.registries, endpoint, &ca.display().to_string()));
     plan.then.push(match site.whose {
         Whose::Machine => "systemctl restart buildkit".to_owned(),
         Whose::User { .. } => "systemctl --user restart buildkit".to_owned(),

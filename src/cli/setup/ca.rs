@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,8 +20,9 @@ use rustls::pki_types::{ServerName, UnixTime};
 
 use super::certificate::Leaf;
 use super::instance::CA_FILE;
-use super::{FAILED, SetupError, USAGE, complain, disk, say};
-use crate::config::{Address, Config, Flags};
+use super::{FAILED, SetupError, USAGE, complain, say};
+use crate::cli::clients::folder;
+use crate::config::{Address, Config, DEFAULT_LISTEN, Flags, Listener};
 use crate::http::route::Directory;
 use crate::oci::{Algorithm, Digest};
 
@@ -36,6 +37,9 @@ const CA_DAYS: i64 = 3650;
 const SERVER_DAYS: i64 = 397;
 /// Valid from a day before: not every clock is right.
 const BEFORE_DAYS: i64 = 1;
+/// Where registries' names lead: clients know no other port for them.
+const ADDRESS: &str = "0.0.0.0:443";
+const OWN_PORT: &str = "# a port below 1024 is for root, unless the machine says otherwise: sysctl net.ipv4.ip_unprivileged_port_start=443\n\n";
 const NO_NAMES: &str = "say for which host names: those of registries whose names are to lead to ocistern, or its own; without \
                         any, the names in the listeners' `hostnames` are taken, and there are none";
 
@@ -61,6 +65,15 @@ enum Name {
     Ip(IpAddr),
 }
 
+/// Which ocistern is to use the certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    /// The machine's: `ocistern.service`, which runs as the user ocistern and may open no port below 1024 itself.
+    System,
+    /// This user's own.
+    Own,
+}
+
 /// What was made.
 #[derive(Debug, PartialEq, Eq)]
 struct Made {
@@ -84,7 +97,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
             return complain(USAGE, format!("the directory for the CA is not known: {error}; say --directory"));
         }
     };
-    let before = match disk::read(&directory.join(SERVER_CERTIFICATE)) {
+    let before = match folder::read(&directory.join(SERVER_CERTIFICATE)) {
         Ok(before) => before.and_then(|text| Leaf::read(&text)),
         Err(error) => return complain(FAILED, error),
     };
@@ -93,7 +106,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         Err(message) => return complain(USAGE, message),
     };
     match make(&directory, &names, super::now()) {
-        Ok(made) => say(&report(&directory, &names, &made, &config)),
+        Ok(made) => {
+            let of = if rustix::process::geteuid().is_root() { Service::System } else { Service::Own };
+            say(&report(&directory, &names, &made, &config, of))
+        }
         Err(error) => complain(FAILED, error),
     }
 }
@@ -146,9 +162,9 @@ fn local() -> [Name; 3] {
 fn make(directory: &Path, names: &[Name], now: UnixTime) -> Result<Made, SetupError> {
     let mut names = names.to_vec();
     names.extend(local().into_iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
-    disk::make_directories(directory)?;
+    folder::make_directories(directory)?;
     let (ca_file, key_file) = (directory.join(CA_FILE), directory.join(CA_KEY));
-    let (ca, key, new_ca) = match (disk::read(&ca_file)?, disk::read(&key_file)?) {
+    let (ca, key, new_ca) = match (folder::read(&ca_file)?, folder::read(&key_file)?) {
         (Some(ca), Some(key)) => (ca, read_key(&key_file, &key)?, false),
         (Some(_), None) => return Err(half(&ca_file, &key_file)),
         // A key without a certificate is what is left of a run that was cut off.
@@ -158,12 +174,12 @@ fn make(directory: &Path, names: &[Name], now: UnixTime) -> Result<Made, SetupEr
                 None => new_key(&key_file)?,
             };
             let ca = authority(&key, &names, now)?;
-            disk::replace(&ca_file, ca.as_bytes(), Some(PUBLIC))?;
+            folder::replace(&ca_file, ca.as_bytes(), Some(PUBLIC))?;
             (ca, key, true)
         }
     };
     let server_key_file = directory.join(SERVER_KEY);
-    let server_key = match disk::read(&server_key_file)? {
+    let server_key = match folder::read(&server_key_file)? {
         Some(text) => read_key(&server_key_file, &text)?,
         None => new_key(&server_key_file)?,
     };
@@ -179,7 +195,7 @@ fn make(directory: &Path, names: &[Name], now: UnixTime) -> Result<Made, SetupEr
             shown(&names),
         )));
     }
-    disk::replace(&directory.join(SERVER_CERTIFICATE), certificate.as_bytes(), Some(PUBLIC))?;
+    folder::replace(&directory.join(SERVER_CERTIFICATE), certificate.as_bytes(), Some(PUBLIC))?;
     let end =
         Duration::from_secs(now.as_secs()) + Duration::from_hours(24 * SERVER_DAYS.unsigned_abs().saturating_sub(2));
     let ca_ends = leaf.refused_by(&ca, &certificate, UnixTime::since_unix_epoch(end)).is_some();
@@ -197,7 +213,7 @@ fn half(ca: &Path, key: &Path) -> SetupError {
 
 fn new_key(file: &Path) -> Result<KeyPair, SetupError> {
     let key = KeyPair::generate().map_err(|error| SetupError::Certificate(format!("no key can be made: {error}")))?;
-    disk::replace(file, key.serialize_pem().as_bytes(), Some(SECRET))?;
+    folder::replace(file, key.serialize_pem().as_bytes(), Some(SECRET))?;
     Ok(key)
 }
 
@@ -318,7 +334,7 @@ fn shown(names: &[Name]) -> String {
 }
 
 /// What was made, and what there is to do with it.
-fn report(directory: &Path, names: &[Name], made: &Made, config: &Config) -> String {
+fn report(directory: &Path, names: &[Name], made: &Made, config: &Config, of: Service) -> String {
     let at = |name: &str| directory.join(name).display().to_string();
     let (certificate, key, ca) = (at(SERVER_CERTIFICATE), at(SERVER_KEY), at(CA_FILE));
     let mut out = String::new();
@@ -335,15 +351,59 @@ fn report(directory: &Path, names: &[Name], made: &Made, config: &Config) -> Str
             "# the CA itself ends before that certificate: move {CA_FILE} and {CA_KEY} away, and run this again for a new one"
         );
     }
-    let _ = writeln!(out, "# {key} must be readable for the user that `ocistern serve` runs as\n");
-    configuration(&mut out, names, &certificate, &key, config);
+    out.push('\n');
+    let is_new = configuration(&mut out, names, &certificate, &key, config);
+    match of {
+        Service::System => service(&mut out, &key, config, is_new),
+        Service::Own if is_new => out.push_str(OWN_PORT),
+        Service::Own => {}
+    }
     clients(&mut out, names, &ca, config);
     out
 }
 
-/// The lines for ocistern's own configuration.
-fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str, config: &Config) {
-    let uses = |listener: &crate::config::Listener| {
+/// What the package's service needs, which is neither root nor may open the port: the key by its group, and the port from systemd.
+fn service(out: &mut String, key: &str, config: &Config, is_new: bool) {
+    let _ = writeln!(
+        out,
+        "# where it runs as the package's service (user ocistern), as root; a renewal leaves this as it is:\n\
+         #   chgrp ocistern {key}\n#   chmod 0640 {key}\n#"
+    );
+    let mut ports: Vec<String> = config.listeners.iter().filter_map(tcp).map(|address| address.to_string()).collect();
+    if is_new && config.listeners.iter().filter_map(tcp).eq(DEFAULT_LISTEN) {
+        ports.truncate(1);
+    }
+    if is_new {
+        ports.push(ADDRESS.to_owned());
+    }
+    let is_low = |address: &String| address.parse::<SocketAddr>().is_ok_and(|address| address.port() < 1024);
+    if !ports.iter().any(is_low) {
+        return;
+    }
+    ports.dedup();
+    let _ = writeln!(
+        out,
+        "# and a port below 1024 is opened by systemd, with all others: these lines by `systemctl edit ocistern.socket`\n\
+         #     [Socket]\n#     ListenStream="
+    );
+    for port in &ports {
+        let _ = writeln!(out, "#     ListenStream={port}");
+    }
+    out.push_str(
+        "# and then:\n#   systemctl stop ocistern\n#   systemctl enable --now ocistern.socket\n#   systemctl start ocistern\n\n",
+    );
+}
+
+fn tcp(listener: &Listener) -> Option<SocketAddr> {
+    match listener.address {
+        Address::Tcp(address) => Some(address),
+        Address::Unix(_) => None,
+    }
+}
+
+/// The lines for ocistern's own configuration. Whether there is a new listener among them.
+fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str, config: &Config) -> bool {
+    let uses = |listener: &Listener| {
         let tls = listener.tls.as_ref();
         tls.is_some_and(|tls| tls.certificates.iter().any(|files| files.certificate == Path::new(certificate)))
     };
@@ -358,7 +418,8 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
         .iter()
         .filter(|(name, _)| !serving.is_some_and(|listener| listener.hostnames.contains_key(name)))
         .collect();
-    if let Some(listener) = serving.filter(|_| missing.is_empty()) {
+    let has_it = serving.filter(|_| missing.is_empty());
+    if let Some(listener) = has_it {
         let _ = writeln!(
             out,
             "# the listener at {} has this certificate already, and takes a renewed one within ten seconds\n",
@@ -367,10 +428,16 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
     } else {
         let entries: Vec<String> =
             registries.iter().map(|(name, upstream)| format!("{name:?} = {:?}", upstream.as_str())).collect();
-        let _ = writeln!(out, "# for ocistern's configuration:\n[[listener]]\naddress = \"0.0.0.0:443\"");
+        let _ = writeln!(out, "# for ocistern's configuration:\n[[listener]]\naddress = \"{ADDRESS}\"");
         let _ = writeln!(out, "tls = {{ certificate = {certificate:?}, key = {key:?} }}");
         if !entries.is_empty() {
             let _ = writeln!(out, "hostnames = {{ {} }}", entries.join(", "));
+        }
+        // Where no listener is configured there are those of the default, until there is one.
+        if config.listeners.iter().filter_map(tcp).eq(DEFAULT_LISTEN) {
+            let usual = DEFAULT_LISTEN[0];
+            let _ =
+                writeln!(out, "[[listener]]\naddress = \"{usual}\"   # as before; leave it out if it is there already");
         }
         out.push('\n');
     }
@@ -393,6 +460,7 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
             );
         }
     }
+    has_it.is_none()
 }
 
 /// What clients need.
@@ -433,10 +501,10 @@ pub(super) fn certificates(directory: &Path, now: UnixTime) {
     let names: Vec<Name> = names.iter().map(|name| Name::parse(name).unwrap()).collect();
     make(directory, &names, now).unwrap();
     let key = new_key(&directory.join("named.key")).unwrap();
-    let ca = disk::read(&directory.join(CA_KEY)).unwrap().unwrap();
+    let ca = folder::read(&directory.join(CA_KEY)).unwrap().unwrap();
     let ca = read_key(Path::new(CA_KEY), &ca).unwrap();
     let certificate = server(&key, &ca, &[Name::Dns("mirror.example".into())], now).unwrap();
-    disk::replace(&directory.join("named.crt"), certificate.as_bytes(), None).unwrap();
+    folder::replace(&directory.join("named.crt"), certificate.as_bytes(), None).unwrap();
 }
 
 #[cfg(test)]
@@ -577,7 +645,7 @@ mod tests {
         let text = "[[listener]]\naddress = \"127.0.0.1:5000\"\n[upstream.\"myregistry.azurecr.io\"]\n";
         let made = Made { new_ca: true, ca_ends: false };
         let names = parsed(&["myregistry.azurecr.io", "cache.example"]);
-        let said = report(Path::new("/d"), &names, &made, &Config::from_toml(text).unwrap());
+        let said = report(Path::new("/d"), &names, &made, &Config::from_toml(text).unwrap(), Service::System);
         // The lines are a configuration, apart from the address that only the operator can find out.
         let ours: String = said.split("# for clients").next().unwrap().replace("ADDRESS", "192.0.2.1");
         let config = Config::from_toml(&format!("{ours}\n")).unwrap();
@@ -592,8 +660,38 @@ mod tests {
         ] {
             assert!(said.contains(part), "{part}:\n{said}");
         }
-        let again = report(Path::new("/d"), &names[..1], &Made { new_ca: false, ..made }, &config);
+        let again = report(Path::new("/d"), &names[..1], &Made { new_ca: false, ..made }, &config, Service::System);
         assert!(again.contains("has this certificate already") && !again.contains("[[listener]]"), "{again}");
         assert!(!again.contains("connect ="), "it has that, too: {again}");
+    }
+
+    #[test]
+    fn what_the_service_needs_is_said() {
+        let made = Made { new_ca: true, ca_ends: false };
+        let names = parsed(&["ghcr.io"]);
+        let said = |text: &str, of| report(Path::new("/d"), &names, &made, &Config::from_toml(text).unwrap(), of);
+        let lines = |said: &str| -> Vec<String> {
+            said.lines().filter_map(|line| line.strip_prefix("#     ListenStream=").map(str::to_owned)).collect()
+        };
+        // The usual listeners are there only until one is configured, and a socket that fits none gets another's settings.
+        let fresh = said("", Service::System);
+        let ours = fresh.split("# for clients").next().unwrap().replace("ADDRESS", "192.0.2.1");
+        let config = Config::from_toml(&ours).unwrap();
+        let addresses: Vec<String> = config.listeners.iter().map(|listener| listener.address.to_string()).collect();
+        assert_eq!(addresses, ["0.0.0.0:443", "127.0.0.1:5000"], "{ours}");
+        for part in
+            ["chgrp ocistern /d/server.key", "chmod 0640 /d/server.key", "systemctl enable --now ocistern.socket"]
+        {
+            assert!(fresh.contains(part), "{part}:\n{fresh}");
+        }
+        assert_eq!(lines(&fresh), ["", "127.0.0.1:5000", "0.0.0.0:443"], "{fresh}");
+        let own = said("[[listener]]\naddress = \"10.0.0.1:5000\"", Service::System);
+        assert_eq!(lines(&own), ["", "10.0.0.1:5000", "0.0.0.0:443"], "{own}");
+        assert!(!own.contains("as before"), "{own}");
+        let high = "[[listener]]\naddress = \"0.0.0.0:8443\"\ntls = { certificate = \"/d/server.crt\", key = \"/d/server.key\" }\n\
+                    hostnames = { \"ghcr.io\" = \"ghcr.io\" }";
+        assert!(lines(&said(high, Service::System)).is_empty(), "no port that the service could not open");
+        let own = said("", Service::Own);
+        assert!(!own.contains("chgrp") && own.contains("ip_unprivileged_port_start"), "{own}");
     }
 }

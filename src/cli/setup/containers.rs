@@ -9,7 +9,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::SetupError;
 use super::instance::{Endpoint, Registry};
-use super::plan::{Plan, Site, Unmergeable, Whose};
+use super::plan::{Plan, Site, Unmergeable};
 use super::tables::{before, parse};
 
 const REGISTRY: &str = "registry";
@@ -17,19 +17,11 @@ const MIRROR: &str = "mirror";
 const OURS: &str = "ocistern.conf";
 const HEADER: &str = "# Written by `ocistern setup podman`, which takes it away again with --undo.\n";
 
-/// Where the files are. A user's do not move with `$XDG_CONFIG_HOME`.
-pub(super) fn directory(whose: &Whose) -> PathBuf {
-    match whose {
-        Whose::Machine => "/etc/containers".into(),
-        Whose::User { home, .. } => home.join(".config/containers"),
-    }
-}
-
 /// What there is to do.
 pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let endpoint = site.instance.endpoint().ok_or_else(|| SetupError::Unfit(String::new()))?;
     let endpoint = endpoint.without_path("podman")?;
-    let directory = directory(site.whose);
+    let directory = site.whose.containers();
     let mut plan = Plan::default();
     let mut left: Vec<&Registry> = site.instance.registries.iter().collect();
     let drop_ins = directory.join("registries.conf.d");
@@ -39,25 +31,35 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     others.extend(site.disk.list(&drop_ins)?.into_iter().filter(is_other));
     // The last one that speaks of a registry is the one that counts.
     for path in others.into_iter().rev() {
-        let unmergeable = |why| SetupError::Unmergeable { path: path.clone(), why };
-        let Some(text) = site.disk.find(&path)?.base else { continue };
-        let document = parse(Some(&text)).map_err(unmergeable)?;
+        // One that cannot be read counts as if it spoke of none: podman starts with it as little.
+        let document = match site.disk.find(&path).map(|found| found.base) {
+            Ok(None) => continue,
+            Ok(Some(text)) => parse(Some(&text)).map_err(|why| SetupError::Unmergeable { path: path.clone(), why }),
+            Err(error) => Err(error),
+        };
+        let document = match document {
+            Ok(document) => document,
+            Err(error) => {
+                plan.failures.push(error);
+                continue;
+            }
+        };
         let (here, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|registry| speaks_of(&document, registry));
         left = rest;
         if !here.is_empty() {
-            plan.merged(site.disk, path, |text| merge(text, &here, endpoint))?;
+            plan.merged(site.disk, path, |text| merge(text, &here, endpoint));
         }
     }
     if !left.is_empty() {
-        plan.own(site.disk, ours, fresh(&left, endpoint))?;
+        plan.own(site.disk, ours, fresh(&left, endpoint));
     }
     let certificates = directory.join("certs.d");
     if let Some(ca) = &endpoint.ca {
-        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone())?;
+        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone());
     }
     for name in site.instance.own_names.iter().filter(|name| name.host != endpoint.authority()) {
         if let Some(ca) = &name.ca {
-            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone())?;
+            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone());
         }
     }
     plan.notes.push(

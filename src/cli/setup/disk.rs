@@ -8,16 +8,20 @@
 //! ```
 //!
 //! No client reads files of such names. The order is backup, record, file, so that a crash between two of them leaves what
-//! `--undo` understands.
+//! `--undo` understands. In an image anybody may have written them: what a record says is checked, and leads to nothing but what
+//! lies beside the same file.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
-use std::path::{Component, Path, PathBuf};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
+use crate::cli::clients::folder::{Folder, beside};
+use crate::cli::clients::{FileError, Place, Spot, Tree};
 use crate::oci::{Algorithm, Digest};
 
 /// Version of the record beside a file.
@@ -28,14 +32,11 @@ const RECORD: &str = ".ocistern-setup";
 const WRITTEN: usize = 2;
 /// How deep below a client's directory its files lie (`certs.d/HOST/hosts.toml`), and one more.
 const DEPTH: usize = 4;
-/// Mode of a new file, and of a new directory.
-const FILE_MODE: u32 = 0o644;
-const DIRECTORY_MODE: u32 = 0o755;
 
-/// The file system as a client sees it: the whole, or an image of one below a directory.
+/// The file system as a client sees it, to be changed.
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
-    prefix: Option<PathBuf>,
+    tree: Tree,
 }
 
 /// A file as it is found.
@@ -58,8 +59,24 @@ pub(super) enum Written {
     Changed(PathBuf),
     /// It was changed again; what was there before the first change (none: nothing) is in this file.
     Again(Option<PathBuf>),
-    /// It had been edited since ocistern wrote it, so that it can no longer be put back.
-    Edited(Option<PathBuf>),
+    /// It had been edited since ocistern wrote it, and has nothing of the edits any more: they are in this file.
+    Over(PathBuf),
+    /// It has edits in it that were made since ocistern wrote it, so that it can no longer be put back.
+    Edited {
+        /// What was there before the first change; none: nothing.
+        before: Option<PathBuf>,
+        /// The file as it was edited, where it has been just now.
+        copy: Option<PathBuf>,
+    },
+}
+
+/// What a text that is to be written was made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Basis {
+    /// From nothing that was in the file.
+    Alone,
+    /// From what was in it.
+    Merged,
 }
 
 /// What became of a file that was to be put back.
@@ -76,8 +93,11 @@ pub(super) enum Undone {
 struct Record {
     version: u32,
     client: String,
-    /// Name of the backup; none: there was no file.
+    /// Name of the backup, which is one of this file; none: there was no file.
     before: Option<String>,
+    /// Digest of what was there before; none also in records of earlier versions.
+    #[serde(default)]
+    kept: Option<Digest>,
     /// Digests of what was written, the newest last.
     written: Vec<Digest>,
     /// Somebody has edited the file, and then ocistern changed it again: it is a mixture.
@@ -88,211 +108,204 @@ struct Record {
     directories: Vec<PathBuf>,
 }
 
+/// What was written and not put back yet.
+#[derive(Debug)]
+pub(super) struct Search<'a> {
+    tree: &'a Tree,
+    /// Whose; none: anybody's.
+    client: Option<String>,
+    /// The files, as clients see them.
+    pub(super) files: Vec<PathBuf>,
+    /// Why there may be more.
+    pub(super) failures: Vec<SetupError>,
+    /// Where the files really are: one may be reached by several ways.
+    found: BTreeSet<PathBuf>,
+    /// Directories that were looked into.
+    seen: BTreeSet<(u64, u64)>,
+}
+
+/// How a directory was come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// From a client's own.
+    Straight,
+    ByLink,
+}
+
+/// What was there before the first change.
+#[derive(Debug, PartialEq, Eq)]
+enum Before {
+    /// No file.
+    Nothing,
+    /// This.
+    Text(String),
+    /// It is there again, and its backup is not: putting back was cut off, and has nothing left to do but to remove the record.
+    Back,
+}
+
+/// A file by its name in a directory, with what lies beside it.
+#[derive(Debug, Clone, Copy)]
+struct Spotted<'a> {
+    folder: &'a Folder,
+    name: &'a OsStr,
+}
+
 // === impl Disk ===
 
 impl Disk {
     /// With everything below `prefix`, which is then a whole root directory; none: the file system itself.
     pub(super) const fn new(prefix: Option<PathBuf>) -> Self {
-        Self { prefix }
+        Self { tree: Tree::new(prefix) }
+    }
+
+    /// To be read alone.
+    pub(super) const fn tree(&self) -> &Tree {
+        &self.tree
     }
 
     /// Whether it is an image's.
     pub(super) const fn is_image(&self) -> bool {
-        self.prefix.is_some()
-    }
-
-    /// Where a path that clients know lies really.
-    fn at(&self, path: &Path) -> PathBuf {
-        match &self.prefix {
-            None => path.to_owned(),
-            Some(prefix) => {
-                prefix.join(path.components().filter(|part| matches!(part, Component::Normal(_))).collect::<PathBuf>())
-            }
-        }
-    }
-
-    /// As [`Disk::at`], with links followed: a link stays one, and what it leads to is changed. Within an image a link that
-    /// leads out of it would lead to this machine's own files.
-    fn real(&self, path: &Path) -> Result<PathBuf, SetupError> {
-        let at = self.at(path);
-        let mut there = at.as_path();
-        let mut behind = Vec::new();
-        let found = loop {
-            match there.canonicalize() {
-                Ok(found) => break found,
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    // A link to what is not there would be replaced.
-                    if there.is_symlink() {
-                        return Err(SetupError::read(there, io::Error::new(ErrorKind::NotFound, "a link to nothing")));
-                    }
-                    let (Some(parent), Some(name)) = (there.parent(), there.file_name()) else {
-                        return Err(SetupError::read(&at, error));
-                    };
-                    behind.push(name);
-                    there = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-                }
-                Err(error) => return Err(SetupError::read(there, error)),
-            }
-        };
-        if let Some(prefix) = &self.prefix {
-            // It may not be there yet; then nothing below it is a link.
-            let inside = prefix.canonicalize().map_or(true, |prefix| found.starts_with(prefix));
-            if !inside {
-                return Err(SetupError::Outside { path: at, to: found, prefix: prefix.clone() });
-            }
-        }
-        Ok(behind.into_iter().rev().fold(found, |path, name| path.join(name)))
+        self.tree.is_image()
     }
 
     /// Whether there is something at this path.
     pub(super) fn exists(&self, path: &Path) -> bool {
-        self.at(path).exists()
+        self.tree.exists(path)
     }
 
     /// What is in a file; none: it is not there.
     pub(super) fn read(&self, path: &Path) -> Result<Option<String>, SetupError> {
-        read(&self.real(path)?)
+        Ok(self.tree.read(path)?)
     }
 
-    /// Names of the files in a directory, in their order; none where there is no directory.
+    /// The files in a directory, in their order; none where there is no directory.
     pub(super) fn list(&self, directory: &Path) -> Result<Vec<PathBuf>, SetupError> {
-        let at = self.at(directory);
-        let entries = match fs::read_dir(&at) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(SetupError::read(&at, error)),
-        };
-        let names: Result<Vec<_>, _> = entries.map(|entry| Ok(directory.join(entry?.file_name()))).collect();
-        let mut names = names.map_err(|error| SetupError::read(&at, error))?;
-        names.sort_unstable();
-        Ok(names)
+        Ok(self.tree.list(directory)?)
     }
 
     /// A file, and what a change of it starts from.
     pub(super) fn find(&self, path: &Path) -> Result<Found, SetupError> {
-        let real = self.real(path)?;
-        let now = read(&real)?;
-        let base = match Record::of(&real)? {
-            Some(record) if record.is_ours(now.as_deref()) => record.before_of(&real)?,
-            _ => now.clone(),
+        let place = self.tree.place(path)?;
+        let Some(file) = Spotted::of(&place) else { return Ok(Found { now: None, base: None }) };
+        let now = file.read()?;
+        let base = match file.record()? {
+            Some(record) => match file.before(&record, now.as_deref())? {
+                Before::Text(text) if record.is_ours(now.as_deref()) => Some(text),
+                Before::Nothing if record.is_ours(now.as_deref()) => None,
+                Before::Text(_) | Before::Nothing | Before::Back => now.clone(),
+            },
+            None => now.clone(),
         };
         Ok(Found { now, base })
     }
 
-    /// Puts `text` into a file, for `client`. What was there before is kept beside it.
-    pub(super) fn write(&self, client: &str, path: &Path, text: &str) -> Result<Written, SetupError> {
-        let real = self.real(path)?;
-        let now = read(&real)?;
+    /// Puts `text` into a file, for `client`. What was there before is kept beside it, and so is what somebody has made of it since.
+    pub(super) fn write(&self, client: &str, path: &Path, text: &str, basis: Basis) -> Result<Written, SetupError> {
+        let place = self.tree.place(path)?;
+        let directories: Vec<PathBuf> = path.ancestors().skip(1).take(place.missing()).map(Path::to_owned).collect();
+        let place = place.made()?;
+        let file = Spotted::of(&place).ok_or_else(|| FileError::write(path, rustix::io::Errno::NOENT))?;
+        let now = file.read()?;
         if now.as_deref() == Some(text) {
             return Ok(Written::Unchanged);
         }
         let fresh = digest(text);
-        if let Some(mut record) = Record::of(&real)? {
-            let ours = record.is_ours(now.as_deref());
-            let before = record.before.as_ref().map(|name| real.with_file_name(name));
-            if !ours && now != record.before_of(&real)? {
-                record.edited = true;
+        let mut directories: Vec<PathBuf> = directories.into_iter().rev().collect();
+        if let Some(mut record) = file.record()? {
+            let before = file.before(&record, now.as_deref())?;
+            if before == Before::Back {
+                // It is written as for the first time.
+                directories = record.directories;
+            } else {
+                let backup = record.before.as_ref().map(|name| file.at(name.as_ref()));
+                let is_edited = |text: &str| !record.has_written(text) && !before.is(Some(text));
+                let copy = match &now {
+                    Some(text) if is_edited(text) => Some(file.at(&file.keep()?)),
+                    _ => None,
+                };
+                record.edited = basis == Basis::Merged && (record.edited || copy.is_some());
+                record.written.push(fresh);
+                let spare = record.written.len().saturating_sub(WRITTEN);
+                record.written.drain(..spare);
+                file.put(&record)?;
+                file.replace(text)?;
+                return Ok(match copy {
+                    copy if record.edited => Written::Edited { before: backup, copy },
+                    Some(copy) => Written::Over(copy),
+                    None => Written::Again(backup),
+                });
             }
-            record.written.push(fresh);
-            let spare = record.written.len().saturating_sub(WRITTEN);
-            record.written.drain(..spare);
-            record.put(&real)?;
-            replace(&real, text.as_bytes(), None)?;
-            return Ok(if record.edited { Written::Edited(before) } else { Written::Again(before) });
         }
-        let directories = Self::make_directories(path, &real)?;
-        let backup = match &now {
+        let before = match &now {
             None => None,
-            Some(_) => Some(keep(&real)?),
+            Some(_) => Some(file.keep()?),
         };
         let record = Record {
             version: VERSION,
             client: client.to_owned(),
-            before: backup.as_ref().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned())),
+            before: before.as_ref().map(|name| name.to_string_lossy().into_owned()),
+            kept: now.as_deref().map(digest),
             written: vec![fresh],
             edited: false,
             directories,
         };
-        record.put(&real)?;
-        replace(&real, text.as_bytes(), None)?;
-        Ok(backup.map_or(Written::New, Written::Changed))
+        file.put(&record)?;
+        file.replace(text)?;
+        Ok(before.map_or(Written::New, |name| Written::Changed(file.at(&name))))
     }
 
-    /// Makes the directory of a file; those that were missing, outermost first.
-    fn make_directories(path: &Path, real: &Path) -> Result<Vec<PathBuf>, SetupError> {
-        let (mut missing, mut seen, mut there) = (Vec::new(), path.parent(), real.parent());
-        while let (Some(seen_now), Some(there_now)) = (seen, there) {
-            if there_now.exists() {
-                break;
-            }
-            missing.push((seen_now.to_owned(), there_now.to_owned()));
-            (seen, there) = (seen_now.parent(), there_now.parent());
-        }
-        missing.reverse();
-        for (_, directory) in &missing {
-            make_directory(directory)?;
-        }
-        Ok(missing.into_iter().map(|(seen, _)| seen).collect())
-    }
-
-    /// The files below these directories that were written for `client` and not put back yet.
-    pub(super) fn written(&self, client: &str, directories: &[PathBuf]) -> Result<Vec<PathBuf>, SetupError> {
-        let mut found = Vec::new();
+    /// The files below these directories that were written for `client` and not put back yet, by whatever link they are reached.
+    pub(super) fn written(&self, client: &str, directories: &[PathBuf]) -> Search<'_> {
+        let mut search = Search::new(&self.tree, Some(client.to_owned()));
         for directory in directories {
-            self.search(Some(client), directory, DEPTH, &mut found)?;
-        }
-        found.sort_unstable();
-        found.dedup();
-        Ok(found)
-    }
-
-    fn search(
-        &self,
-        client: Option<&str>,
-        directory: &Path,
-        depth: usize,
-        found: &mut Vec<PathBuf>,
-    ) -> Result<(), SetupError> {
-        if depth == 0 || self.at(directory).is_file() {
-            return Ok(());
-        }
-        for path in self.list(directory)? {
-            let at = self.at(&path);
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if let Some(name) = name.strip_prefix('.').and_then(|name| name.strip_suffix(RECORD)) {
-                let file = path.with_file_name(name);
-                if Record::of(&self.real(&file)?)?
-                    .is_some_and(|record| client.is_none_or(|client| record.client == client))
-                {
-                    found.push(file);
-                }
-            } else if at.is_dir() && !at.is_symlink() {
-                self.search(client, &path, depth - 1, found)?;
+            match self.tree.spot(directory) {
+                Ok(Spot::Directory(folder)) => search.look(directory, &folder, DEPTH, Way::Straight),
+                Ok(Spot::File(_)) => {}
+                Err(error) => search.failures.push(error.into()),
             }
         }
-        Ok(())
+        search.files.sort_unstable();
+        search
+    }
+
+    /// Where a file really is; two that are the same have the same.
+    pub(super) fn real(&self, path: &Path) -> Option<PathBuf> {
+        Some(self.place(path).ok()?.path())
+    }
+
+    /// As [`Tree::place`], also of what a link to nothing leads to: there may be a record beside it.
+    fn place(&self, path: &Path) -> Result<Place, SetupError> {
+        match self.tree.spot(path)? {
+            Spot::File(place) => Ok(place),
+            Spot::Directory(folder) => Err(FileError::read(folder.path(), rustix::io::Errno::ISDIR).into()),
+        }
     }
 
     /// Puts a file back to what it was before the first [`Disk::write`]; none: it was never written.
     pub(super) fn undo(&self, path: &Path) -> Result<Option<Undone>, SetupError> {
-        let real = self.real(path)?;
-        let Some(record) = Record::of(&real)? else { return Ok(None) };
-        let (now, before) = (read(&real)?, record.before_of(&real)?);
-        let backup = record.before.as_ref().map(|name| real.with_file_name(name));
-        if now != before && (record.edited || !record.is_ours(now.as_deref())) {
-            return Err(SetupError::Edited { path: real.clone(), backup, record: record_of(&real) });
+        let place = self.place(path)?;
+        let Some(file) = Spotted::of(&place) else { return Ok(None) };
+        let Some(record) = file.record()? else { return Ok(None) };
+        let now = file.read()?;
+        let before = file.before(&record, now.as_deref())?;
+        if !before.is(now.as_deref()) && !record.is_ours(now.as_deref()) {
+            return Err(file.edited(&record));
         }
         // The backup has all that the file had: it is the same one.
-        let outcome = if let Some(backup) = &backup {
-            fs::rename(backup, &real).map_err(|error| SetupError::write(&real, error))?;
-            // Where a crash had left both names to one file, that did nothing.
-            remove(backup)?;
-            Undone::Restored
-        } else {
-            remove(&real)?;
-            Undone::Removed
+        let outcome = match (&before, &record.before) {
+            (Before::Text(_), Some(backup)) => {
+                file.folder.rename(backup.as_ref(), file.name)?;
+                // Where a crash had left both names to one file, that did nothing.
+                file.folder.remove(backup.as_ref())?;
+                Undone::Restored
+            }
+            (Before::Back, _) => Undone::Restored,
+            (Before::Text(_) | Before::Nothing, _) => {
+                file.folder.remove(file.name)?;
+                Undone::Removed
+            }
         };
-        remove(&record_of(&real))?;
+        file.folder.remove(&file.record_name())?;
         self.remove_directories(record.directories)?;
         Ok(Some(outcome))
     }
@@ -301,62 +314,235 @@ impl Disk {
     /// the last of these.
     fn remove_directories(&self, mut directories: Vec<PathBuf>) -> Result<(), SetupError> {
         while let Some(directory) = directories.last() {
-            match fs::remove_dir(self.at(directory)) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(_) => {
-                    let mut others = Vec::new();
-                    self.search(None, directory, DEPTH, &mut others)?;
-                    if let Some(other) = others.first() {
-                        let real = self.real(other)?;
-                        if let Some(mut record) = Record::of(&real)? {
-                            record.directories = [directories, record.directories].concat();
-                            record.put(&real)?;
-                        }
-                    }
-                    return Ok(());
+            if self.tree.remove_directory(directory) {
+                directories.pop();
+                continue;
+            }
+            let mut others = Search::new(&self.tree, None);
+            if let Ok(Spot::Directory(folder)) = self.tree.spot(directory) {
+                others.look(directory, &folder, DEPTH, Way::Straight);
+            }
+            if let Some(other) = others.files.first() {
+                let place = self.place(other)?;
+                if let Some(file) = Spotted::of(&place)
+                    && let Some(mut record) = file.record()?
+                {
+                    record.directories = [directories, record.directories].concat();
+                    file.put(&record)?;
                 }
             }
-            directories.pop();
+            return Ok(());
         }
         Ok(())
+    }
+}
+
+// === impl Search ===
+
+impl<'a> Search<'a> {
+    const fn new(tree: &'a Tree, client: Option<String>) -> Self {
+        Self { tree, client, files: Vec::new(), failures: Vec::new(), found: BTreeSet::new(), seen: BTreeSet::new() }
+    }
+
+    /// Looks into a directory, which clients see at this path, and those in it.
+    fn look(&mut self, directory: &Path, folder: &Folder, depth: usize, way: Way) {
+        if depth == 0 {
+            return;
+        }
+        let names = match folder.identity().map(|identity| self.seen.insert(identity)) {
+            Ok(true) => folder.names(),
+            Ok(false) => return,
+            Err(error) => Err(error),
+        };
+        let names = match names {
+            Ok(names) => names,
+            Err(error) => return self.failed(error, way),
+        };
+        let mut links = Vec::new();
+        for name in &names {
+            if let Some(of) = recorded(name) {
+                self.take(directory.join(of), Spotted { folder, name: of });
+                continue;
+            }
+            match folder.stat(name).map(|stat| stat.map(|stat| FileType::from_raw_mode(stat.st_mode))) {
+                Ok(Some(FileType::Directory)) => match folder.inner(name) {
+                    Ok(Some(inner)) => self.look(&directory.join(name), &inner, depth - 1, way),
+                    Ok(None) => {}
+                    Err(error) => self.failed(error, way),
+                },
+                Ok(Some(FileType::Symlink)) => links.push(directory.join(name)),
+                Ok(_) => {}
+                Err(error) => self.failed(error, way),
+            }
+        }
+        // After the directories: of two ways to a file, the one without links is told.
+        for path in links {
+            match self.tree.spot(&path) {
+                Ok(Spot::Directory(inner)) => self.look(&path, &inner, depth - 1, Way::ByLink),
+                Ok(Spot::File(place)) => {
+                    if let Some(file) = Spotted::of(&place) {
+                        self.take(path, file);
+                    }
+                }
+                // In a circle, or out of an image: another's, by which nothing of ours was written.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// A file, if there is a record of it.
+    fn take(&mut self, path: PathBuf, file: Spotted<'_>) {
+        let record = match file.record() {
+            Ok(Some(record)) => record,
+            Ok(None) => return,
+            Err(error) => return self.failures.push(error),
+        };
+        let real = file.at(file.name);
+        if self.client.as_ref().is_some_and(|client| record.client != *client) || !self.found.insert(real) {
+            return;
+        }
+        match file.folder.stat(file.name) {
+            // Somebody has put a link into its place.
+            Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode).is_symlink() => {
+                self.failures.push(file.edited(&record));
+            }
+            Ok(_) => self.files.push(path),
+            Err(error) => self.failures.push(error.into()),
+        }
+    }
+
+    /// A directory that cannot be looked into. Those that links lead to are others' as well.
+    fn failed(&mut self, error: FileError, way: Way) {
+        if way == Way::Straight {
+            self.failures.push(error.into());
+        }
+    }
+}
+
+// === impl Spotted ===
+
+impl<'a> Spotted<'a> {
+    /// None: not even its directory is there.
+    fn of(place: &'a Place) -> Option<Self> {
+        place.inside().map(|(folder, name)| Self { folder, name })
+    }
+
+    fn read(&self) -> Result<Option<String>, SetupError> {
+        Ok(self.folder.read(self.name)?)
+    }
+
+    fn replace(&self, text: &str) -> Result<(), SetupError> {
+        Ok(self.folder.replace(self.name, text.as_bytes(), None)?)
+    }
+
+    /// The path of what lies beside it, for people.
+    fn at(&self, name: &OsStr) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn record_name(&self) -> OsString {
+        beside(self.name, ".", RECORD)
+    }
+
+    fn record(&self) -> Result<Option<Record>, SetupError> {
+        let name = self.record_name();
+        let Some(text) = self.folder.read(&name)? else { return Ok(None) };
+        let unknown = |why: String| SetupError::Record { path: self.at(&name), why };
+        let record: Record = serde_json::from_str(&text).map_err(|error| unknown(error.to_string()))?;
+        if record.version != VERSION {
+            return Err(unknown(format!("it is of version {}", record.version)));
+        }
+        match record.before.as_deref().filter(|before| !self.is_backup(before.as_ref())) {
+            Some(before) => Err(unknown(format!("{before:?} is no backup of this file"))),
+            None => Ok(Some(record)),
+        }
+    }
+
+    fn put(&self, record: &Record) -> Result<(), SetupError> {
+        let name = self.record_name();
+        let text = serde_json::to_vec(record).map_err(|error| FileError::write(&self.at(&name), error))?;
+        Ok(self.folder.replace(&name, &text, None)?)
+    }
+
+    /// It was edited, so it is not put back.
+    fn edited(&self, record: &Record) -> SetupError {
+        SetupError::Edited {
+            path: self.at(self.name),
+            backup: record.before.as_ref().map(|name| self.at(name.as_ref())),
+            record: self.at(&self.record_name()),
+        }
+    }
+
+    /// Whether a backup of this file may have this name.
+    fn is_backup(&self, name: &OsStr) -> bool {
+        let name = name.as_encoded_bytes().strip_prefix(self.name.as_encoded_bytes());
+        let number = name.and_then(|name| name.strip_prefix(BACKUP.as_bytes()));
+        number.is_some_and(|number| match number.strip_prefix(b"-") {
+            None => number.is_empty(),
+            Some(digits) => !digits.is_empty() && digits.iter().all(u8::is_ascii_digit),
+        })
+    }
+
+    /// A second name for it, under which it stays when another takes its place.
+    fn keep(&self) -> Result<OsString, SetupError> {
+        for number in 1_u32.. {
+            let suffix = if number == 1 { BACKUP.to_owned() } else { format!("{BACKUP}-{number}") };
+            let backup = beside(self.name, "", &suffix);
+            // One that is there is somebody's: it is not ours to overwrite.
+            if self.folder.keep(self.name, &backup)? {
+                return Ok(backup);
+            }
+        }
+        Err(FileError::write(&self.at(self.name), rustix::io::Errno::EXIST).into())
+    }
+
+    /// What was there before; `now` is what is there now.
+    fn before(&self, record: &Record, now: Option<&str>) -> Result<Before, SetupError> {
+        let Some(name) = &record.before else { return Ok(Before::Nothing) };
+        match self.folder.read(name.as_ref())? {
+            Some(text) => Ok(Before::Text(text)),
+            None if record.is_back(now) => Ok(Before::Back),
+            None => Err(SetupError::Gone {
+                path: self.at(self.name),
+                backup: self.at(name.as_ref()),
+                record: self.at(&self.record_name()),
+            }),
+        }
+    }
+}
+
+// === impl Before ===
+
+impl Before {
+    /// Whether this is what was there before.
+    fn is(&self, now: Option<&str>) -> bool {
+        match self {
+            Self::Nothing => now.is_none(),
+            Self::Text(text) => now == Some(text),
+            Self::Back => true,
+        }
     }
 }
 
 // === impl Record ===
 
 impl Record {
-    fn of(real: &Path) -> Result<Option<Self>, SetupError> {
-        let path = record_of(real);
-        let Some(text) = read(&path)? else { return Ok(None) };
-        let unknown = |why: String| SetupError::Record { path: path.clone(), why };
-        let record: Self = serde_json::from_str(&text).map_err(|error| unknown(error.to_string()))?;
-        if record.version != VERSION {
-            return Err(unknown(format!("it is of version {}", record.version)));
-        }
-        Ok(Some(record))
-    }
-
-    fn put(&self, real: &Path) -> Result<(), SetupError> {
-        let path = record_of(real);
-        let text = serde_json::to_vec(self).map_err(|error| SetupError::write(&path, error.into()))?;
-        replace(&path, &text, None)
-    }
-
     /// Whether this is what was written.
     fn is_ours(&self, now: Option<&str>) -> bool {
-        !self.edited && now.is_some_and(|text| self.written.contains(&digest(text)))
+        !self.edited && now.is_some_and(|text| self.has_written(text))
     }
 
-    fn before_of(&self, real: &Path) -> Result<Option<String>, SetupError> {
-        match &self.before {
-            None => Ok(None),
-            Some(name) => {
-                let backup = real.with_file_name(name);
-                let gone = || SetupError::read(&backup, ErrorKind::NotFound.into());
-                read(&backup)?.ok_or_else(gone).map(Some)
-            }
-        }
+    /// Whether this was written, perhaps with edits in it.
+    fn has_written(&self, text: &str) -> bool {
+        self.written.contains(&digest(text))
+    }
+
+    /// Whether this is what was there before, as far as that is known without its backup.
+    fn is_back(&self, now: Option<&str>) -> bool {
+        now.map(digest).is_some_and(|now| match &self.kept {
+            Some(kept) => now == *kept,
+            None => !self.written.contains(&now),
+        })
     }
 }
 
@@ -364,110 +550,16 @@ fn digest(text: &str) -> Digest {
     Digest::of(Algorithm::Sha256, text.as_bytes())
 }
 
-fn with_suffix(real: &Path, prefix: &str, suffix: &str) -> PathBuf {
-    let mut name = std::ffi::OsString::from(prefix);
-    name.push(real.file_name().unwrap_or_default());
-    name.push(suffix);
-    real.with_file_name(name)
-}
-
-fn record_of(real: &Path) -> PathBuf {
-    with_suffix(real, ".", RECORD)
-}
-
-/// What is in a file; none: it is not there.
-pub(super) fn read(path: &Path) -> Result<Option<String>, SetupError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(SetupError::read(path, error)),
-    }
-}
-
-/// Makes a directory, in one that is there.
-fn make_directory(directory: &Path) -> Result<(), SetupError> {
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(directory) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(SetupError::write(directory, error)),
-        _ => Ok(()),
-    }
-}
-
-/// Makes a directory and those above it, where they are missing.
-pub(super) fn make_directories(directory: &Path) -> Result<(), SetupError> {
-    let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
-    made.map_err(|error| SetupError::write(directory, error))
-}
-
-fn remove(path: &Path) -> Result<(), SetupError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(SetupError::write(path, error)),
-        _ => Ok(()),
-    }
-}
-
-/// A second name for a file, under which it stays when another takes its place.
-fn keep(real: &Path) -> Result<PathBuf, SetupError> {
-    for number in 1.. {
-        let suffix = if number == 1 { BACKUP.to_owned() } else { format!("{BACKUP}-{number}") };
-        let backup = with_suffix(real, "", &suffix);
-        match fs::hard_link(real, &backup) {
-            Ok(()) => return Ok(backup),
-            // Somebody's: it is not ours to overwrite.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            // A file system without such names.
-            Err(_) => {
-                let text = fs::read(real).map_err(|error| SetupError::read(real, error))?;
-                replace_like(&backup, &text, real)?;
-                return Ok(backup);
-            }
-        }
-    }
-    Err(SetupError::write(real, ErrorKind::AlreadyExists.into()))
-}
-
-/// Puts a file into place in one step, with the mode and the owner of the one that was there, else with this mode.
-pub(super) fn replace(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<(), SetupError> {
-    let like = fs::metadata(path).ok();
-    put(path, bytes, like.as_ref(), mode).map_err(|error| SetupError::write(path, error))
-}
-
-fn replace_like(path: &Path, bytes: &[u8], model: &Path) -> Result<(), SetupError> {
-    let like = fs::metadata(model).map_err(|error| SetupError::read(model, error))?;
-    put(path, bytes, Some(&like), None).map_err(|error| SetupError::write(path, error))
-}
-
-fn put(path: &Path, bytes: &[u8], like: Option<&fs::Metadata>, mode: Option<u32>) -> io::Result<()> {
-    let temporary = with_suffix(path, ".", &format!(".ocistern-{}", std::process::id()));
-    // Readable for nobody else before it is known who may.
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    let mut write = || {
-        file.write_all(bytes)?;
-        if let Some(like) = like {
-            // Only root can give files away; what is one's own already needs no giving.
-            let own = file.metadata()?;
-            if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
-                fchown(&file, Some(like.uid()), Some(like.gid()))?;
-            }
-        }
-        let mode = mode.unwrap_or_else(|| like.map_or(FILE_MODE, |like| like.mode() & 0o7777));
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    if let Err(error) = write() {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    // The name is on the disk when its directory is.
-    match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
-    }
+/// Of which file this is the record.
+fn recorded(name: &OsStr) -> Option<&OsStr> {
+    let name = name.as_encoded_bytes().strip_prefix(b".")?.strip_suffix(RECORD.as_bytes())?;
+    (!name.is_empty()).then(|| OsStr::from_bytes(name))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
     use super::*;
 
@@ -475,6 +567,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let disk = Disk::new(Some(root.path().to_owned()));
         (root, disk)
+    }
+
+    /// The path of what lies beside a file.
+    fn with_suffix(real: &Path, prefix: &str, suffix: &str) -> PathBuf {
+        real.with_file_name(beside(real.file_name().unwrap(), prefix, suffix))
     }
 
     fn file() -> &'static Path {
@@ -485,9 +582,9 @@ mod tests {
     fn directories_that_were_made_go_again_unless_others_use_them() {
         let (root, disk) = image();
         fs::create_dir(root.path().join("etc")).unwrap();
-        assert_eq!(disk.write("client", file(), "ours").unwrap(), Written::New);
-        assert_eq!(disk.written("client", &["/etc/client".into()]).unwrap(), [file()]);
-        assert_eq!(disk.written("another", &["/etc/client".into()]).unwrap(), [] as [PathBuf; 0]);
+        assert_eq!(disk.write("client", file(), "ours", Basis::Alone).unwrap(), Written::New);
+        assert_eq!(disk.written("client", &["/etc/client".into()]).files, [file()]);
+        assert_eq!(disk.written("another", &["/etc/client".into()]).files, [] as [PathBuf; 0]);
         fs::write(root.path().join("etc/client/theirs"), "").unwrap();
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Removed));
         assert!(!root.path().join("etc/client/conf.d").exists());
@@ -503,7 +600,9 @@ mod tests {
         fs::write(&real, "theirs").unwrap();
         fs::set_permissions(&real, Permissions::from_mode(0o640)).unwrap();
         let before = fs::metadata(&real).unwrap();
-        let Written::Changed(backup) = disk.write("client", file(), "ours").unwrap() else { panic!("it was there") };
+        let Written::Changed(backup) = disk.write("client", file(), "ours", Basis::Alone).unwrap() else {
+            panic!("it was there")
+        };
         assert_eq!(fs::read_to_string(&backup).unwrap(), "theirs");
         assert_eq!(fs::metadata(&real).unwrap().mode() & 0o7777, 0o640, "the new file has the old one's mode");
         assert_eq!(disk.find(file()).unwrap(), Found { now: Some("ours".into()), base: Some("theirs".into()) });
@@ -520,7 +619,9 @@ mod tests {
         fs::create_dir_all(real.parent().unwrap()).unwrap();
         fs::write(&real, "theirs").unwrap();
         fs::write(with_suffix(&real, "", BACKUP), "old").unwrap();
-        let Written::Changed(backup) = disk.write("client", file(), "ours").unwrap() else { panic!("it was there") };
+        let Written::Changed(backup) = disk.write("client", file(), "ours", Basis::Alone).unwrap() else {
+            panic!("it was there")
+        };
         assert_eq!(backup, with_suffix(&real, "", ".ocistern-backup-2"));
         disk.undo(file()).unwrap();
         assert_eq!(fs::read_to_string(&real).unwrap(), "theirs");
@@ -534,7 +635,7 @@ mod tests {
         let real = root.path().join("etc/client/conf.d/file.conf");
         fs::create_dir_all(real.parent().unwrap()).unwrap();
         fs::write(&real, "theirs").unwrap();
-        disk.write("client", file(), "ours").unwrap();
+        disk.write("client", file(), "ours", Basis::Alone).unwrap();
         let backup = with_suffix(&real, "", BACKUP);
         // As before the rename of the file: both names lead to what was there before.
         fs::remove_file(&real).unwrap();
@@ -543,8 +644,8 @@ mod tests {
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
         assert!(!backup.exists() && fs::read_to_string(&real).unwrap() == "theirs");
         // As before the rename of a second version.
-        disk.write("client", file(), "first").unwrap();
-        disk.write("client", file(), "second").unwrap();
+        disk.write("client", file(), "first", Basis::Alone).unwrap();
+        disk.write("client", file(), "second", Basis::Alone).unwrap();
         fs::write(&real, "first").unwrap();
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
         assert_eq!(fs::read_to_string(&real).unwrap(), "theirs");
@@ -560,7 +661,7 @@ mod tests {
         }
         fs::write(&real, "theirs").unwrap();
         symlink("../../../usr/share/file.conf", &link).unwrap();
-        disk.write("client", file(), "ours").unwrap();
+        disk.write("client", file(), "ours", Basis::Alone).unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read_to_string(&real).unwrap(), "ours");
         assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
@@ -569,18 +670,24 @@ mod tests {
         fs::write(outside.path().join("file.conf"), "the machine's").unwrap();
         fs::remove_file(&link).unwrap();
         symlink(outside.path().join("file.conf"), &link).unwrap();
-        assert!(matches!(disk.write("client", file(), "ours"), Err(SetupError::Outside { .. })));
+        assert!(matches!(
+            disk.write("client", file(), "ours", Basis::Alone),
+            Err(SetupError::File(FileError::Outside { .. }))
+        ));
         assert_eq!(fs::read_to_string(outside.path().join("file.conf")).unwrap(), "the machine's");
         fs::remove_file(&link).unwrap();
         symlink("nowhere", &link).unwrap();
-        assert!(matches!(disk.find(file()), Err(SetupError::Read { .. })), "a link to nothing is not replaced");
+        assert!(
+            matches!(disk.find(file()), Err(SetupError::File(FileError::Read { .. }))),
+            "a link to nothing is not replaced"
+        );
     }
 
     #[test]
     fn a_record_of_another_version_is_left_alone() {
         let (root, disk) = image();
-        disk.write("client", file(), "ours").unwrap();
-        let record = record_of(&root.path().join("etc/client/conf.d/file.conf"));
+        disk.write("client", file(), "ours", Basis::Alone).unwrap();
+        let record = with_suffix(&root.path().join("etc/client/conf.d/file.conf"), ".", RECORD);
         fs::write(&record, "{\"version\":9,\"client\":\"client\",\"before\":null,\"written\":[]}").unwrap();
         let error = disk.undo(file()).unwrap_err().to_string();
         assert!(error.contains("of version 9") && error.contains(&record.display().to_string()), "{error}");

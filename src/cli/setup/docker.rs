@@ -4,15 +4,14 @@
 //! other registry goes by ocistern's own name as a prefix. With the containerd image store it reads `hosts.toml` files
 //! too, and then every registry can have its mirror.
 
-use std::path::PathBuf;
-
 use jsonc_parser::ParseOptions;
 use jsonc_parser::cst::{CstInputValue, CstObject, CstRootNode};
 
 use super::SetupError;
 use super::hosts_toml::{self, Cas};
 use super::instance::{DOCKER_HUB, Endpoint};
-use super::plan::{Plan, Site, Unmergeable, Whose};
+use super::plan::{Plan, Site, Unmergeable};
+use crate::cli::clients::Whose;
 
 const MIRRORS: &str = "registry-mirrors";
 const INSECURE: &str = "insecure-registries";
@@ -23,41 +22,40 @@ const RESTART_USER: &str = "systemctl --user restart docker";
 const OLD_ROOTLESS: &str = "rootless docker before version 26 has a network of its own, in which 127.0.0.1 is not this \
                             machine: point it by --url at an address of the machine that ocistern listens on";
 
-/// Where dockerd's files are.
-pub(super) fn directory(whose: &Whose) -> PathBuf {
-    whose.user_config().map_or_else(|| "/etc/docker".into(), |config| config.join("docker"))
-}
-
 /// What there is to do.
 pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let endpoint = site.instance.hub_endpoint().ok_or_else(|| SetupError::Unfit(NO_HUB.to_owned()))?;
     let endpoint = endpoint.without_path("docker")?;
-    let directory = directory(site.whose);
+    let directory = site.whose.docker();
     let mut plan = Plan::default();
-    let mut image_store = false;
+    // Not known where the file cannot be read.
+    let mut image_store = None;
     plan.merged(site.disk, directory.join("daemon.json"), |text| {
-        image_store = has_image_store(text);
-        merge(text, endpoint)
-    })?;
+        let text = merge(text, endpoint)?;
+        image_store = Some(has_image_store(&text));
+        Ok(text)
+    });
     let certificates = directory.join("certs.d");
     if let Some(ca) = &endpoint.ca {
-        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone())?;
+        plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone());
     }
     for name in site.instance.own_names.iter().filter(|name| name.host != endpoint.authority()) {
         if let Some(ca) = &name.ca {
-            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone())?;
+            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone());
         }
     }
-    if image_store {
+    if image_store == Some(true) {
         for registry in site.instance.registries.iter().filter(|registry| registry.host != DOCKER_HUB) {
             let path = certificates.join(&registry.host).join("hosts.toml");
             let ca = endpoint.ca.as_ref().map(|_| certificates.join(endpoint.authority()).join("ca.crt"));
             let server = certificates.join(&registry.host).join("ca.crt");
             let has_server = site.instance.own_names.iter().any(|name| name.host == registry.host && name.ca.is_some());
             let cas = Cas { endpoint: ca.as_deref(), server: has_server.then_some(server.as_path()) };
-            plan.merged(site.disk, path, |text| hosts_toml::merge(text, registry, endpoint, cas))?;
+            plan.merged(site.disk, path, |text| hosts_toml::merge(text, registry, endpoint, cas));
         }
-    } else if let Some(registry) = site.instance.registries.iter().find(|registry| registry.host != DOCKER_HUB) {
+    } else if let Some(registry) =
+        site.instance.registries.iter().find(|registry| registry.host != DOCKER_HUB && image_store.is_some())
+    {
         plan.notes.push(format!(
             "docker has mirrors for Docker Hub alone; of other registries it pulls by prefix, as in `docker pull {}/ORG/APP`",
             endpoint.prefixed(registry)
@@ -87,8 +85,8 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
 }
 
 /// Whether dockerd is told to keep images in containerd.
-fn has_image_store(text: Option<&str>) -> bool {
-    let json: Option<serde_json::Value> = text.and_then(|text| serde_json::from_str(text).ok());
+fn has_image_store(text: &str) -> bool {
+    let json: Option<serde_json::Value> = serde_json::from_str(text).ok();
     json.is_some_and(|json| json["features"]["containerd-snapshotter"] == true)
 }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use rustls::pki_types::UnixTime;
 
+use super::SetupError;
 use super::certificate::Leaf;
-use super::{SetupError, disk};
+use crate::cli::clients::folder;
 use crate::config::{Address, BaseUrl, Config, Listener};
 use crate::http::access::is_loopback_host;
 use crate::http::route::Directory;
@@ -101,7 +102,7 @@ impl Instance {
         let ca = match &said.ca {
             None => None,
             Some(file) => {
-                let text = disk::read(file)?.filter(|text| Leaf::read(text).is_some());
+                let text = folder::read(file)?.filter(|text| Leaf::read(text).is_some());
                 Some(text.ok_or_else(|| SetupError::NoCertificate(file.clone()))?)
             }
         };
@@ -169,9 +170,9 @@ impl Shown {
         let first = listener.tls.as_ref().and_then(|tls| tls.certificates.first());
         let Some(file) = first.map(|files| files.certificate.as_path()) else { return Self::default() };
         // Who points clients at it need not be allowed to read them: what is not known is said.
-        let Some(chain) = disk::read(file).ok().flatten() else { return Self::default() };
+        let Some(chain) = folder::read(file).ok().flatten() else { return Self::default() };
         let Some(leaf) = Leaf::read(&chain) else { return Self::default() };
-        let beside = disk::read(&file.with_file_name(CA_FILE)).ok().flatten();
+        let beside = folder::read(&file.with_file_name(CA_FILE)).ok().flatten();
         let ca = beside.filter(|ca| leaf.refused_by(ca, &chain, now).is_none());
         Self { leaf: Some(leaf), ca }
     }

@@ -16,13 +16,13 @@ mod k3s;
 mod kaniko;
 mod oras;
 mod plan;
+mod secrets;
 mod tables;
 #[cfg(test)]
 mod tests;
-mod yaml;
+pub(super) mod yaml;
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::UNIX_EPOCH;
@@ -31,7 +31,8 @@ use rustls::pki_types::UnixTime;
 
 use self::disk::{Disk, Undone, Written};
 use self::instance::{Instance, Said};
-use self::plan::{Client, Plan, Site, Unmergeable, Wanted, Whose};
+use self::plan::{Client, Plan, Site, Unmergeable, Wanted};
+use super::clients::{FileError, Whose};
 use super::{FAILED, USAGE, complain, say};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Flags};
@@ -94,22 +95,9 @@ enum Command {
 /// Why a client cannot be set up.
 #[derive(Debug, thiserror::Error)]
 enum SetupError {
-    /// A file or directory cannot be read.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A file or directory cannot be written.
-    #[error("{}: {source}{}", path.display(), advice(source))]
-    Write {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// A client's file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Nothing can be merged into what is there.
     #[error("{}{}: {}; nothing was changed in it", path.display(), place(why.place), why.why)]
     Unmergeable {
@@ -118,16 +106,6 @@ enum SetupError {
         /// Where, and what is in the way.
         why: Unmergeable,
     },
-    /// Within an image, a link leads to a file of this machine.
-    #[error("{} leads to {}, which is not in {}: nothing was changed; make the link relative", path.display(), to.display(), prefix.display())]
-    Outside {
-        /// The file that was meant.
-        path: PathBuf,
-        /// Where it leads.
-        to: PathBuf,
-        /// The image.
-        prefix: PathBuf,
-    },
     /// It was edited after it was written.
     #[error("{}", edited(path, backup.as_deref(), record))]
     Edited {
@@ -135,6 +113,19 @@ enum SetupError {
         path: PathBuf,
         /// What was there before; none: nothing.
         backup: Option<PathBuf>,
+        /// What is known of it.
+        record: PathBuf,
+    },
+    /// What was there before is not there any more.
+    #[error(
+        "{} cannot be put back: what was there before, {}, is gone; take ocistern's lines out by hand, and then `rm {}`",
+        path.display(), backup.display(), record.display()
+    )]
+    Gone {
+        /// The file.
+        path: PathBuf,
+        /// What was there before.
+        backup: PathBuf,
         /// What is known of it.
         record: PathBuf,
     },
@@ -155,25 +146,6 @@ enum SetupError {
     /// A certificate or key cannot be made or used.
     #[error("{0}")]
     Certificate(String),
-}
-
-// === impl SetupError ===
-
-impl SetupError {
-    fn read(path: &Path, source: io::Error) -> Self {
-        Self::Read { path: path.to_owned(), source }
-    }
-
-    fn write(path: &Path, source: io::Error) -> Self {
-        Self::Write { path: path.to_owned(), source }
-    }
-}
-
-fn advice(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::PermissionDenied => "; run this command as root, or as the user whose file it is",
-        _ => "",
-    }
 }
 
 fn place(place: Option<(usize, usize)>) -> String {
@@ -216,7 +188,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         };
     }
     if arguments.undo {
-        return each(&clients, |client| undo(&disk, &whose, client));
+        return each(&clients, |client| Ok(undo(&disk, &whose, client)));
     }
     let instance = match instance(arguments) {
         Ok(instance) => instance,
@@ -225,24 +197,21 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let site = Site { disk: &disk, whose: &whose, instance: &instance };
     each(&clients, |client| {
         let plan = client.plan(&site)?;
-        if arguments.write { write(&site, client, &plan) } else { Ok((show(client, &plan), None)) }
+        Ok(if arguments.write { write(&site, client, plan) } else { (show(client, &plan), plan.failures) })
     })
 }
 
 /// Does something for each client; what fails for one leaves the others alone.
-fn each(
-    clients: &[Client],
-    mut act: impl FnMut(Client) -> Result<(String, Option<SetupError>), SetupError>,
-) -> ExitCode {
+fn each(clients: &[Client], mut act: impl FnMut(Client) -> Result<(String, Vec<SetupError>), SetupError>) -> ExitCode {
     let (mut text, mut failures) = (String::new(), Vec::new());
     for client in clients {
         match act(*client) {
-            Ok((said, failure)) => {
+            Ok((said, failed)) => {
                 if !text.is_empty() {
                     text.push('\n');
                 }
                 text.push_str(&said);
-                failures.extend(failure.map(|error| (client, error)));
+                failures.extend(failed.into_iter().map(|error| (client, error)));
             }
             Err(error) => failures.push((client, error)),
         }
@@ -281,9 +250,7 @@ fn whose(machine: bool, env: impl Fn(&str) -> Option<String>) -> Result<Whose, &
     if machine {
         return Ok(Whose::Machine);
     }
-    let home = env("HOME").map(PathBuf::from).ok_or(NO_HOME)?;
-    let config = env("XDG_CONFIG_HOME").map_or_else(|| home.join(".config"), PathBuf::from);
-    Ok(Whose::User { home, config })
+    Whose::of_user(env).ok_or(NO_HOME)
 }
 
 /// The clients whose programs are there.
@@ -305,8 +272,14 @@ fn show(client: Client, plan: &Plan) -> String {
             Some(now) if *now == file.text => "already so",
             Some(_) => "changed",
         };
-        let _ = write!(out, "# {name}: {} ({state})\n{}", file.path.display(), ended(&file.text));
-        out.push('\n');
+        let shown = secrets::masked(&file.path, &file.text);
+        let is_masked = shown.as_ref() != Some(&file.text);
+        let shown = shown.unwrap_or_else(|| format!("{}\n", secrets::MASK));
+        let _ = writeln!(out, "# {name}: {} ({state})\n{}", file.path.display(), ended(&shown));
+        if is_masked {
+            let _ =
+                writeln!(out, "# note: {} stands for credentials, which stay in the file as they are\n", secrets::MASK);
+        }
     }
     if let Some(text) = &plan.text {
         let _ = write!(out, "# {name}:\n{}\n", ended(text));
@@ -325,13 +298,23 @@ fn ended(text: &str) -> String {
 }
 
 /// Writes the files, and puts back those of an earlier time that are not wanted any more.
-fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Option<SetupError>), SetupError> {
+/// What fails for one of them leaves the others alone.
+fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupError>) {
     let name = client.as_str();
     let mut out = String::new();
     let mut changed = false;
-    for Wanted { path, text, .. } in &plan.files {
+    let mut failures = std::mem::take(&mut plan.failures);
+    // Where a file cannot be read, it is not known what else is wanted.
+    let is_whole = failures.is_empty();
+    for Wanted { path, text, basis, .. } in &plan.files {
         let shown = path.display();
-        let written = site.disk.write(name, path, text)?;
+        let written = match site.disk.write(name, path, text, *basis) {
+            Ok(written) => written,
+            Err(error) => {
+                failures.push(error);
+                continue;
+            }
+        };
         changed |= written != Written::Unchanged;
         let _ = match written {
             Written::Unchanged => writeln!(out, "{name}: {shown} is already so"),
@@ -343,19 +326,52 @@ fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Option
             Written::Again(Some(backup)) => {
                 writeln!(out, "{name}: {shown} is changed; what was there at first is in {}", backup.display())
             }
-            Written::Edited(backup) => {
-                let kept = backup.map_or_else(String::new, |path| format!(", which is in {}", path.display()));
+            Written::Over(copy) => writeln!(
+                out,
+                "{name}: {shown} is changed; somebody had edited it since the last time: that is kept in {}",
+                copy.display()
+            ),
+            Written::Edited { before, copy } => {
+                let kept =
+                    copy.map_or_else(String::new, |path| format!(" (as edited it is kept in {})", path.display()));
+                let first = before.map_or_else(String::new, |path| format!(", which is in {}", path.display()));
                 writeln!(
                     out,
-                    "{name}: {shown} is changed; somebody had edited it since the last time, so --undo will not put back what \
-                     was there at first{kept}"
+                    "{name}: {shown} is changed; somebody had edited it since the last time{kept}, so --undo will not put back what \
+                     was there at first{first}"
                 )
             }
         };
     }
-    let mut failure = None;
-    for path in site.disk.written(name, &client.directories(site.disk, site.whose))? {
-        if plan.files.iter().any(|file| file.path == path) {
+    if is_whole {
+        changed |= clean_up(site, client, &plan, &mut out, &mut failures);
+    }
+    if plan.files.is_empty() && failures.is_empty() {
+        let _ = write!(out, "{}", show(client, &plan));
+        return (out, failures);
+    }
+    if changed {
+        for command in &plan.then {
+            let _ = writeln!(out, "{name}: now run: {command}");
+        }
+    } else if failures.is_empty() {
+        let _ = writeln!(out, "{name}: nothing to change");
+    }
+    for note in &plan.notes {
+        let _ = writeln!(out, "{name}: note: {}", note.replace('\n', "\n  "));
+    }
+    (out, failures)
+}
+
+/// Puts back the files of an earlier time that are not wanted any more. Whether there were any.
+fn clean_up(site: &Site<'_>, client: Client, plan: &Plan, out: &mut String, failures: &mut Vec<SetupError>) -> bool {
+    let name = client.as_str();
+    let wanted: Vec<_> = plan.files.iter().filter_map(|file| site.disk.real(&file.path)).collect();
+    let search = site.disk.written(name, &client.directories(site.disk, site.whose));
+    failures.extend(search.failures);
+    let mut changed = false;
+    for path in search.files {
+        if site.disk.real(&path).is_some_and(|real| wanted.contains(&real)) {
             continue;
         }
         match site.disk.undo(&path) {
@@ -363,36 +379,22 @@ fn write(site: &Site<'_>, client: Client, plan: &Plan) -> Result<(String, Option
                 changed = true;
                 let _ = writeln!(out, "{name}: {} is not needed any more, and as it was before", path.display());
             }
-            Err(error) => failure = Some(error),
+            Err(error) => failures.push(error),
         }
     }
-    if plan.files.is_empty() {
-        let _ = write!(out, "{}", show(client, plan));
-        return Ok((out, failure));
-    }
-    if changed {
-        for command in &plan.then {
-            let _ = writeln!(out, "{name}: now run: {command}");
-        }
-    } else {
-        let _ = writeln!(out, "{name}: nothing to change");
-    }
-    for note in &plan.notes {
-        let _ = writeln!(out, "{name}: note: {}", note.replace('\n', "\n  "));
-    }
-    Ok((out, failure))
+    changed
 }
 
 /// Puts back all that was written for a client.
-fn undo(disk: &Disk, whose: &Whose, client: Client) -> Result<(String, Option<SetupError>), SetupError> {
+fn undo(disk: &Disk, whose: &Whose, client: Client) -> (String, Vec<SetupError>) {
     let name = client.as_str();
     let mut out = String::new();
-    let mut failure = None;
-    let written = disk.written(name, &client.directories(disk, whose))?;
-    if written.is_empty() {
+    let search = disk.written(name, &client.directories(disk, whose));
+    let mut failures = search.failures;
+    if search.files.is_empty() && failures.is_empty() {
         let _ = writeln!(out, "{name}: nothing to put back");
     }
-    for path in written {
+    for path in search.files {
         let shown = path.display();
         match disk.undo(&path) {
             Ok(Some(Undone::Restored)) => {
@@ -401,15 +403,10 @@ fn undo(disk: &Disk, whose: &Whose, client: Client) -> Result<(String, Option<Se
             Ok(_) => {
                 let _ = writeln!(out, "{name}: {shown} is removed; it was not there before");
             }
-            Err(error) => {
-                // Each is told, the last by the caller.
-                if let Some(earlier) = failure.replace(error) {
-                    complain(FAILED, format_args!("{name}: {earlier}"));
-                }
-            }
+            Err(error) => failures.push(error),
         }
     }
-    Ok((out, failure))
+    (out, failures)
 }
 
 /// What is to be done so that registries' own names lead to ocistern. `certificates` is where the client looks for CAs.

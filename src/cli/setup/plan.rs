@@ -1,10 +1,11 @@
 //! What a client needs: files with their contents, the command by which it takes notice, and what else there is to know.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::SetupError;
-use super::disk::Disk;
+use super::disk::{Basis, Disk};
 use super::instance::Instance;
+use crate::cli::clients::Whose;
 
 /// The clients that can be pointed at ocistern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -23,20 +24,6 @@ pub(super) enum Client {
     Kaniko,
     /// ORAS; prints how its commands are written
     Oras,
-}
-
-/// Whose configuration: the machine's, or a user's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Whose {
-    /// The machine's: below /etc.
-    Machine,
-    /// That of a user who is not root, and runs the rootless variants.
-    User {
-        /// `$HOME`.
-        home: PathBuf,
-        /// `$XDG_CONFIG_HOME`, else `.config` in it.
-        config: PathBuf,
-    },
 }
 
 /// What a plan is made from.
@@ -61,6 +48,8 @@ pub(super) struct Plan {
     pub(super) then: Vec<String>,
     /// What cannot be done here, or is good to know.
     pub(super) notes: Vec<String>,
+    /// Files that are left alone because of this.
+    pub(super) failures: Vec<SetupError>,
 }
 
 /// A file as it should be.
@@ -72,6 +61,8 @@ pub(super) struct Wanted {
     pub(super) now: Option<String>,
     /// What should be in it.
     pub(super) text: String,
+    /// What that was made from.
+    pub(super) basis: Basis,
 }
 
 // === impl Client ===
@@ -110,11 +101,11 @@ impl Client {
     /// Where all files of its are that `setup` writes.
     pub(super) fn directories(self, disk: &Disk, whose: &Whose) -> Vec<PathBuf> {
         match self {
-            Self::Docker => vec![super::docker::directory(whose)],
+            Self::Docker => vec![whose.docker()],
             Self::Containerd => super::containerd::directories(disk, whose),
-            Self::Podman => vec![super::containers::directory(whose)],
-            Self::Buildkit => vec![super::buildkit::directory(whose)],
-            Self::K3s => vec![super::k3s::DIRECTORY.into()],
+            Self::Podman => vec![whose.containers()],
+            Self::Buildkit => vec![whose.buildkit()],
+            Self::K3s => whose.k3s().into_iter().collect(),
             Self::Kaniko | Self::Oras => Vec::new(),
         }
     }
@@ -135,26 +126,15 @@ impl Client {
     }
 }
 
-// === impl Whose ===
-
-impl Whose {
-    /// The user's directory, where it is a user's.
-    pub(super) fn user_config(&self) -> Option<&Path> {
-        match self {
-            Self::Machine => None,
-            Self::User { config, .. } => Some(config),
-        }
-    }
-}
-
 // === impl Plan ===
 
 impl Plan {
     /// Adds a file that is ocistern's alone, such as a copy of a certificate.
-    pub(super) fn own(&mut self, disk: &Disk, path: PathBuf, text: String) -> Result<(), SetupError> {
-        let now = disk.find(&path)?.now;
-        self.files.push(Wanted { path, now, text });
-        Ok(())
+    pub(super) fn own(&mut self, disk: &Disk, path: PathBuf, text: String) {
+        match disk.find(&path) {
+            Ok(found) => self.files.push(Wanted { path, now: found.now, text, basis: Basis::Alone }),
+            Err(error) => self.failures.push(error),
+        }
     }
 
     /// Adds a file into which something is merged: `merge` is given what is there without ocistern's own earlier lines, and
@@ -164,11 +144,15 @@ impl Plan {
         disk: &Disk,
         path: PathBuf,
         merge: impl FnOnce(Option<&str>) -> Result<String, Unmergeable>,
-    ) -> Result<(), SetupError> {
-        let found = disk.find(&path)?;
-        let text = merge(found.base.as_deref()).map_err(|why| SetupError::Unmergeable { path: path.clone(), why })?;
-        self.files.push(Wanted { path, now: found.now, text });
-        Ok(())
+    ) {
+        let found = match disk.find(&path) {
+            Ok(found) => found,
+            Err(error) => return self.failures.push(error),
+        };
+        match merge(found.base.as_deref()) {
+            Ok(text) => self.files.push(Wanted { path, now: found.now, text, basis: Basis::Merged }),
+            Err(why) => self.failures.push(SetupError::Unmergeable { path, why }),
+        }
     }
 }
 

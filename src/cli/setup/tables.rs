@@ -3,24 +3,17 @@
 use toml_edit::{Array, DocumentMut, Item, Table, TomlError};
 
 use super::plan::Unmergeable;
+use crate::cli::clients::position;
 
 /// A file's text as a document; an empty one where there is no file.
 pub(super) fn parse(text: Option<&str>) -> Result<DocumentMut, Unmergeable> {
     let text = text.unwrap_or_default();
     text.parse::<DocumentMut>().map_err(|error: TomlError| {
         let start = error.span().map_or(0, |span| span.start);
-        let (line, column) = place(text, start);
+        let (line, column) = position(text, start);
         let why = error.message().lines().collect::<Vec<_>>().join(", ");
         Unmergeable::at(line, column, format!("this is no TOML ({why}); mend it, then try again"))
     })
-}
-
-/// Line and column of a byte, from 1.
-fn place(text: &str, at: usize) -> (usize, usize) {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    (line, column)
 }
 
 /// The table of this name in another, made where there is none.
@@ -91,6 +84,6 @@ mod tests {
     fn places_are_those_of_editors() {
         let wrong = parse(Some("a = 1\nb = [\n  é = 2\n")).unwrap_err();
         assert_eq!(wrong.place.map(|(line, _)| line), Some(3), "{wrong:?}");
-        assert_eq!(place("ab\ncd", 4), (2, 2));
+        assert_eq!(position("ab\ncd", 4), (2, 2));
     }
 }

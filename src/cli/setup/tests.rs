@@ -150,11 +150,24 @@ fn write_default(root: &Path, client: Client, text: &str) -> Result<(String, Opt
     let disk = Disk::new(Some(root.to_owned()));
     let instance = Instance::of(&Config::from_toml(text).unwrap(), &Said::default(), NOW).unwrap();
     let site = Site { disk: &disk, whose: &Whose::Machine, instance: &instance };
-    write(&site, client, &client.plan(&site)?)
+    let (said, failures) = write(&site, client, client.plan(&site)?);
+    Ok((said, only(failures)))
+}
+
+/// What failed, be it for the client or for one of its files.
+fn failure_of(result: Result<(String, Option<SetupError>), SetupError>) -> String {
+    result.map_or_else(Some, |(_, failure)| failure).unwrap().to_string()
+}
+
+/// What failed, which is one thing at most.
+fn only(mut failures: Vec<SetupError>) -> Option<SetupError> {
+    assert!(failures.len() < 2, "{failures:?}");
+    failures.pop()
 }
 
 fn undo_all(root: &Path, client: Client) -> (String, Option<SetupError>) {
-    undo(&Disk::new(Some(root.to_owned())), &Whose::Machine, client).unwrap()
+    let (said, failures) = undo(&Disk::new(Some(root.to_owned())), &Whose::Machine, client);
+    (said, only(failures))
 }
 
 /// All files and directories below a directory, with their contents.
@@ -358,7 +371,7 @@ fn what_cannot_be_merged_into_is_refused_with_its_place() {
         let file = root.path().join(path);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(&file, text).unwrap();
-        let error = write_default(root.path(), client, "").unwrap_err().to_string();
+        let error = failure_of(write_default(root.path(), client, ""));
         assert!(error.contains(said) && error.contains(path), "{error}\n  should say: {said}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "it is left alone");
     }
@@ -426,4 +439,295 @@ fn the_installed_clients_are_found() {
         std::fs::write(file, "").unwrap();
     }
     assert_eq!(installed(&disk), [Client::Docker, Client::Podman, Client::Oras]);
+}
+
+/// A file of this machine, and an image beside it.
+fn machine_and_image() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let (machine, _) = places();
+    let (victim, image) = (machine.path().join("victim"), machine.path().join("image"));
+    std::fs::write(&victim, "{ \"secret\": \"of the machine\" }\n").unwrap();
+    std::fs::create_dir_all(image.join("etc/docker")).unwrap();
+    (machine, victim, image)
+}
+
+/// What the record beside a file says, where `text` is in the file.
+fn record(before: Option<&str>, directories: &[&str], text: &str) -> String {
+    let written = crate::oci::Digest::of(crate::oci::Algorithm::Sha256, text.as_bytes()).to_string();
+    let record = serde_json::json!({
+        "version": 1, "client": "docker", "before": before, "written": [written], "directories": directories,
+    });
+    record.to_string()
+}
+
+#[test]
+fn what_a_record_in_an_image_says_leads_to_nothing_outside() {
+    let absolute = |victim: &Path| victim.display().to_string();
+    let names: [&dyn Fn(&Path) -> String; 5] = [
+        &absolute,
+        &|_| "../../../victim".to_owned(),
+        &|_| "other.json.ocistern-backup".to_owned(),
+        &|_| "daemon.json.ocistern-backup-".to_owned(),
+        &|_| "daemon.json".to_owned(),
+    ];
+    for before in names {
+        let (_machine, victim, image) = machine_and_image();
+        let file = image.join("etc/docker/daemon.json");
+        let before = before(&victim);
+        std::fs::write(&file, "{}").unwrap();
+        std::fs::write(file.with_file_name("other.json.ocistern-backup"), "another's").unwrap();
+        std::fs::write(file.with_file_name(".daemon.json.ocistern-setup"), record(Some(&before), &[], "{}")).unwrap();
+        let untouched = everything(&image);
+        let (_, failure) = undo_all(&image, Client::Docker);
+        let failure = failure.unwrap_or_else(|| panic!("{before} is put back")).to_string();
+        assert!(failure.contains(".daemon.json.ocistern-setup") && failure.contains("not as ocistern"), "{failure}");
+        failure_of(write_default(&image, Client::Docker, DOCKER_HUB));
+        assert_eq!(everything(&image), untouched, "{before}");
+        assert!(victim.exists(), "{before}");
+    }
+}
+
+/// Docker Hub behind the only listener, as docker wants it.
+const DOCKER_HUB: &str = "[[listener]]\naddress = \"127.0.0.1:5000\"\ndefault_upstream = \"docker.io\"\n";
+
+#[test]
+fn no_link_of_an_image_leads_out_of_it() {
+    use std::os::unix::fs::symlink;
+    for link in ["etc/docker/daemon.json.ocistern-backup", "etc/docker/.daemon.json.ocistern-setup"] {
+        let (machine, victim, image) = machine_and_image();
+        std::fs::write(image.join("etc/docker/daemon.json"), "{}").unwrap();
+        let said = record(Some("daemon.json.ocistern-backup"), &[], "{}");
+        std::fs::write(image.join("etc/docker/.daemon.json.ocistern-setup"), said.clone()).unwrap();
+        std::fs::write(image.join("etc/docker/daemon.json.ocistern-backup"), "{}\n").unwrap();
+        std::fs::remove_file(image.join(link)).unwrap();
+        if link.ends_with("setup") {
+            std::fs::write(&victim, &said).unwrap();
+        }
+        symlink("../../../victim", image.join(link)).unwrap();
+        let before = everything(machine.path());
+        assert!(undo_all(&image, Client::Docker).1.is_some(), "{link}");
+        failure_of(write_default(&image, Client::Docker, DOCKER_HUB));
+        assert_eq!(everything(machine.path()), before, "{link}");
+    }
+    // Directories: nothing is looked for, made, or removed behind them.
+    let (machine, _, image) = machine_and_image();
+    let outside = machine.path().join("outside");
+    std::fs::create_dir_all(outside.join("empty")).unwrap();
+    std::fs::create_dir_all(outside.join("quay.io_5000_")).unwrap();
+    std::fs::write(image.join("etc/docker/daemon.json"), "{}").unwrap();
+    std::fs::write(image.join("etc/docker/.daemon.json.ocistern-setup"), record(None, &["/etc/leads/out/empty"], "{}"))
+        .unwrap();
+    std::fs::create_dir(image.join("etc/leads")).unwrap();
+    symlink(&outside, image.join("etc/leads/out")).unwrap();
+    assert!(undo_all(&image, Client::Docker).1.is_none());
+    assert!(outside.join("empty").exists(), "a directory of the machine is removed");
+    std::fs::write(outside.join("containerd"), "").unwrap();
+    std::fs::create_dir_all(image.join("usr")).unwrap();
+    symlink(&outside, image.join("usr/bin")).unwrap();
+    assert_eq!(installed(&Disk::new(Some(image.clone()))), [], "a program of the machine is none of the image");
+    // What records lie outside is not found.
+    std::fs::write(outside.join("daemon.json"), "{}").unwrap();
+    std::fs::write(outside.join(".daemon.json.ocistern-setup"), record(None, &[], "{}")).unwrap();
+    std::fs::remove_dir(image.join("etc/docker")).unwrap();
+    symlink(&outside, image.join("etc/docker")).unwrap();
+    let before = everything(machine.path());
+    assert!(undo_all(&image, Client::Docker).1.is_some());
+    failure_of(write_default(&image, Client::Docker, DOCKER_HUB));
+    assert_eq!(everything(machine.path()), before);
+    std::fs::remove_file(image.join("etc/docker")).unwrap();
+    std::fs::create_dir(image.join("etc/docker")).unwrap();
+    symlink("../../../outside", image.join("etc/docker/certs.d")).unwrap();
+    assert!(undo_all(&image, Client::Docker).0.contains("nothing to put back"), "another's link is in nobody's way");
+}
+
+#[test]
+fn what_a_link_leads_to_is_put_back() {
+    use std::os::unix::fs::symlink;
+    let (root, _) = places();
+    furnish(root.path());
+    // A file, a directory, and one whose record the directory itself would show, too.
+    for (name, there) in [
+        ("etc/docker/daemon.json", "srv/dot/daemon.json"),
+        ("etc/containerd/certs.d", "srv/dot/hosts"),
+        ("etc/containers/registries.conf", "etc/containers/real.conf"),
+    ] {
+        let (name, there) = (root.path().join(name), root.path().join(there));
+        std::fs::create_dir_all(there.parent().unwrap()).unwrap();
+        std::fs::rename(&name, &there).unwrap();
+        let up = "../".repeat(name.strip_prefix(root.path()).unwrap().components().count() - 1);
+        symlink(Path::new(&up).join(there.strip_prefix(root.path()).unwrap()), &name).unwrap();
+    }
+    let before = everything(root.path());
+    let clients = [Client::Docker, Client::Containerd, Client::Podman];
+    for client in clients {
+        assert!(write_default(root.path(), client, DOCKER_HUB).unwrap().1.is_none());
+    }
+    let once = everything(root.path());
+    assert_ne!(once, before);
+    for client in clients {
+        let (said, failure) = write_default(root.path(), client, DOCKER_HUB).unwrap();
+        assert!(failure.is_none() && !said.contains("not needed any more"), "{said}");
+    }
+    assert_eq!(everything(root.path()), once, "the second time changes nothing");
+    // What is not wanted any more goes, behind links too.
+    let other = "builtin_upstreams = false\n[[listener]]\naddress = \"127.0.0.1:5000\"\n[upstream.\"docker.io\"]\nurl = \"https://docker.io\"\n";
+    let (said, failure) = write_default(root.path(), Client::Containerd, other).unwrap();
+    assert!(failure.is_none() && said.contains("ghcr.io/hosts.toml is not needed any more"), "{said}");
+    assert!(!root.path().join("srv/dot/hosts/ghcr.io").exists());
+    for client in clients {
+        let (said, failure) = undo_all(root.path(), client);
+        assert!(failure.is_none() && !said.contains("nothing to put back"), "{said} {failure:?}");
+    }
+    assert_eq!(everything(root.path()), before);
+    for client in clients {
+        assert!(undo_all(root.path(), client).0.contains("nothing to put back"));
+    }
+}
+
+#[test]
+fn a_link_that_leads_in_a_circle_ends_the_search() {
+    use std::os::unix::fs::symlink;
+    let (root, _) = places();
+    furnish(root.path());
+    for name in ["a", "b", "c", "d"] {
+        symlink(".", root.path().join("etc/docker").join(name)).unwrap();
+        symlink(name, root.path().join("etc/docker").join(format!("self-{name}"))).unwrap();
+    }
+    symlink("loop", root.path().join("etc/docker/loop")).unwrap();
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    let (said, failure) = undo_all(root.path(), Client::Docker);
+    assert!(failure.is_none() && said.matches("is as it was before").count() == 1, "{said}");
+}
+
+#[test]
+fn putting_back_that_was_cut_off_is_gone_on_with() {
+    for edited in [false, true] {
+        let (root, _) = places();
+        furnish(root.path());
+        let before = everything(root.path());
+        let file = root.path().join("etc/docker/daemon.json");
+        write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+        // As the rename of the backup leaves it, before the record is removed.
+        std::fs::rename(file.with_file_name("daemon.json.ocistern-backup"), &file).unwrap();
+        if edited {
+            let (said, failure) = write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+            assert!(failure.is_none() && said.contains("what was there before is in"), "{said}");
+        }
+        let (_, failure) = undo_all(root.path(), Client::Docker);
+        assert!(failure.is_none(), "{failure:?}");
+        assert_eq!(everything(root.path()), before);
+    }
+}
+
+#[test]
+fn a_backup_that_is_gone_is_told_with_what_to_do() {
+    let (root, _) = places();
+    furnish(root.path());
+    let file = root.path().join("etc/docker/daemon.json");
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    std::fs::remove_file(file.with_file_name("daemon.json.ocistern-backup")).unwrap();
+    let (_, failure) = undo_all(root.path(), Client::Docker);
+    let failure = failure.unwrap().to_string();
+    let record = file.with_file_name(".daemon.json.ocistern-setup");
+    assert!(failure.contains("is gone") && failure.contains(&format!("rm {}", record.display())), "{failure}");
+    std::fs::remove_file(record).unwrap();
+    assert!(undo_all(root.path(), Client::Docker).0.contains("nothing to put back"), "it does what it says");
+}
+
+#[test]
+fn what_fails_for_one_file_leaves_the_others_alone() {
+    let (root, _) = places();
+    let certificates = root.path().join("etc/containerd/certs.d");
+    let temporary = certificates.join(format!("ghcr.io/.hosts.toml.ocistern-{}", std::process::id()));
+    std::fs::create_dir_all(certificates.join("quay.io")).unwrap();
+    std::fs::create_dir_all(temporary.parent().unwrap()).unwrap();
+    // One that nothing can be merged into, and one that cannot be written.
+    std::fs::write(certificates.join("quay.io/hosts.toml"), "[[").unwrap();
+    std::fs::write(&temporary, "").unwrap();
+    let disk = Disk::new(Some(root.path().to_owned()));
+    let instance = Instance::of(&Config::from_toml("").unwrap(), &Said::default(), NOW).unwrap();
+    let site = Site { disk: &disk, whose: &Whose::Machine, instance: &instance };
+    let (said, failures) = write(&site, Client::Containerd, Client::Containerd.plan(&site).unwrap());
+    let failures: Vec<String> = failures.iter().map(ToString::to_string).collect();
+    assert_eq!(failures.len(), 2, "{failures:?}");
+    assert!(
+        failures[0].contains("quay.io/hosts.toml:1:") && failures[1].contains("ghcr.io/hosts.toml"),
+        "{failures:?}"
+    );
+    assert!(
+        certificates.join("docker.io/hosts.toml").exists() && root.path().join("etc/containerd/config.toml").exists()
+    );
+    assert!(said.contains("docker.io/hosts.toml is new") && said.contains("systemctl restart containerd"), "{said}");
+    let shown = Client::Containerd.plan(&site).unwrap();
+    assert!(show(Client::Containerd, &shown).contains("docker.io/hosts.toml") && shown.failures.len() == 1);
+    std::fs::remove_file(temporary).unwrap();
+    std::fs::remove_file(certificates.join("quay.io/hosts.toml")).unwrap();
+    assert!(write_default(root.path(), Client::Containerd, "").unwrap().1.is_none(), "the second time does the rest");
+}
+
+#[test]
+fn where_a_file_cannot_be_read_nothing_counts_as_not_needed() {
+    let (root, _) = places();
+    let file = root.path().join("etc/docker/daemon.json");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "{ \"features\": { \"containerd-snapshotter\": true } }\n").unwrap();
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    let hosts = root.path().join("etc/docker/certs.d/ghcr.io/hosts.toml");
+    assert!(hosts.exists());
+    std::fs::write(&file, "{").unwrap();
+    failure_of(write_default(root.path(), Client::Docker, DOCKER_HUB));
+    assert!(hosts.exists(), "it may be wanted as before");
+}
+
+#[test]
+fn an_edit_of_a_file_of_ours_is_kept_and_undo_goes_on() {
+    let (root, _) = places();
+    let before = everything(root.path());
+    let ours = root.path().join("etc/containers/registries.conf.d/ocistern.conf");
+    write_default(root.path(), Client::Podman, "").unwrap();
+    let edited = std::fs::read_to_string(&ours).unwrap() + "# precious\n";
+    std::fs::write(&ours, &edited).unwrap();
+    let (said, failure) = write_default(root.path(), Client::Podman, "").unwrap();
+    let copy = ours.with_file_name("ocistern.conf.ocistern-backup");
+    assert!(failure.is_none() && said.contains(&format!("kept in {}", copy.display())), "{said}");
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), edited);
+    assert!(!std::fs::read_to_string(&ours).unwrap().contains("precious"));
+    let (said, failure) = undo_all(root.path(), Client::Podman);
+    assert!(failure.is_none() && said.contains("is removed"), "{said} {failure:?}");
+    std::fs::remove_file(copy).unwrap();
+    std::fs::remove_dir_all(root.path().join("etc")).unwrap();
+    assert_eq!(everything(root.path()), before, "nothing but the copy of the edits was left");
+}
+
+#[test]
+fn an_edit_that_is_merged_into_is_kept_as_it_was() {
+    let (root, _) = places();
+    furnish(root.path());
+    let file = root.path().join("etc/docker/daemon.json");
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    std::fs::write(&file, "{ \"debug\": true }\n").unwrap();
+    let (said, _) = write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    let copy = file.with_file_name("daemon.json.ocistern-backup-2");
+    assert!(said.contains(&copy.display().to_string()), "{said}");
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), "{ \"debug\": true }\n");
+    // The mixture is no edit: it is not kept again.
+    write_default(root.path(), Client::Docker, &DOCKER_HUB.replace("5000", "6000")).unwrap();
+    assert!(!file.with_file_name("daemon.json.ocistern-backup-3").exists());
+}
+
+#[test]
+fn no_credential_is_shown() {
+    let (root, _) = places();
+    let file = root.path().join("etc/rancher/k3s/registries.yaml");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "configs:\n  a.example:\n    auth:\n      username: me\n      password: hunter2\n").unwrap();
+    let disk = Disk::new(Some(root.path().to_owned()));
+    let instance = Instance::of(&Config::from_toml("").unwrap(), &Said::default(), NOW).unwrap();
+    let shown = show(
+        Client::K3s,
+        &Client::K3s.plan(&Site { disk: &disk, whose: &Whose::Machine, instance: &instance }).unwrap(),
+    );
+    assert!(!shown.contains("hunter2") && shown.contains("password: \"***\""), "{shown}");
+    assert!(shown.contains("*** stands for credentials") && shown.contains("docker.io"), "{shown}");
+    write_default(root.path(), Client::K3s, "").unwrap();
+    assert!(std::fs::read_to_string(&file).unwrap().contains("hunter2"), "it stays in the file");
 }

@@ -15,6 +15,7 @@
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use super::plan::Unmergeable;
+use super::secrets::{Scalar, deeper};
 
 const BY_HAND: &str = "is written in a way that is not changed safely: write it as an indented block, or add the lines by hand \
                        (without --write this command shows a file of its own)";
@@ -39,6 +40,8 @@ struct Node {
     column: usize,
     /// Byte where it begins.
     at: usize,
+    /// Byte behind it, of a scalar.
+    end: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -284,6 +287,7 @@ fn node<'a>(
 ) -> Result<Node, Unmergeable> {
     let (line, column) = (span.start.line().saturating_sub(1), span.start.col());
     let at = bytes.get(span.start.index()).copied().unwrap_or_default();
+    let end = bytes.get(span.end.index()).copied().unwrap_or(at);
     let cut = || Unmergeable::at(line + 1, column + 1, "this is no YAML: it ends too early");
     let value = match event {
         Event::Scalar(text, style, _, _) => match (text.as_ref(), style) {
@@ -317,7 +321,57 @@ fn node<'a>(
             return Err(Unmergeable::at(line + 1, column + 1, why));
         }
     };
-    Ok(Node { value, line, column, at })
+    Ok(Node { value, line, column, at, end })
+}
+
+/// The registries of a text, each with its endpoints; else where and why it is no such file.
+pub(in crate::cli) fn endpoints(text: &str) -> Result<Vec<(String, Vec<String>)>, String> {
+    let root = parse(text).map_err(|wrong| {
+        let place = wrong.place.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
+        format!("{place}{}", wrong.why)
+    })?;
+    let scalar = |node: &Node| if let Value::Scalar(text) = &node.value { Some(text.clone()) } else { None };
+    let entry = |node: &Node, name: &str| match &node.value {
+        Value::Map(entries) => entries.iter().find(|(key, _)| key.is(name)).map(|(_, value)| value.clone()),
+        _ => None,
+    };
+    let Some(Value::Map(mirrors)) = root.and_then(|root| entry(&root, "mirrors")).map(|node| node.value) else {
+        return Ok(Vec::new());
+    };
+    let of = |(key, value): &(Node, Node)| {
+        let list = match entry(value, "endpoint")?.value {
+            Value::List(items) => items.iter().filter_map(scalar).collect(),
+            _ => Vec::new(),
+        };
+        Some((scalar(key)?, list))
+    };
+    Ok(mirrors.iter().filter_map(of).collect())
+}
+
+/// The scalars of a text, keys included, with where they are.
+pub(super) fn scalars(text: &str) -> Result<Vec<Scalar>, Unmergeable> {
+    fn collect(node: &Node, keys: &[String], found: &mut Vec<Scalar>) {
+        match &node.value {
+            Value::Null => {}
+            Value::Scalar(text) => {
+                found.push(Scalar { keys: keys.to_vec(), range: node.at..node.end, text: text.clone() });
+            }
+            Value::List(items) => items.iter().for_each(|item| collect(item, keys, found)),
+            Value::Map(entries) => {
+                for (key, value) in entries {
+                    // A key is the name of nothing itself.
+                    collect(key, &[], found);
+                    let name = if let Value::Scalar(name) = &key.value { name } else { "" };
+                    collect(value, &deeper(keys, name), found);
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    if let Some(root) = parse(text)? {
+        collect(&root, &[], &mut found);
+    }
+    Ok(found)
 }
 
 // --- what it should come to --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ check() {
     try "systemd reload" service_reload
     try "systemd a secret that only systemd reads" service_credential
     try "systemd the socket starts the service" service_socket
+    try "systemd a registry's own name at port 443" service_own_name
     try "systemd the watchdog ends what hangs" service_watchdog
     try "systemd a user's own daemon" user_service
     try "systemd stop" service_stop
@@ -142,6 +143,34 @@ service_socket() {
     for _ in {1..50}; do curl -fsS -m 20 -o /dev/null "http://$OCISTERN/oauth2/token"; done
     wait $!
     [[ $before != "$(property MainPID)" ]]
+}
+
+# What `setup ca` prints for the service is done as it stands there: the key by its group, the port from systemd.
+service_own_name() {
+    local said name=oci.test
+    said=$(machine ocistern setup ca $name)
+    cp "$ROOT/etc/ocistern/config.toml" "$WORK/tmp/config.before"
+    # From its heading to the next empty line.
+    sed -n '/^# for ocistern/,/^$/p' <<<"$said" >>"$ROOT/etc/ocistern/config.toml"
+    mkdir -p "$ROOT/etc/systemd/system/ocistern.socket.d"
+    sed -n 's/^#     //p' <<<"$said" >"$ROOT/etc/systemd/system/ocistern.socket.d/override.conf"
+    grep -xF 'ListenStream=0.0.0.0:443' "$ROOT/etc/systemd/system/ocistern.socket.d/override.conf"
+    machine systemctl stop ocistern.socket
+    machine systemctl daemon-reload
+    sed -nE 's/^#   (chgrp|chmod|systemctl) /\1 /p' <<<"$said" >"$ROOT/own-name.sh"
+    machine sh -ex /own-name.sh
+    same "mode of the key" "root:ocistern 640" "$(machine stat -c '%U:%G %a' /etc/ocistern/tls/server.key)"
+    curl -fsS -m 20 --cacert "$ROOT/etc/ocistern/tls/ca.crt" --resolve "$name:443:127.0.0.1" -o /dev/null \
+        "https://$name/v2/samples/app/manifests/v1"
+    # The listener that was there before is served as well.
+    pulls oci
+    machine systemctl disable --now ocistern.socket
+    machine systemctl stop ocistern
+    rm -r "$ROOT/etc/systemd/system/ocistern.socket.d" "$ROOT/own-name.sh"
+    cp "$WORK/tmp/config.before" "$ROOT/etc/ocistern/config.toml"
+    machine systemctl daemon-reload
+    machine systemctl start ocistern.socket
+    pulls oci
 }
 
 # Stopped where it stands, it says nothing any more.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Endpoint, Places, Read, Speaks};
+use super::{Endpoint, Places, Read, Speaks, from_toml};
 
 const CLIENT: &str = "buildkit";
 
@@ -25,9 +25,9 @@ struct Registry {
 }
 
 pub(super) fn read(places: &Places, read: &mut Read) {
-    for path in places.of("buildkit/buildkitd.toml") {
+    for path in places.of(|whose| whose.buildkit().join("buildkitd.toml")) {
         let Some(text) = read.text(CLIENT, &path) else { continue };
-        let Some(file) = read.parsed(CLIENT, &path, toml::from_str::<File>(&text)) else { continue };
+        let Some(file) = read.parsed(CLIENT, &path, from_toml::<File>(&text)) else { continue };
         for (of, registry) in &file.registry {
             for mirror in &registry.mirrors {
                 read.point(CLIENT, &path, of, mirror, speaks(mirror, &file.registry));

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use serde::Deserialize;
 use toml::{Table, Value};
+use toml_edit::DocumentMut;
 
-use super::{GROUP, Places, Read, Speaks};
+use super::{GROUP, Places, Read, Speaks, from_toml};
+use crate::cli::clients::Whose;
+use crate::cli::clients::containerd::{Configured, configured, key_of};
 use crate::cli::doctor::finding::{Finding, Level};
 
 const CLIENT: &str = "containerd";
-/// The CRI plugin's table of registries, in the second and the third version of containerd's configuration.
-const CRI: [&str; 2] = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
-
 #[derive(Deserialize)]
 struct Hosts {
     server: Option<String>,
@@ -22,58 +22,73 @@ struct Hosts {
 }
 
 pub(super) fn read(places: &Places, read: &mut Read) {
-    for base in places.of("containerd") {
-        let certs = base.join("certs.d");
-        let mut names: Vec<_> = std::fs::read_dir(&certs)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect();
-        names.sort_unstable();
-        let before = read.pointers.len();
-        for name in names {
-            let path = certs.join(&name).join("hosts.toml");
-            let Some(text) = read.text(CLIENT, &path) else { continue };
-            let Some(hosts) = read.parsed(CLIENT, &path, toml::from_str::<Hosts>(&text)) else { continue };
-            let of = if name == "_default" { "every registry" } else { &name };
-            for url in hosts.host.keys() {
-                read.point(CLIENT, &path, of, url, Speaks::Tls);
-            }
-            // Where there is no host, the server itself is asked; it is usually the registry.
-            if let Some(server) = hosts.server.filter(|_| hosts.host.is_empty()) {
-                read.point(CLIENT, &path, of, &server, Speaks::Tls);
-            }
+    for base in places.of(Whose::containerd) {
+        let usual = base.join("certs.d");
+        let path = base.join("config.toml");
+        let text = read.text(CLIENT, &path);
+        let document = text.and_then(|text| {
+            let parsed = from_toml::<Table>(&text)
+                .and_then(|_| text.parse::<DocumentMut>().map_err(|error| error.message().to_owned()));
+            read.parsed(CLIENT, &path, parsed)
+        });
+        let configured = document.as_ref().and_then(|document| configured(&places.tree, &base, document).ok());
+        let mut directories = match &configured {
+            Some(Configured::At(first, others)) => [first].into_iter().chain(others).cloned().collect(),
+            _ => Vec::new(),
+        };
+        let is_asked = directories.contains(&usual);
+        if !is_asked {
+            // nerdctl looks there by itself.
+            directories.push(usual.clone());
         }
-        if read.pointers.len() > before {
-            cri(&base.join("config.toml"), &certs, read);
+        for directory in directories {
+            let before = read.pointers.len();
+            hosts(&directory, read);
+            if let (true, Some(configured), Some(document)) = (directory == usual && !is_asked, &configured, &document)
+                && read.pointers.len() > before
+            {
+                cri(&path, &usual, configured, document, read);
+            }
         }
     }
 }
 
-/// Kubernetes' pulls read `certs.d` only where the configuration says so, before containerd 2.
-fn cri(path: &Path, certs: &Path, read: &mut Read) {
-    let Some(text) = read.text(CLIENT, path) else { return };
-    let Some(config) = read.parsed(CLIENT, path, toml::from_str::<Table>(&text)) else { return };
-    // The third version of the file is that of containerd 2, which reads them unless it is told otherwise.
-    let is_third = config.get("version").and_then(Value::as_integer).is_some_and(|version| version >= 3);
-    let plugins = config.get("plugins");
-    let path_of =
-        |plugin: &&str| plugins?.get(plugin)?.get("registry")?.get("config_path")?.as_str().map(str::to_owned);
-    let configured = CRI.iter().find_map(path_of);
-    let certs = certs.display().to_string();
-    let reads =
-        configured.as_ref().map_or(is_third, |paths| paths.split(':').any(|path| path.trim_end_matches('/') == certs));
-    if !reads {
-        let found = format!(
-            "does not lead the CRI plugin (Kubernetes, crictl) to {certs}; ctr and nerdctl read it all the same"
-        );
-        let advice = format!(
-            "write config_path = \"{certs}\" into [plugins.\"{}\".registry], and restart containerd",
-            if is_third { CRI[1] } else { CRI[0] }
-        );
-        read.findings.push(Finding::new(Level::Note, GROUP, format!("{CLIENT}, {}", path.display()), found, advice));
+fn hosts(directory: &Path, read: &mut Read) {
+    for of in read.list(directory) {
+        let path = of.join("hosts.toml");
+        let Some(text) = read.text(CLIENT, &path) else { continue };
+        let Some(hosts) = read.parsed(CLIENT, &path, from_toml::<Hosts>(&text)) else { continue };
+        let name = of.file_name().unwrap_or_default().to_string_lossy();
+        let of = if name == "_default" { "every registry" } else { &name };
+        for url in hosts.host.keys() {
+            read.point(CLIENT, &path, of, url, Speaks::Tls);
+        }
+        // Where there is no host, the server itself is asked; it is usually the registry.
+        if let Some(server) = hosts.server.filter(|_| hosts.host.is_empty()) {
+            read.point(CLIENT, &path, of, &server, Speaks::Tls);
+        }
     }
+}
+
+/// Kubernetes' pulls read `certs.d` only where the configuration says so.
+fn cri(path: &Path, certs: &Path, configured: &Configured, document: &DocumentMut, read: &mut Read) {
+    let certs = certs.display();
+    let key = key_of(document);
+    let advice = match configured {
+        Configured::NoCri => return,
+        Configured::Older => {
+            "move what registry.mirrors says into hosts.toml files: with it, containerd takes no config_path".to_owned()
+        }
+        Configured::At(..) | Configured::Nowhere => {
+            format!("write config_path = \"{certs}\" into [plugins.\"{key}\".registry], and restart containerd")
+        }
+    };
+    // Nothing is said in files of the third version either, of which containerd 2.2 and later look there by themselves.
+    let found = format!(
+        "does not lead the CRI plugin (Kubernetes, crictl) to {certs}, where it looks by itself only since containerd 2.2; ctr and \
+         nerdctl read it all the same"
+    );
+    read.findings.push(Finding::new(Level::Note, GROUP, format!("{CLIENT}, {}", path.display()), found, advice));
 }
 
 #[cfg(test)]
@@ -104,20 +119,31 @@ mod tests {
     fn a_cri_plugin_that_does_not_look_is_told() {
         let directory = tempfile::tempdir().unwrap();
         certs(directory.path());
-        let path = directory.path().join("etc/containerd/certs.d");
         let told = |config: &str| {
             write(directory.path(), "etc/containerd/config.toml", config);
-            let mut read = Read::default();
-            super::read(&Places::below(directory.path()), &mut read);
-            read.findings.len()
+            Places::below(directory.path()).read().findings.len()
         };
         assert_eq!(told("version = 2"), 1);
-        assert_eq!(told("version = 3"), 0, "containerd 2 looks there by itself");
+        assert_eq!(told("version = 3"), 1, "containerd 2.0 and 2.1 look there as little, and `setup` writes the key");
         assert_eq!(told("version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/x\""), 1);
-        let right = format!(
-            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x:{}/\"",
-            path.display()
+        let right = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x:/etc/containerd/certs.d/\"";
+        assert_eq!(told(right), 0);
+        assert_eq!(told("version = 2\ndisabled_plugins = ['cri']"), 0, "nobody asks");
+        write(directory.path(), "etc/containerd/conf.d/a.toml", right);
+        assert_eq!(told("version = 2\nimports = ['conf.d/*.toml']"), 0, "an imported file says it");
+    }
+
+    #[test]
+    fn hosts_are_found_where_the_configuration_leads() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = "[host.\"http://127.0.0.1:5000\"]\n";
+        write(directory.path(), "etc/elsewhere/quay.io/hosts.toml", host);
+        write(
+            directory.path(),
+            "etc/containerd/config.toml",
+            "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/elsewhere\"\n",
         );
-        assert_eq!(told(&right), 0);
+        let found = pointers(directory.path());
+        assert_eq!(found, [(CLIENT, "quay.io".to_owned(), "127.0.0.1:5000".to_owned(), Speaks::Plain)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Places, Read, Speaks};
+use super::{Places, Read, Speaks, from_json};
 
 const CLIENT: &str = "docker";
 
@@ -13,13 +13,13 @@ struct File {
 }
 
 pub(super) fn read(places: &Places, read: &mut Read) {
-    for path in places.of("docker/daemon.json") {
+    for path in places.of(|whose| whose.docker().join("daemon.json")) {
         let Some(text) = read.text(CLIENT, &path) else { continue };
         // dockerd takes an empty file for one without settings.
         if text.trim().is_empty() {
             continue;
         }
-        let Some(file) = read.parsed(CLIENT, &path, serde_json::from_str::<File>(&text)) else { continue };
+        let Some(file) = read.parsed(CLIENT, &path, from_json::<File>(&text)) else { continue };
         for mirror in &file.mirrors {
             read.point(CLIENT, &path, "docker.io", mirror, Speaks::Tls);
         }

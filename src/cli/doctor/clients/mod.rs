@@ -3,16 +3,18 @@
 mod buildkit;
 mod containerd;
 mod docker;
+mod k3s;
 mod podman;
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 use tokio::net::TcpStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -20,24 +22,26 @@ use tokio::time::timeout;
 use super::finding::{Finding, Group, Level};
 use super::listeners::{Listeners, State};
 use super::{FILES, Subject};
+use crate::cli::clients::{FileError, Tree, Whose, position};
 use crate::config::{Address, Listener};
 
 const GROUP: Group = Group::Clients;
+const OTHER_KIND: &str = "the value is not of the kind that is wanted there";
 /// How long an address of this machine may take to accept a connection.
 const ACCEPTS: Duration = Duration::from_millis(500);
 
 /// Where the configurations of clients are.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Places {
-    /// `/etc`.
-    etc: PathBuf,
-    /// `$XDG_CONFIG_HOME`, else `~/.config`: of clients that run without root.
-    user: Option<PathBuf>,
+    tree: Tree,
+    /// The machine's, and this user's.
+    whose: Vec<Whose>,
 }
 
 /// What the files of the clients say.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Read {
+    tree: Tree,
     pointers: Vec<Pointer>,
     /// Files that cannot be read or understood.
     findings: Vec<Finding>,
@@ -86,7 +90,7 @@ struct Ours {
 pub(super) async fn check(subject: &Arc<Subject>, listeners: &Listeners) -> Vec<Finding> {
     let places = Places::of_process(|name| std::env::var(name).ok());
     let reading = timeout(FILES, spawn_blocking(move || places.read())).await;
-    let Ok(Ok(Read { pointers, mut findings })) = reading else {
+    let Ok(Ok(Read { pointers, mut findings, .. })) = reading else {
         let advice = "see to the file system that /etc or the home directory lies on";
         return vec![Finding::new(Level::Warning, GROUP, "configurations", "could not be read in time", advice)];
     };
@@ -103,8 +107,8 @@ pub(super) async fn check(subject: &Arc<Subject>, listeners: &Listeners) -> Vec<
         findings.push(found);
     }
     if !here {
-        let found = "none of docker, containerd, podman and BuildKit is set up for this instance";
-        let advice = "`ocistern setup docker` (or containerd, podman, buildkit) prints what to write, and writes it with --write";
+        let found = "none of docker, containerd, podman, BuildKit and k3s is set up for this instance";
+        let advice = "`ocistern setup docker` (or containerd, podman, buildkit, k3s) prints what to write, and writes it with --write";
         findings.push(Finding::new(Level::Note, GROUP, "all", found, advice));
     }
     findings
@@ -140,22 +144,21 @@ fn ours(subject: &Subject, listeners: &Listeners) -> Vec<Ours> {
 
 impl Places {
     fn of_process(env: impl Fn(&str) -> Option<String>) -> Self {
-        let absolute = |name| env(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
-        let user = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-        Self { etc: "/etc".into(), user }
+        Self { tree: Tree::new(None), whose: [Whose::Machine].into_iter().chain(Whose::of_user(env)).collect() }
     }
 
-    /// The places of one client: `name` in each.
-    fn of(&self, name: &str) -> Vec<PathBuf> {
-        std::iter::once(&self.etc).chain(&self.user).map(|base| base.join(name)).collect()
+    /// The directories of one client.
+    fn of(&self, client: impl Fn(&Whose) -> PathBuf) -> Vec<PathBuf> {
+        self.whose.iter().map(client).collect()
     }
 
     fn read(&self) -> Read {
-        let mut read = Read::default();
+        let mut read = Read::new(self.tree.clone());
         docker::read(self, &mut read);
         containerd::read(self, &mut read);
         podman::read(self, &mut read);
         buildkit::read(self, &mut read);
+        k3s::read(self, &mut read);
         read
     }
 }
@@ -163,22 +166,34 @@ impl Places {
 // === impl Read ===
 
 impl Read {
+    const fn new(tree: Tree) -> Self {
+        Self { tree, pointers: Vec::new(), findings: Vec::new() }
+    }
+
     /// The text of a file, if there is one.
     fn text(&mut self, client: &'static str, path: &Path) -> Option<String> {
-        match fs::read_to_string(path) {
-            Ok(text) => Some(text),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => None,
+        match self.tree.read(path) {
+            Ok(text) => text,
+            Err(FileError::Read { source, .. })
+                if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+            {
+                None
+            }
             Err(error) => {
+                let why = match &error {
+                    FileError::Read { source, .. } => source.to_string(),
+                    _ => error.to_string(),
+                };
                 let about = format!("{client}, {}", path.display());
                 let advice = "run this as a user that may read it";
-                self.findings.push(Finding::new(Level::Note, GROUP, about, error.to_string(), advice));
+                self.findings.push(Finding::new(Level::Note, GROUP, about, why, advice));
                 None
             }
         }
     }
 
-    /// What a text says, if it is what the client can read.
-    fn parsed<T, E: fmt::Display>(&mut self, client: &'static str, path: &Path, parsed: Result<T, E>) -> Option<T> {
+    /// What a text says, if it is what the client can read; else why not.
+    fn parsed<T>(&mut self, client: &'static str, path: &Path, parsed: Result<T, String>) -> Option<T> {
         parsed
             .inspect_err(|error| {
                 let about = format!("{client}, {}", path.display());
@@ -194,13 +209,9 @@ impl Read {
             .ok()
     }
 
-    /// The files with this ending in a directory, in order.
-    fn list(directory: &Path, ending: &str) -> Vec<PathBuf> {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut files: Vec<PathBuf> =
-            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == ending)).collect();
-        files.sort_unstable();
-        files
+    /// What is in a directory, in order.
+    fn list(&self, directory: &Path) -> Vec<PathBuf> {
+        self.tree.list(directory).unwrap_or_default()
     }
 
     fn point(&mut self, client: &'static str, file: &Path, of: &str, location: &str, speaks: Speaks) {
@@ -210,6 +221,25 @@ impl Read {
             self.pointers.push(pointer);
         }
     }
+}
+
+/// What a text says, else where it says it wrongly: without its line and its values, among which there may be credentials.
+fn from_toml<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+        match toml::from_str::<toml::Table>(text) {
+            Err(syntax) => format!("line {line}, column {column}: {}", syntax.message()),
+            Ok(_) => format!("line {line}, column {column}: {OTHER_KIND}"),
+        }
+    })
+}
+
+/// As [`from_toml`].
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| match error.classify() {
+        Category::Data => format!("line {}, column {}: {OTHER_KIND}", error.line(), error.column()),
+        _ => error.to_string(),
+    })
 }
 
 // === impl Pointer ===
@@ -330,11 +360,14 @@ impl Ours {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     impl Places {
         pub(super) fn below(directory: &Path) -> Self {
-            Self { etc: directory.join("etc"), user: Some(directory.join("user")) }
+            let user = Whose::User { home: "/home/me".into(), config: "/user".into() };
+            Self { tree: Tree::new(Some(directory.to_owned())), whose: vec![Whose::Machine, user] }
         }
     }
 
@@ -430,7 +463,7 @@ mod tests {
         write(directory.path(), "etc/docker/daemon.json", "{");
         write(directory.path(), "etc/buildkit/buildkitd.toml", "= 1");
         write(directory.path(), "etc/containerd/certs.d/ghcr.io/hosts.toml", "[[");
-        write(directory.path(), "user/containers/registries.conf", "registry = 1");
+        write(directory.path(), "home/me/.config/containers/registries.conf", "registry = 1");
         let findings = Places::below(directory.path()).read().findings;
         assert_eq!(
             findings.iter().map(|finding| finding.level).collect::<Vec<_>>(),
@@ -438,5 +471,25 @@ mod tests {
             "{findings:?}"
         );
         assert!(Places::below(&directory.path().join("none")).read().findings.is_empty());
+    }
+
+    #[test]
+    fn what_is_told_of_a_file_has_no_credential_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            (
+                "etc/containerd/certs.d/a/hosts.toml",
+                "[host.\"https://b\".header]\nAuthorization = \"Basic hunter2\" x\n",
+            ),
+            ("etc/containerd/certs.d/b/hosts.toml", "host = \"hunter2\"\n"),
+            ("etc/docker/daemon.json", "{\"registry-mirrors\": \"https://me:hunter2@b\"}"),
+            ("etc/containers/registries.conf", "registry = 'hunter2'\n"),
+        ] {
+            write(directory.path(), name, text);
+        }
+        let findings = Places::below(directory.path()).read().findings;
+        assert_eq!(findings.len(), 4, "{findings:?}");
+        let told = format!("{findings:?}");
+        assert!(!told.contains("hunter2") && told.matches("line ").count() == 4, "{told}");
     }
 }

@@ -1,8 +1,11 @@
 //! `registries.conf` of podman, buildah, skopeo and CRI-O: registries that are elsewhere, and their mirrors.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
-use super::{Places, Read, Speaks};
+use super::{Places, Read, Speaks, from_toml};
+use crate::cli::clients::Whose;
 
 const CLIENT: &str = "podman";
 
@@ -30,12 +33,13 @@ struct Mirror {
 }
 
 pub(super) fn read(places: &Places, read: &mut Read) {
-    for base in places.of("containers") {
-        let files =
-            [base.join("registries.conf")].into_iter().chain(Read::list(&base.join("registries.conf.d"), "conf"));
+    for base in places.of(Whose::containers) {
+        let mut files = vec![base.join("registries.conf")];
+        let is_one = |path: &PathBuf| path.extension().is_some_and(|end| end == "conf");
+        files.extend(read.list(&base.join("registries.conf.d")).into_iter().filter(is_one));
         for path in files {
             let Some(text) = read.text(CLIENT, &path) else { continue };
-            let Some(file) = read.parsed(CLIENT, &path, toml::from_str::<File>(&text)) else { continue };
+            let Some(file) = read.parsed(CLIENT, &path, from_toml::<File>(&text)) else { continue };
             for registry in &file.registry {
                 let prefix = registry.prefix.as_deref().or(registry.location.as_deref()).unwrap_or("a registry");
                 if let Some(location) = registry.location.as_deref().filter(|location| *location != prefix) {
@@ -69,7 +73,7 @@ mod tests {
         );
         write(
             directory.path(),
-            "user/containers/registries.conf.d/50-cache.conf",
+            "home/me/.config/containers/registries.conf.d/50-cache.conf",
             "[[registry]]\nprefix = \"ghcr.io\"\nlocation = \"localhost:5000/ghcr.io\"\ninsecure = true\n\
              [[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"localhost:5000\"\n",
         );
@@ -77,5 +81,14 @@ mod tests {
         let found = pointers(directory.path());
         // One that is where its name says is no pointer.
         assert_eq!(found, [pointer("ghcr.io", Speaks::Either), pointer("docker.io", Speaks::Tls)]);
+    }
+
+    /// As podman has it, and as `ocistern setup podman` writes it.
+    #[test]
+    fn a_users_files_do_not_move() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "[[registry]]\nlocation = \"docker.io\"\n[[registry.mirror]]\nlocation = \"localhost:5000\"\n";
+        write(directory.path(), "user/containers/registries.conf", text);
+        assert_eq!(pointers(directory.path()), []);
     }
 }
