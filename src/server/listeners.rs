@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use super::connection::{Run, Serving};
 use super::edge::RegistryHandler;
 use super::listener::{self, Inherited, Opened, Socket};
-use super::permits::Permits;
+use super::permits::{Loopback, Permits};
 use super::reload::ReloadError;
 use super::tls::Tls;
 use super::{StartError, files};
@@ -68,7 +68,7 @@ impl Listeners {
         let (configured, limits) = (&app.config.listeners, &app.config.limits);
         let opened = listener::open(configured, inherited).await?;
         let count = opened.iter().map(|opened| opened.sockets.len()).sum();
-        let permits = Permits::new(connections(limits, count), limits.connections_per_address);
+        let permits = Permits::new(connections(limits, count), limits.connections_per_address, Loopback::Free);
         let (mut served, mut all) = (Vec::with_capacity(opened.len()), Vec::with_capacity(count));
         for Opened { place, settings, sockets } in opened {
             let tls = tls_of(&settings).await?;

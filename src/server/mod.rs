@@ -42,7 +42,7 @@ pub use self::files::raise_limit;
 pub use self::listener::{Inherited, ListenError, can_listen};
 use self::listener::{Purpose, Socket};
 use self::listeners::{Listeners, ServedSocket};
-use self::permits::Permits;
+use self::permits::{Loopback, Permits};
 pub use self::reload::ReloadError;
 pub use self::tls::{Leaf, TlsError, check as check_tls, leaves};
 use crate::cache::Cache;
@@ -55,8 +55,11 @@ use crate::metrics::{Connections, Metrics};
 use crate::store::{Keep, Store, StoreError, StoreOptions};
 use crate::upstream::{SetupError, Upstreams};
 
-/// Connections that the admin interface has at most, all and from one address.
+/// Connections that the admin interface has at most: on its socket, and on its address in all and from one client. Who sits on
+/// the address takes no place on the socket, by which health is asked and commands come, and leaves some for who asks from
+/// elsewhere.
 const ADMIN_CONNECTIONS: usize = 64;
+const ADMIN_CONNECTIONS_PER_ADDRESS: usize = 16;
 /// Who may connect to the admin socket: its owner.
 const ADMIN_SOCKET_MODE: u32 = 0o600;
 /// How long tasks have to end that were told to; none waits for anything but the disk.
@@ -334,14 +337,15 @@ async fn start_admin(
     run: &Run,
     metrics: &Metrics,
 ) -> Result<Option<SocketAddr>, StartError> {
-    let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS);
-    let serving = Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
+    let serving = |permits| Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
     let path = admin_socket_path(config);
     match open_admin_socket(path.clone()).await {
         Ok(socket) => {
             store.announce_socket(path.clone()).await?;
             let connections = Connections::new(metrics, &socket.to_string());
-            run.tasks.spawn(serving.clone().accept(socket, connections));
+            // One user's own, which is nobody's address.
+            let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS, Loopback::Free);
+            run.tasks.spawn(serving(permits).accept(socket, connections));
         }
         // A full disk is not down: pulls need no socket.
         Err(StartError::Listen(error)) if error.is_full() => {
@@ -360,7 +364,8 @@ async fn start_admin(
         tracing::info!(%address, socket = %path.display(), "the admin interface is open");
     }
     let connections = Connections::new(metrics, &socket.to_string());
-    run.tasks.spawn(serving.accept(socket, connections));
+    let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS_PER_ADDRESS, Loopback::Counted);
+    run.tasks.spawn(serving(permits).accept(socket, connections));
     Ok(address)
 }
 
