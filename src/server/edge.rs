@@ -41,6 +41,13 @@ impl RegistryHandler {
         self.0.load().listener.config.clone()
     }
 
+    /// Who may use it is looked up anew at once, and not only after a while. Blocking.
+    pub(super) fn look_at_users(&self) {
+        if let Some(users) = &self.0.load().listener.htpasswd {
+            users.renew();
+        }
+    }
+
     /// Requests that come from here on are served so; those that are running end by what was there.
     pub(super) fn take_over(&self, app: Arc<App>, settings: Listener) {
         let listener = self.0.load().listener.with(settings);

@@ -80,8 +80,12 @@ impl Listeners {
         Ok((Self { served, sockets: count, permits }, all))
     }
 
-    /// What each of them goes on by, of the listeners of a configuration that is to hold. Changes nothing. Blocking.
+    /// What each of them goes on by, of the listeners of a configuration that is to hold. Changes nothing, but whoever has a
+    /// configuration read again may have changed who is let in: that is looked at, whatever becomes of the rest. Blocking.
     pub(super) fn prepare(&self, next: &[Listener]) -> Result<Vec<Turn>, ReloadError> {
+        for served in &self.served {
+            served.serving.handler().look_at_users();
+        }
         let turn = |Served { place, serving }: &Served| {
             let own = serving.handler().settings();
             // Its address is what a listener is; what stands in its place under another one is not it.

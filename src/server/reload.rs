@@ -75,8 +75,10 @@ impl Server {
 
     async fn prepare(&self, next: &Config) -> Result<Ready, ReloadError> {
         let (upstreams, listeners, next) = (self.upstreams.clone(), self.listeners.clone(), next.clone());
-        let work =
-            move || Ok(Ready { upstreams: upstreams.prepare(&next)?, listeners: listeners.prepare(&next.listeners)? });
+        let work = move || {
+            let listeners = listeners.prepare(&next.listeners)?;
+            Ok(Ready { upstreams: upstreams.prepare(&next)?, listeners })
+        };
         spawn_blocking(work).await.map_err(|_| ReloadError::Preparation)?
     }
 }

@@ -180,6 +180,39 @@ async fn tls_and_names_stay_with_the_listener_that_has_them() {
     several.stop().await;
 }
 
+/// With a name and password that are remembered, and with a token.
+#[tokio::test]
+async fn who_is_taken_out_of_a_listeners_users_is_out_as_soon_as_it_is_told() {
+    let mut several = Several::new().await;
+    let users = several.home.path().join("users");
+    std::fs::write(&users, format!("dev:{}\n", bcrypt::hash("pw", 4).unwrap())).unwrap();
+    let password = several.home.path().join("password");
+    std::fs::write(&password, "own").unwrap();
+    let own = format!(
+        "[upstream.own]\nurl = \"http://127.0.0.1:9\"\npush = \"off\"\n\
+         credentials = {{ from = \"static\", username = \"own\", password_file = '{}' }}",
+        password.display()
+    );
+    let keys = format!("default_upstream = \"own\"\nhtpasswd = '{}'\nallow_plain_credentials = true", users.display());
+    let (passed, at) = sockets(1);
+    several.start(several.config(&[(at[0], &keys)], &own), passed).await;
+    // Not as one on this machine, who needs no name.
+    let from_elsewhere = |ask: Ask| ask.with("x-forwarded-for", "192.0.2.1");
+    let basic = from_elsewhere(Ask::get(TARGET).basic("dev", "pw"));
+    let token = Client(at[0]).send(basic.clone().at("/oauth2/token?scope=repository:app:pull")).await.json();
+    let bearer = from_elsewhere(Ask::get(TARGET).bearer(token["token"].as_str().unwrap()));
+    for ask in [&basic, &bearer] {
+        let got = Client(at[0]).send(ask.clone()).await;
+        assert!(got.status >= 500, "let in, as far as upstream, which is not there: {}", got.summary());
+    }
+    std::fs::write(&users, "").unwrap();
+    several.reload(&several.config(&[(at[0], &keys)], &own)).await;
+    for ask in [basic, bearer] {
+        Client(at[0]).send(ask).await.assert_fails(401);
+    }
+    several.stop().await;
+}
+
 /// Without sockets of systemd, each opens its own.
 #[tokio::test]
 async fn listeners_on_sockets_of_their_own_keep_what_is_theirs() {
