@@ -316,8 +316,17 @@ async fn nothing_of_it_is_on_the_listeners_of_clients() {
     let (cistern, ..) = busy().await;
     let document = document();
     let mut paths: Vec<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
-    paths.extend(["/", "/dashboard.css", "/dashboard.js", "/metrics", "/healthz", "/readyz"].map(ToOwned::to_owned));
+    paths.extend(["/", "/favicon.svg", "/metrics", "/healthz", "/readyz"].map(ToOwned::to_owned));
+    let index = admin(cistern.root(), Method::GET, "/").await;
+    let index = std::str::from_utf8(&index.body).unwrap();
+    let parts: Vec<String> =
+        index.split('"').filter(|text| text.starts_with("/dashboard/")).map(ToOwned::to_owned).collect();
+    assert!(parts.len() >= 2, "the page has a style and a script: {parts:?}");
+    paths.extend(parts);
     for path in paths {
+        // Else it would say nothing that it is not here.
+        let there = admin(cistern.root(), Method::HEAD, &path).await;
+        assert_ne!(there.status, 404, "{path} is not even there");
         for method in [Method::GET, Method::HEAD, Method::POST, Method::DELETE] {
             let got = cistern.send(Ask::new(method.clone(), path.clone())).await;
             assert!([404, 405].contains(&got.status), "{method} {path}: {}", got.summary());
