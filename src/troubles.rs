@@ -2,7 +2,8 @@
 //! `metrics`: passed to who needs it.
 //!
 //! Names in here are chosen by strangers, so both their number and their length are bounded, and what clients get wrong
-//! (4xx) never pushes out what is wrong with ocistern or an upstream. Nothing is kept that could be a secret: queries of
+//! (4xx) never pushes out what is wrong with ocistern or an upstream; nor does one thing that is wrong there, met in however many
+//! repositories, push out another one. Nothing is kept that could be a secret: queries of
 //! URLs, in which registries and their storage keep signatures, are cut off.
 
 use std::collections::HashMap;
@@ -16,6 +17,8 @@ use crate::clock::Clock;
 
 /// How many different errors of each [`Weight`] are remembered.
 const EACH: usize = 64;
+/// How many of one [`Kind`], of those that are ocistern's or an upstream's, are told apart by repository; the others are one.
+const OF_A_KIND: usize = 16;
 /// Longest message, in characters.
 const MAX_MESSAGE: usize = 600;
 /// Longest name of a repository, in characters: the specification's, and what no client can choose is shorter.
@@ -82,18 +85,28 @@ pub struct Folded {
 /// The book of recent errors.
 pub struct Troubles {
     clock: Arc<dyn Clock>,
-    known: Mutex<HashMap<Key, Entry>>,
+    book: Mutex<Book>,
 }
 
-/// What makes errors equal.
+#[derive(Debug, Default)]
+struct Book {
+    kinds: HashMap<Kind, Entries>,
+    /// Of the last note.
+    number: u64,
+}
+
+/// What makes errors one thing that is wrong, in however many repositories it is met. No stranger makes one up: upstreams are
+/// the operator's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct Kind {
     met: Met,
     upstream: Option<String>,
-    repository: Option<String>,
     code: &'static str,
     weight: Weight,
 }
+
+/// The errors of one kind, by repository; none: those that meant none, and those of repositories that there is no room for.
+type Entries = HashMap<Option<String>, Entry>;
 
 #[derive(Debug)]
 struct Entry {
@@ -134,49 +147,46 @@ impl Trouble<'_> {
 impl Troubles {
     /// Empty.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, known: Mutex::default() }
+        Self { clock, book: Mutex::default() }
     }
 
     /// Remembers an error.
     pub fn note(&self, trouble: Trouble<'_>) {
         let now = self.clock.now();
-        let message = tidy(trouble.message);
-        let key = Key {
+        let kind = Kind {
             met: trouble.met,
             upstream: trouble.upstream.map(ToOwned::to_owned),
-            repository: trouble.repository.map(|name| name.chars().take(MAX_REPOSITORY).collect()),
             code: trouble.code,
             weight: trouble.weight(),
         };
-        let mut known = self.known.lock();
-        let number = known.values().map(|entry| entry.number).max().unwrap_or_default() + 1;
-        if let Some(entry) = known.get_mut(&key) {
-            entry.status = trouble.status;
-            entry.message = message;
-            entry.count = entry.count.saturating_add(1);
-            (entry.last, entry.number) = (now, number);
-            return;
-        }
-        let alike = || known.iter().filter(|(known, _)| known.weight == key.weight);
-        if alike().count() >= EACH
-            && let Some(oldest) = alike().min_by_key(|(_, entry)| entry.number).map(|(known, _)| known.clone())
-        {
-            known.remove(&oldest);
-        }
-        let entry = Entry { status: trouble.status, message, count: 1, first: now, last: now, number };
-        known.insert(key, entry);
+        let repository = trouble.repository.map(|name| name.chars().take(MAX_REPOSITORY).collect());
+        let mut book = self.book.lock();
+        book.number += 1;
+        let entry = Entry {
+            status: trouble.status,
+            message: tidy(trouble.message),
+            count: 1,
+            first: now,
+            last: now,
+            number: book.number,
+        };
+        book.enter(kind, repository, entry);
     }
 
     /// What is remembered, the last error first.
     pub fn all(&self) -> Vec<Folded> {
-        let known = self.known.lock();
-        let mut entries: Vec<_> = known.iter().collect();
-        entries.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.number));
-        let folded = |(key, entry): (&Key, &Entry)| Folded {
-            met: key.met,
-            upstream: key.upstream.clone(),
-            repository: key.repository.clone(),
-            code: key.code,
+        let book = self.book.lock();
+        let mut entries: Vec<_> = book
+            .kinds
+            .iter()
+            .flat_map(|(kind, entries)| entries.iter().map(move |(repository, entry)| (kind, repository, entry)))
+            .collect();
+        entries.sort_by_key(|(_, _, entry)| std::cmp::Reverse(entry.number));
+        let folded = |(kind, repository, entry): (&Kind, &Option<String>, &Entry)| Folded {
+            met: kind.met,
+            upstream: kind.upstream.clone(),
+            repository: repository.clone(),
+            code: kind.code,
             status: entry.status,
             message: entry.message.clone(),
             count: entry.count,
@@ -187,9 +197,86 @@ impl Troubles {
     }
 }
 
+// === impl Book ===
+
+impl Book {
+    fn enter(&mut self, kind: Kind, repository: Option<String>, entry: Entry) {
+        let known = self.kinds.get_mut(&kind).and_then(|entries| entries.get_mut(&repository));
+        if let Some(known) = known {
+            known.add(entry);
+            return;
+        }
+        if kind.weight == Weight::Heavy
+            && let Some(entries) = self.kinds.get_mut(&kind)
+        {
+            while entries.len() >= OF_A_KIND && fold_oldest(entries) {}
+        }
+        while self.count(kind.weight) >= EACH {
+            self.make_room(kind.weight);
+        }
+        self.kinds.entry(kind).or_default().insert(repository, entry);
+    }
+
+    fn count(&self, weight: Weight) -> usize {
+        self.kinds.iter().filter(|(kind, _)| kind.weight == weight).map(|(_, entries)| entries.len()).sum()
+    }
+
+    /// Takes from the kind that has the most, so that none is pushed out by another one; the oldest kind goes where each has
+    /// one entry.
+    fn make_room(&mut self, weight: Weight) {
+        let alike = self.kinds.iter().filter(|(kind, _)| kind.weight == weight);
+        let oldest = |entries: &Entries| entries.values().map(|entry| entry.number).min();
+        let most = alike.max_by_key(|(_, entries)| (entries.len(), std::cmp::Reverse(oldest(entries))));
+        let Some(kind) = most.map(|(kind, _)| kind.clone()) else { return };
+        let Some(entries) = self.kinds.get_mut(&kind) else { return };
+        if weight == Weight::Heavy && entries.len() > 1 && fold_oldest(entries) {
+            return;
+        }
+        forget_oldest(entries);
+        if entries.is_empty() {
+            self.kinds.remove(&kind);
+        }
+    }
+}
+
+/// The oldest error that has its repository's name loses it; false: none has one.
+fn fold_oldest(entries: &mut Entries) -> bool {
+    let named = entries.iter().filter(|(repository, _)| repository.is_some());
+    let Some(oldest) = named.min_by_key(|(_, entry)| entry.number).map(|(repository, _)| repository.clone()) else {
+        return false;
+    };
+    let Some(entry) = entries.remove(&oldest) else { return false };
+    match entries.get_mut(&None) {
+        Some(rest) => rest.add(entry),
+        None => drop(entries.insert(None, entry)),
+    }
+    true
+}
+
+fn forget_oldest(entries: &mut Entries) {
+    let oldest = entries.iter().min_by_key(|(_, entry)| entry.number).map(|(repository, _)| repository.clone());
+    if let Some(oldest) = oldest {
+        entries.remove(&oldest);
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Both are one: with what the later one said.
+    fn add(&mut self, other: Self) {
+        let count = self.count.saturating_add(other.count);
+        let first = self.first.min(other.first);
+        if other.number > self.number {
+            *self = other;
+        }
+        (self.count, self.first) = (count, first);
+    }
+}
+
 impl fmt::Debug for Troubles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Troubles").field("known", &self.known.lock().len()).finish_non_exhaustive()
+        f.debug_struct("Troubles").field("kinds", &self.book.lock().kinds.len()).finish_non_exhaustive()
     }
 }
 
@@ -273,6 +360,66 @@ mod tests {
         assert!(all.iter().any(|folded| folded.status == Some(502)), "it is still there");
         assert!(all.iter().all(|folded| folded.repository.as_ref().unwrap().len() <= MAX_REPOSITORY));
         assert!(all[0].repository.as_ref().unwrap().starts_with("9999/"), "of these the last ones are kept");
+    }
+
+    fn failed<'a>(upstream: &'a str, repository: &'a str, code: &'static str) -> Trouble<'a> {
+        let message = "it cannot be reached";
+        Trouble {
+            met: Met::Upstream,
+            upstream: Some(upstream),
+            repository: Some(repository),
+            code,
+            status: None,
+            message,
+        }
+    }
+
+    #[test]
+    fn an_upstream_that_is_down_does_not_push_out_what_is_wrong_with_another_one() {
+        let troubles = Troubles::new(system());
+        troubles.note(failed("other", "app", "TLS"));
+        troubles.note(Trouble { repository: None, ..failed("other", "", "CREDENTIAL") });
+        // Whoever asks chooses the names, and each request is two errors: what was met, and what was answered.
+        for n in 0..1000 {
+            let name = format!("made-up/{n}");
+            troubles.note(failed("down", &name, "UNREACHABLE"));
+            troubles.note(Trouble { upstream: Some("down"), ..answer(&name, 503) });
+        }
+        let all = troubles.all();
+        for code in ["TLS", "CREDENTIAL"] {
+            assert!(all.iter().any(|folded| folded.code == code), "{code} was pushed out");
+        }
+        let down: Vec<_> = all.iter().filter(|folded| folded.code == "UNREACHABLE").collect();
+        assert!(down.len() <= 16, "one thing that is wrong is not the whole book: {}", down.len());
+        assert_eq!(down.iter().map(|folded| folded.count).sum::<u64>(), 1000, "none is lost");
+        assert_eq!(down[0].repository.as_deref(), Some("made-up/999"), "the last ones have their names");
+        let folded = down.iter().find(|folded| folded.repository.is_none()).unwrap();
+        assert!(folded.first <= folded.last && folded.message == "it cannot be reached");
+    }
+
+    #[test]
+    fn many_upstreams_that_are_down_leave_room_for_each() {
+        let troubles = Troubles::new(system());
+        troubles.note(failed("first", "app", "TLS"));
+        let names: Vec<_> = (0..20).map(|n| format!("down-{n}")).collect();
+        for name in &names {
+            for n in 0..70 {
+                troubles.note(failed(name, &format!("made-up/{n}"), "UNREACHABLE"));
+            }
+        }
+        let all = troubles.all();
+        assert!(all.len() <= EACH);
+        assert!(all.iter().any(|folded| folded.code == "TLS"));
+        for name in &names {
+            let of_it = all.iter().filter(|folded| folded.upstream.as_ref() == Some(name));
+            assert_eq!(of_it.map(|folded| folded.count).sum::<u64>(), 70, "{name}");
+        }
+        // More kinds than there is room for: the oldest goes.
+        for n in 0..EACH {
+            troubles.note(Trouble { repository: None, ..failed(&format!("more-{n}"), "", "UNREACHABLE") });
+        }
+        let all = troubles.all();
+        assert!(all.len() <= EACH && all.iter().all(|folded| folded.code != "TLS"));
     }
 
     #[test]

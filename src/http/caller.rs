@@ -13,6 +13,7 @@ use super::access::{is_own_account, loopback_trust};
 use super::asked::Asked;
 use super::challenge::TokenError;
 use super::credential::{Account, Presented};
+use super::htpasswd::Line;
 use super::need::Need;
 use super::respond::Failure;
 use super::route::Route;
@@ -75,9 +76,17 @@ pub(super) struct Standing {
     /// What upstream may be shown.
     pub(super) credential: Option<Credential>,
     /// The user of the listener's htpasswd file that it is.
-    pub(super) user: Option<String>,
+    pub(super) user: Option<Member>,
     pub(super) allowed: Allowed,
     pub(super) showed: Showed,
+}
+
+/// A user of a listener's htpasswd file.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) name: String,
+    /// By which it was let in.
+    pub(super) line: Line,
 }
 
 /// Who asks for the resource of `route`, and whether it may: to the extent that ocistern decides it.
@@ -87,7 +96,7 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
     let standing = match Presented::of(&asked.parts.headers) {
         Ok(Presented::Nothing) => Standing::nobody(),
         Ok(Presented::Basic(account)) => Standing::of_account(asked, upstream, &account).await?,
-        Ok(Presented::Bearer(token)) => Standing::of_token(asked, upstream, token.expose(), &need)?,
+        Ok(Presented::Bearer(token)) => Standing::of_token(asked, upstream, token.expose(), &need).await?,
         Err(malformed) => return Err(need.challenge(asked, upstream, None, malformed.to_string())),
     };
     if !need.is_met_by(&standing.allowed) {
@@ -97,7 +106,7 @@ pub(super) async fn identify(asked: &Asked<'_>, route: &Route) -> Result<Caller,
     let lent = standing.credential.as_ref().map(|credential| credential.lend(&asked.app.seal));
     let mut caller = Caller {
         right: Right::Anonymous,
-        owner: standing.user.map(|user| format!("user:{user}")),
+        owner: standing.user.map(|user| format!("user:{}", user.name)),
         allowed: standing.allowed,
         unconfirmed: standing.credential.as_ref().is_some_and(|credential| credential.unconfirmed),
         trusted: false,
@@ -275,9 +284,9 @@ impl Standing {
             && let Some(file) = &asked.listener.htpasswd
         {
             let right = file.check(&asked.app.seal, &account.username, account.password.expose()).await;
-            if right.map_err(Failure::internal)? {
+            if let Some(line) = right.map_err(Failure::internal)? {
                 // It is not upstream's: it goes no further.
-                standing.user = Some(account.username.clone());
+                standing.user = Some(Member { name: account.username.clone(), line });
                 return Ok(standing);
             }
             // Nor does one that was mistyped, or has been changed since.
@@ -296,7 +305,7 @@ impl Standing {
     }
 
     /// Of a token.
-    fn of_token(asked: &Asked<'_>, upstream: &Upstream, token: &str, need: &Need<'_>) -> Result<Self, Failure> {
+    async fn of_token(asked: &Asked<'_>, upstream: &Upstream, token: &str, need: &Need<'_>) -> Result<Self, Failure> {
         let pass = asked.app.seal.open(token, Kind::Access, asked.app.clock.now());
         let pass = pass.map_err(|unopened| invalid(asked, upstream, Some(need), unopened))?;
         asked.refuse_plain_pass(&pass)?;
@@ -306,10 +315,15 @@ impl Standing {
         match grant.inner {
             Inner::Anonymous => {}
             Inner::Lent(credential) => standing.credential = Some(credential),
-            Inner::Local { file, user } => {
+            Inner::Local { file, user: name, line } => {
                 // Another listener may have another file.
-                let own = asked.listener.htpasswd.as_ref().is_some_and(|own| own.path().as_os_str() == file.as_str());
-                standing.user = own.then_some(user);
+                let own = asked.listener.htpasswd.as_ref().filter(|own| own.path().as_os_str() == file.as_str());
+                let line = Line(line);
+                if let Some(own) = own
+                    && own.has(&asked.app.seal, &name, line).await.map_err(Failure::internal)?
+                {
+                    standing.user = Some(Member { name, line });
+                }
             }
         }
         Ok(standing)

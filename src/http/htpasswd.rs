@@ -1,7 +1,8 @@
 //! Who may use ocistern's own accounts by name and password: a file of bcrypt hashes, as `htpasswd -B` writes it.
 //!
 //! Hashes are slow on purpose: they are computed on the blocking pool, a few at a time, and what came out is remembered
-//! for a minute. The file is read again when it changes.
+//! for a minute, as long as the file is the one that it came from. Whoever asks looks whether it has changed, if nobody has
+//! for a while.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::seal::Seal;
 use crate::upstream::Principal;
@@ -24,6 +25,10 @@ use crate::upstream::Principal;
 /// How long a password that was right is right, and how long a wrong one is wrong.
 const REMEMBERED: Duration = Duration::from_mins(1);
 const REFUSED: Duration = Duration::from_secs(5);
+/// How often the file is looked at for what is remembered, at most: docs/operations.md promises ten seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a request waits for that, before it goes on with what is known.
+const WAIT: Duration = Duration::from_secs(1);
 /// Passwords that are remembered.
 const MAX_REMEMBERED: usize = 4096;
 /// Largest file.
@@ -34,11 +39,27 @@ const MAX_PASSWORD: usize = 1024;
 /// A file with users.
 pub struct Htpasswd {
     path: PathBuf,
-    users: Mutex<Option<Arc<Users>>>,
-    remembered: Mutex<HashMap<Principal, Verdict>>,
+    /// Held by who reads the file, on the blocking pool: what was read later is known later. Goes before `known`.
+    reading: Mutex<()>,
+    known: Mutex<Known>,
     /// So many hashes at once.
     hashing: Semaphore,
 }
+
+/// What is known of the file.
+#[derive(Default)]
+struct Known {
+    /// None: it was never read, or could not be when it was last looked at.
+    users: Option<Arc<Users>>,
+    /// What came out by these users, and by no others.
+    verdicts: HashMap<Principal, Verdict>,
+    /// None: now.
+    look_at: Option<Instant>,
+}
+
+/// The line of a user in the file, without what it says: another password is another line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Line(pub(super) Principal);
 
 /// The users of one state of the file.
 struct Users {
@@ -49,6 +70,7 @@ struct Users {
 /// Which state of the file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
+    device: u64,
     inode: u64,
     size: u64,
     changed: (i64, i64),
@@ -56,7 +78,8 @@ struct Stamp {
 
 #[derive(Debug, Clone, Copy)]
 struct Verdict {
-    right: bool,
+    /// The line that it is right by.
+    right: Option<Line>,
     until: Instant,
 }
 
@@ -77,8 +100,8 @@ impl Htpasswd {
         let cores = available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             path,
-            users: Mutex::default(),
-            remembered: Mutex::default(),
+            reading: Mutex::default(),
+            known: Mutex::default(),
             hashing: Semaphore::new(cores.div_ceil(2)),
         })
     }
@@ -88,70 +111,138 @@ impl Htpasswd {
         &self.path
     }
 
-    /// Whether the file has this user with this password.
+    /// The line of the file that has this user with this password; none: there is no such.
     pub(super) async fn check(
         self: &Arc<Self>,
         seal: &Seal,
         username: &str,
         password: &str,
-    ) -> Result<bool, HtpasswdError> {
+    ) -> Result<Option<Line>, HtpasswdError> {
         if password.len() > MAX_PASSWORD || password.contains('\0') {
-            return Ok(false);
+            return Ok(None);
         }
+        self.look().await;
         let name = seal.name(&["htpasswd", username, password]);
-        if let Some(right) = self.recall(&name) {
-            return Ok(right);
+        if let Some(verdict) = self.recall(&name) {
+            return Ok(verdict.right);
         }
         // Closed never: then nobody is let in.
-        let Ok(_permit) = self.hashing.acquire().await else { return Ok(false) };
+        let Ok(_permit) = self.hashing.acquire().await else { return Ok(None) };
         // It may have been the same one that was waited for.
-        if let Some(right) = self.recall(&name) {
-            return Ok(right);
+        if let Some(verdict) = self.recall(&name) {
+            return Ok(verdict.right);
         }
-        let (this, username, password) = (Arc::clone(self), username.to_owned(), password.to_owned());
-        let checked = spawn_blocking(move || this.users().map(|users| users.check(&username, &password))).await;
-        let checked = checked.unwrap_or_else(|panic| Err(io::Error::other(panic)));
-        let right = checked.map_err(|source| HtpasswdError { path: self.path.clone(), source })?;
-        self.remember(name, right);
+        let (user, password) = (username.to_owned(), password.to_owned());
+        let (users, is_right) = self
+            .blocking(move |this| {
+                let users = this.users()?;
+                let is_right = users.check(&user, &password);
+                Ok((users, is_right))
+            })
+            .await?;
+        let right = users.line(seal, username).filter(|_| is_right);
+        self.remember(&users, name, right);
         Ok(right)
+    }
+
+    /// Whether the user still has this line: who was let in by it is let in no longer than it is there.
+    pub(super) async fn has(self: &Arc<Self>, seal: &Seal, username: &str, line: Line) -> Result<bool, HtpasswdError> {
+        self.look().await;
+        let known = self.known.lock().users.clone();
+        let users = match known {
+            Some(users) => users,
+            None => self.blocking(Self::users).await?,
+        };
+        Ok(users.line(seal, username) == Some(line))
     }
 
     /// Whether it is the name of one of the users, as the file was when it was last read: then its password is nobody
     /// else's business.
     pub(super) fn knows(&self, username: &str) -> bool {
-        self.users.lock().as_ref().is_some_and(|users| users.hashes.contains_key(username))
+        self.known.lock().users.as_ref().is_some_and(|users| users.hashes.contains_key(username))
     }
 
-    fn recall(&self, name: &Principal) -> Option<bool> {
-        let remembered = self.remembered.lock();
-        remembered.get(name).filter(|verdict| Instant::now() < verdict.until).map(|verdict| verdict.right)
+    /// Takes up what the file holds now, if it has changed; from then on nothing else is known. Blocking.
+    pub fn renew(&self) {
+        // Whoever asks is told what is wrong with it.
+        let _ = self.users();
     }
 
-    fn remember(&self, name: Principal, right: bool) {
+    /// The same, if nobody has looked for a while.
+    async fn look(self: &Arc<Self>) {
         let now = Instant::now();
-        let mut remembered = self.remembered.lock();
-        if remembered.len() >= MAX_REMEMBERED {
-            remembered.retain(|_, verdict| now < verdict.until);
+        {
+            let mut known = self.known.lock();
+            if known.look_at.is_some_and(|look_at| now < look_at) {
+                return;
+            }
+            // The others go on meanwhile.
+            known.look_at = Some(now + LOOK_EVERY);
         }
-        if remembered.len() >= MAX_REMEMBERED {
+        let this = Arc::clone(self);
+        let looking = spawn_blocking(move || {
+            // Somebody may be looking since the last time, at a disk that hangs, which must not keep out who is known.
+            if let Some(_reading) = this.reading.try_lock() {
+                let _ = this.read();
+            }
+        });
+        let _ = timeout(WAIT, looking).await;
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, HtpasswdError> {
+        let this = Arc::clone(self);
+        let done = spawn_blocking(move || work(&this)).await;
+        let done = done.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        done.map_err(|source| HtpasswdError { path: self.path.clone(), source })
+    }
+
+    fn recall(&self, name: &Principal) -> Option<Verdict> {
+        self.known.lock().verdicts.get(name).copied().filter(|verdict| Instant::now() < verdict.until)
+    }
+
+    /// Remembers what came out by `users`, if those are still the ones of the file: hashing takes its time.
+    fn remember(&self, users: &Arc<Users>, name: Principal, right: Option<Line>) {
+        let now = Instant::now();
+        let mut known = self.known.lock();
+        if !known.users.as_ref().is_some_and(|known| Arc::ptr_eq(known, users)) {
+            return;
+        }
+        let verdicts = &mut known.verdicts;
+        if verdicts.len() >= MAX_REMEMBERED {
+            verdicts.retain(|_, verdict| now < verdict.until);
+        }
+        if verdicts.len() >= MAX_REMEMBERED {
             // Somebody guesses: what is right is asked again soon enough.
-            remembered.clear();
+            verdicts.clear();
         }
-        remembered.insert(name, Verdict { right, until: now + if right { REMEMBERED } else { REFUSED } });
+        verdicts.insert(name, Verdict { right, until: now + if right.is_some() { REMEMBERED } else { REFUSED } });
     }
 
     /// The users as the file has them now. Blocking.
     fn users(&self) -> io::Result<Arc<Users>> {
-        let stamp = Stamp::of(&fs::metadata(&self.path)?);
-        let known = self.users.lock().clone();
-        if let Some(users) = known.filter(|users| users.stamp == stamp) {
-            return Ok(users);
+        let _reading = self.reading.lock();
+        self.read()
+    }
+
+    /// The same, by who holds `reading`.
+    fn read(&self) -> io::Result<Arc<Users>> {
+        let before = self.known.lock().users.clone();
+        let stamp = fs::metadata(&self.path).map(|metadata| Stamp::of(&metadata));
+        let now = stamp.and_then(|stamp| match &before {
+            Some(users) if users.stamp == stamp => Ok(Arc::clone(users)),
+            _ => Users::read(&self.path).map(Arc::new),
+        });
+        let mut known = self.known.lock();
+        known.look_at = Some(Instant::now() + LOOK_EVERY);
+        let is_same = before.as_ref().zip(now.as_ref().ok()).is_some_and(|(before, now)| Arc::ptr_eq(before, now));
+        if !is_same {
+            // Who was right by the old file may not be by the new one, and without one nobody is.
+            *known = Known { users: now.as_ref().ok().cloned(), verdicts: HashMap::new(), look_at: known.look_at };
         }
-        let users = Arc::new(Users::read(&self.path)?);
-        *self.users.lock() = Some(Arc::clone(&users));
-        // Who was right by the old file may not be by the new one.
-        self.remembered.lock().clear();
-        Ok(users)
+        now
     }
 }
 
@@ -193,6 +284,11 @@ impl Users {
         Ok(Self { stamp, hashes })
     }
 
+    fn line(&self, seal: &Seal, username: &str) -> Option<Line> {
+        let hash = self.hashes.get(username)?;
+        Some(Line(seal.name(&["htpasswd line", username, hash])))
+    }
+
     /// Blocking, and slow.
     fn check(&self, username: &str, password: &str) -> bool {
         let known = self.hashes.get(username);
@@ -210,7 +306,12 @@ fn is_bcrypt(hash: &str) -> bool {
 
 impl Stamp {
     fn of(metadata: &fs::Metadata) -> Self {
-        Self { inode: metadata.ino(), size: metadata.size(), changed: (metadata.ctime(), metadata.ctime_nsec()) }
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
     }
 }
 
@@ -242,7 +343,7 @@ mod tests {
             ("me", "pw\0", false),
             ("me", &"x".repeat(5000), false),
         ] {
-            assert_eq!(file.check(&seal, name, password).await.unwrap(), expected, "{name} {password}");
+            assert_eq!(file.check(&seal, name, password).await.unwrap().is_some(), expected, "{name} {password}");
         }
     }
 
@@ -252,25 +353,93 @@ mod tests {
         let path = directory.path().join("htpasswd");
         fs::write(&path, line("me", "old")).unwrap();
         let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
-        assert!(file.check(&seal, "me", "old").await.unwrap());
+        assert!(file.check(&seal, "me", "old").await.unwrap().is_some());
         fs::write(&path, line("me", "new") + &line("other", "x")).unwrap();
-        assert!(file.check(&seal, "me", "old").await.unwrap(), "it is remembered");
-        assert!(file.check(&seal, "me", "new").await.unwrap(), "a password that is not known yet reads the file");
-        assert!(!file.check(&seal, "me", "old").await.unwrap(), "and then the old one is forgotten");
+        assert!(file.check(&seal, "me", "old").await.unwrap().is_some(), "it is remembered");
+        assert!(
+            file.check(&seal, "me", "new").await.unwrap().is_some(),
+            "a password that is not known yet reads the file"
+        );
+        assert!(file.check(&seal, "me", "old").await.unwrap().is_none(), "and then the old one is forgotten");
         fs::remove_file(&path).unwrap();
-        assert!(file.check(&seal, "me", "new").await.unwrap());
+        assert!(file.check(&seal, "me", "new").await.unwrap().is_some());
         tokio::time::advance(REMEMBERED).await;
         let error = file.check(&seal, "me", "new").await.unwrap_err();
         assert!(error.to_string().contains("htpasswd"), "nobody is let in without the file: {error}");
     }
 
+    /// Longer than the file is left alone, and shorter than docs/operations.md promises.
+    const SOON: Duration = Duration::from_secs(9);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_taken_out_is_let_in_no_more_within_ten_seconds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("htpasswd");
+        fs::write(&path, line("me", "pw") + &line("other", "pw")).unwrap();
+        let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
+        for name in ["me", "other"] {
+            assert!(file.check(&seal, name, "pw").await.unwrap().is_some(), "{name}");
+        }
+        assert!(file.check(&seal, "new", "pw").await.unwrap().is_none());
+        fs::write(&path, line("other", "pw") + &line("new", "pw")).unwrap();
+        tokio::time::advance(SOON).await;
+        assert!(file.check(&seal, "me", "pw").await.unwrap().is_none(), "a user who was taken out");
+        assert!(file.check(&seal, "other", "pw").await.unwrap().is_some(), "one who stays");
+        assert!(file.check(&seal, "new", "pw").await.unwrap().is_some(), "and one who is new");
+        fs::remove_file(&path).unwrap();
+        tokio::time::advance(SOON).await;
+        assert!(file.check(&seal, "other", "pw").await.is_err(), "without a file nobody is let in");
+        fs::write(&path, line("other", "pw")).unwrap();
+        assert!(file.check(&seal, "other", "pw").await.unwrap().is_some(), "it is back");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_remembered_is_bounded() {
-        let file = Htpasswd::new(PathBuf::from("/nonexistent"));
-        let seal = Seal::new(&[1; 32]);
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let file = Htpasswd::new(empty.path().to_owned());
+        let (seal, users) = (Seal::new(&[1; 32]), file.users().unwrap());
         for number in 0..2 * MAX_REMEMBERED {
-            file.remember(seal.name(&[&number.to_string()]), false);
+            file.remember(&users, seal.name(&[&number.to_string()]), None);
         }
-        assert!(file.remembered.lock().len() <= MAX_REMEMBERED);
+        let remembered = file.known.lock().verdicts.len();
+        assert!((1..=MAX_REMEMBERED).contains(&remembered), "{remembered}");
+    }
+
+    /// A hash takes long, and the file may be another one when it is done.
+    #[tokio::test(start_paused = true)]
+    async fn what_came_out_by_another_file_is_not_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("htpasswd");
+        fs::write(&path, line("me", "pw")).unwrap();
+        let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
+        let (before, name) = (file.users().unwrap(), seal.name(&["htpasswd", "me", "pw"]));
+        let right = before.line(&seal, "me");
+        fs::write(&path, line("other", "x")).unwrap();
+        file.renew();
+        file.remember(&before, name, right);
+        assert!(file.recall(&name).is_none());
+        assert!(file.check(&seal, "me", "pw").await.unwrap().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_is_one_user_with_one_password() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("htpasswd");
+        let (me, other) = (line("me", "pw"), line("other", "pw"));
+        fs::write(&path, me.clone() + &other).unwrap();
+        let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
+        let mine = file.check(&seal, "me", "pw").await.unwrap().unwrap();
+        assert!(!file.has(&seal, "other", mine).await.unwrap());
+        // Another line above it changes nothing.
+        fs::write(&path, other + &me).unwrap();
+        file.renew();
+        assert!(file.has(&seal, "me", mine).await.unwrap());
+        fs::write(&path, line("me", "changed")).unwrap();
+        assert!(file.has(&seal, "me", mine).await.unwrap(), "nobody has looked yet");
+        tokio::time::advance(SOON).await;
+        assert!(!file.has(&seal, "me", mine).await.unwrap());
+        fs::remove_file(&path).unwrap();
+        tokio::time::advance(SOON).await;
+        assert!(file.has(&seal, "me", mine).await.is_err());
     }
 }

@@ -84,8 +84,13 @@ pub(super) struct Grant {
 pub(super) enum Inner {
     /// Everybody's.
     Anonymous,
-    /// The user is in this htpasswd file.
-    Local { file: String, user: String },
+    /// The user has this line in this htpasswd file.
+    Local {
+        file: String,
+        user: String,
+        #[serde(with = "as_bytes")]
+        line: Principal,
+    },
     /// A credential of upstream's.
     Lent(Credential),
 }

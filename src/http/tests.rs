@@ -195,6 +195,30 @@ async fn who_may_read_by_ocisterns_own_account() {
     assert_eq!(others.status(AFAR, "GET", MANIFEST, Some(&alices)).await, 401);
 }
 
+/// With a name and password, and with the token that was given for them.
+#[tokio::test]
+async fn who_is_taken_out_of_the_file_may_no_longer_read() {
+    let users = tempfile::NamedTempFile::new().unwrap();
+    let line = |password: &str| format!("alice:{}\n", bcrypt::hash(password, 4).unwrap());
+    let listener =
+        format!("default_upstream = \"up\"\nhtpasswd = '{}'\nallow_plain_credentials = true", users.path().display());
+    for left in ["", &line("other")] {
+        std::fs::write(users.path(), line("pw")).unwrap();
+        let edge = Edge::new(&listener, &own("push = \"off\"")).await;
+        let token = edge.token(AFAR, "scope=repository:app:pull", Some(ALICE)).await;
+        for shown in [ALICE, &token] {
+            assert_eq!(edge.status(AFAR, "GET", MANIFEST, Some(shown)).await, UNREACHABLE);
+        }
+        std::fs::write(users.path(), left).unwrap();
+        tokio::time::pause();
+        tokio::time::advance(std::time::Duration::from_secs(9)).await;
+        tokio::time::resume();
+        for shown in [&token, ALICE] {
+            assert_eq!(edge.status(AFAR, "GET", MANIFEST, Some(shown)).await, 401, "{left:?} {shown}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_connection_is_what_it_was_when_it_was_accepted() {
     let tls = "default_upstream = \"up\"\ntls = { certificate = \"/a\", key = \"/b\"";

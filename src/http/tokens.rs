@@ -15,10 +15,11 @@ use tokio::time::{Instant, timeout};
 
 use super::asked::Asked;
 use super::body::Body;
-use super::caller::{Standing, about_relay, not_in_the_file, takes_credentials};
+use super::caller::{Member, Standing, about_relay, not_in_the_file, takes_credentials};
 use super::credential::{Account, Presented, inside, owner_of};
 use super::explain::explain;
 use super::form::Form;
+use super::htpasswd::Line;
 use super::inbound::Inbound;
 use super::respond::{self, Failure};
 use super::seal::{self, Credential, Grant, Hidden, Inner, Kind, Pass, Shown, Unopened, looks_sealed, seconds};
@@ -255,8 +256,10 @@ async fn give(
         Offered::Nothing => None,
         Offered::Account(account) => {
             let standing = Standing::of_account(asked, upstream, account).await?;
-            if let (Some(user), Some(file)) = (standing.user, &asked.listener.htpasswd) {
-                let inner = Inner::Local { file: file.path().to_string_lossy().into_owned(), user };
+            if let (Some(Member { name: user, line: Line(line) }), Some(file)) =
+                (standing.user, &asked.listener.htpasswd)
+            {
+                let inner = Inner::Local { file: file.path().to_string_lossy().into_owned(), user, line };
                 return Ok(Given { grant: grant(inner), life: ACCOUNT_LIFE, refresh: None });
             }
             if standing.credential.is_none()

@@ -20,7 +20,7 @@ use prometheus::{
 pub use self::connections::{Connections, OpenConnection};
 pub use self::labels::{Cause, Kind, Outcome, Source};
 pub use self::requests::{Answered, NO_UPSTREAM, Requests};
-pub use self::upstreams::Exchanges;
+pub use self::upstreams::{Exchanges, Received};
 
 /// Bounds of times to the head of an answer, in seconds: from what a warm answer takes to what a client waits for at most
 /// (containerd: 30 s; ocistern itself ends all waits within 20).

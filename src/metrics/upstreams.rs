@@ -16,13 +16,20 @@ pub struct Exchanges {
     durations: [OnceLock<Histogram>; Kind::ALL.len()],
 }
 
+/// What counts the bytes of bodies that come from one upstream.
+#[derive(Debug)]
+pub struct Received {
+    metrics: Metrics,
+    upstream: Box<str>,
+    /// Looked up once: it counts every frame.
+    counter: OnceLock<IntCounter>,
+}
+
 // === impl Exchanges ===
 
 impl Exchanges {
     /// For an upstream of the configuration.
     pub fn new(metrics: &Metrics, upstream: &str) -> Self {
-        // There from the start, as what is counted of requests is.
-        metrics.fill_resumes.with_label_values(&[upstream]);
         Self { metrics: metrics.clone(), upstream: upstream.into(), durations: Default::default() }
     }
 
@@ -41,6 +48,40 @@ impl Exchanges {
     /// Looked up each time: beside a request to an upstream it is nothing.
     fn requests(&self, kind: Kind, status: &str) -> IntCounter {
         self.metrics.upstream_requests.with_label_values(&[&self.upstream, kind.as_str(), status])
+    }
+}
+
+// === impl Received ===
+
+impl Received {
+    /// For an upstream of the configuration.
+    pub fn new(metrics: &Metrics, upstream: &str) -> Self {
+        Self { metrics: metrics.clone(), upstream: upstream.into(), counter: OnceLock::new() }
+    }
+
+    /// So many bytes of a body have come.
+    pub fn count(&self, bytes: u64) {
+        self.counter().inc_by(bytes);
+    }
+
+    /// How many, with what others have counted of the same upstream.
+    pub fn total(&self) -> u64 {
+        self.counter().get()
+    }
+
+    fn counter(&self) -> &IntCounter {
+        self.counter.get_or_init(|| self.metrics.upstream_received_bytes.with_label_values(&[&self.upstream]))
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// This upstream is asked from now on: what is counted of it is there before anything has happened, so that its first
+    /// growth is seen. Of one that is only prepared there is no series.
+    pub fn begin_upstream(&self, upstream: &str) {
+        self.fill_resumes.with_label_values(&[upstream]);
+        self.upstream_received_bytes.with_label_values(&[upstream]);
     }
 }
 

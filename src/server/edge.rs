@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 
 use super::activity::Heard;
 use super::connection::Handler;
+use crate::config::Listener;
 use crate::http::admin::Admin;
 use crate::http::body::Body;
 use crate::http::connection::Connection;
@@ -35,8 +36,20 @@ impl RegistryHandler {
         Self(Arc::new(ArcSwap::from_pointee(Edge { app, listener })))
     }
 
+    /// What its listener goes by now.
+    pub(super) fn settings(&self) -> Listener {
+        self.0.load().listener.config.clone()
+    }
+
+    /// Who may use it is looked up anew at once, and not only after a while. Blocking.
+    pub(super) fn look_at_users(&self) {
+        if let Some(users) = &self.0.load().listener.htpasswd {
+            users.renew();
+        }
+    }
+
     /// Requests that come from here on are served so; those that are running end by what was there.
-    pub(super) fn take_over(&self, app: Arc<App>, settings: crate::config::Listener) {
+    pub(super) fn take_over(&self, app: Arc<App>, settings: Listener) {
         let listener = self.0.load().listener.with(settings);
         self.0.store(Arc::new(Edge { app, listener }));
     }

@@ -16,19 +16,18 @@ pub(super) fn places(sockets: &[Address], listeners: &[Listener]) -> Vec<usize> 
         }
         let free = (0..listeners.len()).find(|place| is_tcp(listeners, *place) && !places.contains(&Some(*place)));
         if let Some(place) = places.get_mut(index) {
-            *place = Some(free.unwrap_or(0));
+            *place = free.or(Some(0));
         }
     }
-    places.into_iter().flatten().collect()
+    places.into_iter().map(Option::unwrap_or_default).collect()
 }
 
-/// The listeners that are not served because sockets of systemd stand in the place of all TCP addresses.
-pub(super) fn left_out<'a>(places: &[usize], listeners: &'a [Listener]) -> Vec<&'a Listener> {
+/// The indices of the listeners that are not served because sockets of systemd stand in the place of all TCP addresses.
+pub(super) fn left_out(places: &[usize], listeners: &[Listener]) -> Vec<usize> {
     if places.is_empty() {
         return Vec::new();
     }
-    let without = |(index, _): &(usize, &Listener)| is_tcp(listeners, *index) && !places.contains(index);
-    listeners.iter().enumerate().filter(without).map(|(_, listener)| listener).collect()
+    (0..listeners.len()).filter(|index| is_tcp(listeners, *index) && !places.contains(index)).collect()
 }
 
 fn is_tcp(listeners: &[Listener], index: usize) -> bool {

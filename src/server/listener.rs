@@ -1,5 +1,6 @@
 //! Sockets that accept: TCP, Unix, and those that systemd opened.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -46,6 +47,16 @@ pub struct Inherited(Vec<InheritedSocket>);
 enum InheritedSocket {
     Tcp(std::net::TcpListener),
     Unix(unix::UnixListener),
+}
+
+/// A listener that is served.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// Where it stands among the configured ones.
+    pub(super) place: usize,
+    pub(super) settings: Listener,
+    /// One, or as many as systemd passed for it.
+    pub(super) sockets: Vec<Socket>,
 }
 
 /// What a socket is for, as far as whoever chose its address needs to know.
@@ -218,49 +229,57 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The sockets of the configured listeners. Sockets of systemd take the place of all TCP addresses, and of the Unix
-/// sockets with their path.
-pub(super) async fn open(listeners: &[Listener], inherited: Inherited) -> Result<Vec<(Socket, Listener)>, ListenError> {
+/// The configured listeners that are served, in their order, with their sockets. Sockets of systemd take the place of all TCP
+/// addresses, and of the Unix sockets with their path.
+pub(super) async fn open(listeners: &[Listener], inherited: Inherited) -> Result<Vec<Opened>, ListenError> {
     let sockets = inherited.0.into_iter().map(InheritedSocket::into_socket).collect::<Result<Vec<_>, _>>()?;
-    let addresses: Vec<Address> = sockets.iter().filter_map(Socket::configured_as).collect();
+    let addresses = sockets.iter().map(Socket::configured_as).collect::<Result<Vec<_>, _>>()?;
     let places = inherited::places(&addresses, listeners);
     let left_out = inherited::left_out(&places, listeners);
-    for listener in left_out.iter().filter(|listener| !listener.optional) {
-        tracing::warn!(
-            address = %listener.address,
-            "this listener is not served: sockets of systemd take the place of all TCP addresses; write it as \
-             ListenStream= in ocistern.socket"
-        );
+    let mut passed: BTreeMap<usize, Vec<Socket>> = BTreeMap::new();
+    for (place, socket) in places.into_iter().zip(sockets) {
+        passed.entry(place).or_default().push(socket);
     }
     let mut opened = Vec::new();
-    for (socket, place) in sockets.into_iter().zip(&places) {
-        let Some(listener) = listeners.get(*place) else { continue };
-        tracing::info!(%socket, settings_of = %listener.address, "systemd passed a socket");
-        opened.push((socket, listener.clone()));
-    }
-    for (index, listener) in listeners.iter().enumerate() {
-        if places.contains(&index) || left_out.iter().any(|out| out.address == listener.address) {
-            continue;
-        }
-        match Socket::open(&listener.address).await {
-            Ok(socket) => opened.push((socket, listener.clone())),
-            Err(error) if listener.optional && error.is_missing_address() => {
-                tracing::debug!("{error}");
+    for (place, settings) in listeners.iter().enumerate() {
+        let sockets = if let Some(sockets) = passed.remove(&place) {
+            for socket in &sockets {
+                tracing::info!(%socket, settings_of = %settings.address, "systemd passed a socket");
             }
-            Err(error) => return Err(error),
-        }
+            sockets
+        } else if left_out.contains(&place) {
+            if !settings.optional {
+                tracing::warn!(
+                    address = %settings.address,
+                    "this listener is not served: sockets of systemd take the place of all TCP addresses; write it as \
+                     ListenStream= in ocistern.socket"
+                );
+            }
+            continue;
+        } else {
+            match Socket::open(&settings.address).await {
+                Ok(socket) => vec![socket],
+                Err(error) if settings.optional && error.is_missing_address() => {
+                    tracing::debug!("{error}");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        opened.push(Opened { place, settings: settings.clone(), sockets });
     }
     Ok(opened)
 }
 
 impl Socket {
     /// The address as the configuration would have it.
-    fn configured_as(&self) -> Option<Address> {
+    fn configured_as(&self) -> Result<Address, ListenError> {
+        let error = |source| ListenError::new("a socket of systemd", Purpose::Listener, source);
         match self {
-            Self::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
+            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp).map_err(error),
             Self::Unix { listener, .. } => {
-                let address = listener.local_addr().ok()?;
-                Some(Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default()))
+                let address = listener.local_addr().map_err(error)?;
+                Ok(Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default()))
             }
         }
     }
@@ -298,6 +317,13 @@ impl Inherited {
             sockets.push(InheritedSocket::take(&mut passed, index)?);
         }
         Ok(Self(sockets))
+    }
+}
+
+impl From<Vec<std::net::TcpListener>> for Inherited {
+    /// Sockets that are open for another reason, in this order.
+    fn from(sockets: Vec<std::net::TcpListener>) -> Self {
+        Self(sockets.into_iter().map(InheritedSocket::Tcp).collect())
     }
 }
 
@@ -374,7 +400,7 @@ mod tests {
             address,
             default_upstream: None,
             public_url: None,
-            hostnames: std::collections::BTreeMap::default(),
+            hostnames: BTreeMap::default(),
             tls: None,
             htpasswd: None,
             allow_plain_credentials: false,
@@ -462,9 +488,10 @@ mod tests {
         let third = listener(Address::Unix(ours.clone()));
         let inherited = Inherited(vec![InheritedSocket::Tcp(tcp), InheritedSocket::Unix(unix)]);
         let opened = open(&[first, second, third], inherited).await.unwrap();
-        let urls: Vec<_> = opened.iter().map(|(_, settings)| settings.public_url.as_deref()).collect();
-        assert_eq!(urls, [Some("https://first"), Some("https://second"), None]);
-        assert_eq!(opened.first().unwrap().0.address(), Some(address));
+        let urls: Vec<_> =
+            opened.iter().map(|open| (open.place, open.settings.public_url.as_deref(), open.sockets.len())).collect();
+        assert_eq!(urls, [(0, Some("https://first"), 1), (1, Some("https://second"), 1), (2, None, 1)]);
+        assert_eq!(opened.first().unwrap().sockets.first().unwrap().address(), Some(address));
         assert!(ours.exists(), "a configured Unix listener is opened besides");
     }
 }

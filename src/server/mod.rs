@@ -11,6 +11,7 @@ mod edge;
 mod files;
 mod inherited;
 mod listener;
+mod listeners;
 mod notify;
 mod permits;
 mod reload;
@@ -36,26 +37,29 @@ use tokio_util::task::TaskTracker;
 
 pub use self::admin_socket::admin_socket_path;
 use self::connection::{Run, Serving};
-use self::edge::{AdminHandler, RegistryHandler};
+use self::edge::AdminHandler;
 pub use self::files::raise_limit;
 pub use self::listener::{Inherited, ListenError, can_listen};
 use self::listener::{Purpose, Socket};
-use self::permits::Permits;
+use self::listeners::{Listeners, ServedSocket};
+use self::permits::{Loopback, Permits};
 pub use self::reload::ReloadError;
-use self::tls::Tls;
 pub use self::tls::{Leaf, TlsError, check as check_tls, leaves};
 use crate::cache::Cache;
 use crate::clock::{Clock, Steady, SystemClock};
-use crate::config::{Config, Listener, Scrub};
+use crate::config::{Config, Scrub};
 use crate::http::admin::{Admin, Api, Live, Readiness, Stage};
 use crate::http::route::Directory;
-use crate::http::{App, ListenerState, Locations, Seal};
+use crate::http::{App, Locations, Seal};
 use crate::metrics::{Connections, Metrics};
 use crate::store::{Keep, Store, StoreError, StoreOptions};
 use crate::upstream::{SetupError, Upstreams};
 
-/// Connections that the admin interface has at most, all and from one address.
+/// Connections that the admin interface has at most: on its socket, and on its address in all and from one client. Who sits on
+/// the address takes no place on the socket, by which health is asked and commands come, and leaves some for who asks from
+/// elsewhere.
 const ADMIN_CONNECTIONS: usize = 64;
+const ADMIN_CONNECTIONS_PER_ADDRESS: usize = 16;
 /// Who may connect to the admin socket: its owner.
 const ADMIN_SOCKET_MODE: u32 = 0o600;
 /// How long tasks have to end that were told to; none waits for anything but the disk.
@@ -71,9 +75,7 @@ pub struct Server {
     cache: Arc<Cache>,
     upstreams: Arc<Upstreams>,
     app: Arc<App>,
-    /// In the order of the configuration's listeners, of which each has one.
-    listeners: Vec<Arc<Serving<RegistryHandler>>>,
-    permits: Permits,
+    listeners: Listeners,
     admin_interface: Arc<Admin>,
     /// What holds now.
     current: Mutex<Arc<Config>>,
@@ -196,11 +198,10 @@ impl Server {
             clock: store.timeline().clock().clone(),
             tasks: registry.tasks.clone(),
         });
-        let (permits, sockets) = open_listeners(&app, &registry, inherited).await?;
+        let (listeners, sockets) = Listeners::open(&app, &registry, inherited).await?;
         // Before the first request could lead back here.
         let own = sockets.iter().filter_map(|(socket, _)| socket.address()).chain(admin_address);
         upstreams.set_own_addresses(own.collect());
-        let listeners = sockets.iter().map(|(_, serving)| serving.clone()).collect();
         let sockets = serve_on(sockets, &registry, &metrics);
         admin.set_listeners(sockets.iter().map(|(name, _)| name.clone()).collect());
         readiness.set(Stage::Ready);
@@ -216,7 +217,6 @@ impl Server {
             upstreams,
             app,
             listeners,
-            permits,
             admin_interface: admin,
             drain: Mutex::new(config.limits.drain),
             scrubbing: Mutex::new(scrubbing),
@@ -337,14 +337,15 @@ async fn start_admin(
     run: &Run,
     metrics: &Metrics,
 ) -> Result<Option<SocketAddr>, StartError> {
-    let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS);
-    let serving = Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
+    let serving = |permits| Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
     let path = admin_socket_path(config);
     match open_admin_socket(path.clone()).await {
         Ok(socket) => {
             store.announce_socket(path.clone()).await?;
             let connections = Connections::new(metrics, &socket.to_string());
-            run.tasks.spawn(serving.clone().accept(socket, connections));
+            // One user's own, which is nobody's address.
+            let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS, Loopback::Free);
+            run.tasks.spawn(serving(permits).accept(socket, connections));
         }
         // A full disk is not down: pulls need no socket.
         Err(StartError::Listen(error)) if error.is_full() => {
@@ -363,7 +364,8 @@ async fn start_admin(
         tracing::info!(%address, socket = %path.display(), "the admin interface is open");
     }
     let connections = Connections::new(metrics, &socket.to_string());
-    run.tasks.spawn(serving.accept(socket, connections));
+    let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS_PER_ADDRESS, Loopback::Counted);
+    run.tasks.spawn(serving(permits).accept(socket, connections));
     Ok(address)
 }
 
@@ -376,32 +378,8 @@ async fn open_admin_socket(path: PathBuf) -> Result<Socket, StartError> {
     Ok(Socket::unix(&path, ADMIN_SOCKET_MODE, Purpose::AdminSocket)?)
 }
 
-/// Opens every listener; nothing is accepted yet.
-async fn open_listeners(
-    app: &Arc<App>,
-    run: &Run,
-    inherited: Inherited,
-) -> Result<(Permits, Vec<(Socket, Arc<Serving<RegistryHandler>>)>), StartError> {
-    let limits = &app.config.limits;
-    let sockets = listener::open(&app.config.listeners, inherited).await?;
-    // Every listener holds one place for the connection that it waits for.
-    let connections = files::connections(limits.connections).max(sockets.len());
-    let permits = Permits::new(connections, limits.connections_per_address);
-    let mut ready = Vec::with_capacity(sockets.len());
-    for (socket, settings) in sockets {
-        let tls = tls_of(&settings, &socket).await?;
-        let handler = RegistryHandler::new(app.clone(), ListenerState::new(settings));
-        ready.push((socket, Serving::new(handler, tls, permits.clone(), limits, run.clone())));
-    }
-    Ok((permits, ready))
-}
-
 /// Serves on all of them; their names and TCP addresses.
-fn serve_on(
-    sockets: Vec<(Socket, Arc<Serving<RegistryHandler>>)>,
-    run: &Run,
-    metrics: &Metrics,
-) -> Vec<(String, Option<SocketAddr>)> {
+fn serve_on(sockets: Vec<ServedSocket>, run: &Run, metrics: &Metrics) -> Vec<(String, Option<SocketAddr>)> {
     let mut names = Vec::with_capacity(sockets.len());
     for (socket, serving) in sockets {
         tracing::info!(listener = %socket, tls = serving.is_tls(), "serving clients");
@@ -410,14 +388,6 @@ fn serve_on(
         run.tasks.spawn(serving.accept(socket, connections));
     }
     names
-}
-
-async fn tls_of(settings: &Listener, socket: &Socket) -> Result<Option<Arc<Tls>>, StartError> {
-    let Some(tls) = settings.tls.clone() else { return Ok(None) };
-    let listener = socket.to_string();
-    let name = listener.clone();
-    let tls = spawn_blocking(move || Tls::open(name, tls)).await?;
-    tls.map(|tls| Some(Arc::new(tls))).map_err(|source| StartError::Tls { listener, source })
 }
 
 // === impl StartError ===

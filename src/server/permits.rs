@@ -1,7 +1,7 @@
 //! How many connections there may be: all together, and from one address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,8 +16,18 @@ pub(super) struct Permits {
     total: Arc<Semaphore>,
     count: Arc<Mutex<Count>>,
     per_address: Arc<AtomicUsize>,
+    loopback: Loopback,
     /// Taken alone, never over an await point.
     addresses: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// What connections from this machine are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loopback {
+    /// Not counted: a proxy in front has those of all its clients.
+    Free,
+    /// Those of one address, whichever of the loopback ones: who has a user here has all of them.
+    Counted,
 }
 
 /// How many places there are.
@@ -35,19 +45,20 @@ pub(super) struct Place {
     count: Arc<Mutex<Count>>,
 }
 
-/// A place among the connections from one address, none for loopback.
+/// A place among the connections from one address; none where those are not counted.
 #[derive(Debug)]
 pub(super) struct AddressPlace(Option<(IpAddr, Permits)>);
 
 // === impl Permits ===
 
 impl Permits {
-    pub(super) fn new(total: usize, per_address: usize) -> Self {
+    pub(super) fn new(total: usize, per_address: usize, loopback: Loopback) -> Self {
         let total = within(total);
         Self {
             total: Arc::new(Semaphore::new(total)),
             count: Arc::new(Mutex::new(Count { total, surplus: 0 })),
             per_address: Arc::new(per_address.into()),
+            loopback,
             addresses: Arc::default(),
         }
     }
@@ -78,7 +89,7 @@ impl Permits {
     pub(super) fn admit(&self, peer: &Peer) -> Option<AddressPlace> {
         let Peer::Tcp(address) = peer else { return Some(AddressPlace(None)) };
         let address = group(address.ip().to_canonical());
-        if address.is_loopback() {
+        if address.is_loopback() && self.loopback == Loopback::Free {
             return Some(AddressPlace(None));
         }
         let mut addresses = self.addresses.lock();
@@ -91,14 +102,15 @@ impl Permits {
     }
 }
 
-/// An IPv6 host has a whole /64 to itself.
+/// An IPv6 host has a whole /64 to itself, and this machine all of 127.0.0.0/8 and `::1`.
 fn group(address: IpAddr) -> IpAddr {
     match address {
-        IpAddr::V6(v6) if !v6.is_loopback() => {
+        address if address.is_loopback() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(v6) => {
             let prefix = v6.to_bits() & !u128::from(u64::MAX);
             IpAddr::V6(Ipv6Addr::from_bits(prefix))
         }
-        other => other,
+        IpAddr::V4(_) => address,
     }
 }
 
@@ -145,7 +157,7 @@ mod tests {
 
     #[test]
     fn one_address_cannot_take_all_places() {
-        let permits = Permits::new(10, 2);
+        let permits = Permits::new(10, 2, Loopback::Free);
         let first = permits.admit(&peer("192.0.2.1:1")).unwrap();
         let _second = permits.admit(&peer("[::ffff:192.0.2.1]:2")).unwrap();
         assert!(permits.admit(&peer("192.0.2.1:3")).is_none(), "a third from the same address");
@@ -156,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_network_of_ipv6_is_one_address_and_loopback_is_not_counted() {
-        let permits = Permits::new(10, 1);
+        let permits = Permits::new(10, 1, Loopback::Free);
         let _first = permits.admit(&peer("[2001:db8::1]:1")).unwrap();
         assert!(permits.admit(&peer("[2001:db8::2]:1")).is_none());
         let local: Vec<_> = (1..50).map(|_| permits.admit(&peer("127.0.0.1:1"))).collect();
@@ -165,9 +177,22 @@ mod tests {
         assert_eq!(permits.addresses.lock().len(), 1, "nothing is kept of addresses without connections");
     }
 
+    #[test]
+    fn where_loopback_counts_it_is_one_address_and_leaves_room_for_others() {
+        let permits = Permits::new(10, 2, Loopback::Counted);
+        let local = ["127.0.0.1:1", "127.9.9.9:1"].map(|address| permits.admit(&peer(address)).unwrap());
+        for address in ["127.0.0.1:2", "127.1.2.3:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(permits.admit(&peer(address)).is_none(), "{address}");
+        }
+        assert!(permits.admit(&peer("192.0.2.1:1")).is_some());
+        assert!(permits.admit(&Peer::Unix(None)).is_some());
+        drop(local);
+        assert!(permits.admit(&peer("[::1]:1")).is_some());
+    }
+
     #[tokio::test]
     async fn a_place_is_waited_for() {
-        let permits = Permits::new(1, 1);
+        let permits = Permits::new(1, 1, Loopback::Free);
         let place = permits.place().await.unwrap();
         let mut second = std::pin::pin!(permits.place());
         assert!(futures_util::poll!(second.as_mut()).is_pending());
@@ -177,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn there_are_more_places_at_once_and_fewer_as_they_become_free() {
-        let permits = Permits::new(2, 1);
+        let permits = Permits::new(2, 1, Loopback::Free);
         let first = permits.place().await.unwrap();
         let second = permits.place().await.unwrap();
         permits.set(3, 1);
@@ -196,7 +221,7 @@ mod tests {
 
     #[tokio::test]
     async fn places_that_were_to_go_stay_when_there_may_be_more_again() {
-        let permits = Permits::new(3, 1);
+        let permits = Permits::new(3, 1, Loopback::Free);
         let places = [permits.place().await, permits.place().await, permits.place().await];
         permits.set(1, 1);
         permits.set(2, 1);
@@ -206,7 +231,7 @@ mod tests {
 
     #[test]
     fn an_address_may_have_more_or_fewer() {
-        let permits = Permits::new(10, 1);
+        let permits = Permits::new(10, 1, Loopback::Free);
         let first = permits.admit(&peer("192.0.2.1:1")).unwrap();
         permits.set(10, 2);
         let second = permits.admit(&peer("192.0.2.1:2")).unwrap();

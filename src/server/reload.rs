@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use super::tls::Tls;
-use super::{Server, TlsError, files};
-use crate::config::{Config, Listener};
+use super::listeners::Turn;
+use super::{Server, TlsError};
+use crate::config::Config;
 use crate::http::App;
 use crate::metrics::{Metrics, Requests};
 use crate::oci::UpstreamName;
@@ -43,18 +43,7 @@ pub(super) fn requests(config: &Config, metrics: &Metrics) -> Arc<Requests> {
 /// What takes time, or can fail, and changes nothing yet.
 struct Ready {
     upstreams: Prepared,
-    /// Of each listener, in their order.
-    speech: Vec<Speech>,
-}
-
-/// What connections of a listener speak from now on.
-enum Speech {
-    /// What they do.
-    AsBefore,
-    /// Plain HTTP.
-    Plain,
-    /// TLS by these files.
-    Tls(Arc<Tls>),
+    listeners: Vec<Turn>,
 }
 
 // === impl Server ===
@@ -66,7 +55,7 @@ impl Server {
     /// # Errors
     /// Something that `next` names cannot be used: everything stays as it was.
     pub async fn reload(&self, next: Config) -> Result<(), ReloadError> {
-        let Ready { upstreams, speech } = self.prepare(&next).await?;
+        let Ready { upstreams, listeners } = self.prepare(&next).await?;
         let new = next.upstreams.values().filter(|upstream| self.upstreams.get(&upstream.name).is_none());
         self.store.admit(new.map(|upstream| (upstream.name.clone(), upstream.url.to_string())).collect()).await?;
         let keep = Keep { pins: next.pins.clone(), max_age: next.store.max_age };
@@ -75,18 +64,8 @@ impl Server {
         let next = Arc::new(next);
         self.upstreams.take_over(upstreams, &next);
         self.cache.take_over(&next);
-        let connections = files::connections(next.limits.connections).max(self.listeners.len());
-        self.permits.set(connections, next.limits.connections_per_address);
         let app = Arc::new(App::clone(&self.app).with(next.clone(), requests(&next, &self.metrics)));
-        for ((serving, settings), speech) in self.listeners.iter().zip(&next.listeners).zip(speech) {
-            match speech {
-                Speech::AsBefore => {}
-                Speech::Plain => serving.set_tls(None),
-                Speech::Tls(tls) => serving.set_tls(Some(tls)),
-            }
-            serving.set_limits(&next.limits);
-            serving.handler().take_over(app.clone(), settings.clone());
-        }
+        self.listeners.take_over(listeners, &app);
         self.admin_interface.take_over(next.clone());
         *self.drain.lock() = next.limits.drain;
         self.scrub(next.store.scrub);
@@ -95,30 +74,11 @@ impl Server {
     }
 
     async fn prepare(&self, next: &Config) -> Result<Ready, ReloadError> {
-        let (upstreams, current, next) = (self.upstreams.clone(), self.current.lock().clone(), next.clone());
+        let (upstreams, listeners, next) = (self.upstreams.clone(), self.listeners.clone(), next.clone());
         let work = move || {
-            let upstreams = upstreams.prepare(&next)?;
-            let speech = current.listeners.iter().zip(&next.listeners).map(|(old, new)| Speech::of(old, new));
-            Ok(Ready { upstreams, speech: speech.collect::<Result<_, ReloadError>>()? })
+            let listeners = listeners.prepare(&next.listeners)?;
+            Ok(Ready { upstreams: upstreams.prepare(&next)?, listeners })
         };
         spawn_blocking(work).await.map_err(|_| ReloadError::Preparation)?
-    }
-}
-
-// === impl Speech ===
-
-impl Speech {
-    /// Blocking.
-    fn of(old: &Listener, new: &Listener) -> Result<Self, ReloadError> {
-        // The files themselves are looked at anyway, whenever they change.
-        if old.tls == new.tls {
-            return Ok(Self::AsBefore);
-        }
-        let Some(settings) = &new.tls else { return Ok(Self::Plain) };
-        let listener = new.address.to_string();
-        match Tls::open(listener.clone(), settings.clone()) {
-            Ok(tls) => Ok(Self::Tls(Arc::new(tls))),
-            Err(source) => Err(ReloadError::Tls { listener, source }),
-        }
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::activity::Heard;
 use super::connection::{Handler, Run, STREAMS, Serving};
 use super::listener::{Purpose, Socket};
-use super::permits::Permits;
+use super::permits::{Loopback, Permits};
 use super::tls::Tls;
 use crate::config::{CertificateFiles, Limits, ListenerTls, MaxRate};
 use crate::http::MAX_HEAD;
@@ -128,7 +128,7 @@ async fn start(limits: Limits) -> (SocketAddr, Run, Answers) {
 
 async fn start_with(limits: Limits, tls: Option<Arc<Tls>>) -> (SocketAddr, Run, Answers) {
     let (run, answers) = (Run::default(), Answers::default());
-    let permits = Permits::new(limits.connections, limits.connections_per_address);
+    let permits = Permits::new(limits.connections, limits.connections_per_address, Loopback::Free);
     let socket = Socket::tcp("127.0.0.1:0".parse().unwrap(), Purpose::Listener).await.unwrap();
     let address = socket.address().unwrap();
     let serving = Serving::new(answers.clone(), tls, permits, &limits, run.clone());

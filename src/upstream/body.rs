@@ -10,11 +10,11 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use prometheus::IntCounter;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::error::{Fault, Phase, ProtocolFault, UpstreamError};
 use super::throttle::{Debt, Throttle};
+use crate::metrics::Received;
 use crate::oci::UpstreamName;
 
 /// Waiting over which the least rate is measured, in seconds.
@@ -27,7 +27,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Intake {
     pub(crate) upstream: UpstreamName,
     /// Bytes that have come.
-    pub(crate) counter: IntCounter,
+    pub(crate) received: Received,
     /// Longest silence within a body. There is no limit on the whole: blobs may take hours.
     pub(crate) stall: Duration,
     /// Least bytes a second that a body brings while it is waited for; below it, the connection is taken for a broken one,
@@ -195,7 +195,7 @@ impl Body for UpstreamBody {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Buf::remaining) as u64;
                 this.received += length;
-                this.intake.counter.inc_by(length);
+                this.intake.received.count(length);
                 let is_whole = this.expected == Some(this.received);
                 let debts = this.intake.take(length);
                 if this.paced && !is_whole {
@@ -247,23 +247,24 @@ mod tests {
     use super::*;
     use crate::clock::twin::system;
     use crate::config::MaxRate;
+    use crate::metrics::Metrics;
 
     const STALL: Duration = Duration::from_secs(7);
 
     type Item = Result<Frame<Bytes>, BoxError>;
 
     fn intake(stall: Duration, min_rate: u64) -> Arc<Intake> {
-        let counter = IntCounter::new("x", "x").unwrap();
+        let received = Received::new(&Metrics::new().unwrap(), "reg");
         let throttles = [(); 2].map(|()| Throttle::new(MaxRate::default(), system()));
-        Arc::new(Intake { upstream: "reg".parse().unwrap(), counter, stall, min_rate, throttles })
+        Arc::new(Intake { upstream: "reg".parse().unwrap(), received, stall, min_rate, throttles })
     }
 
-    fn body(parts: Vec<Item>, then_stall: bool, expected: Option<u64>) -> (UpstreamBody, IntCounter) {
+    fn body(parts: Vec<Item>, then_stall: bool, expected: Option<u64>) -> (UpstreamBody, Arc<Intake>) {
         use futures_util::StreamExt;
         let intake = intake(STALL, 1024);
         let tail = if then_stall { stream::pending().left_stream() } else { stream::empty().right_stream() };
         let inner = StreamBody::new(stream::iter(parts).chain(tail));
-        (UpstreamBody::new(&intake, inner, expected), intake.counter.clone())
+        (UpstreamBody::new(&intake, inner, expected), intake)
     }
 
     fn data(text: &'static str) -> Frame<Bytes> {
@@ -276,9 +277,9 @@ mod tests {
 
     #[tokio::test]
     async fn complete_bodies_end_cleanly_and_are_counted() {
-        let (exact, counter) = body(vec![Ok(data("ab")), Ok(data("c"))], false, Some(3));
+        let (exact, intake) = body(vec![Ok(data("ab")), Ok(data("c"))], false, Some(3));
         assert_eq!(outcome(exact).await.unwrap(), "abc");
-        assert_eq!(counter.get(), 3);
+        assert_eq!(intake.received.total(), 3);
         assert_eq!(outcome(body(vec![Ok(data("ab"))], false, None).0).await.unwrap(), "ab");
         assert!(outcome(body(vec![], false, Some(0)).0).await.unwrap().is_empty());
     }

@@ -16,11 +16,15 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// One upstream's breaker.
-#[derive(Debug)]
-pub(crate) struct Breaker {
-    state: Mutex<State>,
-    /// 1 while it is closed; set under the lock, so that it is never older than the state.
-    up: IntGauge,
+#[derive(Debug, Default)]
+pub(crate) struct Breaker(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: State,
+    /// 1 while it is closed; set under the lock, so that it is never older than the state. None: its upstream is not, or no
+    /// longer, the one that is asked under its name, and has nothing to say there.
+    up: Option<IntGauge>,
 }
 
 /// Leave to ask. Dropped without a verdict it proves nothing, but gives a probe's place free.
@@ -42,23 +46,35 @@ enum State {
     HalfOpen { pause: Duration },
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self::Closed { failures: 0 }
+    }
+}
+
 // === impl Breaker ===
 
 impl Breaker {
-    /// A closed one, that tells by `up` what it is.
-    pub(crate) fn new(up: IntGauge) -> Self {
-        up.set(1);
-        Self { state: Mutex::new(State::Closed { failures: 0 }), up }
+    /// From now on `up` tells what it is.
+    pub(crate) fn tell_by(&self, up: IntGauge) {
+        let mut inner = self.0.lock();
+        inner.up = Some(up);
+        inner.tell();
+    }
+
+    /// It tells nothing any more, whatever comes of requests that still run.
+    pub(crate) fn hush(&self) {
+        self.0.lock().up = None;
     }
 
     /// Whether requests are held back, or the next one finds out.
     pub(crate) fn is_open(&self) -> bool {
-        !matches!(*self.state.lock(), State::Closed { .. })
+        !matches!(self.0.lock().state, State::Closed { .. })
     }
 
     /// For how long requests are held back; none: they are not. Zero: the next one finds out.
     pub(crate) fn held_back(&self) -> Option<Duration> {
-        match *self.state.lock() {
+        match self.0.lock().state {
             State::Closed { .. } => None,
             State::Open { until, .. } => Some(until.saturating_duration_since(Instant::now())),
             State::HalfOpen { .. } => Some(Duration::ZERO),
@@ -67,20 +83,31 @@ impl Breaker {
 
     /// Leave to ask, or how long to wait for it.
     pub(crate) fn permit(&self) -> Result<Permit<'_>, Duration> {
-        let mut state = self.state.lock();
-        let probe = match *state {
+        let mut inner = self.0.lock();
+        let probe = match inner.state {
             State::Closed { .. } => false,
             State::Open { until, pause } => {
                 let left = until.saturating_duration_since(Instant::now());
                 if !left.is_zero() {
                     return Err(left);
                 }
-                *state = State::HalfOpen { pause };
+                inner.state = State::HalfOpen { pause };
                 true
             }
             State::HalfOpen { .. } => return Err(Duration::from_secs(1)),
         };
         Ok(Permit { breaker: self, probe, open: true })
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// A probe under way proves nothing yet.
+    fn tell(&self) {
+        if let Some(up) = &self.up {
+            up.set(matches!(self.state, State::Closed { .. }).into());
+        }
     }
 }
 
@@ -90,18 +117,18 @@ impl Permit<'_> {
     /// Upstream answered, whatever it said.
     pub(crate) fn reached(mut self) {
         self.open = false;
-        let mut state = self.breaker.state.lock();
-        *state = State::Closed { failures: 0 };
-        self.breaker.up.set(1);
+        let mut inner = self.breaker.0.lock();
+        inner.state = State::default();
+        inner.tell();
     }
 
     /// It could not be reached, or did not answer.
     pub(crate) fn failed(mut self) {
         self.open = false;
-        let mut state = self.breaker.state.lock();
-        let pause = match *state {
+        let mut inner = self.breaker.0.lock();
+        let pause = match inner.state {
             State::Closed { failures } if failures + 1 < THRESHOLD => {
-                *state = State::Closed { failures: failures + 1 };
+                inner.state = State::Closed { failures: failures + 1 };
                 return;
             }
             State::Closed { .. } => FIRST_PAUSE,
@@ -109,8 +136,8 @@ impl Permit<'_> {
             // A request from before it opened: nothing new.
             State::Open { .. } | State::HalfOpen { .. } => return,
         };
-        *state = State::Open { until: Instant::now() + pause, pause };
-        self.breaker.up.set(0);
+        inner.state = State::Open { until: Instant::now() + pause, pause };
+        inner.tell();
     }
 }
 
@@ -119,9 +146,9 @@ impl Drop for Permit<'_> {
         if !self.open || !self.probe {
             return;
         }
-        let mut state = self.breaker.state.lock();
-        if let State::HalfOpen { pause } = *state {
-            *state = State::Open { until: Instant::now(), pause };
+        let mut inner = self.breaker.0.lock();
+        if let State::HalfOpen { pause } = inner.state {
+            inner.state = State::Open { until: Instant::now(), pause };
         }
     }
 }
@@ -132,8 +159,10 @@ mod tests {
 
     use super::*;
 
-    fn gauge() -> IntGauge {
-        IntGauge::new("up", "up").unwrap()
+    fn told() -> (Breaker, IntGauge) {
+        let (breaker, up) = (Breaker::default(), IntGauge::new("up", "up").unwrap());
+        breaker.tell_by(up.clone());
+        (breaker, up)
     }
 
     fn fail(breaker: &Breaker, times: u32) {
@@ -144,30 +173,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn opens_after_failures_in_a_row_and_probes_once() {
-        let breaker = Breaker::new(gauge());
+        let (breaker, up) = told();
         fail(&breaker, THRESHOLD - 1);
         breaker.permit().unwrap().reached();
-        assert_eq!(breaker.up.get(), 1);
+        assert_eq!(up.get(), 1);
         fail(&breaker, THRESHOLD);
-        assert_eq!((breaker.permit().unwrap_err(), breaker.up.get()), (FIRST_PAUSE, 0));
+        assert_eq!((breaker.permit().unwrap_err(), up.get()), (FIRST_PAUSE, 0));
         assert_eq!(breaker.held_back(), Some(FIRST_PAUSE));
         advance(FIRST_PAUSE).await;
         assert_eq!(breaker.held_back(), Some(Duration::ZERO));
         let probe = breaker.permit().expect("time is up");
-        assert_eq!(breaker.up.get(), 0, "nobody knows yet");
+        assert_eq!(up.get(), 0, "nobody knows yet");
         assert!(breaker.permit().is_err(), "one probe at a time");
         probe.failed();
         assert_eq!(breaker.permit().unwrap_err(), FIRST_PAUSE * 2, "the pause grows");
         advance(FIRST_PAUSE * 2).await;
         breaker.permit().unwrap().reached();
-        assert_eq!(breaker.up.get(), 1);
+        assert_eq!(up.get(), 1);
         fail(&breaker, THRESHOLD - 1);
         assert!(breaker.permit().is_ok(), "counting starts anew");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_given_up_makes_room_for_the_next() {
-        let breaker = Breaker::new(gauge());
+        let breaker = Breaker::default();
         let early = breaker.permit().unwrap();
         fail(&breaker, THRESHOLD);
         early.failed();
@@ -178,8 +207,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_tells_what_it_is_when_it_comes_into_use_and_nothing_after() {
+        let (breaker, up) = (Breaker::default(), IntGauge::new("up", "up").unwrap());
+        up.set(1);
+        fail(&breaker, THRESHOLD);
+        assert_eq!(up.get(), 1);
+        breaker.tell_by(up.clone());
+        assert_eq!(up.get(), 0);
+        breaker.hush();
+        advance(FIRST_PAUSE).await;
+        breaker.permit().unwrap().reached();
+        assert_eq!(up.get(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_pause_has_a_limit() {
-        let breaker = Breaker::new(gauge());
+        let breaker = Breaker::default();
         fail(&breaker, THRESHOLD);
         for _ in 0..10 {
             advance(breaker.permit().unwrap_err()).await;

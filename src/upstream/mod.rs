@@ -126,13 +126,14 @@ impl Upstreams {
         let registries = ArcSwap::default();
         let upstreams = Self { registries, metrics, clock, proxies, own, troubles, throttle };
         let Prepared(registries) = upstreams.prepare(config)?;
-        upstreams.registries.store(Arc::new(registries));
+        upstreams.exchange(registries);
         Ok(upstreams)
     }
 
     /// Sets up the upstreams of a configuration that was read again. One that is asked as before goes on with its
     /// connections, tokens and breaker; another one begins anew under the limits of its name, and what runs goes on by the
-    /// old one. One with a CA of its own begins anew in any case: the file may hold another one now. Reads the files of CAs.
+    /// old one. One with a CA of its own begins anew in any case: the file may hold another one now. Reads the files of CAs;
+    /// metrics tell of nothing that is not taken over.
     ///
     /// # Errors
     /// One cannot be set up; nothing has changed.
@@ -184,16 +185,30 @@ impl Upstreams {
                 registry.set_limits(&upstream.transfer);
             }
         }
+        self.exchange(registries);
+    }
+
+    /// Metrics tell of those that are asked, and of what is only prepared, or runs on by what was before, nothing.
+    fn exchange(&self, registries: Registries) {
         let before = self.registries.swap(Arc::new(registries));
+        let now = self.registries.load();
+        for (name, registry) in before.iter() {
+            if !now.get(name).is_some_and(|now| Arc::ptr_eq(now, registry)) {
+                registry.go_out_of_use();
+            }
+        }
         self.forget_gauges(&before);
+        for registry in now.values() {
+            registry.come_into_use();
+        }
     }
 
     /// What there is no more says nothing of how it is: one that was away would be told so for ever, and waking somebody for it
     /// would not end.
     fn forget_gauges(&self, before: &Registries) {
         let now = self.registries.load();
-        let there: Vec<_> = now.values().flat_map(Registry::endpoints).collect();
-        for (name, endpoint) in before.values().flat_map(Registry::endpoints) {
+        let there: Vec<_> = now.values().flat_map(|registry| registry.endpoints()).collect();
+        for (name, endpoint) in before.values().flat_map(|registry| registry.endpoints()) {
             if !there.contains(&(name.clone(), endpoint.clone())) {
                 // Only one that was never there is an error.
                 let _ = self.metrics.upstream_up.remove_label_values(&[&name, &endpoint]);

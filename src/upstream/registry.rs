@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::Response;
 use hyper::body::Incoming;
@@ -26,7 +27,7 @@ use super::throttle::Throttle;
 use super::wire::{Outgoing, Wire};
 use crate::clock::Clock;
 use crate::config;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Received};
 use crate::oci::{RepoName, UpstreamName, Via};
 use crate::troubles::{Met, Trouble, Troubles};
 
@@ -49,6 +50,8 @@ pub struct Registry {
     mirrors: Vec<Arc<Registry>>,
     /// Another place of an upstream's content: asked as a stranger, and for nothing but content.
     is_mirror: bool,
+    /// Metrics tell of it.
+    in_use: AtomicBool,
 }
 
 /// What all registries have in common.
@@ -108,18 +111,17 @@ impl Registry {
         let auth = Auth::new(wire.clone(), origin.clone(), &config.token_hosts, credentials);
         let intake = Intake {
             upstream: config.name.clone(),
-            counter: metrics.upstream_received_bytes.with_label_values(&[config.name.as_str()]),
+            received: Received::new(metrics, config.name.as_str()),
             stall: config.transfer.stall,
             min_rate: config.transfer.min_rate,
             throttles: [Arc::clone(&limits.throttle), Arc::clone(total)],
         };
-        let up = metrics.upstream_up.with_label_values(&[config.name.as_str(), &config.url.authority()]);
         Ok(Self {
             config,
             origin,
             auth,
             wire,
-            breaker: Breaker::new(up),
+            breaker: Breaker::default(),
             pulse: Pulse::default(),
             troubles: Arc::clone(troubles),
             metrics: metrics.clone(),
@@ -128,6 +130,7 @@ impl Registry {
             limits: limits.clone(),
             mirrors: Vec::new(),
             is_mirror: false,
+            in_use: AtomicBool::new(false),
         })
     }
 
@@ -143,9 +146,13 @@ impl Registry {
     }
 
     /// Name and endpoint of this one and of its mirrors, as metrics have them.
-    pub(super) fn endpoints(self: &Arc<Self>) -> Vec<(String, String)> {
-        let places = std::iter::once(self).chain(&self.mirrors);
-        places.map(|place| (place.name().to_string(), place.endpoint())).collect()
+    pub(super) fn endpoints(&self) -> Vec<(String, String)> {
+        self.places().map(|place| (place.name().to_string(), place.endpoint())).collect()
+    }
+
+    /// It and its mirrors.
+    fn places(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.mirrors.iter().map(Arc::as_ref))
     }
 
     /// Other places of the same content, in the order of the configuration. Each has its own connections, tokens and breaker;
@@ -184,6 +191,30 @@ impl Registry {
     /// A place, if one is free and nobody waits for it: for one more connection of a blob that has one.
     pub fn try_place(&self) -> Option<Place> {
         self.limits.places.try_place()
+    }
+
+    /// What it is left alone by.
+    #[cfg(test)]
+    pub(super) const fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// It is the one that is asked under its name, and metrics tell of it and its mirrors.
+    pub(super) fn come_into_use(&self) {
+        self.metrics.begin_upstream(self.name().as_str());
+        for place in self.places() {
+            let up = &place.metrics.upstream_up;
+            place.breaker.tell_by(up.with_label_values(&[place.name().as_str(), &place.endpoint()]));
+            place.in_use.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Another one, or none, is asked under its name. What still runs by it is told of no more.
+    pub(super) fn go_out_of_use(&self) {
+        for place in self.places() {
+            place.in_use.store(false, Ordering::Relaxed);
+            place.breaker.hush();
+        }
     }
 
     /// What it shares with who comes in its place.
@@ -271,7 +302,8 @@ impl Registry {
                 permit.reached();
                 self.pulse.answered(response.status(), response.headers(), self.wire.now());
                 // A mirror's word on its own limit would be taken for the upstream's.
-                if let Some(limit) = rate_limit(response.headers()).filter(|_| !self.is_mirror) {
+                let is_told = !self.is_mirror && self.in_use.load(Ordering::Relaxed);
+                if let Some(limit) = rate_limit(response.headers()).filter(|_| is_told) {
                     let gauge = &self.metrics.upstream_ratelimit_remaining;
                     gauge.with_label_values(&[self.name().as_str()]).set(limit.remaining);
                 }

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use http::{Method, header::WWW_AUTHENTICATE};
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::common::client::{Ask, Client, Got};
-use crate::common::clock::eventually;
+use crate::common::clock::{eventually, patiently};
 use crate::common::content::{Image, image, index, sha256};
 use crate::common::invariants::blob_path;
 use crate::common::{Cistern, Gate, Upstream, acts};
@@ -274,13 +275,58 @@ async fn why_it_was_a_miss() {
     assert!(said(&seen).contains("cannot be asked now"), "{seen:#}");
 }
 
+/// Connections that one client opens, of which some may be refused; how many were answered.
+async fn sit_down(address: std::net::SocketAddr, connections: &mut Vec<TcpStream>) -> usize {
+    let mut answered = 0;
+    for _ in 0..63 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let asked = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        let mut first = [0; 1];
+        // A refused one is closed, or reset where it has said something already.
+        let said = patiently("an answer or an end", stream.read(&mut first)).await;
+        answered += usize::from(asked.is_ok() && said.is_ok_and(|bytes| bytes > 0));
+        connections.push(stream);
+    }
+    answered
+}
+
+#[tokio::test]
+async fn who_sits_on_the_admin_address_locks_out_neither_commands_nor_others() {
+    let cistern = Cistern::setup().start().await;
+    let mut sitting = Vec::new();
+    let answered = sit_down(cistern.admin_address(), &mut sitting).await;
+    assert_eq!(answered, 16, "what one address may have");
+    // The next in line, who would take each place that becomes free.
+    for _ in 0..8 {
+        sitting.push(TcpStream::connect(cistern.admin_address()).await.unwrap());
+    }
+    for _ in 0..3 {
+        let health = patiently("an answer on the socket", admin(cistern.root(), Method::GET, "/healthz")).await;
+        assert_eq!(health.status, 200, "{}", health.summary());
+    }
+    drop(sitting);
+    eventually("one who comes later is served", || async {
+        Client(cistern.admin_address()).get("/readyz").await.status == 200
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn nothing_of_it_is_on_the_listeners_of_clients() {
     let (cistern, ..) = busy().await;
     let document = document();
     let mut paths: Vec<String> = document["paths"].as_object().unwrap().keys().cloned().collect();
-    paths.extend(["/", "/dashboard.css", "/dashboard.js", "/metrics", "/healthz", "/readyz"].map(ToOwned::to_owned));
+    paths.extend(["/", "/favicon.svg", "/metrics", "/healthz", "/readyz"].map(ToOwned::to_owned));
+    let index = admin(cistern.root(), Method::GET, "/").await;
+    let index = std::str::from_utf8(&index.body).unwrap();
+    let parts: Vec<String> =
+        index.split('"').filter(|text| text.starts_with("/dashboard/")).map(ToOwned::to_owned).collect();
+    assert!(parts.len() >= 2, "the page has a style and a script: {parts:?}");
+    paths.extend(parts);
     for path in paths {
+        // Else it would say nothing that it is not here.
+        let there = admin(cistern.root(), Method::HEAD, &path).await;
+        assert_ne!(there.status, 404, "{path} is not even there");
         for method in [Method::GET, Method::HEAD, Method::POST, Method::DELETE] {
             let got = cistern.send(Ask::new(method.clone(), path.clone())).await;
             assert!([404, 405].contains(&got.status), "{method} {path}: {}", got.summary());

@@ -22,6 +22,7 @@ mod freshness;
 mod health;
 mod herd;
 mod kill;
+mod listeners;
 mod lists;
 mod matrix;
 mod metrics;

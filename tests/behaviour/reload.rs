@@ -1,8 +1,11 @@
 //! A configuration that is read again: what holds from then on, for whom, and what changes nothing.
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::common::content::{blob, image};
 use crate::common::invariants::{check, is_stored, stored_bytes};
-use crate::common::{Cistern, Gate, Upstream, acts, eventually};
+use crate::common::{Cistern, Gate, Upstream, acts, eventually, patiently};
 
 const MIB: usize = 1 << 20;
 
@@ -113,10 +116,18 @@ async fn limits_of_connections_hold_for_those_that_come() {
     let upstream = Upstream::start().await;
     let bytes = blob(1, 1000);
     let target = format!("/v2/app/blobs/{}", upstream.blob("app", &bytes));
-    let mut cistern = Cistern::setup().upstream("up", &upstream, "").extra("[limits]\nidle = \"10m\"").start().await;
+    // Longer than the tests wait for anything.
+    let before = "[limits]\nidle = \"10m\"\ndrain = \"10m\"";
+    let mut cistern = Cistern::setup().upstream("up", &upstream, "").extra(before).start().await;
     let done = cistern.reload(|setup| setup.extra("[limits]\nidle = \"1s\"\ndrain = \"1s\"")).await.unwrap();
     assert_eq!(done.applied, ["limits.drain = \"1s\"", "limits.idle = \"1s\""]);
     cistern.get(&target).await.assert_is(&bytes);
+    let mut idle = TcpStream::connect(cistern.client().0).await.unwrap();
+    let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    idle.write_all(request.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    patiently("the idle connection is closed", idle.read_to_end(&mut said)).await.unwrap();
+    assert!(said.starts_with(b"HTTP/1.1 200 ") && said.ends_with(&bytes));
     let gate = Gate::new();
     let held = blob(2, 900_000);
     let other = format!("/v2/app/blobs/{}", upstream.blob("app", &held));

@@ -1,5 +1,6 @@
 //! An ocistern in this process: on free ports, with a store of its own that outlives a restart.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -222,6 +223,11 @@ impl Cistern {
         Client(self.server.as_ref().unwrap().addresses()[0])
     }
 
+    /// Where its admin interface is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.server.as_ref().unwrap().admin_address().unwrap()
+    }
+
     pub async fn get(&self, target: impl Into<String>) -> Got {
         self.client().get(target).await
     }
@@ -241,7 +247,7 @@ impl Cistern {
 
     /// The metrics as the admin listener tells them.
     pub async fn metrics(&self) -> String {
-        let admin = Client(self.server.as_ref().unwrap().admin_address().unwrap());
+        let admin = Client(self.admin_address());
         let got = admin.get("/metrics").await;
         assert!(got.complete(), "metrics: {}", got.summary());
         String::from_utf8(got.body.to_vec()).unwrap()
@@ -254,7 +260,7 @@ impl Cistern {
 
     /// The fills that run, as the admin API tells them.
     pub async fn fills(&self) -> serde_json::Value {
-        let admin = Client(self.server.as_ref().unwrap().admin_address().unwrap());
+        let admin = Client(self.admin_address());
         admin.get("/api/v1/fills").await.json()["fills"].clone()
     }
 

@@ -61,6 +61,66 @@ async fn an_upstream_that_is_asked_as_before_goes_on_and_another_one_begins_anew
     assert!(upstreams.prepare(&broken).is_err(), "and nothing has changed");
 }
 
+/// What metrics say of ocistern itself.
+fn told(upstreams: &Upstreams) -> String {
+    let text = upstreams.metrics.expose();
+    let ours: Vec<_> = text.lines().filter(|line| line.starts_with("ocistern_")).collect();
+    ours.join("\n")
+}
+
+/// Sets the gauge of `registry` as five failed connections do.
+fn take_away(registry: &Registry) {
+    for _ in 0..5 {
+        registry.breaker().permit().unwrap().failed();
+    }
+}
+
+#[tokio::test]
+async fn what_is_only_prepared_is_not_told_and_what_is_away_stays_so() {
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    let authority =
+        rcgen::CertifiedIssuer::self_signed(rcgen::CertificateParams::default(), rcgen::KeyPair::generate().unwrap());
+    std::fs::write(ca.path(), authority.unwrap().pem()).unwrap();
+    let own_ca = limited(&format!("ca = '{}'", ca.path().display()));
+    let with_others = |keys: &str| {
+        let text = format!(
+            "builtin_upstreams = false\n[[listener]]\ndefault_upstream = \"\"\n\
+             [upstream.\"a.example\"]\nmirrors = [\"https://b.example\"]\nca = '{}'\n\
+             [upstream.\"new.example\"]\nmirrors = [\"https://newer.example\"]\n{keys}",
+            ca.path().display()
+        );
+        Config::from_toml(&text).unwrap()
+    };
+    let upstreams = upstreams(&own_ca);
+    let name: UpstreamName = "a.example".parse().unwrap();
+    let first = upstreams.get(&name).unwrap();
+    take_away(&first);
+    let before = told(&upstreams);
+    assert!(before.contains("ocistern_upstream_up{endpoint=\"a.example\",upstream=\"a.example\"} 0"), "{before}");
+    upstreams.prepare(&with_others("[upstream.\"z.example\"]\nca = \"/nonexistent\"")).unwrap_err();
+    assert_eq!(told(&upstreams), before, "a reload that is refused");
+    let with_others = with_others("");
+    drop(upstreams.prepare(&with_others).unwrap());
+    assert_eq!(told(&upstreams), before, "one that is refused later, by something else");
+
+    upstreams.take_over(upstreams.prepare(&with_others).unwrap(), &with_others);
+    let now = told(&upstreams);
+    for series in [
+        "ocistern_upstream_up{endpoint=\"a.example\",upstream=\"a.example\"} 1",
+        "ocistern_upstream_up{endpoint=\"newer.example\",upstream=\"new.example\"} 1",
+        "ocistern_upstream_received_bytes_total{upstream=\"new.example\"} 0",
+        "ocistern_fill_resumes_total{upstream=\"new.example\"} 0",
+    ] {
+        assert!(now.contains(series), "{series}: {now}");
+    }
+    take_away(&upstreams.get(&name).unwrap());
+    let away = told(&upstreams);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_mins(2)).await;
+    first.breaker().permit().unwrap().reached();
+    assert_eq!(told(&upstreams), away, "what still runs by the one before says nothing of the one that holds");
+}
+
 #[tokio::test]
 async fn blobs_keep_to_the_rate_and_what_is_small_only_counts() {
     let server = Server::start(|_, _| reply(200, &[], "hello")).await;

@@ -215,7 +215,9 @@ fn registry_with(upstream: Upstream, metrics: &Metrics, proxies: Matcher, own: &
     let troubles = Arc::new(Troubles::new(system()));
     let common =
         Common { metrics, clock: &clock, troubles: &troubles, trust: &trust, proxies: &proxies, own, total: &total };
-    Registry::new(Arc::new(upstream), None, common).unwrap()
+    let registry = Registry::new(Arc::new(upstream), None, common).unwrap();
+    registry.come_into_use();
+    registry
 }
 
 /// Settings with the account `me` and the password `canary-password`; keep the file while it is used.

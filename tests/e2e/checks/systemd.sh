@@ -51,12 +51,17 @@ units_security() { systemd-analyze security --no-pager --offline=true --threshol
 activated_by_hand() {
     rm -rf "$WORK/cistern"
     cistern_config '{ from = "anonymous" }' >"$WORK/ocistern.toml"
-    spawn ocistern systemd-socket-activate --listen=127.0.0.1:$OCISTERN_PORT --listen="[::1]:$OCISTERN_PORT" \
+    # Not in the order of the configuration.
+    spawn ocistern systemd-socket-activate --listen="[::1]:$OCISTERN_PORT" --listen="127.0.0.1:$OCISTERN_PORT" \
         "$OCISTERN_BIN" serve --config "$WORK/ocistern.toml"
     wait_for 10 grep -q 'Listening on' "$WORK/log/ocistern.err"
     [[ ! -e $WORK/cistern/lock ]]
     pulls oci
     curl -fsS -o /dev/null "http://[::1]:$OCISTERN_PORT/oauth2/token"
+    sed -i '0,/^default_upstream/s//public_url = "https:\/\/cache.e2e"\n&/' "$WORK/ocistern.toml"
+    kill -HUP "$(<"$WORK/pid/ocistern")"
+    wait_for 10 has_public_url
+    challenge "[::1]" | grep -F "\"http://[::1]:$OCISTERN_PORT/"
     cistern_stop
 }
 
@@ -108,12 +113,21 @@ machine_pull() {
 }
 
 service_reload() {
-    machine sed -i 's/^\[store\]$/[limits]\nmax_rate = "100MiB"\n&/' /etc/ocistern/config.toml
+    # The first listener alone: the other one goes on as it is.
+    machine sed -i -e 's/^\[store\]$/[limits]\nmax_rate = "100MiB"\n&/' \
+        -e '0,/^default_upstream/s//public_url = "https:\/\/cache.e2e"\n&/' /etc/ocistern/config.toml
     machine systemctl reload ocistern
     wait_for 10 reloaded
     is_active
+    has_public_url
+    challenge "[::1]" | grep -F "\"http://[::1]:$OCISTERN_PORT/"
 }
 reloaded() { journal | grep -F 'max_rate'; }
+
+has_public_url() { challenge 127.0.0.1 | grep -F '"https://cache.e2e/'; }
+
+# challenge ADDRESS: where the listener there sends who has no token.
+challenge() { curl -sS -o /dev/null -D - "http://$1:$OCISTERN_PORT/v2/" | grep -i '^www-authenticate:'; }
 
 # Readable for root alone, and passed on.
 service_credential() {
