@@ -519,3 +519,21 @@ async fn status_shows_it_all_again_and_again() {
     let status = crate::common::patiently("the watch ends", child.wait()).await.unwrap();
     assert_eq!(status.code(), Some(1));
 }
+
+/// `status --watch | head -1`: whoever has read enough is not waited for until the daemon's end.
+#[tokio::test]
+async fn a_watch_ends_when_nobody_reads_it() {
+    let (cistern, _upstream, _) = stored().await;
+    for form in [&["status", "--watch", "--json"][..], &["status", "--watch"]] {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+        command.args(form).arg("--root").arg(cistern.root()).env_clear().env("HOME", "/nonexistent");
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+        assert!(lines.next_line().await.unwrap().is_some());
+        drop(lines);
+        let output = crate::common::patiently("the watch ends", child.wait_with_output()).await.unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*complaint), (Some(0), ""), "{form:?}: quietly, a daemon serves");
+    }
+}
