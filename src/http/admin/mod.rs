@@ -225,7 +225,7 @@ impl Admin {
         Status {
             saved_bytes: traffic.saved_bytes(),
             traffic,
-            forecast: self.history.forecast(metrics, self.api.clock().now()),
+            forecast: self.history.forecast(metrics, self.api.store().room(), self.api.clock().now()),
             fills: self.api.fills(),
             upstreams: self.upstreams(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
