@@ -227,6 +227,12 @@ async fn gc_cleans_up_with_a_daemon_and_without() {
     assert!(text.contains("would be evicted:\nBLOB "), "a part of a small store: {text}");
     let text = says(&root, &["gc", "--dry-run", "--bytes", "1TiB"], 0).await;
     assert!(text.contains("\n1.0 TiB cannot be freed, so nothing is listed: the store holds 3"), "{text}");
+    says(&root, &["pin", "up/app"], 0).await;
+    says(&root, &["pin", "up/other"], 0).await;
+    let text = says(&root, &["gc", "--dry-run"], 0).await;
+    assert!(text.contains("\nnothing may be evicted: all that is stored, 3"), "all of it is pinned: {text}");
+    says(&root, &["unpin", "up/app"], 0).await;
+    says(&root, &["unpin", "up/other"], 0).await;
     assert!(root.join("refs/up/old/empty").exists());
     says(&root, &["gc"], 0).await;
     assert!(!root.join("refs/up/old/empty").exists());
