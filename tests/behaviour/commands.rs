@@ -133,6 +133,12 @@ async fn pins_are_made_listed_and_removed_with_a_daemon_and_without() {
     let text = says(&root, &["pin", "up/app:1", &by_digest], 0).await;
     assert_eq!(text, format!("pinned up/app:1\npinned {by_digest}\n"));
     assert_eq!(says(&root, &["pin", "up/app:1"], 0).await, "pinned already: up/app:1\n");
+    let text = says(&root, &["pin", "up/app:1*", "up/appp:1"], 0).await;
+    assert!(
+        text.starts_with("pinned up/app:1*\npinned up/appp:1\nnothing in the store is called up/appp:1 yet"),
+        "{text}"
+    );
+    assert_eq!(says(&root, &["unpin", "up/app:1*", "up/appp:1"], 0).await, "unpinned up/app:1*\nunpinned up/appp:1\n");
     let text = says(&root, &["rm", "--dry-run", "up/app:1", "up/app:2"], 0).await;
     assert!(text.starts_with("up/app:1 (its pin stays: see `ocistern unpin`)\nup/app:2\n"), "{text}");
     let again = json(&root, &["pin", "up/app:1"]).await;
@@ -475,7 +481,8 @@ async fn verify_of_what_is_not_there_fails() {
     let (mut cistern, _upstream, images) = stored().await;
     let root = cistern.root().to_owned();
     let text = says(&root, &["verify", "up/none"], 1).await;
-    assert!(text.contains("no image in the store is called up/none"), "{text}");
+    assert_eq!(text, "ocistern: no image in the store is called up/none\n", "and not that all of it was verified");
+    assert_eq!(says(&root, &["ls", "up/none"], 0).await, "nothing in the store is called up/none\n");
     let layer = crate::common::content::sha256(&images[1].layers[0]);
     cistern.stop().await;
     fs::remove_file(blob_path(&cistern, &layer)).unwrap();
