@@ -330,7 +330,8 @@ impl Drop for Record {
             bytes = self.sent,
             received = self.brought.as_ref().map(Rest::received).filter(|bytes| *bytes > 0),
             end = self.end.as_str(),
-            error = self.reason.as_ref().map(|reason| &*reason.message),
+            // Where nothing was wrong, a reason would be read as if something were.
+            error = self.reason.as_ref().filter(|_| self.step.is_none()).map(|reason| &*reason.message),
             duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             peer = %self.peer,
             "request"

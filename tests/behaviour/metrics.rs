@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::content::{blob, image, sha256};
 use crate::common::upstream::Auth;
-use crate::common::{Ask, Cistern, Client, Upstream, acts, eventually};
+use crate::common::{Ask, Cistern, Client, Daemon, Upstream, acts, eventually};
 
 /// Requests of that kind and result, as the counter has it; both histograms must have the same.
 async fn counted(cistern: &Cistern, kind: &str, result: &str) -> u64 {
@@ -79,6 +79,23 @@ async fn a_challenge_is_no_error_and_a_wrong_password_is() {
     let got = cistern.send(Ask::get("/v2/app/manifests/1").basic("user", "right")).await;
     got.assert_is(&image.manifest);
     assert_eq!(cistern.metric("ocistern_request_errors_total", &[]).await, 1);
+}
+
+/// The line of a step that went as it should has no `error`, by which people look for what went wrong.
+#[tokio::test]
+async fn a_challenge_has_no_error_in_the_log() {
+    let (upstream, image) = (Upstream::start().await, image(1));
+    upstream.image("app", "1", &image);
+    upstream.registry(|registry| registry.auth = Auth::Basic("user".into(), "right".into()));
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&Daemon::configure(directory.path(), &upstream, "")).await;
+    let asked = Ask::get("/v2/app/manifests/1");
+    daemon.client.send(asked.clone()).await.assert_fails(401);
+    daemon.client.send(asked.basic("user", "wrong")).await.assert_fails(401);
+    let lines = || daemon.log().into_iter().filter(|event| event["message"] == "request").collect::<Vec<_>>();
+    eventually("both are logged", || async { lines().len() >= 2 }).await;
+    let said: Vec<_> = lines().iter().map(|line| (line["status"].as_u64(), line["error"].is_string())).collect();
+    assert_eq!(said, [(Some(401), false), (Some(401), true)]);
 }
 
 /// A push asks of each layer whether it is there, and then brings it.
