@@ -26,10 +26,10 @@ pub(super) struct Arguments {
     /// How much eviction.
     #[arg(
         long,
-        value_name = "N",
+        value_name = "SIZE",
         requires = "dry_run",
         value_parser = config::size,
-        help = "How much would have to be evicted, such as 10GiB [default: 1GiB, or a tenth of what is stored]"
+        help = "With --dry-run: how much would have to be evicted, such as 10GiB [default: 1GiB, or a tenth of what is stored]"
     )]
     bytes: Option<u64>,
     #[command(flatten)]
@@ -38,21 +38,29 @@ pub(super) struct Arguments {
 
 /// The text to print.
 pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
-    let mut ask = Ask::new("gc", Method::POST, "/api/v1/gc").with_flag("dry_run", arguments.dry_run);
-    ask = ask.working(Work::Collect);
-    let evict = match arguments.bytes {
+    let ask = Ask::new("gc", Method::POST, "/api/v1/gc").with_flag("dry_run", arguments.dry_run).working(Work::Collect);
+    let mut evict = match arguments.bytes {
         Some(bytes) => bytes,
         None if arguments.dry_run => usual(&arguments.store)?,
         None => EVICT,
     };
-    if arguments.dry_run {
-        ask = ask.with("evict_bytes", &evict.to_string());
+    let about = |evict: u64| match arguments.dry_run {
+        true => ask.clone().with("evict_bytes", &evict.to_string()),
+        false => ask.clone(),
+    };
+    let mut answer = about(evict).send(&arguments.store)?;
+    let mut collected: Collected = answer.read()?;
+    if let Some(less) = collected.evictable_bytes.filter(|_| arguments.bytes.is_none() && is_too_much(&collected))
+        && less > 0
+    {
+        // Nobody asked for more than there is that may go.
+        evict = less;
+        answer = about(evict).send(&arguments.store)?;
+        collected = answer.read()?;
     }
-    let answer = ask.send(&arguments.store)?;
     if arguments.store.json {
         return Ok(answer.json());
     }
-    let collected: Collected = answer.read()?;
     // What cannot be freed is not listed; why is to be said.
     let held = if is_too_much(&collected) { Some(held(&arguments.store)?) } else { None };
     Ok(text(&collected, evict, held))
@@ -120,18 +128,35 @@ fn text(collected: &Collected, evict: u64, held: Option<u64>) -> String {
             }
         }
         Some([]) => {
-            let held = held.map_or_else(String::new, |held| format!("the store holds {} in all, and ", bytes(held)));
-            let _ = writeln!(
-                text,
-                "\n{} cannot be freed, so nothing is listed: {held}what is pinned, read or written stays; ask for less with --bytes",
-                bytes(evict)
-            );
+            let _ = writeln!(text, "\n{}", nothing_goes(evict, held, collected.evictable_bytes));
         }
         Some(victims) => {
             let _ = write!(text, "\nto free {}, would be evicted:\n{}", bytes(evict), victim_table(victims));
         }
     }
     text
+}
+
+/// Why no blob is listed that would go.
+fn nothing_goes(evict: u64, held: Option<u64>, evictable: Option<u64>) -> String {
+    match (held, evictable) {
+        (Some(0), _) => "nothing is stored, so nothing would be evicted".to_owned(),
+        (_, Some(0)) => {
+            let all = held.map_or_else(String::new, |held| format!(", {}", bytes(held)));
+            format!(
+                "nothing may be evicted: all that is stored{all}, is pinned (`ocistern pin` lists the pins), or read or written now"
+            )
+        }
+        _ => {
+            let held = held.map_or_else(String::new, |held| format!("the store holds {} in all, ", bytes(held)));
+            let may = evictable.map_or_else(String::new, |may| format!("of which {} may go, ", bytes(may)));
+            format!(
+                "{} cannot be freed, so nothing is listed: {held}{may}and what is pinned, read or written stays; ask for less \
+                 with --bytes",
+                bytes(evict)
+            )
+        }
+    }
 }
 
 fn victim_table(victims: &[Victim]) -> String {
@@ -160,6 +185,13 @@ mod tests {
             said.contains("\n500 GiB cannot be freed, so nothing is listed: the store holds 3.0 GiB in all"),
             "{said}"
         );
+        let some = Collected { evictable_bytes: Some(1 << 30), ..collected.clone() };
+        assert!(text(&some, 500 << 30, Some(3 << 30)).contains("in all, of which 1.0 GiB may go, and what is pinned"));
+        let pinned = text(&Collected { evictable_bytes: Some(0), ..collected.clone() }, 1 << 30, Some(3 << 30));
+        assert!(pinned.contains("all that is stored, 3.0 GiB, is pinned (`ocistern pin`"), "{pinned}");
+        assert!(!pinned.contains("--bytes"), "nobody asked for an amount: {pinned}");
+        let empty = text(&Collected { evictable_bytes: Some(0), ..collected.clone() }, 1, Some(0));
+        assert!(empty.ends_with("\nnothing is stored, so nothing would be evicted\n"), "{empty}");
         let unfinished = Collected { evict_unfinished_bytes: 1, ..collected.clone() };
         let unasked = Collected { evict_next: None, ..collected };
         assert!(!is_too_much(&unfinished) && !is_too_much(&unasked));

@@ -36,7 +36,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
     }
     let Images { images } = answer.read()?;
     if images.is_empty() {
-        return Ok("nothing\n".to_owned());
+        return Ok(arguments
+            .pattern
+            .as_ref()
+            .map_or_else(|| "nothing\n".to_owned(), |pattern| format!("nothing in the store is called {pattern}\n")));
     }
     let now = timestamp(SystemClock.now());
     let rows: Vec<_> = images.iter().map(|image| row(image, now)).collect();

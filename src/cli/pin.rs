@@ -1,5 +1,6 @@
 //! `ocistern pin` and `ocistern unpin`: names whose content is never evicted.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use http::Method;
@@ -7,7 +8,7 @@ use http::Method;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::table;
 use super::{FAILED, complain, say};
-use crate::http::admin::{Pinning, Pins};
+use crate::http::admin::{Images, Pinning, Pins};
 
 /// What `pin` is told.
 #[derive(Debug, clap::Args)]
@@ -37,8 +38,19 @@ pub(super) fn pin(arguments: &PinArguments) -> Result<ExitCode, Trouble> {
     if !arguments.names.is_empty() {
         let pinning = change(Method::POST, &arguments.names, &arguments.store)?;
         let (Pinning { changed, unchanged }, json) = pinning;
-        let text = lines("pinned", &changed) + &lines("pinned already:", &unchanged);
-        return Ok(say(&if arguments.store.json { json } else { text }));
+        if arguments.store.json {
+            return Ok(say(&json));
+        }
+        let mut text = lines("pinned", &changed) + &lines("pinned already:", &unchanged);
+        for name in &changed {
+            if is_of_nothing(name, &arguments.store)? {
+                let _ = writeln!(
+                    text,
+                    "nothing in the store is called {name} yet: what is pulled by that name will be kept"
+                );
+            }
+        }
+        return Ok(say(&text));
     }
     let answer = Ask::new("pin", Method::GET, "/api/v1/pins").send(&arguments.store)?;
     if arguments.store.json {
@@ -51,6 +63,15 @@ pub(super) fn pin(arguments: &PinArguments) -> Result<ExitCode, Trouble> {
         .map(|pin| vec![pin.name.clone(), if pin.configured { "configuration" } else { "command" }.to_owned()])
         .collect();
     Ok(say(&if rows.is_empty() { "nothing is pinned\n".to_owned() } else { table(&["NAME", "BY"], &[], &rows) }))
+}
+
+/// Whether no image has such a name, as far as that is told by names: a digest may be that of a part.
+fn is_of_nothing(name: &str, store: &StoreFlags) -> Result<bool, Trouble> {
+    if name.contains('@') {
+        return Ok(false);
+    }
+    let answer = Ask::new("pin", Method::GET, "/api/v1/images").with("pattern", name).send(store)?;
+    Ok(answer.read::<Images>()?.images.is_empty())
 }
 
 /// Removes pins; fails if there is none of that name.

@@ -4,7 +4,7 @@
 //! 0: a daemon serves. 1: none does, or it is starting or stopping; what there is to say is printed all the same.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -63,30 +63,41 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
 }
 
 fn watch(ask: &Ask, store: &StoreFlags) -> Result<ExitCode, Trouble> {
-    let terminal = std::io::stdout().is_terminal() && !store.json;
+    let terminal = io::stdout().is_terminal() && !store.json;
     let mut screen = None;
     let mut code = ExitCode::from(FAILED);
     let mut last = String::new();
+    let mut lost = None;
     let watched = ask.watch(store, EVERY, |answer| {
         let status: Status = answer.read()?;
         code = code_of(&status);
         let (columns, rows) = if terminal { size() } else { (WIDTH, usize::MAX) };
         last = shown(answer, &status, store, columns);
-        if terminal && answer.by.is_some() {
+        let written = if terminal && answer.by.is_some() {
             if screen.is_none() {
                 screen = Some(Screen::enter());
             }
-            write(&drawn(&last, columns, rows));
+            write(&drawn(&last, columns, rows))
         } else if !terminal {
-            write(&if store.json { last.clone() } else { format!("{last}\n") });
-        }
-        // Without a daemon each look would lock the store.
-        Ok(if answer.by.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            write(&if store.json { last.clone() } else { format!("{last}\n") })
+        } else {
+            Ok(())
+        };
+        lost = written.err();
+        // Without a daemon each look would lock the store; where nobody reads there is nothing to look for.
+        Ok(if answer.by.is_some() && lost.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     });
     drop(screen);
-    if terminal {
-        // What was seen last stays on the screen that one comes back to.
-        write(&last);
+    match lost {
+        // Whoever has closed it (`head`) has what it wants.
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            return Err(Trouble::Failed(format!("standard output: {error}")));
+        }
+        None if terminal => {
+            // What was seen last stays on the screen that one comes back to; if that is gone, nobody comes back.
+            let _ = write(&last);
+        }
+        Some(_) | None => {}
     }
     watched.map(|()| code)
 }
@@ -100,15 +111,15 @@ fn shown(answer: &Answer, status: &Status, store: &StoreFlags, width: usize) -> 
     if store.json { answer.json() } else { text(answer.by.as_ref(), status, timestamp(SystemClock.now()), width) }
 }
 
-fn write(text: &str) {
-    let mut out = std::io::stdout();
-    // Whoever has closed it wants no more; the daemon's answer tells the exit code.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+fn write(text: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// Columns and rows of the terminal.
 fn size() -> (usize, usize) {
-    let size = tcgetwinsize(std::io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
+    let size = tcgetwinsize(io::stdout()).ok().filter(|size| size.ws_col > 0 && size.ws_row > 0);
     size.map_or((WIDTH, 24), |size| (size.ws_col.into(), size.ws_row.into()))
 }
 
@@ -128,14 +139,15 @@ fn drawn(text: &str, columns: usize, rows: usize) -> String {
 
 impl Screen {
     fn enter() -> Self {
-        write(ENTER);
+        // If it cannot be written, neither can what follows, and that says so.
+        let _ = write(ENTER);
         Self
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        write(LEAVE);
+        let _ = write(LEAVE);
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
+pub(super) use crate::http::admin::bytes;
+
 /// Rows under a header, in columns two spaces apart; those of `right` end in line.
 pub(super) fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|text| text.chars().count()).collect();
@@ -33,25 +35,6 @@ pub(super) fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> S
     out
 }
 
-/// A number of bytes as people read it: three figures at least, four at most.
-pub(super) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    // Tenths, in whole numbers: u64 does not fit a float.
-    let mut tenths = u128::from(bytes) * 10 / 1024;
-    let mut units = UNITS.iter();
-    let mut unit = units.next();
-    while tenths >= 10_240 {
-        let Some(next) = units.next() else { break };
-        tenths /= 1024;
-        unit = Some(next);
-    }
-    let unit = unit.copied().unwrap_or_default();
-    if tenths >= 1000 { format!("{} {unit}", tenths / 10) } else { format!("{}.{} {unit}", tenths / 10, tenths % 10) }
-}
-
 /// How long ago something was, roughly.
 pub(super) fn ago(at: Option<Timestamp>, now: Timestamp) -> String {
     let Some(at) = at else { return "-".to_owned() };
@@ -76,20 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures() {
-        for (number, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            (102_400, "100 KiB"),
-            (1_048_575, "1023 KiB"),
-            (1 << 20, "1.0 MiB"),
-            (5 << 30, "5.0 GiB"),
-            (u64::MAX, "16383 PiB"),
-        ] {
-            assert_eq!(bytes(number), text);
-        }
+    fn times() {
         let now = Timestamp::from_second(1_000_000).unwrap();
         let at = |seconds: i64| ago(Timestamp::from_second(1_000_000 - seconds).ok(), now);
         assert_eq!([-5, 59, 60, 7200, 86_400 * 3].map(at), ["now", "now", "1 minute ago", "2 hours ago", "3 days ago"]);

@@ -48,8 +48,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
     }
     let answer = ask.send(&arguments.store)?;
     let verified: Verified = answer.read()?;
-    let code = say(&if arguments.store.json { answer.json() } else { text(&verified) });
-    if !verified.unmatched.is_empty() {
+    let is_known = verified.unmatched.is_empty();
+    let code = say(&match arguments.store.json {
+        true => answer.json(),
+        // That nothing was verified would be a second answer, and sound like a good one.
+        false if !is_known => String::new(),
+        false => text(&verified),
+    });
+    if !is_known {
         return Ok(complain(FAILED, format_args!("no image in the store is called {}", verified.unmatched.join(", "))));
     }
     Ok(if verified.is_clean() { code } else { ExitCode::from(FAILED) })

@@ -162,6 +162,16 @@ mod tests {
     }
 
     #[test]
+    fn a_short_digest_is_told_from_a_wrong_name() {
+        for text in ["sha256:2e2cd0b74912", "docker.io/library/alpine@sha256:2e2cd0b74912", "a/b:1@sha512:0"] {
+            let error = text.parse::<ImagePattern>().unwrap_err().to_string();
+            assert!(error.contains("hex digits") && error.contains("`ocistern ls --json`"), "{error}");
+        }
+        let error = "docker.io/a@sha256:xyz".parse::<ImagePattern>().unwrap_err().to_string();
+        assert!(!error.contains("hex digits"), "{error}");
+    }
+
+    #[test]
     fn what_is_probably_meant_is_said() {
         let digest = Digest::of(Algorithm::Sha256, b"x");
         for (text, meant) in [

@@ -81,6 +81,15 @@ fn skip_stars(tokens: &[Token], alive: &mut [bool]) {
 
 /// What is most likely meant by a name of images that is none.
 pub(super) fn advice(text: &str) -> String {
+    for (algorithm, digits) in [("sha256", 64), ("sha512", 128)] {
+        let hex = text.rsplit(['@', '/']).next().and_then(|last| last.strip_prefix(algorithm)?.strip_prefix(':'));
+        if hex.is_some_and(|hex| hex.len() < digits && hex.bytes().all(|b| b.is_ascii_hexdigit())) {
+            return format!(
+                "; a digest of {algorithm} has {digits} hex digits, of which `ocistern ls` shows the first ones: `ocistern ls --json` \
+                 has all, and what has a tag is meant by that as well"
+            );
+        }
+    }
     let (first, rest) = text.split_once('/').unwrap_or((text, ""));
     if let Some((host, port)) = first.split_once(':')
         && !rest.is_empty()

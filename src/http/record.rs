@@ -23,7 +23,7 @@ use super::respond::Reason;
 use super::route::{AcrItem, Endpoint, Form, Ping, Route};
 use super::token_route::TokenRoute;
 use crate::metrics::{Answered, Cause, Kind, Outcome, Requests, Source};
-use crate::oci::{Reference, RepoName, UpstreamName};
+use crate::oci::{ErrorCode, Reference, RepoName, UpstreamName};
 use crate::telemetry::{self, Trace};
 use crate::troubles::{Met, Trouble, Troubles};
 
@@ -69,8 +69,8 @@ pub(super) struct Record {
     /// How many there are in all, if the body knows.
     length: Option<u64>,
     end: End,
-    /// The answer asks for a credential, and the request showed none: the first half of what most clients do, and no error.
-    challenge: bool,
+    /// What the answer is, where its status says error and nothing is wrong.
+    step: Option<Step>,
     /// From the head of the request to the end of the answer, once it has been counted.
     took: Option<Duration>,
 }
@@ -86,6 +86,15 @@ enum Meant {
     Api { form: Form, upstream: Option<UpstreamName> },
     /// A resource of an upstream.
     Resource(Arc<Route>),
+}
+
+/// Answers from 400 on that are a step of what clients do, and no error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It asks for a credential, and the request showed none: the first half of what most clients do.
+    Challenge,
+    /// Whether something is there was asked (HEAD), and it is not: what each push asks of its layers first.
+    Absent,
 }
 
 /// How the body ended.
@@ -121,7 +130,7 @@ impl Record {
             sent: 0,
             length: None,
             end: End::Open,
-            challenge: false,
+            step: None,
             took: None,
         })
     }
@@ -155,10 +164,8 @@ impl Record {
         self.status = Some(response.status());
         self.served = response.body().served();
         self.reason = response.extensions_mut().remove();
-        self.challenge = !self.shown
-            && response.status() == StatusCode::UNAUTHORIZED
-            && response.headers().contains_key(WWW_AUTHENTICATE);
-        if let Some(Reason { message, code }) = self.reason.as_ref().filter(|_| !self.challenge) {
+        self.step = self.step_of(&response);
+        if let Some(Reason { message, code }) = self.reason.as_ref().filter(|_| self.step.is_none()) {
             self.note(code, Some(response.status()), message);
         }
         self.length = response.body().size_hint().exact();
@@ -169,6 +176,23 @@ impl Record {
             self.finish();
         }
         response.map(|body| body.recorded(self))
+    }
+
+    /// What the answer is, if no error.
+    fn step_of(&self, response: &Response<Body>) -> Option<Step> {
+        match response.status() {
+            StatusCode::UNAUTHORIZED if !self.shown && response.headers().contains_key(WWW_AUTHENTICATE) => {
+                Some(Step::Challenge)
+            }
+            StatusCode::NOT_FOUND if self.method == Method::HEAD => {
+                // Another code says that ocistern has no such upstream, which somebody has to mend.
+                let absent = [ErrorCode::ManifestUnknown, ErrorCode::BlobUnknown].map(ErrorCode::as_str);
+                let of_content = matches!(self.meant.kind(), Kind::Manifest | Kind::Blob);
+                let is_absent = self.reason.as_ref().is_some_and(|reason| absent.contains(&reason.code));
+                (of_content && is_absent).then_some(Step::Absent)
+            }
+            _ => None,
+        }
     }
 
     /// Enters the request's span.
@@ -216,8 +240,8 @@ impl Record {
     }
 
     fn kind(&self) -> Kind {
-        // Who is asked for a credential has been told nothing of the resource.
-        if self.challenge { Kind::Other } else { self.meant.kind() }
+        // Who is asked for a credential has been told nothing of the resource, and what is not there is no pull that missed.
+        if self.step.is_some() { Kind::Other } else { self.meant.kind() }
     }
 
     fn outcome(&self) -> Outcome {
@@ -235,7 +259,7 @@ impl Record {
             _ if self.end == End::Broken => Some(Cause::Broken),
             None if std::thread::panicking() => Some(Cause::Internal),
             None => Some(Cause::Left),
-            Some(_) if self.challenge => None,
+            Some(_) if self.step.is_some() => None,
             Some(status) if status.as_u16() >= 400 => Some(Cause::of_status(status.as_u16())),
             Some(_) => None,
         }
@@ -274,7 +298,7 @@ impl Record {
             sent: self.sent,
             took,
             cause: self.cause(),
-            challenge: self.challenge,
+            challenge: self.step == Some(Step::Challenge),
         });
         took
     }
@@ -306,7 +330,8 @@ impl Drop for Record {
             bytes = self.sent,
             received = self.brought.as_ref().map(Rest::received).filter(|bytes| *bytes > 0),
             end = self.end.as_str(),
-            error = self.reason.as_ref().map(|reason| &*reason.message),
+            // Where nothing was wrong, a reason would be read as if something were.
+            error = self.reason.as_ref().filter(|_| self.step.is_none()).map(|reason| &*reason.message),
             duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             peer = %self.peer,
             "request"

@@ -34,6 +34,8 @@ pub(super) struct Books {
     capacity: AtomicU64,
     /// What must stay free on the file system.
     floor: u64,
+    /// What was free on it when it was last measured.
+    free: AtomicU64,
     metrics: Metrics,
     timeline: Arc<Timeline>,
     state: Gated<State>,
@@ -141,6 +143,7 @@ impl Books {
         Self {
             capacity: AtomicU64::new(capacity),
             floor: floor(space.total),
+            free: AtomicU64::new(space.free),
             metrics,
             timeline,
             state: Gated::new(state),
@@ -168,6 +171,18 @@ impl Books {
         let capacity = capacity_on(capacity, space.total);
         self.capacity.store(capacity, Ordering::Relaxed);
         self.metrics.store_capacity_bytes.set(signed(capacity));
+    }
+
+    /// The file system was measured.
+    pub(super) fn measured(&self, space: Space) {
+        self.free.store(space.free, Ordering::Relaxed);
+    }
+
+    /// What may still be taken before something must go, as of the last measurement.
+    pub(super) fn room(&self) -> u64 {
+        let state = self.state.lock();
+        let free = self.free.load(Ordering::Relaxed).saturating_sub(state.unallocated + self.floor);
+        self.capacity().saturating_sub(state.used()).min(free)
     }
 
     /// What takes the room now.
@@ -598,6 +613,21 @@ mod tests {
         assert!(books.reserve(Some(&digest(2)), 60, space).is_err(), "what is promised is as good as gone");
         reservation.allocated(60);
         assert!(books.reserve(Some(&digest(2)), 60, space).is_ok(), "what is allocated is off the free bytes already");
+    }
+
+    #[test]
+    fn room_is_what_both_the_capacity_and_the_file_system_leave() {
+        let books = books(1000);
+        assert_eq!(books.room(), 1000);
+        let mut reservation = books.reserve(Some(&digest(1)), 60, SPACE).unwrap();
+        assert_eq!(books.room(), 940, "what is promised is as good as taken");
+        books.measured(Space { total: 100 * GIB, free: 5 * GIB + 100 });
+        assert_eq!(books.room(), 40, "on the file system, too, whose floor stays free");
+        reservation.allocated(60);
+        books.measured(Space { total: 100 * GIB, free: 5 * GIB + 40 });
+        assert_eq!(books.room(), 40, "what is allocated is off the free bytes already");
+        books.measured(Space { total: 100 * GIB, free: GIB });
+        assert_eq!(books.room(), 0);
     }
 
     #[test]

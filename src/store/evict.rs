@@ -157,7 +157,9 @@ impl Inner {
     }
 
     pub(super) fn space(&self) -> Result<Space, StoreError> {
-        self.disk.space().map_err(|e| StoreError::io("measure the file system of", self.disk.path(), e))
+        let space = self.disk.space().map_err(|e| StoreError::io("measure the file system of", self.disk.path(), e))?;
+        self.books.measured(space);
+        Ok(space)
     }
 
     /// Runs a call that takes up to `bytes` of disk space; while there is none, older blobs make room. Blocks.

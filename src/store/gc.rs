@@ -72,6 +72,9 @@ pub struct Collected {
     /// Bytes of unfinished downloads that would go before those.
     #[serde(default)]
     pub evict_unfinished_bytes: u64,
+    /// How many bytes may go in all: what is neither pinned nor read or written; only where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evictable_bytes: Option<u64>,
 }
 
 /// A blob that would be evicted.
@@ -133,6 +136,7 @@ impl Store {
             if let Some(bytes) = evict {
                 let (unfinished, victims) = inner.next_victims(bytes);
                 (report.evict_unfinished_bytes, report.evict_next) = (unfinished, Some(victims));
+                report.evictable_bytes = Some(inner.books.taken().removable);
             }
             Ok(report)
         };

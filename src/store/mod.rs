@@ -344,11 +344,16 @@ impl Store {
         &self.0.timeline
     }
 
+    /// How many bytes it may still take before something must go: by its capacity, and by what the file system has left
+    /// above what stays free there, measured at most half a minute ago: the disk is not asked now, it may hang.
+    pub fn room(&self) -> u64 {
+        self.0.books.room()
+    }
+
     /// From now on this much may be held, and this is kept; what is too much goes within seconds.
     pub async fn take_over(&self, capacity: Capacity, keep: Keep) -> Result<(), StoreError> {
         let work = move |inner: &Arc<Inner>| {
-            let space =
-                inner.disk.space().map_err(|e| StoreError::io("measure the file system of", inner.disk.path(), e))?;
+            let space = inner.space()?;
             *inner.max_age.lock() = keep.max_age;
             // Before the room becomes less: what is pinned anew must not go for that.
             inner.set_configured_pins(keep.pins);

@@ -21,13 +21,13 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, InvalidMessage, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::{Service, ServiceExt};
 
 use super::connect::{Dial, DialError};
-use super::error::{Cause, Fault, Phase};
+use super::error::{Cause, Fault, NoTls, Phase};
 use super::origin::{Origin, bare_host};
 use super::upload::RequestBody;
 
@@ -366,7 +366,10 @@ fn known(error: &(dyn std::error::Error + 'static), connecting: bool) -> Option<
         }
         // Of the handshake alone: when TLS breaks later, upstream may have got the request, and done what it says.
         if let Some(tls) = current.downcast_ref::<rustls::Error>().filter(|_| connecting) {
-            return Some(Fault::Tls(Arc::new(tls.clone())));
+            return Some(Fault::Tls(match tls {
+                rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Arc::new(NoTls),
+                other => Arc::new(other.clone()),
+            }));
         }
         // `io::Error::source` skips the error that it wraps.
         let wrapped = current.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

@@ -116,6 +116,12 @@ pub enum Fault {
     Interrupted(#[source] Cause),
 }
 
+/// The cause of [`Fault::Tls`] where the other end speaks something else, as a rule plain HTTP: rustls's own words,
+/// "received corrupt message of type InvalidContentType", send people looking for a bad certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what answers does not speak TLS there: is the url's http:// or port right?")]
+pub struct NoTls;
+
 /// What a challenge asked for, fit to stand in a challenge of our own: no quotes, no control characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Demand {

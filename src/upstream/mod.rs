@@ -61,7 +61,7 @@ pub use client::TrustError;
 pub use content_range::ContentRange;
 pub use credentials::{CredentialFault, HelperFault, Secret};
 pub use error::{
-    Cause, Class, Demand, Fault, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError,
+    Cause, Class, Demand, Fault, NoTls, Phase, ProtocolFault, RealmFault, RedirectFault, TokenFault, UpstreamError,
 };
 pub use exchange::is_secret;
 pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};

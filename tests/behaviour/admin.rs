@@ -245,6 +245,12 @@ async fn why_it_was_a_miss() {
     assert_eq!((&seen["tag"]["policy"], &seen["tag"]["fresh"]), (&"600s".into(), &true.into()));
     assert!(seen["tag"]["next_check_at"].is_string() && seen["stored"]["fetched_at"].is_string(), "{seen:#}");
 
+    assert!(said(&seen).contains(" blobs of it are stored, ") && said(&seen).contains(" KiB."), "{seen:#}");
+    assert!(said(&seen).contains("(tags = \\\"10m\\\")"), "as the configuration has it: {seen:#}");
+    let unnamed = admin(cistern.root(), Method::GET, "/api/v1/explain").await;
+    unnamed.assert_fails(400);
+    assert!(String::from_utf8_lossy(&unnamed.body).contains("?image=NAME is missing"), "{}", unnamed.summary());
+
     let seen = explain("multi%3A1").await;
     assert_eq!(seen["verdict"], "hit", "what was asked for of it is there: {seen:#}");
 

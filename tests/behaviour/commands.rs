@@ -133,6 +133,12 @@ async fn pins_are_made_listed_and_removed_with_a_daemon_and_without() {
     let text = says(&root, &["pin", "up/app:1", &by_digest], 0).await;
     assert_eq!(text, format!("pinned up/app:1\npinned {by_digest}\n"));
     assert_eq!(says(&root, &["pin", "up/app:1"], 0).await, "pinned already: up/app:1\n");
+    let text = says(&root, &["pin", "up/app:1*", "up/appp:1"], 0).await;
+    assert!(
+        text.starts_with("pinned up/app:1*\npinned up/appp:1\nnothing in the store is called up/appp:1 yet"),
+        "{text}"
+    );
+    assert_eq!(says(&root, &["unpin", "up/app:1*", "up/appp:1"], 0).await, "unpinned up/app:1*\nunpinned up/appp:1\n");
     let text = says(&root, &["rm", "--dry-run", "up/app:1", "up/app:2"], 0).await;
     assert!(text.starts_with("up/app:1 (its pin stays: see `ocistern unpin`)\nup/app:2\n"), "{text}");
     let again = json(&root, &["pin", "up/app:1"]).await;
@@ -227,6 +233,12 @@ async fn gc_cleans_up_with_a_daemon_and_without() {
     assert!(text.contains("would be evicted:\nBLOB "), "a part of a small store: {text}");
     let text = says(&root, &["gc", "--dry-run", "--bytes", "1TiB"], 0).await;
     assert!(text.contains("\n1.0 TiB cannot be freed, so nothing is listed: the store holds 3"), "{text}");
+    says(&root, &["pin", "up/app"], 0).await;
+    says(&root, &["pin", "up/other"], 0).await;
+    let text = says(&root, &["gc", "--dry-run"], 0).await;
+    assert!(text.contains("\nnothing may be evicted: all that is stored, 3"), "all of it is pinned: {text}");
+    says(&root, &["unpin", "up/app"], 0).await;
+    says(&root, &["unpin", "up/other"], 0).await;
     assert!(root.join("refs/up/old/empty").exists());
     says(&root, &["gc"], 0).await;
     assert!(!root.join("refs/up/old/empty").exists());
@@ -469,7 +481,8 @@ async fn verify_of_what_is_not_there_fails() {
     let (mut cistern, _upstream, images) = stored().await;
     let root = cistern.root().to_owned();
     let text = says(&root, &["verify", "up/none"], 1).await;
-    assert!(text.contains("no image in the store is called up/none"), "{text}");
+    assert_eq!(text, "ocistern: no image in the store is called up/none\n", "and not that all of it was verified");
+    assert_eq!(says(&root, &["ls", "up/none"], 0).await, "nothing in the store is called up/none\n");
     let layer = crate::common::content::sha256(&images[1].layers[0]);
     cistern.stop().await;
     fs::remove_file(blob_path(&cistern, &layer)).unwrap();
@@ -518,4 +531,22 @@ async fn status_shows_it_all_again_and_again() {
     cistern.stop().await;
     let status = crate::common::patiently("the watch ends", child.wait()).await.unwrap();
     assert_eq!(status.code(), Some(1));
+}
+
+/// `status --watch | head -1`: whoever has read enough is not waited for until the daemon's end.
+#[tokio::test]
+async fn a_watch_ends_when_nobody_reads_it() {
+    let (cistern, _upstream, _) = stored().await;
+    for form in [&["status", "--watch", "--json"][..], &["status", "--watch"]] {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+        command.args(form).arg("--root").arg(cistern.root()).env_clear().env("HOME", "/nonexistent");
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+        assert!(lines.next_line().await.unwrap().is_some());
+        drop(lines);
+        let output = crate::common::patiently("the watch ends", child.wait_with_output()).await.unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &*complaint), (Some(0), ""), "{form:?}: quietly, a daemon serves");
+    }
 }

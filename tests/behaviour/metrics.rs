@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::content::{blob, image, sha256};
 use crate::common::upstream::Auth;
-use crate::common::{Ask, Cistern, Client, Upstream, acts, eventually};
+use crate::common::{Ask, Cistern, Client, Daemon, Upstream, acts, eventually};
 
 /// Requests of that kind and result, as the counter has it; both histograms must have the same.
 async fn counted(cistern: &Cistern, kind: &str, result: &str) -> u64 {
@@ -18,6 +18,14 @@ async fn counted(cistern: &Cistern, kind: &str, result: &str) -> u64 {
 
 async fn errors(cistern: &Cistern, cause: &str) -> u64 {
     cistern.metric("ocistern_request_errors_total", &[&format!("cause=\"{cause}\"")]).await
+}
+
+/// Codes of recent errors, the last one first.
+async fn noted(cistern: &Cistern) -> Vec<String> {
+    let stream = tokio::net::UnixStream::connect(cistern.root().join("ocistern.sock")).await.unwrap();
+    let got = Client::send_over(stream, "localhost", Ask::get("/api/v1/errors")).await.json();
+    let errors = got["errors"].as_array().unwrap();
+    errors.iter().map(|error| error["code"].as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
@@ -71,6 +79,46 @@ async fn a_challenge_is_no_error_and_a_wrong_password_is() {
     let got = cistern.send(Ask::get("/v2/app/manifests/1").basic("user", "right")).await;
     got.assert_is(&image.manifest);
     assert_eq!(cistern.metric("ocistern_request_errors_total", &[]).await, 1);
+}
+
+/// The line of a step that went as it should has no `error`, by which people look for what went wrong.
+#[tokio::test]
+async fn a_challenge_has_no_error_in_the_log() {
+    let (upstream, image) = (Upstream::start().await, image(1));
+    upstream.image("app", "1", &image);
+    upstream.registry(|registry| registry.auth = Auth::Basic("user".into(), "right".into()));
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(&Daemon::configure(directory.path(), &upstream, "")).await;
+    let asked = Ask::get("/v2/app/manifests/1");
+    daemon.client.send(asked.clone()).await.assert_fails(401);
+    daemon.client.send(asked.basic("user", "wrong")).await.assert_fails(401);
+    let lines = || daemon.log().into_iter().filter(|event| event["message"] == "request").collect::<Vec<_>>();
+    eventually("both are logged", || async { lines().len() >= 2 }).await;
+    let said: Vec<_> = lines().iter().map(|line| (line["status"].as_u64(), line["error"].is_string())).collect();
+    assert_eq!(said, [(Some(401), false), (Some(401), true)]);
+}
+
+/// A push asks of each layer whether it is there, and then brings it.
+#[tokio::test]
+async fn what_a_push_asks_first_is_no_error() {
+    let (upstream, image) = (Upstream::start().await, image(1));
+    upstream.image("app", "1", &image);
+    let cistern = Cistern::start(&upstream, "").await;
+    let absent = sha256(b"to be pushed");
+    for target in
+        [format!("/v2/app/blobs/{absent}"), format!("/v2/app/manifests/{absent}"), "/v2/app/manifests/2".into()]
+    {
+        assert_eq!(cistern.head(&target).await.status, 404, "{target}");
+    }
+    assert_eq!((counted(&cistern, "blob", "error").await, counted(&cistern, "manifest", "error").await), (0, 0));
+    assert_eq!(counted(&cistern, "other", "bypass").await, 3, "they are counted all the same");
+    assert_eq!(errors(&cistern, "not_found").await, 0);
+    assert_eq!(noted(&cistern).await, Vec::<String>::new());
+    // Who asks for the content itself wanted it; and a registry that is not configured is for somebody to mend.
+    cistern.get("/v2/app/manifests/2").await.assert_fails(404);
+    assert_eq!(cistern.head("/v2/registry.example/app/manifests/2").await.status, 404);
+    assert_eq!(noted(&cistern).await, ["NAME_UNKNOWN", "MANIFEST_UNKNOWN"]);
+    assert_eq!(errors(&cistern, "not_found").await, 2);
 }
 
 #[tokio::test]

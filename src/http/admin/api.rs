@@ -268,7 +268,7 @@ impl Parameters {
 
     /// One that must be there.
     pub(super) fn required(&self, name: &str) -> Result<&str, Failure> {
-        self.0.get(name).ok_or_else(|| bad(format!("{name}: it must be there")))
+        self.0.get(name).ok_or_else(|| bad(format!("?{name}=NAME is missing")))
     }
 
     /// How long the points of a history are.

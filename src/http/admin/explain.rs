@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::respond::Failure;
 use super::api::{bad, failed};
+use super::human::{bytes, written};
 use super::upstreams::UpstreamReport;
 use crate::cache::{FillReport, is_fresh};
 use crate::clock::timestamp;
@@ -239,20 +240,22 @@ fn sentences(
         Verdict::Unavailable => format!("It is not stored, and {up} cannot be asked now: the next pull fails."),
     }];
     said.extend(of_content(name, stored, now));
-    said.extend(tag.and_then(|tag| of_tag(up, tag, now)));
+    if let (Some(report), Reference::Tag(tag)) = (tag, &name.reference) {
+        said.extend(of_tag(up, report, upstream.policy(&name.repository, tag), now));
+    }
     if stored.access == Some(Access::Private) {
         said.push(format!(
             "The repository is private: a caller gets what is stored once {up} has said that this caller may read it \
-             (remembered for access_ttl, {} s).",
-            upstream.access_ttl.as_secs()
+             (remembered for access_ttl, {}).",
+            written(upstream.access_ttl)
         ));
     }
     for pin in &stored.pins {
         said.push(format!("It is pinned by {pin}: what is stored of it is never evicted."));
     }
     for fill in fills {
-        let size = fill.size.map_or_else(String::new, |size| format!(" of {size}"));
-        said.push(format!("{} is being downloaded: {}{size} bytes are there.", fill.digest, fill.present));
+        let size = fill.size.map_or_else(String::new, |size| format!(" of {}", bytes(size)));
+        said.push(format!("{} is being downloaded: {}{size} are there.", fill.digest, bytes(fill.present)));
     }
     said.extend(of_upstream(up, health, now));
     said
@@ -270,8 +273,9 @@ fn of_content(name: &Name, stored: &Stored, now: Timestamp) -> Vec<String> {
     if stored.manifest_stored {
         let since = stored.fetched_at.map_or_else(String::new, |at| format!(", stored {}", ago(at, now)));
         said.push(format!(
-            "It is the manifest {digest}{since}; {} blobs of it are stored, {} bytes.",
-            stored.blobs, stored.bytes
+            "It is the manifest {digest}{since}; {} blobs of it are stored, {}.",
+            stored.blobs,
+            bytes(stored.bytes)
         ));
     } else if let Some(departed) = &stored.departed {
         said.push(format!("It was the manifest {digest}, which {}.", went(departed, now)));
@@ -299,7 +303,7 @@ fn of_content(name: &Name, stored: &Stored, now: Timestamp) -> Vec<String> {
         }
     }
     if stored.manifest_stored && stored.missing_blobs > 0 {
-        said.push(format!("{} blobs are missing, {} bytes.", stored.missing_blobs, stored.missing_bytes));
+        said.push(format!("{} blobs are missing, {}.", stored.missing_blobs, bytes(stored.missing_bytes)));
     }
     let gone = stored.parts.iter().filter(|part| part.kind == PartKind::Content || part.platform.is_some());
     let mut gone: Vec<&Departed> = gone.filter_map(|part| part.departed.as_ref()).collect();
@@ -321,7 +325,7 @@ fn went(departed: &Departed, now: Timestamp) -> String {
     format!("{how} {}", ago(departed.at, now))
 }
 
-fn of_tag(up: &UpstreamName, tag: &TagReport, now: Timestamp) -> Option<String> {
+fn of_tag(up: &UpstreamName, tag: &TagReport, policy: TagPolicy, now: Timestamp) -> Option<String> {
     if tag.suspect {
         return Some(format!(
             "A write may have changed the tag: {up} is asked at the next pull whatever the policy says."
@@ -331,19 +335,22 @@ fn of_tag(up: &UpstreamName, tag: &TagReport, now: Timestamp) -> Option<String> 
         || "It is not known when the tag was last checked".to_owned(),
         |at| format!("The tag was last checked {}", ago(at, now)),
     );
-    let then = match (tag.policy.as_str(), tag.next_check_at) {
-        ("sealed", _) => return None,
-        ("immutable", _) => "it is never asked again (tags = \"immutable\")".to_owned(),
-        ("always", _) => "it is asked at each pull (tags = \"always\")".to_owned(),
-        (policy, Some(at)) => format!("it is asked again {} (tags = \"{policy}\")", until(at, now)),
-        (policy, None) => format!("it is asked again at the next pull (tags = \"{policy}\")"),
+    let then = match (policy, tag.next_check_at) {
+        (TagPolicy::Sealed, _) => return None,
+        (TagPolicy::Immutable, _) => "it is never asked again (tags = \"immutable\")".to_owned(),
+        (TagPolicy::Always, _) => "it is asked at each pull (tags = \"always\")".to_owned(),
+        (TagPolicy::For(time), Some(at)) => {
+            format!("it is asked again {} (tags = \"{}\")", until(at, now), written(time))
+        }
+        (TagPolicy::For(time), None) => format!("it is asked again at the next pull (tags = \"{}\")", written(time)),
     };
     Some(format!("{checked}; {then}."))
 }
 
 fn of_upstream(up: &UpstreamName, health: &UpstreamReport, now: Timestamp) -> Option<String> {
     let endpoint = &health.endpoint;
-    let since = endpoint.since.map_or_else(String::new, |at| format!(" since {}", ago(at, now).replace(" ago", "")));
+    let since = endpoint.since.map(|at| now.duration_since(at).as_secs()).filter(|seconds| *seconds >= 0);
+    let since = since.map_or_else(String::new, |seconds| format!(" for {}", length(seconds)));
     let why = endpoint.last_error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message));
     let state = endpoint.state.as_str();
     if state == HealthState::Sealed.as_str() {
@@ -422,10 +429,10 @@ mod tests {
         assert_eq!((tag.age_seconds, tag.fresh), (Some(60), true));
         assert_eq!(tag.next_check_at, Some(timestamp(now + Duration::from_mins(4))));
         let up = "docker.io".parse().unwrap();
-        let said = of_tag(&up, &tag, timestamp(now)).unwrap();
-        assert_eq!(said, "The tag was last checked 60 seconds ago; it is asked again in 4 minutes (tags = \"300s\").");
+        let said = of_tag(&up, &tag, policy, timestamp(now)).unwrap();
+        assert_eq!(said, "The tag was last checked 60 seconds ago; it is asked again in 4 minutes (tags = \"5m\").");
         let suspect = tag_report(policy, checked, true, now);
-        assert!(!suspect.fresh && of_tag(&up, &suspect, timestamp(now)).unwrap().contains("write"));
+        assert!(!suspect.fresh && of_tag(&up, &suspect, policy, timestamp(now)).unwrap().contains("write"));
         assert_eq!(tag_report(TagPolicy::Always, checked, false, now).next_check_at, None);
     }
 }

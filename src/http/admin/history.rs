@@ -106,7 +106,8 @@ pub struct HistoryPoint {
 /// How long the room lasts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forecast {
-    /// What the store may still take before something must go.
+    /// What the store may still take before something must go: by its capacity, and by what the file system has left above
+    /// what stays free there.
     pub free_bytes: u64,
     /// By how much a day what it holds has grown; null: it has not been watched for half an hour.
     pub growth_bytes_per_day: Option<i64>,
@@ -225,10 +226,9 @@ impl History {
         HistoryReport { step_seconds: step.seconds(), points }
     }
 
-    /// How long the room lasts at the pace of the last days, or of as long as is known.
-    pub(super) fn forecast(&self, metrics: &Metrics, now: SystemTime) -> Forecast {
-        let (store, capacity) = (held(metrics), whole(metrics.store_capacity_bytes.get()));
-        let free_bytes = capacity.saturating_sub(store);
+    /// How long room of so many bytes lasts at the pace of the last days, or of as long as is known.
+    pub(super) fn forecast(&self, metrics: &Metrics, free_bytes: u64, now: SystemTime) -> Forecast {
+        let store = held(metrics);
         let (first, measured_seconds) = {
             let kept = self.0.lock();
             let hours = kept.hours.len().min(GROWTH_HOURS);
@@ -264,11 +264,7 @@ fn push(points: &mut VecDeque<Point>, point: Point, most: usize) {
 }
 
 fn held(metrics: &Metrics) -> u64 {
-    whole(metrics.store_bytes.get())
-}
-
-fn whole(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or_default()
+    u64::try_from(metrics.store_bytes.get()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -320,8 +316,10 @@ mod tests {
     #[test]
     fn how_long_the_room_lasts() {
         let (history, metrics) = (History::default(), Metrics::new().unwrap());
-        metrics.store_capacity_bytes.set(1000);
-        let forecast = |minute| history.forecast(&metrics, at(minute));
+        let forecast = |minute| {
+            let free = 1000_u64.saturating_sub(metrics.store_bytes.get().try_into().unwrap());
+            history.forecast(&metrics, free, at(minute))
+        };
         assert_eq!(forecast(0).growth_bytes_per_day, None, "nobody knows yet");
         for minute in 0..=40 {
             metrics.store_bytes.set(100 + i64::try_from(minute).unwrap());
@@ -331,6 +329,8 @@ mod tests {
         assert_eq!((seen.free_bytes, seen.growth_bytes_per_day), (860, Some(1440)), "a byte a minute");
         assert_eq!(seen.full_at, Some(timestamp(at(40 + 860))));
         assert!(!seen.evicting);
+        let seen = history.forecast(&metrics, 60, at(40));
+        assert_eq!(seen.full_at, Some(timestamp(at(40 + 60))), "where others fill the file system it is full earlier");
         metrics.store_bytes.set(50);
         let seen = forecast(40);
         assert!(seen.growth_bytes_per_day < Some(0) && seen.full_at.is_none(), "it shrinks: {seen:?}");

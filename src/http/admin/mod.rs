@@ -9,6 +9,7 @@ mod errors;
 mod explain;
 mod figures;
 mod history;
+mod human;
 mod openapi;
 mod pins;
 mod status;
@@ -37,6 +38,7 @@ use self::figures::Figures;
 pub use self::figures::{Results, Traffic};
 use self::history::History;
 pub use self::history::{Forecast, HistoryPoint, HistoryReport};
+pub use self::human::bytes;
 pub use self::pins::{PinName, Pinning, Pins};
 pub use self::status::{Status, StoreStatus};
 pub use self::upstreams::{EndpointReport, ErrorReport, RateLimitReport, UpstreamList, UpstreamReport};
@@ -225,7 +227,7 @@ impl Admin {
         Status {
             saved_bytes: traffic.saved_bytes(),
             traffic,
-            forecast: self.history.forecast(metrics, self.api.clock().now()),
+            forecast: self.history.forecast(metrics, self.api.store().room(), self.api.clock().now()),
             fills: self.api.fills(),
             upstreams: self.upstreams(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -37,7 +37,7 @@ async fn what_nothing_leads_to_goes_when_it_is_old() {
     let did = store.collect_at(at(HOURS), false, None).await.unwrap();
     assert_eq!(
         Collected { dry_run: true, evict_next: did.evict_next.clone(), ..did.clone() },
-        Collected { evict_next: None, ..would.clone() }
+        Collected { evict_next: None, evictable_bytes: None, ..would.clone() }
     );
     assert_eq!((did.blobs, did.freed_bytes, did.broken_refs, did.damaged_records), (1, 77, 2, 1));
     assert_eq!((did.bad_indexes, did.index_added, did.index_removed, did.quarantined), (1, 1, 1, 0));

@@ -74,6 +74,8 @@ async fn certificates_are_checked() {
     let plain = Server::start(|_, _| reply(200, &[], "")).await;
     let error = registry(authority.settings("127.0.0.1", plain.address.port())).fetch(manifest()).await.unwrap_err();
     assert_eq!(error.class(), Class::Unavailable, "plain http is not taken for https: {error}");
+    let said = error.to_string();
+    assert!(said.contains("does not speak TLS there") && !said.contains("InvalidContentType"), "{said}");
 }
 
 /// What TLS breaks over after the request was sent says nothing about whether upstream has done it: of a write that is

@@ -61,7 +61,7 @@ export function figures({ traffic, saved_bytes: saved, store, forecast, fills })
   const used = share(store.bytes, store.capacity_bytes);
   big("store", bytes(store.bytes));
   setBar("store-bar", used, used > 90);
-  at("store-note").textContent = `of ${bytes(store.capacity_bytes)}, ${many(store.blobs, "blob")}; ${outlook(forecast)}`;
+  at("store-note").textContent = `of ${bytes(store.capacity_bytes)}, ${many(store.blobs, "blob")}; ${bytes(forecast.free_bytes)} left; ${outlook(forecast)}`;
 
   const rate = fills.reduce((sum, fill) => sum + fill.rate, 0);
   big("now", fills.length ? `${bytes(rate)}/s` : "0");
