@@ -370,7 +370,7 @@ fn service(out: &mut String, key: &str, config: &Config, is_new: bool) {
          #   chgrp ocistern {key}\n#   chmod 0640 {key}\n#"
     );
     let mut ports: Vec<String> = config.listeners.iter().filter_map(tcp).map(|address| address.to_string()).collect();
-    if is_new && config.listeners.iter().filter_map(tcp).eq(DEFAULT_LISTEN) {
+    if is_new && is_usual(config) {
         ports.truncate(1);
     }
     if is_new {
@@ -392,6 +392,15 @@ fn service(out: &mut String, key: &str, config: &Config, is_new: bool) {
     out.push_str(
         "# and then:\n#   systemctl stop ocistern\n#   systemctl enable --now ocistern.socket\n#   systemctl start ocistern\n\n",
     );
+}
+
+/// Whether the listeners are those of a configuration that has none.
+fn is_usual(config: &Config) -> bool {
+    let is_bare = |listener: &Listener| {
+        let Listener { hostnames, public_url, tls, htpasswd, .. } = listener;
+        hostnames.is_empty() && public_url.is_none() && tls.is_none() && htpasswd.is_none()
+    };
+    config.listeners.iter().filter_map(tcp).eq(DEFAULT_LISTEN) && config.listeners.iter().all(is_bare)
 }
 
 fn tcp(listener: &Listener) -> Option<SocketAddr> {
@@ -434,7 +443,7 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
             let _ = writeln!(out, "hostnames = {{ {} }}", entries.join(", "));
         }
         // Where no listener is configured there are those of the default, until there is one.
-        if config.listeners.iter().filter_map(tcp).eq(DEFAULT_LISTEN) {
+        if is_usual(config) {
             let usual = DEFAULT_LISTEN[0];
             let _ =
                 writeln!(out, "[[listener]]\naddress = \"{usual}\"   # as before; leave it out if it is there already");
@@ -688,6 +697,12 @@ mod tests {
         let own = said("[[listener]]\naddress = \"10.0.0.1:5000\"", Service::System);
         assert_eq!(lines(&own), ["", "10.0.0.1:5000", "0.0.0.0:443"], "{own}");
         assert!(!own.contains("as before"), "{own}");
+        let both = "[[listener]]\naddress = \"127.0.0.1:5000\"\nhostnames = { \"a.example\" = \"docker.io\" }\n[[listener]]\n\
+                    address = \"[::1]:5000\"\n";
+        let own = said(both, Service::System);
+        assert_eq!(lines(&own), ["", "127.0.0.1:5000", "[::1]:5000", "0.0.0.0:443"], "{own}");
+        let ours = own.split("# for clients").next().unwrap().replace("ADDRESS", "192.0.2.1");
+        assert_eq!(Config::from_toml(&format!("{both}{ours}")).unwrap().listeners.len(), 3, "none of them twice");
         let high = "[[listener]]\naddress = \"0.0.0.0:8443\"\ntls = { certificate = \"/d/server.crt\", key = \"/d/server.key\" }\n\
                     hostnames = { \"ghcr.io\" = \"ghcr.io\" }";
         assert!(lines(&said(high, Service::System)).is_empty(), "no port that the service could not open");
