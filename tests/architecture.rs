@@ -31,12 +31,12 @@ const RULE: &str = "dependencies point one way: main → cli → server → http
 
 /// Where the file system is asked by calls that block, and why no async worker waits for them there.
 const BLOCKING: &[(&str, &str)] = &[
-    ("cli/config.rs", "`config check` is a program of its own, without a runtime"),
     ("cli/doctor/clients/containerd.rs", "on the blocking pool"),
     ("cli/doctor/clients/mod.rs", "on the blocking pool"),
     ("cli/doctor/reading.rs", "on the blocking pool"),
     ("cli/doctor/root.rs", "on the blocking pool"),
     ("cli/man.rs", "`man` is a program of its own, without a runtime"),
+    ("cli/named.rs", "`config check` is a program of its own, without a runtime; `doctor` is on the blocking pool"),
     ("cli/serve.rs", "at the start, of /proc"),
     ("cli/setup/disk.rs", "`setup` is a program of its own, without a runtime"),
     ("config/layer.rs", "before the runtime is there, and at SIGHUP on the blocking pool"),

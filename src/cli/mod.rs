@@ -13,6 +13,7 @@ mod health;
 mod log;
 mod ls;
 mod man;
+mod named;
 mod pin;
 mod progress;
 mod reload;

@@ -425,6 +425,6 @@ async fn tls_of(settings: &Listener, socket: &Socket) -> Result<Option<Arc<Tls>>
 impl StartError {
     /// Whether the configuration has to be changed, or the files that it names.
     pub const fn is_configuration(&self) -> bool {
-        matches!(self, Self::Tls { .. })
+        matches!(self, Self::Tls { .. } | Self::Upstreams(_))
     }
 }
