@@ -10,6 +10,7 @@ mod filter;
 mod foreign;
 mod gc;
 mod health;
+mod known;
 mod log;
 mod ls;
 mod man;

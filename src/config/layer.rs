@@ -83,6 +83,18 @@ pub(super) fn load(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Config,
     Ok(config)
 }
 
+/// Root and socket by flags and environment, and whether they name the root; all else is the default.
+pub(super) fn without_file(flags: &Flags, env: Env<'_>) -> Result<(Config, bool), ConfigError> {
+    let env: Env<'_> = &|name| env(name).filter(|value| !value.is_empty());
+    let place = |key: &str| env(&variable(key)).map(PathBuf::from);
+    let root = flags.root.clone().or_else(|| place("root"));
+    let is_named = root.is_some();
+    let mut config = from_text("")?;
+    config.root = absolute(root.unwrap_or_else(|| default_root(env)));
+    config.admin.socket = place("admin.socket").map(absolute);
+    Ok((config, is_named))
+}
+
 /// The path from the top; as it is where nobody knows what it is relative to.
 fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)

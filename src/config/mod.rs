@@ -358,6 +358,12 @@ impl Config {
         layer::from_text(text)
     }
 
+    /// Where a daemon's store and socket are by flags and environment alone, and otherwise the defaults: for who has something
+    /// to ask it, whatever is wrong with the file. The second is whether flags or environment name the root.
+    pub fn without_file(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<(Self, bool), ConfigError> {
+        layer::without_file(flags, &env)
+    }
+
     /// `FILE:LINE` of a key, or of the innermost table around it that is written; none: it is not in the file.
     pub fn place_of(&self, key: &KeyPath) -> Option<String> {
         self.written.document.place_of(key)
