@@ -202,6 +202,7 @@ mod tests {
         assert!(text.starts_with(&format!("# configuration file: {}\n", file.display())), "{text}");
         assert!(text.contains(&format!("password_file = \"{}\"", secret.display())), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("\nbuiltin_upstreams = false # in this output: all upstreams"), "{text}");
         let shown = Config::from_toml(&text).unwrap();
         assert_eq!((shown.upstreams.len(), shown.store.capacity), (8, Capacity::Default));
     }
