@@ -1,12 +1,11 @@
 //! `ocistern config check` and `ocistern config show`: what the configuration is, as text for the caller to print.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::named::{self, Unusable};
 use super::table::bytes;
 use crate::config::{Address, Capacity, Config, ConfigError, Flags, Listener, PushBy};
-use crate::server::check_tls;
 use crate::store::room;
 
 /// What `check` has found to be wrong.
@@ -15,32 +14,23 @@ pub(super) enum Mistake {
     /// The configuration itself.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Files that it names, one line each.
-    #[error("{}", .0.join("\n"))]
-    Files(Vec<String>),
+    /// Files that it names and that `serve` would not start with, one line each.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Files(Vec<Unusable>),
 }
 
-/// Checks the configuration that `serve` would use, and says where it came from and which files it names that cannot be
-/// read from here (no error: `serve` may run as another user, or on another machine).
+/// Checks the configuration that `serve` would use, and says where it came from and which of the files it names cannot be
+/// read from here, where that is no mistake: `serve` starts without them, or may run as another user.
 ///
 /// # Errors
-/// As [`Config::load`], and for certificates and keys that can be read and not used.
+/// As [`Config::load`], and for files that `serve` would refuse to start with.
 pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
     let config = load(path)?;
-    let unusable = unusable(&config);
+    let unusable = named::unusable(&config);
     if !unusable.is_empty() {
         return Err(Mistake::Files(unusable));
     }
-    // A listener without an address stands for two.
-    let mut named = BTreeSet::new();
-    let mut warnings: Vec<_> = files(&config)
-        .into_iter()
-        .filter(|(_, file)| named.insert(file.clone()))
-        .filter_map(|(key, file)| {
-            let error = std::fs::File::open(&file).err()?;
-            Some(format!("{key}: {}: {error}", file.display()))
-        })
-        .collect();
+    let mut warnings = named::unreadable(&config);
     warnings.extend(useless(&config).into_iter().map(|(found, advice)| format!("{found}; {advice}")));
     let verdict = if warnings.is_empty() { "no problem found" } else { "can be used, with warnings" };
     let mut text = match &config.source {
@@ -83,14 +73,6 @@ fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
     Config::load(&flags, |name| std::env::var(name).ok())
 }
 
-/// What is wrong with TLS files, where it can be seen from here.
-pub(super) fn unusable(config: &Config) -> Vec<String> {
-    let listeners = config.listeners.iter().enumerate();
-    let checked = listeners.filter_map(|(index, listener)| Some((index, check_tls(listener.tls.as_ref()?).err()?)));
-    let wrong = checked.filter(|(_, error)| !error.is_unreadable());
-    wrong.map(|(index, error)| format!("listener[{index}].tls: {error}")).collect()
-}
-
 /// What is allowed and lets nobody in: what it is, and what to do.
 pub(super) fn useless(config: &Config) -> Vec<(String, &'static str)> {
     let knows_callers = |listener: &Listener| {
@@ -117,36 +99,10 @@ pub(super) fn useless(config: &Config) -> Vec<(String, &'static str)> {
     warnings
 }
 
-/// The files that the configuration names, with their keys.
-pub(super) fn files(config: &Config) -> Vec<(String, PathBuf)> {
-    let mut files = Vec::new();
-    let mut add = |key: String, file: Option<&PathBuf>| files.extend(file.map(|file| (key, file.clone())));
-    for (index, listener) in config.listeners.iter().enumerate() {
-        add(format!("listener[{index}].htpasswd"), listener.htpasswd.as_ref());
-        if let Some(tls) = &listener.tls {
-            for (place, files) in tls.certificates.iter().enumerate() {
-                let at = match tls.certificates.len() {
-                    1 => format!("listener[{index}].tls"),
-                    _ => format!("listener[{index}].tls.certificates[{place}]"),
-                };
-                add(format!("{at}.certificate"), Some(&files.certificate));
-                add(format!("{at}.key"), Some(&files.key));
-            }
-            add(format!("listener[{index}].tls.client_ca"), tls.client_ca.as_ref());
-        }
-    }
-    add("admin.token_file".to_owned(), config.admin.token_file.as_ref());
-    for (name, upstream) in &config.upstreams {
-        add(format!("upstream.\"{name}\".ca"), upstream.ca.as_ref());
-        for (key, file) in upstream.credentials.files() {
-            add(format!("upstream.\"{name}\".credentials.{key}"), Some(&file.to_owned()));
-        }
-    }
-    files
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -176,19 +132,56 @@ mod tests {
     #[test]
     fn check_says_what_was_read_and_warns_of_files_that_are_missing() {
         let (directory, file) = written(
-            "[upstream.\"a.example\"]\nca = \"ca.pem\"\n\
+            "[upstream.\"a.example\"]\n\
              credentials = { from = \"static\", username = \"u\", password_file = \"secret\" }",
         );
-        std::fs::write(directory.path().join("secret"), "hunter2").unwrap();
         let text = check(Some(&file)).unwrap();
-        let ca = directory.path().join("ca.pem");
+        let secret = directory.path().join("secret");
+        let key = "upstream.\"a.example\".credentials.password_file";
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
                 format!("{}: can be used, with warnings", file.display()),
-                format!("warning: upstream.\"a.example\".ca: {}: No such file or directory (os error 2)", ca.display()),
+                format!("warning: {key}: {}: No such file or directory (os error 2)", secret.display()),
             ]
         );
+        std::fs::write(secret, "hunter2").unwrap();
+        assert_eq!(check(Some(&file)).unwrap(), format!("{}: no problem found\n", file.display()));
+    }
+
+    #[test]
+    fn check_refuses_files_that_serve_does_not_start_with() {
+        let (directory, file) = written(
+            "[[listener]]\ntls = { certificate = \"none.crt\",\n  key = \"none.key\" }\n\
+             [upstream.\"a.example\"]\nca = \"ca.pem\"\n[upstream.\"b.example\"]\nca = \"directory\"",
+        );
+        std::fs::create_dir(directory.path().join("directory")).unwrap();
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let text = check(Some(&file)).unwrap_err().to_string();
+        let lines: Vec<_> = text.lines().collect();
+        let missing = |line: u32, key: &str, name: &str| {
+            let (file, name) = (file.display(), at(name));
+            format!("{file}:{line}: {key}: {name}: No such file or directory (os error 2)")
+        };
+        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines[0], missing(2, "listener[0].tls.certificate", "none.crt"));
+        assert_eq!(lines[1], missing(3, "listener[0].tls.key", "none.key"));
+        assert_eq!(lines[2], missing(5, "upstream.\"a.example\".ca", "ca.pem"));
+        let start = format!("{}:7: upstream.\"b.example\".ca: ", file.display());
+        assert!(lines[3].starts_with(&start) && lines[3].contains(&at("directory")), "{text}");
+
+        std::fs::write(at("ca.pem"), "no certificate").unwrap();
+        std::fs::write(&file, "[upstream.\"a.example\"]\nca = \"ca.pem\"").unwrap();
+        let text = check(Some(&file)).unwrap_err().to_string();
+        let empty = format!("upstream.\"a.example\".ca: there is no certificate in {}", at("ca.pem"));
+        assert_eq!(text, format!("{}:2: {empty}", file.display()));
+    }
+
+    #[test]
+    fn a_file_that_only_the_service_has_is_no_mistake() {
+        let (_directory, file) = written("[upstream.\"a.example\"]\nca = \"credential:ocistern-test-ca\"");
+        let text = check(Some(&file)).unwrap();
+        assert!(text.contains("warning: upstream.\"a.example\".ca: /"), "{text}");
     }
 
     #[test]
@@ -209,6 +202,7 @@ mod tests {
         assert!(text.starts_with(&format!("# configuration file: {}\n", file.display())), "{text}");
         assert!(text.contains(&format!("password_file = \"{}\"", secret.display())), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("\nbuiltin_upstreams = false # in this output: all upstreams"), "{text}");
         let shown = Config::from_toml(&text).unwrap();
         assert_eq!((shown.upstreams.len(), shown.store.capacity), (8, Capacity::Default));
     }

@@ -10,9 +10,10 @@ use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
+use super::known::{self, Known};
 use super::talk::{Place, Said, Silent, reachable};
 use super::{FAILED, USAGE, complain, say};
-use crate::config::{self, Config, Flags};
+use crate::config::{self, Config};
 use crate::server::admin_socket_path;
 use crate::store::Holder;
 
@@ -54,16 +55,16 @@ enum Health {
 
 /// Asks, and says it in one line.
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let flags = Flags { config: arguments.config.clone(), root: arguments.root.clone(), ..Flags::default() };
-    let config = match Config::load(&flags, |name| std::env::var(name).ok()) {
-        Ok(config) => config,
+    let known = known::load(arguments.config.as_deref(), arguments.root.as_deref(), known::Place::NamedOrUsual);
+    let known = match known {
+        Ok(known) => known,
         Err(error) => return complain(USAGE, error),
     };
     let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(FAILED, error),
     };
-    let found = runtime.block_on(find(&config, Instant::now() + arguments.timeout));
+    let found = runtime.block_on(find(&known, Instant::now() + arguments.timeout));
     // A file system that hangs must not hold up the answer.
     runtime.shutdown_background();
     match found {
@@ -74,12 +75,15 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 /// Asks one place after the other, until one knows. An error says why none does.
-async fn find(config: &Config, deadline: Instant) -> Result<(Health, String), Vec<String>> {
+async fn find(known: &Known, deadline: Instant) -> Result<(Health, String), Vec<String>> {
+    let config = &known.config;
     let mut silence = Vec::new();
     // The socket first: it is this root's and no other daemon's.
     let socket = timeout_at(deadline, socket(config)).await.unwrap_or_else(|_| admin_socket_path(config));
     let mut admin = vec![(Place::Unix(socket), None)];
-    if let Some(address) = config.admin.address.filter(|address| address.port() != 0) {
+    // The usual addresses may be another daemon's.
+    let addresses = known.mistake.is_none();
+    if let Some(address) = config.admin.address.filter(|address| addresses && address.port() != 0) {
         admin.push((Place::Plain(reachable(address)), token(config).await));
     }
     for (place, token) in admin {
@@ -91,7 +95,7 @@ async fn find(config: &Config, deadline: Instant) -> Result<(Health, String), Ve
             Err(error) => silence.push(format!("{place}: {error}")),
         }
     }
-    for place in config.listeners.iter().filter_map(Place::of_listener) {
+    for place in config.listeners.iter().filter(|_| addresses).filter_map(Place::of_listener) {
         match place.get("/v2/", None, left(deadline)).await {
             Ok(said) if is_registry(&said) => return Ok((Health::Ready, place.to_string())),
             Ok(said) => silence.push(format!("{place}: answers {}, as no registry does", said.status)),

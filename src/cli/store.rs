@@ -23,12 +23,13 @@ use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use super::known::{self, Known};
 use super::progress::{Progress, Source, Work};
 use super::serve::Signals;
 use super::talk::Place;
 use super::{FAILED, USAGE, complain, foreign, log};
 use crate::clock::SystemClock;
-use crate::config::{Config, Flags, Log, LogFormat};
+use crate::config::{Config, Log, LogFormat};
 use crate::http::access::Peer;
 use crate::http::admin::{Admin, Api, Readiness, Stage};
 use crate::http::respond::causes;
@@ -141,7 +142,7 @@ impl Ask {
 
     /// Asks, and waits for the answer or a signal.
     pub(super) fn send(&self, flags: &StoreFlags) -> Result<Answer, Trouble> {
-        Self::prepared(flags, async |config, signals| self.once(config, signals, flags.json).await)
+        Self::prepared(flags, async |known, signals| self.once(known, signals, flags.json).await)
     }
 
     /// Asks again and again, with a pause in between, until `show` wants no more or a signal comes.
@@ -151,9 +152,9 @@ impl Ask {
         every: Duration,
         mut show: impl FnMut(&Answer) -> Result<ControlFlow<()>, Trouble>,
     ) -> Result<(), Trouble> {
-        Self::prepared(flags, async |config, signals| {
+        Self::prepared(flags, async |known, signals| {
             loop {
-                let answer = match self.once(config.clone(), signals, flags.json).await {
+                let answer = match self.once(known.clone(), signals, flags.json).await {
                     Ok(answer) => answer,
                     Err(Trouble::Interrupted) => return Ok(()),
                     Err(trouble) => return Err(trouble),
@@ -172,11 +173,10 @@ impl Ask {
     /// Does something with the configuration, a log and a runtime, in which signals are listened to.
     fn prepared<T>(
         flags: &StoreFlags,
-        work: impl AsyncFnOnce(Config, &mut Signals) -> Result<T, Trouble>,
+        work: impl AsyncFnOnce(Known, &mut Signals) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let chosen = Flags { config: flags.config.clone(), root: flags.root.clone(), ..Flags::default() };
-        let config =
-            Config::load(&chosen, |name| std::env::var(name).ok()).map_err(|e| Trouble::Usage(e.to_string()))?;
+        let known = known::load(flags.config.as_deref(), flags.root.as_deref(), known::Place::Named);
+        let known = known.map_err(|error| Trouble::Usage(error.to_string()))?;
         // Failures are told once, by the command itself.
         let log = Log { format: LogFormat::Human, filter: "warn,ocistern::http=off".to_owned(), otlp: None };
         let _log = log::start(&log).map_err(|error| Trouble::Failed(error.to_string()))?;
@@ -184,12 +184,12 @@ impl Ask {
         let runtime = runtime.map_err(|error| Trouble::Failed(error.to_string()))?;
         runtime.block_on(async {
             let mut signals = Signals::of_command().map_err(|error| Trouble::Failed(error.to_string()))?;
-            work(config, &mut signals).await
+            work(known, &mut signals).await
         })
     }
 
-    async fn once(&self, config: Config, signals: &mut Signals, json: bool) -> Result<Answer, Trouble> {
-        let mut finding = pin!(Way::find(config, self.command));
+    async fn once(&self, known: Known, signals: &mut Signals, json: bool) -> Result<Answer, Trouble> {
+        let mut finding = pin!(Way::find(known, self.command));
         let way = tokio::select! {
             way = &mut finding => way?,
             _ = signals.next() => {
@@ -319,7 +319,8 @@ impl Trouble {
 // === impl Way ===
 
 impl Way {
-    async fn find(config: Config, command: &'static str) -> Result<Self, Trouble> {
+    async fn find(known: Known, command: &'static str) -> Result<Self, Trouble> {
+        let Known { config, mistake } = known;
         let root = &config.root;
         // A command makes no store: a mistyped directory would be an empty one.
         match root.join("VERSION").try_exists() {
@@ -335,6 +336,9 @@ impl Way {
         if owner != user {
             // What this user would write in the root, the daemon could not read.
             return Self::foreign(&config, owner).await;
+        }
+        if let Some(mistake) = mistake {
+            return Self::daemon(&config).await.ok_or(Trouble::Usage(mistake));
         }
         let metrics = Metrics::new().map_err(|error| Trouble::Failed(error.to_string()))?;
         for attempt in 1.. {
@@ -372,6 +376,14 @@ impl Way {
             }
         }
         Err(Trouble::Failed("the store cannot be reached".to_owned()))
+    }
+
+    /// The daemon that has the store, and nobody else: it goes by a configuration that cannot be read any more.
+    async fn daemon(config: &Config) -> Option<Self> {
+        let holder = Holder::read(&config.root)?;
+        let socket = holder.socket.clone().unwrap_or_else(|| admin_socket_path(config));
+        let stream = UnixStream::connect(&socket).await.ok()?;
+        Some(Self::Daemon(stream, holder))
     }
 
     /// Into another user's store leads only the daemon that has it.

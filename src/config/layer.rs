@@ -5,11 +5,12 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::{ConfigError, Fault};
 use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, ScrubValue, StoreTable};
-use super::place::{At, Document, KeyPath, Problems};
+use super::place::{At, Document, KeyPath, Problems, Written};
 use super::{
     Abandon, Admin, BaseUrl, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Otlp, Pin, Pinned, RangeFill,
     Scrub, Store, UnverifiedRanges, listeners, parse, passed, pattern, upstreams,
@@ -69,16 +70,29 @@ pub(super) fn load(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Config,
         });
     let root = flags.root.clone().unwrap_or_else(|| default_root(env));
     let keep_root = flags.root.is_some();
-    let mut config = build(&file, &listen, &upstream, sealed, &mut problems);
+    let (mut config, tables) = build(&file, &listen, &upstream, sealed, &mut problems);
     if keep_root || file.root.is_none() {
         config.root = root;
     }
     problems.into_result(&document)?;
-    config.source = document.path;
+    config.source.clone_from(&document.path);
+    config.written = Written { document, listeners: tables }.into();
     // Commands find the daemon by what it says of these, from wherever they are called.
     config.root = absolute(config.root);
     config.admin.socket = config.admin.socket.map(absolute);
     Ok(config)
+}
+
+/// Root and socket by flags and environment, and whether they name the root; all else is the default.
+pub(super) fn without_file(flags: &Flags, env: Env<'_>) -> Result<(Config, bool), ConfigError> {
+    let env: Env<'_> = &|name| env(name).filter(|value| !value.is_empty());
+    let place = |key: &str| env(&variable(key)).map(PathBuf::from);
+    let root = flags.root.clone().or_else(|| place("root"));
+    let is_named = root.is_some();
+    let mut config = from_text("")?;
+    config.root = absolute(root.unwrap_or_else(|| default_root(env)));
+    config.admin.socket = place("admin.socket").map(absolute);
+    Ok((config, is_named))
 }
 
 /// The path from the top; as it is where nobody knows what it is relative to.
@@ -93,11 +107,12 @@ pub(super) fn from_text(text: &str) -> Result<Config, ConfigError> {
     let credentials = passed::directory(&|_| None);
     file.files().into_iter().for_each(|slot| passed::resolve(slot, &credentials));
     let mut problems = Problems::default();
-    let mut config = build(&file, &[], &[], false, &mut problems);
+    let (mut config, tables) = build(&file, &[], &[], false, &mut problems);
     if file.root.is_none() {
         config.root = default_root(&|_| None);
     }
     problems.into_result(&document)?;
+    config.written = Written { document, listeners: tables }.into();
     Ok(config)
 }
 
@@ -177,12 +192,19 @@ fn words(flag: &'static str, values: &[String], name: &'static str, env: Env<'_>
     parts.map(|part| Word { from: name, value: part.to_owned() }).collect()
 }
 
-fn build(file: &File, listen: &[Word], upstream: &[Word], sealed: bool, problems: &mut Problems) -> Config {
+/// The configuration, and of which table each of its listeners is.
+fn build(
+    file: &File,
+    listen: &[Word],
+    upstream: &[Word],
+    sealed: bool,
+    problems: &mut Problems,
+) -> (Config, Vec<Option<usize>>) {
     let (upstreams, default) = upstreams::build(file, upstream, sealed, problems);
-    let listeners = listeners::build(file, listen, &upstreams, default.as_ref(), problems);
+    let (listeners, tables) = listeners::build(file, listen, &upstreams, default.as_ref(), problems);
     upstreams::refuse_own_addresses(file, upstream, &upstreams, &listeners, problems);
     let root = value(problems, &KeyPath::dotted("root"), file.root.as_ref(), path);
-    Config {
+    let config = Config {
         root: root.unwrap_or_default(),
         listeners,
         admin: admin(file, problems),
@@ -192,7 +214,9 @@ fn build(file: &File, listen: &[Word], upstream: &[Word], sealed: bool, problems
         limits: limits(&file.limits, problems),
         log: log(&file.log, problems),
         source: None,
-    }
+        written: Arc::default(),
+    };
+    (config, tables)
 }
 
 fn admin(file: &File, problems: &mut Problems) -> Admin {

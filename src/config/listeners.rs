@@ -28,16 +28,20 @@ struct Settings {
     tls: Option<ListenerTls>,
     htpasswd: Option<PathBuf>,
     allow_plain_credentials: bool,
+    table: Option<usize>,
 }
 
-/// All listeners; at least one. `default` is the default upstream that a flag or variable named.
+/// A listener, what its address is from, and its table.
+type Found = (At, Listener, Option<usize>);
+
+/// All listeners, at least one, and the table that each is from. `default` is the default upstream that a flag or variable named.
 pub(super) fn build(
     file: &File,
     words: &[Word],
     upstreams: &Named,
     default: Option<&UpstreamName>,
     problems: &mut Problems,
-) -> Vec<Listener> {
+) -> (Vec<Listener>, Vec<Option<usize>>) {
     let hub = builtin::DEFAULT_UPSTREAM.parse().ok().filter(|name| upstreams.contains_key(name));
     let fallback = Settings { default_upstream: default.cloned().or(hub), ..Settings::default() };
     let tables: Vec<Settings> = file
@@ -47,6 +51,7 @@ pub(super) fn build(
         .map(|(index, table)| {
             let at = KeyPath::dotted("listener").index(index);
             let mut settings = settings(&at, table, &fallback, upstreams, problems);
+            settings.table = Some(index);
             settings.default_upstream = default.cloned().or(settings.default_upstream);
             settings
         })
@@ -57,13 +62,14 @@ pub(super) fn build(
         from_words(words, &tables, &fallback, problems)
     };
     refuse_twice(&found, problems);
-    let mut listeners: Vec<Listener> = found.into_iter().map(|(_, listener)| listener).collect();
+    let tables = found.iter().map(|(.., table)| *table).collect();
+    let mut listeners: Vec<Listener> = found.into_iter().map(|(_, listener, _)| listener).collect();
     // The IPv6 half of a pair of loopback addresses may be missing on a machine; alone, it was asked for.
     let ipv4: Vec<u16> = listeners.iter().filter_map(|listener| loopback_port(listener, true)).collect();
     for listener in &mut listeners {
         listener.optional = loopback_port(listener, false).is_some_and(|port| ipv4.contains(&port));
     }
-    listeners
+    (listeners, tables)
 }
 
 /// The port of a listener on the loopback address of IPv4 or of IPv6.
@@ -74,13 +80,13 @@ fn loopback_port(listener: &Listener, ipv4: bool) -> Option<u16> {
     }
 }
 
-fn default_addresses(settings: &Settings) -> Vec<(At, Listener)> {
+fn default_addresses(settings: &Settings) -> Vec<Found> {
     let at = At::Key(KeyPath::dotted("listener"));
-    DEFAULT_LISTEN.iter().map(|&address| (at.clone(), settings.clone().at(Address::Tcp(address)))).collect()
+    DEFAULT_LISTEN.iter().map(|&address| settings.clone().at(at.clone(), Address::Tcp(address))).collect()
 }
 
 /// Every table at its own address.
-fn from_tables(tables: Vec<Settings>, fallback: &Settings, problems: &mut Problems) -> Vec<(At, Listener)> {
+fn from_tables(tables: Vec<Settings>, fallback: &Settings, problems: &mut Problems) -> Vec<Found> {
     match tables.as_slice() {
         [] => return default_addresses(fallback),
         // Says something about the listener but not where it is.
@@ -91,7 +97,7 @@ fn from_tables(tables: Vec<Settings>, fallback: &Settings, problems: &mut Proble
     for (index, mut table) in tables.into_iter().enumerate() {
         let at = KeyPath::dotted("listener").index(index).key("address");
         match table.address.take() {
-            Some(address) => listeners.push((At::Key(at), table.at(address))),
+            Some(address) => listeners.push(table.at(At::Key(at), address)),
             None => problems.add(at, Fault::Missing(NO_ADDRESS)),
         }
     }
@@ -100,12 +106,7 @@ fn from_tables(tables: Vec<Settings>, fallback: &Settings, problems: &mut Proble
 
 /// The addresses of a flag or variable. Each gets the settings of the file's listener at that address, or of the only
 /// one there is: a listener with TLS never becomes one without because its address was changed.
-fn from_words(
-    words: &[Word],
-    tables: &[Settings],
-    fallback: &Settings,
-    problems: &mut Problems,
-) -> Vec<(At, Listener)> {
+fn from_words(words: &[Word], tables: &[Settings], fallback: &Settings, problems: &mut Problems) -> Vec<Found> {
     let mut listeners = Vec::new();
     for word in words {
         let at = At::Name(word.from.to_owned());
@@ -119,15 +120,15 @@ fn from_words(
             problems.add(at, Fault::UnclearListener(parse::show_address(&address)));
             continue;
         };
-        listeners.push((at, settings.clone().at(address)));
+        listeners.push(settings.clone().at(at, address));
     }
     listeners
 }
 
-fn refuse_twice(listeners: &[(At, Listener)], problems: &mut Problems) {
+fn refuse_twice(listeners: &[Found], problems: &mut Problems) {
     let free_port = |address: &Address| matches!(address, Address::Tcp(address) if address.port() == 0);
-    for (index, (at, listener)) in listeners.iter().enumerate() {
-        let before = listeners.iter().take(index).any(|(_, other)| other.address == listener.address);
+    for (index, (at, listener, _)) in listeners.iter().enumerate() {
+        let before = listeners.iter().take(index).any(|(_, other, _)| other.address == listener.address);
         if before && !free_port(&listener.address) {
             problems.add(at.clone(), Fault::SameAddress(parse::show_address(&listener.address)));
         }
@@ -172,6 +173,7 @@ fn settings(
             boolean,
         )
         .unwrap_or_default(),
+        table: None,
     }
 }
 
@@ -214,8 +216,8 @@ fn certificate(
 // === impl Settings ===
 
 impl Settings {
-    fn at(self, address: Address) -> Listener {
-        Listener {
+    fn at(self, at: At, address: Address) -> Found {
+        let listener = Listener {
             address,
             default_upstream: self.default_upstream,
             public_url: self.public_url,
@@ -224,6 +226,7 @@ impl Settings {
             htpasswd: self.htpasswd,
             allow_plain_credentials: self.allow_plain_credentials,
             optional: false,
-        }
+        };
+        (at, listener, self.table)
     }
 }

@@ -40,7 +40,10 @@ pub use self::fills::{Abandon, RangeFill, UnverifiedRanges};
 pub use self::flags::Flags;
 pub use self::images::{ImagePattern, InvalidPattern};
 pub use self::parse::{duration, size};
+pub use self::passed::is_passed_file;
 pub use self::pin::{Pin, PinError, Pinned};
+pub use self::place::KeyPath;
+use self::place::Written;
 pub use self::reload::{KnownUrls, Reload, ReturnedElsewhere};
 pub use self::scrub::{Hours, Scrub, TimeOfDay, rate};
 pub use self::transfer::{MaxRate, Transfer};
@@ -84,6 +87,8 @@ pub struct Config {
     pub log: Log,
     /// The file that was read; none: there was none.
     pub source: Option<PathBuf>,
+    /// Where the keys stand.
+    written: Arc<Written>,
 }
 
 /// One address on which clients are served.
@@ -351,6 +356,23 @@ impl Config {
     /// As [`Config::load`].
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
         layer::from_text(text)
+    }
+
+    /// Where a daemon's store and socket are by flags and environment alone, and otherwise the defaults: for who has something
+    /// to ask it, whatever is wrong with the file. The second is whether flags or environment name the root.
+    pub fn without_file(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<(Self, bool), ConfigError> {
+        layer::without_file(flags, &env)
+    }
+
+    /// `FILE:LINE` of a key, or of the innermost table around it that is written; none: it is not in the file.
+    pub fn place_of(&self, key: &KeyPath) -> Option<String> {
+        self.written.document.place_of(key)
+    }
+
+    /// The key of the table that a listener is from; the order need not be that of the file, which may have none.
+    pub fn key_of_listener(&self, index: usize) -> KeyPath {
+        let table = self.written.listeners.get(index).copied().flatten();
+        KeyPath::dotted("listener").index(table.unwrap_or(index))
     }
 }
 

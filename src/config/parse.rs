@@ -46,6 +46,12 @@ pub(super) fn rate(text: &str) -> Result<u64, Fault> {
     size(trimmed.strip_suffix("/s").unwrap_or(trimmed))
 }
 
+/// A [`rate`] of at least one byte, with its unit: without one it would be bytes, which nobody means.
+pub(super) fn positive_rate(text: &str) -> Option<u64> {
+    let has_unit = text.contains(|c: char| c.is_ascii_alphabetic() && c != 's');
+    rate(text).ok().filter(|&rate| rate > 0 && has_unit)
+}
+
 /// A number of bytes: `100GiB`, `512 MB`, `4096`. Units may be written in any case.
 pub fn size(text: &str) -> Result<u64, Fault> {
     let trimmed = text.trim();

@@ -18,6 +18,11 @@ pub(super) fn directory(env: &dyn Fn(&str) -> Option<String>) -> PathBuf {
     env("CREDENTIALS_DIRECTORY").map_or_else(|| OF_SERVICE.into(), PathBuf::from)
 }
 
+/// Whether a file is one of those that systemd passes, which are there only while the service runs.
+pub fn is_passed_file(file: &Path, env: impl Fn(&str) -> Option<String>) -> bool {
+    file.parent() == Some(&*directory(&env))
+}
+
 /// Whether this stands for a file that systemd passes.
 pub(super) fn is_passed(text: &str) -> bool {
     text.starts_with(SCHEME)

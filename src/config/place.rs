@@ -9,11 +9,11 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, Fault, Problem};
 
 /// The path of a key in the file.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(super) struct KeyPath(Vec<Step>);
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct KeyPath(Vec<Step>);
 
 /// One step of a path.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Step {
     /// Into a table.
     Key(String),
@@ -39,6 +39,15 @@ pub(super) struct Document {
     pub(super) text: String,
 }
 
+/// Where the keys of a configuration stand.
+#[derive(Clone, Default)]
+pub(super) struct Written {
+    /// What it was read from.
+    pub(super) document: Document,
+    /// Which `[[listener]]` each listener is from, counted from 0; none: no table says anything of it.
+    pub(super) listeners: Vec<Option<usize>>,
+}
+
 /// Collects problems, so that all of them are told at once.
 #[derive(Debug, Default)]
 pub(super) struct Problems {
@@ -56,17 +65,19 @@ fn is_bare(key: &str) -> bool {
 
 impl KeyPath {
     /// The path of a dotted key without quotes, such as `store.capacity`.
-    pub(super) fn dotted(path: &str) -> Self {
+    pub fn dotted(path: &str) -> Self {
         Self(path.split('.').map(|key| Step::Key(key.to_owned())).collect())
     }
 
     /// One step into a table.
-    pub(super) fn key(&self, key: &str) -> Self {
+    #[must_use]
+    pub fn key(&self, key: &str) -> Self {
         self.then(Step::Key(key.to_owned()))
     }
 
     /// One step into an array.
-    pub(super) fn index(&self, index: usize) -> Self {
+    #[must_use]
+    pub fn index(&self, index: usize) -> Self {
         self.then(Step::Index(index))
     }
 
@@ -130,7 +141,7 @@ impl Document {
     }
 
     /// Where a key stands, or the innermost table around it that is written.
-    fn place_of(&self, path: &KeyPath) -> Option<String> {
+    pub(super) fn place_of(&self, path: &KeyPath) -> Option<String> {
         let document = DeTable::parse(&self.text).ok()?;
         let mut value = DeValue::Table(document.into_inner());
         let mut offset = None;
@@ -165,6 +176,15 @@ impl Document {
         });
         let keys = found?.as_table()?.iter();
         Some(keys.map(|(key, value)| (key.get_ref().to_string(), value.get_ref().is_table())).collect())
+    }
+}
+
+// === impl Written ===
+
+/// Without the text, in which there may be anything; and two files that say the same are the same configuration.
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Written").finish_non_exhaustive()
     }
 }
 

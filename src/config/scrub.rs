@@ -9,7 +9,7 @@ use super::layer::{boolean, value};
 use super::parse;
 use super::place::{KeyPath, Problems};
 
-const RATE: &str = "a rate: write a size and /s, such as \"20MiB/s\"";
+const RATE: &str = "a rate: write a size with its unit for each second, such as \"20MiB\" or \"20MiB/s\"";
 const EVERY: &str = "how often everything is read: write a duration of at least an hour, such as \"30d\"";
 const HOURS: &str = "hours of the day: write two times, such as \"01:00-06:00\" (\"22:00-06:00\" crosses midnight)";
 const SWITCH: &str = "how the scrub works: write false for never, or { rate = \"20MiB/s\", every = \"30d\" }";
@@ -90,10 +90,9 @@ impl Scrub {
     }
 }
 
-/// Bytes a second: `20MiB/s`.
+/// Bytes a second, some: `20MiB/s`, or `20MiB`.
 pub fn rate(text: &str) -> Result<u64, Fault> {
-    let size = text.trim().strip_suffix("/s").and_then(|size| parse::size(size).ok());
-    size.filter(|size| *size > 0).ok_or_else(|| Fault::value(text, RATE))
+    parse::positive_rate(text).ok_or_else(|| Fault::value(text, RATE))
 }
 
 /// Two times of the day: `22:00-06:00`.
@@ -173,7 +172,8 @@ mod tests {
     #[test]
     fn rates() {
         assert_eq!((rate("20MiB/s"), rate("512 KiB/s")), (Ok(20 << 20), Ok(512 << 10)));
-        for text in ["", "/s", "20MiB", "0/s", "20Mbit/s"] {
+        assert_eq!((rate("20MiB"), rate(" 3B ")), (Ok(20 << 20), Ok(3)));
+        for text in ["", "/s", "20", "20/s", "0/s", "0MiB", "20Mbit/s", "20MiB/m"] {
             assert!(rate(text).is_err(), "{text:?}");
         }
     }

@@ -15,6 +15,12 @@ use super::{
     LogFormat, Pin, Pinned, PushBy, Rule, Scrub, Store, Upstream,
 };
 
+/// Who reads it would take the line for the value of the file that was read.
+const BUILTIN: (&str, &str) = (
+    "\nbuiltin_upstreams = false\n",
+    "\nbuiltin_upstreams = false # in this output: all upstreams that are in effect, built-in ones too, are written out below\n",
+);
+
 // === impl Config ===
 
 impl Config {
@@ -22,7 +28,7 @@ impl Config {
     pub fn show(&self) -> String {
         let file = File {
             root: path(&self.root),
-            // Those that are in use are all written out below.
+            // Those that are in use are all written out below: see `BUILTIN`.
             builtin_upstreams: Some(Scalar::Bool(false)),
             listener: self.listeners.iter().map(listener).collect(),
             admin: admin(&self.admin),
@@ -33,7 +39,8 @@ impl Config {
             upstream: self.upstreams.iter().map(|(name, u)| (name.to_string(), upstream(u))).collect(),
         };
         // Cannot fail: every key is a text and no value is of a type that TOML does not have.
-        toml::to_string(&file).unwrap_or_default()
+        let text = toml::to_string(&file).unwrap_or_default();
+        text.replacen(BUILTIN.0, BUILTIN.1, 1)
     }
 }
 

@@ -141,10 +141,7 @@ fn max_rate(text: &str) -> Result<Option<u64>, Fault> {
     if text == "off" {
         return Ok(None);
     }
-    // Without a unit it would be bytes, which nobody means.
-    let has_unit = text.contains(|c: char| c.is_ascii_alphabetic() && c != 's');
-    let rate = parse::rate(text).ok().filter(|&rate| rate > 0 && has_unit);
-    rate.map(Some).ok_or_else(|| Fault::value(text, MAX_RATE))
+    parse::positive_rate(text).map(Some).ok_or_else(|| Fault::value(text, MAX_RATE))
 }
 
 #[cfg(test)]
@@ -161,7 +158,7 @@ mod tests {
             let shown = MaxRate { rate: Some(bytes), schedule: None }.show();
             assert_eq!(max_rate(&shown), Ok(Some(bytes)), "{text:?} is shown as {shown:?}");
         }
-        for text in ["", "0", "0MiB", "20", "20Mbit", "-1MiB", "on", "/s"] {
+        for text in ["", "0", "0MiB", "20", "20/s", "20Mbit", "-1MiB", "on", "/s"] {
             assert!(max_rate(text).is_err(), "{text:?}");
         }
     }

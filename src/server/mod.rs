@@ -395,6 +395,6 @@ fn serve_on(sockets: Vec<ServedSocket>, run: &Run, metrics: &Metrics) -> Vec<(St
 impl StartError {
     /// Whether the configuration has to be changed, or the files that it names.
     pub const fn is_configuration(&self) -> bool {
-        matches!(self, Self::Tls { .. })
+        matches!(self, Self::Tls { .. } | Self::Upstreams(_))
     }
 }

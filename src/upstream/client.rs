@@ -20,7 +20,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::{ClientConfig, InvalidMessage, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -106,6 +106,20 @@ pub enum TrustError {
     Tls(#[from] rustls::Error),
 }
 
+/// Whether an upstream could be set up with this `ca` file. Reads it.
+pub fn check_ca(path: &Path) -> Result<(), TrustError> {
+    Trust::none().config(Some(path)).map(|_| ())
+}
+
+// === impl TrustError ===
+
+impl TrustError {
+    /// Whether the file could not be read here, which may be otherwise for another user or on another machine.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Unreadable { source, .. } if matches!(source.downcast_ref(), Some(pem::Error::Io(_))))
+    }
+}
+
 // === impl Trust ===
 
 impl Trust {
@@ -122,7 +136,6 @@ impl Trust {
     }
 
     /// Nothing but what an upstream's `ca` adds.
-    #[cfg(test)]
     pub(crate) fn none() -> Self {
         Self { platform: RootCertStore::empty() }
     }

@@ -57,7 +57,7 @@ pub use ask::{Answer, Ask};
 pub use body::UpstreamBody;
 pub use call::{Call, CallBody, CallTarget, Location, Reply};
 pub use challenge::{Bearer, Challenge, parse_challenges};
-pub use client::TrustError;
+pub use client::{TrustError, check_ca};
 pub use content_range::ContentRange;
 pub use credentials::{CredentialFault, HelperFault, Secret};
 pub use error::{

@@ -219,14 +219,22 @@ fn certificates_that_cannot_be_used_are_mistakes_of_the_configuration() {
         let text = said(arguments, 64);
         assert!(text.contains(&mismatch), "{arguments:?}: {text}");
     }
-    // What cannot be read from here may be readable where `serve` runs.
+    // What stops `serve` stops whoever looks before.
     std::fs::write(&file, listener(&certificate("none.pem", "two.key"))).unwrap();
-    let text = said(&["config", "check", "--config", &file], 0);
-    let warning = format!("warning: listener[0].tls.certificates[1].certificate: {}: No such file", path("none.pem"));
-    assert!(text.contains(&warning) && text.lines().count() == 2, "{text}");
+    let text = said(&["config", "check", "--config", &file], 64);
+    let mistake = format!("{file}:5: listener[0].tls.certificates[1].certificate: {}: No such file", path("none.pem"));
+    assert!(text.contains(&mistake) && text.lines().count() == 1, "{text}");
+    let text = said(&["doctor", "--no-network", "--config", &file], 1);
+    assert!(!text.contains("no mistake") && text.contains(&path("none.pem")), "{text}");
     assert!(said(&["serve", "--config", &file], 64).contains(&path("none.pem")));
     std::fs::write(&file, listener(&certificate("two.pem", "two.key"))).unwrap();
     assert_eq!(said(&["config", "check", "--config", &file], 0).lines().count(), 1);
+    // Nor does it start without the authorities of an upstream.
+    std::fs::write(&file, "root = 'store'\nadmin = { address = \"off\" }\n[upstream.\"a.example\"]\nca = 'none.pem'\n")
+        .unwrap();
+    let text = said(&["config", "check", "--config", &file], 64);
+    assert!(text.contains(&format!("{file}:4: upstream.\"a.example\".ca: {}: No such", path("none.pem"))), "{text}");
+    assert!(said(&["serve", "--config", &file, "--listen", "127.0.0.1:0"], 64).contains(&path("none.pem")));
     // An account that is not there cannot push.
     std::fs::write(&file, "[upstream.\"a.example\"]\npush = \"shared\"\n").unwrap();
     let text = said(&["config", "check", "--config", &file], 64);

@@ -85,6 +85,61 @@ async fn a_daemon_that_serves_is_found_by_each_of_its_ways() {
     assert!(said.starts_with("ocistern: no daemon answers: ") && said.contains("Connection refused"), "{said}");
 }
 
+/// It runs on by what it has read, and a container must not be taken for sick because of what was typed into its file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistake_in_the_file_of_a_running_daemon_hides_nothing_of_it() {
+    let (directory, upstream) = (tempfile::tempdir().unwrap(), Upstream::start().await);
+    let admin = free_port();
+    let tables = format!(
+        "[[listener]]\naddress = \"127.0.0.1:{}\"\n[admin]\naddress = \"127.0.0.1:{admin}\"\n[upstream.up]\nurl = {:?}\n",
+        free_port(),
+        upstream.url()
+    );
+    let path = configured(&directory, &tables);
+    let config = path.to_str().unwrap();
+    let daemon = Daemon::start(&path).await;
+    let root = directory.path().join("root");
+    let root = root.to_str().unwrap();
+    configured(&directory, "rot = 1\n");
+    let said = async |arguments: &[&str], env: &[(&str, &str)]| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+        command.args(arguments).env_clear().env("HOME", "/nonexistent").envs(env.iter().copied());
+        let output = command.output().await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    for command in ["health", "status", "ls", "du", "gc"] {
+        for (rest, env) in [(&["--root", root][..], &[][..]), (&[], &[("OCISTERN_ROOT", root)])] {
+            let (code, out, err) = said(&[&[command, "--config", config], rest].concat(), env).await;
+            assert_eq!(code, Some(0), "{command}: {out}{err}");
+            let warning = format!(
+                "ocistern: warning: the configuration has a mistake, so nothing is known but where to ask the daemon of {root}:\n"
+            );
+            assert!(
+                err.starts_with(&warning) && err.ends_with("config.toml:2: rot: unknown key; did you mean root?\n"),
+                "{err}"
+            );
+            assert_eq!(err.lines().count(), 2, "{command} warns once: {err}");
+        }
+        // Nobody says where it is.
+        let (code, _, err) = said(&[command, "--config", config], &[]).await;
+        assert!(code == Some(64) && err.contains("rot: unknown key"), "{command}: {code:?} {err}");
+    }
+    // The usual place counts for the health check of a container.
+    let cache = directory.path().join("cache");
+    std::fs::create_dir(&cache).unwrap();
+    std::os::unix::fs::symlink(root, cache.join("ocistern")).unwrap();
+    let (code, out, err) = said(&["health", "--config", config], &[("XDG_CACHE_HOME", cache.to_str().unwrap())]).await;
+    assert!(code == Some(0) && out.starts_with("ready (") && err.contains("rot: unknown key"), "{code:?} {out}{err}");
+    daemon.stop().await;
+    // Without a daemon the store is opened by nobody who does not know its pins.
+    let (code, _, err) = said(&["gc", "--config", config, "--root", root], &[]).await;
+    assert!(code == Some(64) && err.contains("rot: unknown key"), "{code:?} {err}");
+    // Another one at the usual addresses is not meant.
+    let (code, _, err) = said(&["health", "--config", config, "--root", root], &[]).await;
+    assert!(code == Some(1) && !err.contains("127.0.0.1"), "{code:?} {err}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_with_tls_counts_too() {
     let (directory, upstream) = (tempfile::tempdir().unwrap(), Upstream::start().await);

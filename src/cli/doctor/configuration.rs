@@ -6,7 +6,8 @@ use std::path::Path;
 use super::Subject;
 use super::finding::{Finding, Group, Level};
 use super::reading::{Reading, mode, reading};
-use crate::cli::config::{files, unusable, useless};
+use crate::cli::config::useless;
+use crate::cli::named::{files, unusable};
 use crate::config::ConfigError;
 
 const GROUP: Group = Group::Configuration;
@@ -40,19 +41,22 @@ pub(super) fn mistakes(error: &ConfigError) -> Vec<Finding> {
 /// What can be said of one that can be used.
 pub(super) fn check(subject: &Subject) -> Vec<Finding> {
     let config = &subject.config;
+    let unusable = unusable(config);
     let mut findings = Vec::new();
     match &config.source {
         None => findings.push(Finding::ok(GROUP, "configuration file", "none, so the defaults apply")),
         Some(file) => {
             let about = file.display().to_string();
-            findings.push(Finding::ok(GROUP, about.as_str(), "no mistake"));
+            if unusable.is_empty() {
+                findings.push(Finding::ok(GROUP, about.as_str(), "no mistake"));
+            }
             findings.extend(readable(&about, file, subject.user));
         }
     }
-    for text in unusable(config) {
-        let (about, found) = text.split_once(": ").unwrap_or(("listener", &text));
+    // Of those that cannot be read, what is said below says why.
+    for file in unusable.into_iter().filter(|file| !file.is_unreadable) {
         let advice = "put a certificate chain and its own key there, in PEM form and without a password";
-        findings.push(Finding::new(Level::Error, GROUP, about, found, advice));
+        findings.push(Finding::new(Level::Error, GROUP, file.key, file.found, advice));
     }
     for (found, advice) in useless(config) {
         let (about, found) = found.split_once(": ").unwrap_or(("configuration", &found));
@@ -171,6 +175,7 @@ mod tests {
             missing.level == Level::Error && missing.advice.as_deref().unwrap().starts_with("make the file"),
             "{missing:?}"
         );
+        assert!(!findings.iter().any(|finding| finding.found == "no mistake"), "{findings:?}");
         set(0o644);
         let findings = check(&subject);
         let open = about(&findings, key);

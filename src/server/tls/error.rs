@@ -85,4 +85,19 @@ impl TlsError {
     pub const fn is_unreadable(&self) -> bool {
         matches!(self, Self::Read { .. })
     }
+
+    /// The file that is wrong, or does not fit to another one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Read { path, .. }
+            | Self::Pem { path, .. }
+            | Self::ClientCa { path, .. }
+            | Self::NoCertificate(path)
+            | Self::NoKey(path)
+            | Self::NoName(path)
+            | Self::Mismatch { key: path, .. }
+            | Self::Unusable { certificate: path, .. } => Some(path),
+            Self::Setup(_) => None,
+        }
+    }
 }

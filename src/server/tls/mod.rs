@@ -11,6 +11,7 @@ mod names;
 mod tests;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub use self::error::TlsError;
 use self::files::FromFiles;
 pub use self::leaf::{Leaf, leaves};
 use self::names::{ByName, Certificate};
-use crate::config::ListenerTls;
+use crate::config::{CertificateFiles, ListenerTls};
 use crate::http::connection::Security;
 
 /// How often the files are looked at, at most.
@@ -57,9 +58,15 @@ struct Current {
     look_at: Instant,
 }
 
-/// Whether a listener could speak TLS with these files. Reads them.
-pub fn check(settings: &ListenerTls) -> Result<(), TlsError> {
-    Loaded::read(settings)?.config().map(|_| ())
+/// All that keeps a listener from speaking TLS with these files. Reads them.
+pub fn check(settings: &ListenerTls) -> Vec<TlsError> {
+    let one = |place: usize, certificates: &[CertificateFiles], client_ca: Option<&PathBuf>| {
+        let settings = ListenerTls { certificates: certificates.to_vec(), client_ca: client_ca.cloned() };
+        Loaded::read_from(place, &settings).and_then(|loaded| loaded.config()).err()
+    };
+    let each = settings.certificates.iter().enumerate();
+    let certificates = each.filter_map(|(place, files)| one(place, std::slice::from_ref(files), None));
+    certificates.chain(settings.client_ca.iter().filter_map(|path| one(0, &[], Some(path)))).collect()
 }
 
 // === impl Tls ===
@@ -129,10 +136,15 @@ impl fmt::Debug for Tls {
 
 impl Loaded {
     fn read(settings: &ListenerTls) -> Result<Self, TlsError> {
+        Self::read_from(0, settings)
+    }
+
+    /// As if there were so many certificates before these.
+    fn read_from(before: usize, settings: &ListenerTls) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let certificate = |(place, files): (usize, &crate::config::CertificateFiles)| {
+        let certificate = |(place, files): (usize, &CertificateFiles)| {
             let paths = vec![files.certificate.clone(), files.key.clone()];
-            FromFiles::read(paths, || files::certificate(files, place > 0, &provider))
+            FromFiles::read(paths, || files::certificate(files, before + place > 0, &provider))
         };
         let certificates = settings.certificates.iter().enumerate().map(certificate).collect::<Result<_, _>>()?;
         let client_ca = settings
