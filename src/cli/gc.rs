@@ -44,9 +44,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<String, Trouble> {
         None if arguments.dry_run => usual(&arguments.store)?,
         None => EVICT,
     };
-    let about = |evict: u64| match arguments.dry_run {
-        true => ask.clone().with("evict_bytes", &evict.to_string()),
-        false => ask.clone(),
+    let about = |evict: u64| {
+        let ask = ask.clone();
+        if arguments.dry_run { ask.with("evict_bytes", &evict.to_string()) } else { ask }
     };
     let mut answer = about(evict).send(&arguments.store)?;
     let mut collected: Collected = answer.read()?;

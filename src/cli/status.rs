@@ -67,7 +67,7 @@ fn watch(ask: &Ask, store: &StoreFlags) -> Result<ExitCode, Trouble> {
     let mut screen = None;
     let mut code = ExitCode::from(FAILED);
     let mut last = String::new();
-    let mut lost = None;
+    let mut failure = None;
     let watched = ask.watch(store, EVERY, |answer| {
         let status: Status = answer.read()?;
         code = code_of(&status);
@@ -83,12 +83,12 @@ fn watch(ask: &Ask, store: &StoreFlags) -> Result<ExitCode, Trouble> {
         } else {
             Ok(())
         };
-        lost = written.err();
+        failure = written.err();
         // Without a daemon each look would lock the store; where nobody reads there is nothing to look for.
-        Ok(if answer.by.is_some() && lost.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok(if answer.by.is_some() && failure.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     });
     drop(screen);
-    match lost {
+    match failure {
         // Whoever has closed it (`head`) has what it wants.
         Some(error) if error.kind() != ErrorKind::BrokenPipe => {
             return Err(Trouble::Failed(format!("standard output: {error}")));

@@ -62,7 +62,7 @@ pub(super) struct StoreFlags {
     )]
     pub(super) root: Option<PathBuf>,
     /// For scripts.
-    #[arg(long, help = "Print the answer as JSON, as docs/admin-api.md documents it")]
+    #[arg(long, help = "Print the answer as JSON, as the project's docs/admin-api.md documents it")]
     pub(super) json: bool,
 }
 

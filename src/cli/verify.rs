@@ -29,7 +29,7 @@ pub(super) struct Arguments {
     )]
     repair: bool,
     /// How fast.
-    #[arg(long, value_parser = config::rate, help = "Read at most so much, such as 50MiB/s [default: as fast as it goes]")]
+    #[arg(long, value_name = "SIZE/s", value_parser = config::rate, help = "Read at most so much, such as 50MiB/s [default: as fast as it goes]")]
     rate: Option<u64>,
     #[command(flatten)]
     store: StoreFlags,

@@ -117,7 +117,7 @@ pub enum Fault {
 }
 
 /// The cause of [`Fault::Tls`] where the other end speaks something else, as a rule plain HTTP: rustls's own words,
-/// "received corrupt message of type InvalidContentType", send people looking for a bad certificate.
+/// "received corrupt message of type `InvalidContentType`", send people looking for a bad certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("what answers does not speak TLS there: is the url's http:// or port right?")]
 pub struct NoTls;

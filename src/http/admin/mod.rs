@@ -300,7 +300,7 @@ fn is_from_here<B>(peer: Peer, request: &Request<B>) -> bool {
 
 /// The same for everybody who may not, whatever they asked for and whatever is configured: it tells nothing.
 fn refusal() -> Failure {
-    let message = "this is not for everybody: docs/admin-api.md says who may ask";
+    let message = "this is not for everybody: the project's docs/admin-api.md says who may ask";
     let failure = Failure::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message);
     failure.with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"ocistern\""))
 }
