@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::Resettable;
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 
-use super::{Cli, FAILED, complain, say};
+use super::{Cli, FAILED, complain, pages, say};
 
 /// What `man` is told.
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ type Page = (String, Vec<u8>);
 
 /// Prints one page, or writes all.
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
-    let pages = match pages() {
+    let pages = match all() {
         Ok(pages) => pages,
         Err(error) => return complain(FAILED, error),
     };
@@ -40,7 +41,7 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 /// All pages, that of the program first.
-fn pages() -> std::io::Result<Vec<Page>> {
+fn all() -> std::io::Result<Vec<Page>> {
     // Otherwise each command would have a page for its `help`.
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
@@ -49,12 +50,17 @@ fn pages() -> std::io::Result<Vec<Page>> {
     Ok(pages)
 }
 
-fn collect(command: &Command, pages: &mut Vec<Page>) -> std::io::Result<()> {
-    let manual = Man::new(command.clone()).manual("ocistern");
+fn collect(command: &Command, found: &mut Vec<Page>) -> std::io::Result<()> {
+    // What stands below the flags has sections of its own here, and not one called "extra".
+    let manual = Man::new(command.clone().after_help(Resettable::Reset)).manual("ocistern");
     let mut text = Vec::new();
     manual.render(&mut text)?;
-    pages.push((manual.get_filename(), text));
-    command.get_subcommands().filter(|command| !command.is_hide_set()).try_for_each(|command| collect(command, pages))
+    let (name, text) = (manual.get_filename(), String::from_utf8_lossy(&text).into_owned());
+    let end = text.find(".SH VERSION").unwrap_or(text.len());
+    let (before, version) = text.split_at(end);
+    let sections = pages::manual(pages::of_page(name.trim_end_matches(".1")));
+    found.push((name, format!("{before}{sections}{version}").into_bytes()));
+    command.get_subcommands().filter(|command| !command.is_hide_set()).try_for_each(|command| collect(command, found))
 }
 
 fn write(pages: &[Page], directory: &Path) -> Result<(), (PathBuf, std::io::Error)> {
@@ -80,7 +86,7 @@ mod tests {
 
     #[test]
     fn every_command_has_a_page_with_each_of_its_flags() {
-        let pages = pages().unwrap();
+        let pages = all().unwrap();
         let mut expected = Vec::new();
         commands(&Cli::command(), "ocistern", &mut expected);
         let names: Vec<String> = expected.iter().map(|(name, _)| format!("{name}.1")).collect();
@@ -99,6 +105,20 @@ mod tests {
     }
 
     #[test]
+    fn pages_have_the_usual_sections_once() {
+        for (name, text) in all().unwrap().iter().filter(|(name, _)| name == "ocistern.1" || name == "ocistern-serve.1")
+        {
+            let text = String::from_utf8(text.clone()).unwrap();
+            for section in ["NAME", "SYNOPSIS", "\"EXIT STATUS\"", "FILES", "EXAMPLES", "VERSION"] {
+                let found = text.matches(&format!("\n.SH {section}\n")).count();
+                let quoted = text.matches(&format!("\n.SH \"{section}\"\n")).count();
+                assert_eq!(found + quoted, 1, "{name}: {section}: {text}");
+            }
+            assert!(!text.contains(".SH EXTRA"), "{text}");
+        }
+    }
+
+    #[test]
     fn pages_become_files() {
         let directory = tempfile::tempdir().unwrap();
         let below = directory.path().join("share/man1");
@@ -106,7 +126,7 @@ mod tests {
         let verify = std::fs::read_to_string(below.join("ocistern-verify.1")).unwrap();
         assert!(verify.contains("repair"), "{verify}");
         std::fs::write(directory.path().join("file"), "").unwrap();
-        let (path, _) = write(&pages().unwrap(), &directory.path().join("file")).unwrap_err();
+        let (path, _) = write(&all().unwrap(), &directory.path().join("file")).unwrap_err();
         assert!(path.ends_with("file"));
     }
 }

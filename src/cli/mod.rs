@@ -16,6 +16,7 @@ mod log;
 mod ls;
 mod man;
 mod named;
+mod pages;
 mod pin;
 mod progress;
 mod reload;
@@ -45,7 +46,7 @@ const USAGE: u8 = 64;
 
 /// A local caching proxy for container registries
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_help = pages::help(pages::TOP))]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -54,6 +55,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve registry clients
+    #[command(after_help = pages::help(pages::SERVE))]
     Serve(Flags),
     /// Look at the configuration
     #[command(subcommand)]
