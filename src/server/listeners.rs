@@ -33,6 +33,8 @@ pub(super) struct Listeners {
 struct Served {
     /// Where it stands among the configured ones.
     place: usize,
+    /// The addresses that it has, as messages name it.
+    name: String,
     serving: Arc<Serving<RegistryHandler>>,
 }
 
@@ -71,11 +73,12 @@ impl Listeners {
         let permits = Permits::new(connections(limits, count), limits.connections_per_address, Loopback::Free);
         let (mut served, mut all) = (Vec::with_capacity(opened.len()), Vec::with_capacity(count));
         for Opened { place, settings, sockets } in opened {
-            let tls = tls_of(&settings).await?;
+            let name = sockets.iter().map(Socket::to_string).collect::<Vec<_>>().join(", ");
+            let tls = tls_of(&name, &settings).await?;
             let handler = RegistryHandler::new(app.clone(), ListenerState::new(settings));
             let serving = Serving::new(handler, tls, permits.clone(), limits, run.clone());
             all.extend(sockets.into_iter().map(|socket| (socket, Arc::clone(&serving))));
-            served.push(Served { place, serving });
+            served.push(Served { place, name, serving });
         }
         Ok((Self { served, sockets: count, permits }, all))
     }
@@ -86,12 +89,12 @@ impl Listeners {
         for served in &self.served {
             served.serving.handler().look_at_users();
         }
-        let turn = |Served { place, serving }: &Served| {
+        let turn = |Served { place, name, serving }: &Served| {
             let own = serving.handler().settings();
             // Its address is what a listener is; what stands in its place under another one is not it.
             let settings = next.get(*place).filter(|new| new.address == own.address).cloned();
             let settings = settings.unwrap_or_else(|| own.clone());
-            let speech = Speech::of(&own, &settings)?;
+            let speech = Speech::of(name, &own, &settings)?;
             Ok(Turn { serving: Arc::clone(serving), settings, speech })
         };
         self.served.iter().map(turn).collect()
@@ -118,28 +121,26 @@ fn connections(limits: &Limits, sockets: usize) -> usize {
     files::connections(limits.connections).max(sockets)
 }
 
-async fn tls_of(settings: &Listener) -> Result<Option<Arc<Tls>>, StartError> {
+async fn tls_of(name: &str, settings: &Listener) -> Result<Option<Arc<Tls>>, StartError> {
     let Some(tls) = settings.tls.clone() else { return Ok(None) };
-    let listener = settings.address.to_string();
-    let name = listener.clone();
-    let tls = spawn_blocking(move || Tls::open(name, tls)).await?;
-    tls.map(|tls| Some(Arc::new(tls))).map_err(|source| StartError::Tls { listener, source })
+    let named = name.to_owned();
+    let tls = spawn_blocking(move || Tls::open(named, tls)).await?;
+    tls.map(|tls| Some(Arc::new(tls))).map_err(|source| StartError::Tls { listener: name.to_owned(), source })
 }
 
 // === impl Speech ===
 
 impl Speech {
     /// Blocking.
-    fn of(old: &Listener, new: &Listener) -> Result<Self, ReloadError> {
+    fn of(name: &str, old: &Listener, new: &Listener) -> Result<Self, ReloadError> {
         // The files themselves are looked at anyway, whenever they change.
         if old.tls == new.tls {
             return Ok(Self::AsBefore);
         }
         let Some(settings) = &new.tls else { return Ok(Self::Plain) };
-        let listener = new.address.to_string();
-        match Tls::open(listener.clone(), settings.clone()) {
+        match Tls::open(name.to_owned(), settings.clone()) {
             Ok(tls) => Ok(Self::Tls(Arc::new(tls))),
-            Err(source) => Err(ReloadError::Tls { listener, source }),
+            Err(source) => Err(ReloadError::Tls { listener: name.to_owned(), source }),
         }
     }
 }

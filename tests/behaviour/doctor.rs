@@ -204,7 +204,7 @@ async fn a_world_in_which_nothing_is_well() {
     // The CA of an upstream that is not there keeps all from being asked.
     machine.configure("default_upstream = \"dead\"", &tables);
     let said = machine.doctor(&[]).await;
-    said.says("error", "upstream.\"closed\".ca", "none.pem: No such file or directory");
+    said.says("error", "upstream.closed.ca", "none.pem: No such file or directory");
     said.says("error", "certificate authorities", "cannot read certificates from");
     said.says("warning", "password_file", "chmod o= ");
 
