@@ -35,13 +35,13 @@ check() {
 
 setup() { "$OCISTERN_BIN" setup "$@" --config "$WORK/ocistern.toml"; }
 
-# state_of DIRECTORY: everything in there, to be compared; but for the key that dockerd makes itself.
+# state_of DIRECTORY: everything in there, to be compared; but for what dockerd (a key) and podman (a directory) make themselves.
 state_of() {
     [[ -d $1 ]] || return 0
     (
         cd "$1" || exit 1
-        find . -not -name key.json -printf '%y %m %p\n' | sort
-        find . -not -name key.json -type f -print0 | sort -z | xargs -0 -r sha256sum
+        find . -not -name key.json -not -path './networks*' -printf '%y %m %p\n' | sort
+        find . -not -name key.json -not -path './networks*' -type f -print0 | sort -z | xargs -0 -r sha256sum
     )
 }
 

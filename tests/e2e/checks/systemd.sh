@@ -121,10 +121,15 @@ service_reload() {
     is_active
     has_public_url
     challenge "[::1]" | grep -F "\"http://[::1]:$OCISTERN_PORT/"
+    machine sed -i '/^public_url = /d' /etc/ocistern/config.toml
+    machine systemctl reload ocistern
+    wait_for 10 has_no_public_url
 }
 reloaded() { journal | grep -F 'max_rate'; }
 
 has_public_url() { challenge 127.0.0.1 | grep -F '"https://cache.e2e/'; }
+
+has_no_public_url() { challenge 127.0.0.1 | grep -F "\"http://127.0.0.1:$OCISTERN_PORT/"; }
 
 # challenge ADDRESS: where the listener there sends who has no token.
 challenge() { curl -sS -o /dev/null -D - "http://$1:$OCISTERN_PORT/v2/" | grep -i '^www-authenticate:'; }
