@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http::header::{FORWARDED, ORIGIN};
 
 use crate::config::{Listener, Upstream};
+use crate::party::Party;
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,14 @@ impl Peer {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
             Self::Unix(_) => true,
+        }
+    }
+
+    /// As who it counts where something scarce is shared out.
+    pub fn party(&self) -> Party {
+        match self {
+            Self::Tcp(address) => Party::at(address.ip()),
+            Self::Unix(user) => Party::on_socket(*user),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! How many connections there may be: all together, and from one address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::http::access::Peer;
+use crate::party::Party;
 
 /// The permits of one kind of listener.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub(super) struct Permits {
     count: Arc<Mutex<Count>>,
     per_address: Arc<AtomicUsize>,
     /// Taken alone, never over an await point.
-    addresses: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    addresses: Arc<Mutex<HashMap<Party, usize>>>,
 }
 
 /// How many places there are.
@@ -37,7 +37,7 @@ pub(super) struct Place {
 
 /// A place among the connections from one address, none for loopback.
 #[derive(Debug)]
-pub(super) struct AddressPlace(Option<(IpAddr, Permits)>);
+pub(super) struct AddressPlace(Option<(Party, Permits)>);
 
 // === impl Permits ===
 
@@ -76,9 +76,8 @@ impl Permits {
 
     /// A place for this address, if it has not too many already.
     pub(super) fn admit(&self, peer: &Peer) -> Option<AddressPlace> {
-        let Peer::Tcp(address) = peer else { return Some(AddressPlace(None)) };
-        let address = group(address.ip().to_canonical());
-        if address.is_loopback() {
+        let address = peer.party();
+        if address.is_local() {
             return Some(AddressPlace(None));
         }
         let mut addresses = self.addresses.lock();
@@ -88,17 +87,6 @@ impl Permits {
         }
         *count += 1;
         Some(AddressPlace(Some((address, self.clone()))))
-    }
-}
-
-/// An IPv6 host has a whole /64 to itself.
-fn group(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(v6) if !v6.is_loopback() => {
-            let prefix = v6.to_bits() & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from_bits(prefix))
-        }
-        other => other,
     }
 }
 
