@@ -68,7 +68,7 @@ pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};
 pub use health::{Health, HealthState, LastError};
 pub use inspect::Greeting;
 pub use origin::UrlFault;
-pub use places::{Place, Priority};
+pub use places::{Errand, Interest, Place, Priority};
 pub use registry::Registry;
 pub use retry::RateLimit;
 pub use right::{Lent, Principal, Right};
