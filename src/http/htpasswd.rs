@@ -14,12 +14,12 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::seal::Seal;
-use crate::upstream::Principal;
+use crate::party::Party;
+use crate::upstream::{Places, Principal, Priority};
 
 /// How long a password that was right is right, and how long a wrong one is wrong.
 const REMEMBERED: Duration = Duration::from_mins(1);
@@ -36,8 +36,8 @@ pub struct Htpasswd {
     path: PathBuf,
     users: Mutex<Option<Arc<Users>>>,
     remembered: Mutex<HashMap<Principal, Verdict>>,
-    /// So many hashes at once.
-    hashing: Semaphore,
+    /// So many hashes at once. Who tries out passwords takes its share of them, and no more.
+    hashing: Arc<Places>,
 }
 
 /// The users of one state of the file.
@@ -79,7 +79,7 @@ impl Htpasswd {
             path,
             users: Mutex::default(),
             remembered: Mutex::default(),
-            hashing: Semaphore::new(cores.div_ceil(2)),
+            hashing: Places::new(Some(cores.div_ceil(2))),
         })
     }
 
@@ -88,12 +88,12 @@ impl Htpasswd {
         &self.path
     }
 
-    /// Whether the file has this user with this password.
+    /// Whether the file has this user with this password, for one who comes from there.
     pub(super) async fn check(
         self: &Arc<Self>,
         seal: &Seal,
-        username: &str,
-        password: &str,
+        (username, password): (&str, &str),
+        party: Party,
     ) -> Result<bool, HtpasswdError> {
         if password.len() > MAX_PASSWORD || password.contains('\0') {
             return Ok(false);
@@ -102,14 +102,18 @@ impl Htpasswd {
         if let Some(right) = self.recall(&name) {
             return Ok(right);
         }
-        // Closed never: then nobody is let in.
-        let Ok(_permit) = self.hashing.acquire().await else { return Ok(false) };
+        let place = self.hashing.errand(Some(party)).place(Priority::Waiting, None).await;
         // It may have been the same one that was waited for.
         if let Some(right) = self.recall(&name) {
             return Ok(right);
         }
         let (this, username, password) = (Arc::clone(self), username.to_owned(), password.to_owned());
-        let checked = spawn_blocking(move || this.users().map(|users| users.check(&username, &password))).await;
+        let checked = spawn_blocking(move || {
+            // Also where nobody waits for it any more.
+            let _place = place;
+            this.users().map(|users| users.check(&username, &password))
+        });
+        let checked = checked.await;
         let checked = checked.unwrap_or_else(|panic| Err(io::Error::other(panic)));
         let right = checked.map_err(|source| HtpasswdError { path: self.path.clone(), source })?;
         self.remember(name, right);
@@ -216,7 +220,14 @@ impl Stamp {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream::FuturesUnordered;
+    use futures_util::{FutureExt as _, StreamExt as _};
+
     use super::*;
+
+    fn here() -> Party {
+        Party::on_socket(None)
+    }
 
     fn line(name: &str, password: &str) -> String {
         format!("{name}:{}\n", bcrypt::hash(password, 4).unwrap())
@@ -242,7 +253,7 @@ mod tests {
             ("me", "pw\0", false),
             ("me", &"x".repeat(5000), false),
         ] {
-            assert_eq!(file.check(&seal, name, password).await.unwrap(), expected, "{name} {password}");
+            assert_eq!(file.check(&seal, (name, password), here()).await.unwrap(), expected, "{name} {password}");
         }
     }
 
@@ -252,16 +263,42 @@ mod tests {
         let path = directory.path().join("htpasswd");
         fs::write(&path, line("me", "old")).unwrap();
         let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
-        assert!(file.check(&seal, "me", "old").await.unwrap());
+        assert!(file.check(&seal, ("me", "old"), here()).await.unwrap());
         fs::write(&path, line("me", "new") + &line("other", "x")).unwrap();
-        assert!(file.check(&seal, "me", "old").await.unwrap(), "it is remembered");
-        assert!(file.check(&seal, "me", "new").await.unwrap(), "a password that is not known yet reads the file");
-        assert!(!file.check(&seal, "me", "old").await.unwrap(), "and then the old one is forgotten");
+        assert!(file.check(&seal, ("me", "old"), here()).await.unwrap(), "it is remembered");
+        assert!(
+            file.check(&seal, ("me", "new"), here()).await.unwrap(),
+            "a password that is not known yet reads the file"
+        );
+        assert!(!file.check(&seal, ("me", "old"), here()).await.unwrap(), "and then the old one is forgotten");
         fs::remove_file(&path).unwrap();
-        assert!(file.check(&seal, "me", "new").await.unwrap());
+        assert!(file.check(&seal, ("me", "new"), here()).await.unwrap());
         tokio::time::advance(REMEMBERED).await;
-        let error = file.check(&seal, "me", "new").await.unwrap_err();
+        let error = file.check(&seal, ("me", "new"), here()).await.unwrap_err();
         assert!(error.to_string().contains("htpasswd"), "nobody is let in without the file: {error}");
+    }
+
+    #[tokio::test]
+    async fn who_tries_out_passwords_does_not_hold_up_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("htpasswd");
+        fs::write(&path, line("me", "pw")).unwrap();
+        let (file, seal) = (Htpasswd::new(path), Seal::new(&[1; 32]));
+        let stranger = Party::at([192, 0, 2, 1].into());
+        let guesses: Vec<_> = (0..500).map(|number| number.to_string()).collect();
+        let mut guessing: FuturesUnordered<_> =
+            guesses.iter().map(|guess| file.check(&seal, ("me", guess), stranger)).collect();
+        assert!(guessing.next().now_or_never().is_none(), "all of them wait");
+        let mut checking = Box::pin(file.check(&seal, ("me", "pw"), here()));
+        let mut before = 0;
+        let is_right = loop {
+            tokio::select! {
+                biased;
+                right = &mut checking => break right.unwrap(),
+                guess = guessing.next() => before += usize::from(!guess.unwrap().unwrap()),
+            }
+        };
+        assert!(is_right && before < guesses.len() / 2, "{before} guesses were looked at before");
     }
 
     #[tokio::test(start_paused = true)]

@@ -68,6 +68,7 @@ pub use grant::{ClientCredential, GrantMethod, GrantRequest, Granted, Scheme};
 pub use health::{Health, HealthState, LastError};
 pub use inspect::Greeting;
 pub use origin::UrlFault;
+pub(crate) use places::Places;
 pub use places::{Errand, Interest, Place, Priority};
 pub use registry::Registry;
 pub use retry::RateLimit;

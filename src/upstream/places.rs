@@ -65,7 +65,7 @@ pub struct Place {
     number: u64,
 }
 
-/// The places of one upstream.
+/// The places of one upstream, or of something else that clients share.
 #[derive(Debug)]
 pub(crate) struct Places {
     /// Held for a moment; nothing else is locked under it.
