@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! main → cli → server → http → cache → { store, upstream } → oci
-//! config uses oci only and is read by constructors; clock, metrics, telemetry, troubles (over clock), sys and sendfile (over
-//! sys) are leaves that anyone may use.
+//! config uses oci only and is read by constructors; clock, metrics, party, telemetry, troubles (over clock), sys and
+//! sendfile (over sys) are leaves that anyone may use.
 //! ```
 //!
 //! `ARCHITECTURE.md` tells the path of a request, the layout on disk and the orders of commit, start and stop.
@@ -18,6 +18,7 @@ pub mod config;
 pub mod http;
 pub mod metrics;
 pub mod oci;
+pub mod party;
 pub mod sendfile;
 pub mod server;
 pub mod store;

@@ -12,22 +12,41 @@ const RULES: &[(&str, &[&str])] = &[
     ("oci", &[]),
     ("clock", &[]),
     ("metrics", &[]),
+    ("party", &[]),
     ("telemetry", &[]),
     ("troubles", &["clock"]),
     ("sys", &[]),
     ("sendfile", &["sys"]),
     ("config", &["oci"]),
     ("store", &["oci", "config", "clock", "metrics", "sys"]),
-    ("upstream", &["oci", "config", "clock", "metrics", "telemetry", "troubles"]),
-    ("cache", &["oci", "config", "clock", "metrics", "telemetry", "sys", "sendfile", "store", "upstream"]),
-    ("http", &["oci", "config", "clock", "metrics", "telemetry", "troubles", "sendfile", "store", "upstream", "cache"]),
-    ("server", &["oci", "config", "clock", "metrics", "troubles", "sendfile", "store", "upstream", "cache", "http"]),
+    ("upstream", &["oci", "config", "clock", "metrics", "party", "telemetry", "troubles"]),
+    ("cache", &["oci", "config", "clock", "metrics", "party", "telemetry", "sys", "sendfile", "store", "upstream"]),
+    (
+        "http",
+        &[
+            "oci",
+            "config",
+            "clock",
+            "metrics",
+            "party",
+            "telemetry",
+            "troubles",
+            "sendfile",
+            "store",
+            "upstream",
+            "cache",
+        ],
+    ),
+    (
+        "server",
+        &["oci", "config", "clock", "metrics", "party", "troubles", "sendfile", "store", "upstream", "cache", "http"],
+    ),
     ("cli", &["oci", "config", "clock", "metrics", "telemetry", "sys", "store", "upstream", "cache", "http", "server"]),
     ("main", &["oci", "config", "clock", "metrics", "store", "upstream", "cache", "http", "server", "cli"]),
 ];
 
 const RULE: &str = "dependencies point one way: main → cli → server → http → cache → {store, upstream} → oci; config uses \
-                    oci only and may be used above it; clock, metrics, telemetry and sys use nothing, sendfile uses sys, troubles uses clock; they may be used above it, too";
+                    oci only and may be used above it; clock, metrics, party, telemetry and sys use nothing, sendfile uses sys, troubles uses clock; they may be used above it, too";
 
 /// Where the file system is asked by calls that block, and why no async worker waits for them there.
 const BLOCKING: &[(&str, &str)] = &[

@@ -21,8 +21,9 @@ use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, CacheStatus, Found, Target, Wanted, out_of_time};
 use crate::config::UnverifiedRanges;
 use crate::oci::{Digest, Via};
+use crate::party::Party;
 use crate::store::{Link, LinkKind, StoredBlob, Trust};
-use crate::upstream::Ask;
+use crate::upstream::{Ask, Interest};
 
 /// How long a request waits for the check of a stored file before it streams with the tail held back. Most files are
 /// checked within it, and then a damaged one is fetched again without the client noticing.
@@ -88,15 +89,21 @@ pub(super) struct Proof {
 // === impl Cache ===
 
 impl Cache {
-    /// The blob `digest` for a GET in `target`; `first` is the part of it that is wanted first.
-    pub async fn blob(self: &Arc<Self>, target: &Target, digest: &Digest, first: Part) -> Result<Blob, CacheError> {
+    /// The blob `digest` for a GET of `party`'s in `target`; `first` is the part of it that is wanted first.
+    pub async fn blob(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        first: Part,
+        party: Party,
+    ) -> Result<Blob, CacheError> {
         let deadline = Instant::now() + ANSWER_WITHIN;
         let (waits, range_fill) = {
             let config = self.config.load();
             (config.unverified_ranges == UnverifiedRanges::Wait, config.range_fill)
         };
         let first = begins_with(first, range_fill, waits);
-        let in_time = pin!(self.blob_until(target, digest, first, deadline));
+        let in_time = pin!(self.blob_until(target, digest, (first, party), deadline));
         match timeout_at(deadline, in_time).await.unwrap_or_else(|_| Err(out_of_time(target))) {
             Ok(blob) => Ok(blob),
             Err(error) => Err(self.told_by_digest(target, error)),
@@ -107,7 +114,7 @@ impl Cache {
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
-        first: Part,
+        (first, party): (Part, Party),
         deadline: Instant,
     ) -> Result<Blob, CacheError> {
         self.admit(target)?;
@@ -119,13 +126,13 @@ impl Cache {
                 if stored.trust == Trust::Unreadable && anew.is_none() {
                     // A read of it has failed before, perhaps in the middle of an answer. Where upstream cannot help, it is
                     // read once more.
-                    let filled = Box::pin(self.filled(target, digest, (first, false), &mut standing));
+                    let filled = Box::pin(self.filled(target, digest, (first, party, false), &mut standing));
                     match timeout(ANEW_PATIENCE, filled)
                         .await
                         .unwrap_or_else(|_| Err(Unread::Refused(out_of_time(target))))
                     {
                         Ok(blob) => return Ok(blob),
-                        Err(Unread::NoRoom) => return Box::pin(self.passed(target, digest, deadline)).await,
+                        Err(Unread::NoRoom) => return Box::pin(self.passed(target, digest, party, deadline)).await,
                         Err(Unread::Refused(error) | Unread::Foreign(error)) => anew = Some(error),
                     }
                 }
@@ -147,14 +154,14 @@ impl Cache {
                     }
                     // It is bad, and cannot be moved out of the way: a new one would not be found either.
                     Err(CacheError::NoSpace | CacheError::Store(_)) => {
-                        return Box::pin(self.passed(target, digest, deadline)).await;
+                        return Box::pin(self.passed(target, digest, party, deadline)).await;
                     }
                     Err(error) => return Err(error),
                 }
             }
-            match Box::pin(self.filled(target, digest, (first, turn == TRIES), &mut standing)).await {
+            match Box::pin(self.filled(target, digest, (first, party, turn == TRIES), &mut standing)).await {
                 Ok(blob) => return Ok(blob),
-                Err(Unread::NoRoom) => return Box::pin(self.passed(target, digest, deadline)).await,
+                Err(Unread::NoRoom) => return Box::pin(self.passed(target, digest, party, deadline)).await,
                 Err(Unread::Refused(error)) => return Err(error),
                 // The next turn finds what has arrived, or another fill.
                 Err(Unread::Foreign(error)) => last = error,
@@ -168,7 +175,7 @@ impl Cache {
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
-        (first, alone): (Part, bool),
+        (first, party, alone): (Part, Party, bool),
         standing: &mut Option<Standing>,
     ) -> Result<Blob, Unread> {
         self.check_missing(target, Wanted::Blob(*digest)).map_err(Unread::Refused)?;
@@ -177,12 +184,12 @@ impl Cache {
             None => Joining::Any,
             Some(Standing { lender, .. }) => Joining::With(lender),
         };
-        let (fill, role) = self.fill(target, digest, joining, first).map_err(Unread::Refused)?;
-        let (fill, head) = self.read_fill(target, digest, fill, role, standing).await?;
+        let (fill, interest, role) = self.fill(target, digest, joining, (first, party)).map_err(Unread::Refused)?;
+        let (fill, interest, head) = self.read_fill(target, digest, (fill, interest), role, standing).await?;
         let content = Content::growing(Arc::clone(&head.file), head.length, fill.watcher.clone());
         let waits = self.config.load().unverified_ranges == UnverifiedRanges::Wait;
-        let origin = self.origin(target, digest).map_err(Unread::Refused)?;
-        let Some(content) = content.for_reader(origin, fill.demand(), waits) else {
+        let origin = self.origin(target, digest, Some(party)).map_err(Unread::Refused)?;
+        let Some(content) = content.for_reader(origin, (fill.demand(), interest), waits) else {
             return Err(Unread::Foreign(CacheError::Parked(Box::new(*digest))));
         };
         let found = if role == Role::Leader { Found::Miss } else { Found::Collapsed };
@@ -194,10 +201,10 @@ impl Cache {
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
-        mut fill: Fill,
+        (mut fill, mut interest): (Fill, Interest),
         role: Role,
         standing: &mut Option<Standing>,
-    ) -> Result<(Fill, Arc<Head>), Unread> {
+    ) -> Result<(Fill, Interest, Arc<Head>), Unread> {
         let mut own = role == Role::Leader;
         loop {
             // What another caller's right brings is no answer for this one, nor what was asked before a write.
@@ -207,19 +214,28 @@ impl Cache {
                 entitled.map_err(Unread::Refused)?;
             }
             match fill.watcher.clone().head().await {
-                Ok(head) => return Ok((fill, head)),
+                Ok(head) => return Ok((fill, interest, head)),
                 Err(CacheError::NoSpace | CacheError::Store(_)) => return Err(Unread::NoRoom),
                 Err(error @ (CacheError::Arrived(_) | CacheError::Parked(_))) => return Err(Unread::Foreign(error)),
                 Err(error) if own => return Err(Unread::Refused(error)),
                 // It failed in another caller's attempt: that says nothing about this one.
-                Err(error) => fill = fill.successor().ok_or(Unread::Foreign(error))?,
+                Err(error) => {
+                    fill = fill.successor().ok_or(Unread::Foreign(error))?;
+                    interest = fill.wanted_by(interest.party());
+                }
             }
         }
     }
 
     /// The blob streamed from upstream, since the store cannot have it.
-    async fn passed(self: &Arc<Self>, target: &Target, digest: &Digest, deadline: Instant) -> Result<Blob, CacheError> {
-        let bypass = self.bypass(target, digest, deadline).await?;
+    async fn passed(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        party: Party,
+        deadline: Instant,
+    ) -> Result<Blob, CacheError> {
+        let bypass = self.bypass(target, digest, party, deadline).await?;
         Ok(Blob { source: BlobSource::Bypass(bypass), status: Found::Bypass.into() })
     }
 

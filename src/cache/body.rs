@@ -22,6 +22,7 @@ use super::view::{Readable, View};
 use crate::sendfile::{Outlet, Part};
 use crate::store::StoredBlob;
 use crate::sys::read_now::read_now;
+use crate::upstream::Interest;
 
 /// Bytes read from the file at once, and so the memory that a reader needs.
 const CHUNK: usize = 128 * 1024;
@@ -44,11 +45,20 @@ enum Source {
         length: Option<u64>,
         watcher: Watcher,
         _keep: Option<StoredBlob>,
-        /// Where, and by whose right, the reader gets what the store cannot take.
-        reader: Option<Arc<Origin>>,
+        /// None where nothing is filled: the file is only checked.
+        reader: Option<Arc<Reader>>,
         /// What its fill knows of the reader.
         view: View,
     },
+}
+
+/// Who reads what is filled.
+#[derive(Debug)]
+struct Reader {
+    /// Where, and by whose right, it gets what the store cannot take.
+    origin: Origin,
+    /// The fill is for it, among others.
+    _interest: Interest,
 }
 
 /// Why a body ends before its end. The transfer is broken, never ended cleanly.
@@ -107,11 +117,16 @@ impl Content {
         Self(Source::Watched { file, length, watcher, _keep: Some(blob), reader: None, view })
     }
 
-    /// For a reader who gets from there what the store cannot take, and whose wants the fill is told; `waits` says whether
-    /// parts wait until they are verified. None: the fill is about to end without being whole.
-    pub(super) fn for_reader(mut self, origin: Origin, demand: &Arc<Demand>, waits: bool) -> Option<Self> {
+    /// For a reader who gets from there what the store cannot take, and whose wants the fill is told, which is for it too;
+    /// `waits` says whether parts wait until they are verified. None: the fill is about to end without being whole.
+    pub(super) fn for_reader(
+        mut self,
+        origin: Origin,
+        (demand, interest): (&Arc<Demand>, Interest),
+        waits: bool,
+    ) -> Option<Self> {
         if let Source::Watched { reader, view, .. } = &mut self.0 {
-            *reader = Some(Arc::new(origin));
+            *reader = Some(Arc::new(Reader { origin, _interest: interest }));
             *view = View::of_fill(demand, waits)?;
         }
         Some(self)
@@ -283,7 +298,7 @@ impl Source {
     fn reader(&self) -> Option<&Origin> {
         match self {
             Self::Stored(_) => None,
-            Self::Watched { reader, .. } => reader.as_deref(),
+            Self::Watched { reader, .. } => reader.as_ref().map(|reader| &reader.origin),
         }
     }
 

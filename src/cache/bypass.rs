@@ -18,6 +18,7 @@ use super::entitle::When;
 use super::supply::{Mark, Origin, Part, Supply};
 use super::{Cache, CacheError, Target};
 use crate::oci::{Digest, Hasher, Via};
+use crate::party::Party;
 use crate::store::Remnant;
 use crate::upstream::{Priority, Right};
 
@@ -50,14 +51,15 @@ pub(super) struct Passing {
 // === impl Cache ===
 
 impl Cache {
-    /// Asks upstream for `digest` on behalf of one client.
+    /// Asks upstream for `digest` on behalf of one client, which is `party`'s.
     pub(super) async fn bypass(
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
+        party: Party,
         deadline: Instant,
     ) -> Result<Bypass, CacheError> {
-        let origin = self.origin(target, digest)?;
+        let origin = self.origin(target, digest, Some(party))?;
         let endpoints = Endpoints::new(&origin.registry, self.may_tell_mirrors(target).await, &self.aside);
         let supply = Supply::new(origin.clone(), endpoints, Mark::default(), None);
         let mut download = Download::begin(Arc::clone(&supply), Part::Whole, deadline).await?;
@@ -75,14 +77,12 @@ impl Cache {
         target.right == Right::Anonymous && self.passes(target, Via::Anonymous, When::Away).await
     }
 
-    /// Where a blob is downloaded from.
-    pub(super) fn origin(&self, target: &Target, digest: &Digest) -> Result<Origin, CacheError> {
-        Ok(Origin {
-            registry: self.registry(&target.upstream)?,
-            target: target.clone(),
-            digest: *digest,
-            metrics: self.metrics.clone(),
-        })
+    /// Where a blob is downloaded from, for `of` alone or (none) for those who join.
+    pub(super) fn origin(&self, target: &Target, digest: &Digest, of: Option<Party>) -> Result<Origin, CacheError> {
+        let registry = self.registry(&target.upstream)?;
+        let errand = registry.errand(of);
+        let (target, digest, metrics) = (target.clone(), *digest, self.metrics.clone());
+        Ok(Origin { registry, target, digest, errand, metrics })
     }
 }
 

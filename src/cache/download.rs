@@ -102,7 +102,7 @@ impl Download {
     /// everybody cannot be reached, its mirrors are. One that does not give this part is asked for the whole.
     pub(super) async fn begin(supply: Arc<Supply>, part: Part, deadline: Instant) -> Result<Self, CacheError> {
         let (mut part, mut failed) = (part, false);
-        let place = supply.origin.registry.place(Priority::Waiting, None);
+        let place = supply.origin.errand.place(Priority::Waiting, None);
         // Earlier than the answer is given up, so that it is said what was waited for.
         let until = deadline.checked_sub(PLACE_BEFORE).unwrap_or(deadline);
         let place = tokio::time::timeout_at(until, place).await.map_err(|_| supply.no_place())?;
@@ -361,7 +361,7 @@ impl Download {
             }
             if self.place.is_none() {
                 let left = self.end().map(|end| end.saturating_sub(self.at));
-                self.place = Some(self.supply.origin.registry.place(self.priority, left).await);
+                self.place = Some(self.supply.origin.errand.place(self.priority, left).await);
             }
             if self.end().is_some_and(|end| self.at >= end) {
                 // What it was to bring became another one's while it waited.

@@ -26,9 +26,10 @@ use super::supply::{Mark, Origin, Part, Supply};
 use super::writes::Asked;
 use super::{ANSWER_WITHIN, Cache, CacheError, Target, Wanted, blame};
 use crate::oci::{Digest, UpstreamName, Via};
+use crate::party::Party;
 use crate::store::{BlobWriter, Link, Partial, PartialMark, StoreError, Trust};
 use crate::telemetry;
-use crate::upstream::Right;
+use crate::upstream::{Errand, Interest, Right};
 
 /// The running fills, one per digest across all names and clients.
 #[derive(Default)]
@@ -46,6 +47,8 @@ pub(super) struct Fill {
     pub(super) asked: Asked,
     /// How far it is.
     pub(super) watcher: Watcher,
+    /// For whom it is.
+    errand: Errand,
     shared: Arc<Shared>,
 }
 
@@ -116,6 +119,11 @@ fn is_alike(one: &Right, other: &Right) -> bool {
 // === impl Fill ===
 
 impl Fill {
+    /// It is for this one too, until that is dropped.
+    pub(super) fn wanted_by(&self, party: Party) -> Interest {
+        self.errand.join(party)
+    }
+
     /// Has it go on by this one's right where upstream refuses the one by which it runs, and its name linked to the blob
     /// when it is published.
     pub(super) fn lend(&self, lender: &Lender) -> Lent {
@@ -156,15 +164,15 @@ impl Fill {
 // === impl Cache ===
 
 impl Cache {
-    /// Joins the fill of `digest`, or starts one in the name of `target`, with the part that is wanted first.
+    /// Joins the fill of `digest` for `party`, or starts one in the name of `target`, with the part that is wanted first.
     pub(super) fn fill(
         self: &Arc<Self>,
         target: &Target,
         digest: &Digest,
         joining: Joining<'_>,
-        first: Part,
-    ) -> Result<(Fill, Role), CacheError> {
-        let origin = self.origin(target, digest)?;
+        (first, party): (Part, Party),
+    ) -> Result<(Fill, Interest, Role), CacheError> {
+        let origin = self.origin(target, digest, None)?;
         let mut running = self.fills.running.lock();
         // One that has failed is about to leave the table; whoever comes now is not answered by it.
         let alive = |fill: &&Fill| {
@@ -177,11 +185,13 @@ impl Cache {
                 Joining::None => false,
             };
             if joined {
-                return Ok((fill.clone(), Role::Follower));
+                return Ok((fill.clone(), fill.wanted_by(party), Role::Follower));
             }
         }
+        // Before it looks for a place.
+        let interest = origin.errand.join(party);
         let fill = self.begin_fill(&mut running, origin, Arc::default(), first);
-        Ok((fill, Role::Leader))
+        Ok((fill, interest, Role::Leader))
     }
 
     /// Puts a new fill into the table, and starts it.
@@ -197,6 +207,7 @@ impl Cache {
             target: origin.target.clone(),
             asked: self.generations.asking(),
             watcher,
+            errand: origin.errand.clone(),
             shared: Arc::new(Shared { lenders, ..Shared::default() }),
         };
         running.insert(origin.digest, fill.clone());
@@ -428,7 +439,7 @@ impl FillTask {
             // Somebody has lost patience and fills it; they find that.
             return;
         }
-        let Ok(origin) = self.cache.origin(&next, digest) else { return };
+        let Ok(origin) = self.cache.origin(&next, digest, None) else { return };
         let fill = self.cache.begin_fill(&mut running, origin, Arc::new(lenders), self.first);
         let _ = self.fill.shared.successor.set(fill);
     }
@@ -484,7 +495,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::hot::HotManifest;
-    use super::super::tests::{cache, target};
+    use super::super::tests::{cache, party, target};
     use super::*;
     use crate::oci::{Algorithm, ManifestInfo, Reference, media};
 
@@ -493,7 +504,7 @@ mod tests {
     async fn a_fill_of_what_has_arrived_meanwhile_does_not_ask_upstream() {
         let (cache, _root) = cache();
         let digest = Digest::of(Algorithm::Sha256, b"content");
-        let (fill, role) = cache.fill(&target(), &digest, Joining::Any, Part::Whole).unwrap();
+        let (fill, _interest, role) = cache.fill(&target(), &digest, Joining::Any, (Part::Whole, party())).unwrap();
         assert_eq!(role, Role::Leader);
         let refused = fill.watcher.clone().head().await.unwrap_err();
         assert!(matches!(refused, CacheError::Upstream(_)), "not there: upstream is asked: {refused}");
@@ -504,7 +515,7 @@ mod tests {
         let mut writer = cache.store.create(&digest, None).await.unwrap();
         writer.write(Bytes::from_static(b"content")).await.unwrap();
         writer.finish().await.unwrap();
-        let (fill, role) = cache.fill(&target(), &digest, Joining::Any, Part::Whole).unwrap();
+        let (fill, _interest, role) = cache.fill(&target(), &digest, Joining::Any, (Part::Whole, party())).unwrap();
         assert_eq!(role, Role::Leader);
         let arrived = fill.watcher.clone().head().await.unwrap_err();
         assert!(matches!(arrived, CacheError::Arrived(_)), "{arrived}");

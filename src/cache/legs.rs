@@ -103,10 +103,12 @@ impl<'a> Legs<'a> {
                 if legs.len() >= 2 * self.most {
                     break;
                 }
-                let priority = if is_waited_for(&part, &wanted, &come) { Priority::Waiting } else { Priority::Ahead };
-                if priority == Priority::Ahead && !self.running.is_empty() && !self.has_place() {
+                let waits = is_waited_for(&part, &wanted, &come);
+                if !waits && !self.running.is_empty() && !self.has_place() {
                     continue;
                 }
+                // Where nobody reads it counts as ahead for as long as that is so, and who comes waits for it.
+                let priority = if waits || wanted.readers == 0 { Priority::Waiting } else { Priority::Ahead };
                 if was_idle && self.running.is_empty() {
                     self.supply.patience.renew();
                 }

@@ -14,7 +14,7 @@ use super::patience::Patience;
 use super::{CacheError, Target};
 use crate::metrics::Metrics;
 use crate::oci::Digest;
-use crate::upstream::{Answer, Ask, Fault, ProtocolFault, Registry, Right, UpstreamError};
+use crate::upstream::{Answer, Ask, Errand, Fault, ProtocolFault, Registry, Right, UpstreamError};
 
 /// Which blob, and where it is asked for.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub(super) struct Origin {
     /// In whose name upstream is asked.
     pub(super) target: Target,
     pub(super) digest: Digest,
+    /// For whom it is fetched: what each request upstream waits for its place with.
+    pub(super) errand: Errand,
     pub(super) metrics: Metrics,
 }
 

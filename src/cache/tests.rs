@@ -5,6 +5,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::config::{Capacity, Durability};
+use crate::party::Party;
 use crate::store::{Keep, StoreOptions};
 
 /// A cache over an empty store, whose only upstream refuses connections, and the directory of the store.
@@ -32,6 +33,11 @@ pub(super) fn cache_of(url: &str) -> (Arc<Cache>, tempfile::TempDir) {
     let store = Store::open(options, metrics.clone()).unwrap();
     let upstreams = Arc::new(Upstreams::new(&config, metrics.clone(), crate::clock::twin::system()).unwrap());
     (Cache::new(store, upstreams, &config, metrics, TaskTracker::new(), CancellationToken::new()), root)
+}
+
+/// Who asks.
+pub(super) fn party() -> Party {
+    Party::at([192, 0, 2, 1].into())
 }
 
 pub(super) fn target() -> Target {

@@ -85,7 +85,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::super::blob::BlobSource;
-    use super::super::tests::{cache_of, target};
+    use super::super::tests::{cache_of, party, target};
     use super::*;
     use crate::oci::{Algorithm, Via};
     use crate::store::{Link, Trust};
@@ -114,7 +114,7 @@ mod tests {
     }
 
     async fn content_of(cache: &Arc<Cache>, digest: &Digest) -> Vec<u8> {
-        let blob = cache.blob(&target(), digest, super::super::supply::Part::Whole).await.unwrap();
+        let blob = cache.blob(&target(), digest, super::super::supply::Part::Whole, party()).await.unwrap();
         let BlobSource::Content(content) = blob.source else { panic!("it is kept") };
         content.read(None, None).try_collect::<Vec<Bytes>>().await.unwrap().concat()
     }

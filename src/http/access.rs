@@ -7,9 +7,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
-use http::header::{FORWARDED, ORIGIN};
+use http::header::{FORWARDED, HeaderName, ORIGIN};
 
 use crate::config::{Listener, Upstream};
+use crate::party::Party;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,14 @@ impl Peer {
             Self::Unix(_) => true,
         }
     }
+
+    /// As who it counts where something scarce is shared out.
+    pub fn party(&self) -> Party {
+        match self {
+            Self::Tcp(address) => Party::at(address.ip()),
+            Self::Unix(user) => Party::on_socket(*user),
+        }
+    }
 }
 
 impl fmt::Display for Peer {
@@ -75,6 +86,29 @@ pub fn loopback_trust(
         return Err(NotLocal::Host);
     }
     if is_relayed(headers) { Err(NotLocal::Relayed) } else { Ok(()) }
+}
+
+/// As who a request counts where something scarce is shared out. A proxy on this machine asks for others, and adds whom
+/// it has seen at the end of `X-Forwarded-For`. Nothing else is decided by that: who is on this machine gains nothing by
+/// writing something there, since it has a whole network of loopback addresses to come from.
+pub(super) fn party(peer: &Peer, headers: &HeaderMap) -> Party {
+    let seen = if peer.is_local() { seen_by_proxy(headers) } else { None };
+    seen.map_or_else(|| peer.party(), Party::at)
+}
+
+/// The last address of `X-Forwarded-For` that is not this machine's: proxies here may stand behind each other.
+fn seen_by_proxy(headers: &HeaderMap) -> Option<IpAddr> {
+    for value in headers.get_all(X_FORWARDED_FOR).into_iter().rev() {
+        for seen in value.to_str().ok()?.rsplit(',').map(str::trim) {
+            // Some add the port.
+            let address = seen.parse::<SocketAddr>().map(|address| address.ip());
+            let address = address.or_else(|_| seen.trim_matches(['[', ']']).parse()).ok()?;
+            if !IpAddr::to_canonical(&address).is_loopback() {
+                return Some(address);
+            }
+        }
+    }
+    None
 }
 
 /// Whether a request shows that somebody else is behind the connection: a page in a browser, or another proxy.
@@ -137,6 +171,35 @@ mod tests {
 
     fn tcp(address: &str) -> Peer {
         Peer::Tcp(address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_proxy_on_this_machine_says_for_whom_it_asks() {
+        let (near, far) = (tcp("127.0.0.1:9"), tcp("192.0.2.9:9"));
+        let at = |address: &str| Party::at(address.parse().unwrap());
+        let here = at("127.0.0.1");
+        for (what, peer, fields, expected) in [
+            ("nobody else", near, &[][..], here),
+            ("one", near, &["192.0.2.1"], at("192.0.2.1")),
+            ("what its client has written there comes before", near, &["10.0.0.1, 192.0.2.1"], at("192.0.2.1")),
+            ("in a field of its own", near, &["10.0.0.1", "192.0.2.1"], at("192.0.2.1")),
+            ("proxies behind each other", near, &["192.0.2.1,127.0.0.1", "::1"], at("192.0.2.1")),
+            ("all of them here", near, &["127.0.0.1"], here),
+            ("IPv6", near, &["2001:db8::1:2"], at("2001:db8::")),
+            ("with ports", near, &["10.0.0.1, [2001:db8::1]:443"], at("2001:db8::")),
+            ("with a port", near, &["192.0.2.1:4711"], at("192.0.2.1")),
+            ("in brackets", near, &["[2001:db8::1]"], at("2001:db8::")),
+            ("nonsense", near, &["192.0.2.1, unknown"], here),
+            ("a Unix socket", Peer::Unix(Some(33)), &["192.0.2.1"], at("192.0.2.1")),
+            ("a Unix socket without a proxy", Peer::Unix(Some(33)), &[], Party::on_socket(Some(33))),
+            ("from elsewhere it is anybody's word", far, &["192.0.2.1"], at("192.0.2.9")),
+        ] {
+            let mut headers = HeaderMap::new();
+            for field in fields {
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_static(field));
+            }
+            assert_eq!(party(&peer, &headers), expected, "{what}");
+        }
     }
 
     #[test]

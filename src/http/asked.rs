@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use http::request::Parts;
 
-use super::access::Peer;
+use super::access::{self, Peer};
 use super::challenge::Place;
 use super::connection::Security;
 use super::respond::Failure;
@@ -13,6 +13,7 @@ use super::seal::{Inner, Pass};
 use super::{App, ListenerState};
 use crate::config::Upstream;
 use crate::oci::{ErrorCode, UpstreamName};
+use crate::party::Party;
 use crate::sendfile::Outlet;
 use crate::upstream::Registry;
 
@@ -49,6 +50,11 @@ impl<'a> Asked<'a> {
     pub(super) fn registry(&self, name: &UpstreamName) -> Result<Arc<Registry>, Failure> {
         let unknown = || Failure::internal(format!("the upstream {name} that a route led to is not set up"));
         self.app.upstreams.get(name).ok_or_else(unknown)
+    }
+
+    /// As who it counts where something scarce is shared out.
+    pub(super) fn party(&self) -> Party {
+        access::party(&self.peer, &self.parts.headers)
     }
 
     /// Whether the client has shown a certificate of the listener's CA, which the listener still wants.

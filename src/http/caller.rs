@@ -283,7 +283,8 @@ impl Standing {
         if is_own_account(upstream)
             && let Some(file) = &asked.listener.htpasswd
         {
-            let right = file.check(&asked.app.seal, &account.username, account.password.expose()).await;
+            let shown = (account.username.as_str(), account.password.expose());
+            let right = file.check(&asked.app.seal, shown, asked.party()).await;
             if let Some(line) = right.map_err(Failure::internal)? {
                 // It is not upstream's: it goes no further.
                 standing.user = Some(Member { name: account.username.clone(), line });

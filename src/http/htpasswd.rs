@@ -15,12 +15,12 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::seal::Seal;
-use crate::upstream::Principal;
+use crate::party::Party;
+use crate::upstream::{Places, Principal, Priority};
 
 /// How long a password that was right is right, and how long a wrong one is wrong.
 const REMEMBERED: Duration = Duration::from_mins(1);
@@ -42,8 +42,8 @@ pub struct Htpasswd {
     /// Held by who reads the file, on the blocking pool: what was read later is known later. Goes before `known`.
     reading: Mutex<()>,
     known: Mutex<Known>,
-    /// So many hashes at once.
-    hashing: Semaphore,
+    /// So many hashes at once. Who tries out passwords takes its share of them, and no more.
+    hashing: Arc<Places>,
 }
 
 /// What is known of the file.
@@ -102,7 +102,7 @@ impl Htpasswd {
             path,
             reading: Mutex::default(),
             known: Mutex::default(),
-            hashing: Semaphore::new(cores.div_ceil(2)),
+            hashing: Places::new(Some(cores.div_ceil(2))),
         })
     }
 
@@ -111,12 +111,12 @@ impl Htpasswd {
         &self.path
     }
 
-    /// The line of the file that has this user with this password; none: there is no such.
+    /// The line of the file that has this user with this password, for one who comes from there; none: there is no such.
     pub(super) async fn check(
         self: &Arc<Self>,
         seal: &Seal,
-        username: &str,
-        password: &str,
+        (username, password): (&str, &str),
+        party: Party,
     ) -> Result<Option<Line>, HtpasswdError> {
         if password.len() > MAX_PASSWORD || password.contains('\0') {
             return Ok(None);
@@ -126,8 +126,7 @@ impl Htpasswd {
         if let Some(verdict) = self.recall(&name) {
             return Ok(verdict.right);
         }
-        // Closed never: then nobody is let in.
-        let Ok(_permit) = self.hashing.acquire().await else { return Ok(None) };
+        let place = self.hashing.errand(Some(party)).place(Priority::Waiting, None).await;
         // It may have been the same one that was waited for.
         if let Some(verdict) = self.recall(&name) {
             return Ok(verdict.right);
@@ -135,6 +134,8 @@ impl Htpasswd {
         let (user, password) = (username.to_owned(), password.to_owned());
         let (users, is_right) = self
             .blocking(move |this| {
+                // Also where nobody waits for it any more.
+                let _place = place;
                 let users = this.users()?;
                 let is_right = users.check(&user, &password);
                 Ok((users, is_right))
@@ -317,7 +318,14 @@ impl Stamp {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream::FuturesUnordered;
+    use futures_util::{FutureExt as _, StreamExt as _};
+
     use super::*;
+
+    fn here() -> Party {
+        Party::on_socket(None)
+    }
 
     fn line(name: &str, password: &str) -> String {
         format!("{name}:{}\n", bcrypt::hash(password, 4).unwrap())
@@ -343,7 +351,7 @@ mod tests {
             ("me", "pw\0", false),
             ("me", &"x".repeat(5000), false),
         ] {
-            assert_eq!(file.check(&seal, name, password).await.unwrap().is_some(), expected, "{name} {password}");
+            assert_eq!(file.check(&seal, (name, password), here()).await.unwrap().is_some(), expected, "{name} {password}");
         }
     }
 
@@ -353,18 +361,18 @@ mod tests {
         let path = directory.path().join("htpasswd");
         fs::write(&path, line("me", "old")).unwrap();
         let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
-        assert!(file.check(&seal, "me", "old").await.unwrap().is_some());
+        assert!(file.check(&seal, ("me", "old"), here()).await.unwrap().is_some());
         fs::write(&path, line("me", "new") + &line("other", "x")).unwrap();
-        assert!(file.check(&seal, "me", "old").await.unwrap().is_some(), "it is remembered");
+        assert!(file.check(&seal, ("me", "old"), here()).await.unwrap().is_some(), "it is remembered");
         assert!(
-            file.check(&seal, "me", "new").await.unwrap().is_some(),
+            file.check(&seal, ("me", "new"), here()).await.unwrap().is_some(),
             "a password that is not known yet reads the file"
         );
-        assert!(file.check(&seal, "me", "old").await.unwrap().is_none(), "and then the old one is forgotten");
+        assert!(file.check(&seal, ("me", "old"), here()).await.unwrap().is_none(), "and then the old one is forgotten");
         fs::remove_file(&path).unwrap();
-        assert!(file.check(&seal, "me", "new").await.unwrap().is_some());
+        assert!(file.check(&seal, ("me", "new"), here()).await.unwrap().is_some());
         tokio::time::advance(REMEMBERED).await;
-        let error = file.check(&seal, "me", "new").await.unwrap_err();
+        let error = file.check(&seal, ("me", "new"), here()).await.unwrap_err();
         assert!(error.to_string().contains("htpasswd"), "nobody is let in without the file: {error}");
     }
 
@@ -378,19 +386,19 @@ mod tests {
         fs::write(&path, line("me", "pw") + &line("other", "pw")).unwrap();
         let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
         for name in ["me", "other"] {
-            assert!(file.check(&seal, name, "pw").await.unwrap().is_some(), "{name}");
+            assert!(file.check(&seal, (name, "pw"), here()).await.unwrap().is_some(), "{name}");
         }
-        assert!(file.check(&seal, "new", "pw").await.unwrap().is_none());
+        assert!(file.check(&seal, ("new", "pw"), here()).await.unwrap().is_none());
         fs::write(&path, line("other", "pw") + &line("new", "pw")).unwrap();
         tokio::time::advance(SOON).await;
-        assert!(file.check(&seal, "me", "pw").await.unwrap().is_none(), "a user who was taken out");
-        assert!(file.check(&seal, "other", "pw").await.unwrap().is_some(), "one who stays");
-        assert!(file.check(&seal, "new", "pw").await.unwrap().is_some(), "and one who is new");
+        assert!(file.check(&seal, ("me", "pw"), here()).await.unwrap().is_none(), "a user who was taken out");
+        assert!(file.check(&seal, ("other", "pw"), here()).await.unwrap().is_some(), "one who stays");
+        assert!(file.check(&seal, ("new", "pw"), here()).await.unwrap().is_some(), "and one who is new");
         fs::remove_file(&path).unwrap();
         tokio::time::advance(SOON).await;
-        assert!(file.check(&seal, "other", "pw").await.is_err(), "without a file nobody is let in");
+        assert!(file.check(&seal, ("other", "pw"), here()).await.is_err(), "without a file nobody is let in");
         fs::write(&path, line("other", "pw")).unwrap();
-        assert!(file.check(&seal, "other", "pw").await.unwrap().is_some(), "it is back");
+        assert!(file.check(&seal, ("other", "pw"), here()).await.unwrap().is_some(), "it is back");
     }
 
     #[tokio::test(start_paused = true)]

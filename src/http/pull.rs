@@ -41,7 +41,7 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
     let found = if request.method == Method::HEAD {
         cache.describe_blob(&target, digest, visit.head()?).await
     } else {
-        cache.blob(&target, digest, first_part(request, digest)).await
+        cache.blob(&target, digest, first_part(request, digest), visit.asked.party()).await
     };
     let found = found.map_err(|error| visit.explain(error, Kind::Blob))?;
     let (length, payload) = match found.source {

@@ -53,7 +53,7 @@ pub(super) async fn begin(visit: &Visit<'_>, repo: &RepoName, body: Inbound) -> 
     let content = Content::new(visit, body)?;
     let wish = Wish::of(visit, repo, content.length != Some(0))?;
     let owner = visit.caller.owner.clone();
-    let opening = Opening { query: &wish.query, scope: wish.scope, owner };
+    let opening = Opening { query: &wish.query, scope: wish.scope, owner, party: visit.asked.party() };
     let begun = visit.asked.app.cache.begin_upload(&target, opening).await;
     let (upload, said) = match begun {
         Ok(Begun::Session(upload, said)) => (upload, said),

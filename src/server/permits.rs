@@ -1,7 +1,7 @@
 //! How many connections there may be: all together, and from one address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::http::access::Peer;
+use crate::party::Party;
 
 /// The permits of one kind of listener.
 #[derive(Debug, Clone)]
@@ -18,7 +19,7 @@ pub(super) struct Permits {
     per_address: Arc<AtomicUsize>,
     loopback: Loopback,
     /// Taken alone, never over an await point.
-    addresses: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    addresses: Arc<Mutex<HashMap<Party, usize>>>,
 }
 
 /// What connections from this machine are.
@@ -47,7 +48,7 @@ pub(super) struct Place {
 
 /// A place among the connections from one address; none where those are not counted.
 #[derive(Debug)]
-pub(super) struct AddressPlace(Option<(IpAddr, Permits)>);
+pub(super) struct AddressPlace(Option<(Party, Permits)>);
 
 // === impl Permits ===
 
@@ -87,11 +88,14 @@ impl Permits {
 
     /// A place for this address, if it has not too many already.
     pub(super) fn admit(&self, peer: &Peer) -> Option<AddressPlace> {
-        let Peer::Tcp(address) = peer else { return Some(AddressPlace(None)) };
-        let address = group(address.ip().to_canonical());
-        if address.is_loopback() && self.loopback == Loopback::Free {
+        if matches!(peer, Peer::Unix(_)) {
             return Some(AddressPlace(None));
         }
+        let address = match (peer.party(), self.loopback) {
+            (party, _) if !party.is_local() => party,
+            (_, Loopback::Free) => return Some(AddressPlace(None)),
+            (_, Loopback::Counted) => Party::at(Ipv4Addr::LOCALHOST.into()),
+        };
         let mut addresses = self.addresses.lock();
         let count = addresses.entry(address).or_insert(0);
         if *count >= self.per_address.load(Ordering::Relaxed) {
@@ -99,18 +103,6 @@ impl Permits {
         }
         *count += 1;
         Some(AddressPlace(Some((address, self.clone()))))
-    }
-}
-
-/// An IPv6 host has a whole /64 to itself, and this machine all of 127.0.0.0/8 and `::1`.
-fn group(address: IpAddr) -> IpAddr {
-    match address {
-        address if address.is_loopback() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(v6) => {
-            let prefix = v6.to_bits() & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from_bits(prefix))
-        }
-        IpAddr::V4(_) => address,
     }
 }
 

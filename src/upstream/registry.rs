@@ -20,7 +20,7 @@ use super::error::{Fault, ProtocolFault, UpstreamError};
 use super::grant::SchemeMemory;
 use super::health::{Health, Pulse};
 use super::origin::{Origin, Url};
-use super::places::{Place, Places, Priority};
+use super::places::{Errand, Place, Places};
 use super::retry::{Retries, rate_limit};
 use super::right::Right;
 use super::throttle::Throttle;
@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::metrics::{Metrics, Received};
 use crate::oci::{RepoName, UpstreamName, Via};
+use crate::party::Party;
 use crate::troubles::{Met, Trouble, Troubles};
 
 /// A time-out counts against an upstream only if it had at least this long to answer.
@@ -180,12 +181,12 @@ impl Registry {
         }
     }
 
-    /// Waits for leave to fetch a blob, which `max_connections` makes scarce: the caller asks for it before each GET of a blob,
-    /// or of a part of one, and keeps it as long as the body. One place is for this upstream or any of its mirrors. `size`:
-    /// bytes that are to be fetched, if that is known. What is dropped before its turn leaves the queue. HEAD, manifests
-    /// and lists need none.
-    pub async fn place(&self, priority: Priority, size: Option<u64>) -> Place {
-        self.limits.places.place(priority, size).await
+    /// What waits for leave to fetch a blob, which `max_connections` makes scarce: the caller asks for it by [`Errand::place`]
+    /// before each GET of a blob, or of a part of one, and keeps it as long as the body. One place is for this upstream or
+    /// any of its mirrors. What is dropped before its turn leaves the queue. HEAD, manifests and lists need none. `of`: who
+    /// alone wants it; none where those who want it come and go ([`Errand::join`]).
+    pub fn errand(&self, of: Option<Party>) -> Errand {
+        self.limits.places.errand(of)
     }
 
     /// A place, if one is free and nobody waits for it: for one more connection of a blob that has one.

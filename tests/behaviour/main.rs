@@ -17,6 +17,7 @@ mod common_selftest;
 mod corruption;
 mod credentials;
 mod doctor;
+mod fairness;
 mod floods;
 mod freshness;
 mod health;

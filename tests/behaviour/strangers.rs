@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::common::clock::{pass, warp};
 use crate::common::content::{blob, image, sha256};
-use crate::common::direct::{Came, account, apart, read, target};
+use crate::common::direct::{Came, account, apart, party, read, target};
 use crate::common::upstream::{Auth, Cut};
 use crate::common::{Direct, Gate, Upstream, acts, eventually};
 use ocistern::cache::{BlobPart, Found, Want};
@@ -173,7 +173,7 @@ async fn a_fill_is_not_joined_any_more_when_upstream_has_said_no_since() {
             upstream.script("GET", path, .., acts::where_status(200, acts::hold_at(100_000, &gate)));
             let first = ask(&direct, reader.clone(), "open", digest);
             gate.reached(1).await;
-            let joined = direct.cache.blob(&target(&reader, "open"), &digest, BlobPart::Whole).await.unwrap();
+            let joined = direct.cache.blob(&target(&reader, "open"), &digest, BlobPart::Whole, party()).await.unwrap();
             upstream.registry(|registry| {
                 registry.accounts.public.clear();
                 registry.accounts.allow("ann", "open", "pull");

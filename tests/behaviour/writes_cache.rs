@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::content::{artifact, blob, image, sha256};
-use crate::common::direct::{Came, apart, target};
+use crate::common::direct::{Came, apart, party, target};
 use crate::common::upstream::{Cut, Then};
 use crate::common::{Direct, Gate, Image, Upstream, acts, clock};
 use bytes::Bytes;
@@ -437,7 +437,7 @@ async fn what_was_not_compared_with_its_digest_is_not_acknowledged_because_upstr
         let right = [big.clone(), blob(2, count)].concat().into();
         let digest = upstream.blob("app", &right);
         let at = target(&CALLER, "app");
-        let opening = Opening { query: "", scope: None, owner: None };
+        let opening = Opening { query: "", scope: None, owner: None, party: party() };
         let Begun::Session(upload, _) = direct.cache.begin_upload(&at, opening).await.unwrap() else {
             panic!("mounted")
         };

@@ -1,6 +1,6 @@
 //! A client for HTTP/1.1 and HTTP/2 that tells a body's clean end from a cut.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +12,7 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ocistern::oci::{Algorithm, Digest, Hasher};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -77,6 +77,15 @@ impl Client {
     /// Sends a request and waits for the head; an error where none came.
     pub async fn open(self, ask: Ask) -> Result<Live, String> {
         super::patiently("an answer's head", self.open_now(ask)).await
+    }
+
+    /// Sends a request from that address of this machine, and reads the answer to its end.
+    pub async fn send_from(self, source: IpAddr, ask: Ask) -> Got {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((source, 0).into()).unwrap();
+        let stream = socket.connect(self.0).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self::send_over(stream, &self.0.to_string(), ask).await
     }
 
     /// Sends a request and reads the answer to its end.

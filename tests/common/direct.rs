@@ -10,6 +10,7 @@ use ocistern::clock::SystemClock;
 use ocistern::config::{Capacity, Config, Durability};
 use ocistern::metrics::Metrics;
 use ocistern::oci::{Digest, Reference};
+use ocistern::party::Party;
 use ocistern::store::{Keep, Store, StoreOptions};
 use ocistern::upstream::{Lent, Principal, Right, Upstreams};
 use tempfile::TempDir;
@@ -126,7 +127,7 @@ impl Direct {
     }
 
     pub async fn blob(&self, right: &Right, repo: &str, digest: &Digest) -> Came {
-        match self.cache.blob(&target(right, repo), digest, BlobPart::Whole).await {
+        match self.cache.blob(&target(right, repo), digest, BlobPart::Whole, party()).await {
             Ok(blob) => read(blob).await,
             Err(error) => error.into(),
         }
@@ -174,6 +175,11 @@ pub fn account(user: &str) -> Right {
     principal.copy_from_slice(&hash.as_bytes()[..16]);
     let principal = Principal::new(principal);
     Right::Client(Lent::basic(principal, principal, user.to_owned(), password))
+}
+
+/// As who all of these count: nothing is scarce where they ask.
+pub fn party() -> Party {
+    Party::on_socket(None)
 }
 
 /// A request that runs beside the test.

@@ -32,6 +32,7 @@ use tokio::time::{Instant, timeout};
 use super::write::{Said, WriteError};
 use super::{Asked, Cache, Target};
 use crate::oci::Digest;
+use crate::party::Party;
 use crate::upstream::Right;
 
 pub(super) use pace::Pace;
@@ -96,6 +97,8 @@ pub struct Opening<'a> {
     pub scope: Option<String>,
     /// Who begins it, where that is known.
     pub owner: Option<String>,
+    /// As who it counts where it is not.
+    pub party: Party,
 }
 
 /// How an upload began.
@@ -153,7 +156,7 @@ impl fmt::Debug for UploadId {
 impl Cache {
     /// Begins an upload upstream.
     pub async fn begin_upload(self: &Arc<Self>, target: &Target, opening: Opening<'_>) -> Result<Begun, WriteError> {
-        let (slot, ended) = self.uploads.reserve(target, opening.owner.as_deref())?;
+        let (slot, ended) = self.uploads.reserve(target, &opening)?;
         self.cancel_upstream(ended);
         let (mut session, begun) = (Session::new(), self.asking());
         let said = session.open(self, target, opening.query, opening.scope.as_deref()).await?;

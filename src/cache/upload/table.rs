@@ -12,8 +12,8 @@ use tokio::sync::{Mutex as SessionLock, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::UploadId;
 use super::session::{self, Session};
+use super::{Opening, UploadId};
 use crate::cache::write::WriteError;
 use crate::cache::{Cache, Target};
 use crate::upstream::{Location, Right};
@@ -83,8 +83,12 @@ pub(super) struct Leftover {
 
 impl Uploads {
     /// A place for one more upload of whoever begins it there, and what was ended for it.
-    pub(super) fn reserve(&self, target: &Target, owner: Option<&str>) -> Result<(Slot, Option<Leftover>), WriteError> {
-        let caller = caller(target, owner);
+    pub(super) fn reserve(
+        &self,
+        target: &Target,
+        opening: &Opening<'_>,
+    ) -> Result<(Slot, Option<Leftover>), WriteError> {
+        let caller = caller(target, opening);
         let full = match Slot::take(&self.counts, &caller) {
             Ok(slot) => return Ok((slot, None)),
             Err(full) => full,
@@ -293,18 +297,32 @@ impl Drop for Slot {
 }
 
 /// Whose uploads are counted together: those of callers that are told apart count apart.
-fn caller(target: &Target, owner: Option<&str>) -> String {
+fn caller(target: &Target, opening: &Opening<'_>) -> String {
+    let Opening { owner, party, .. } = opening;
     match (owner, &target.right) {
         (Some(owner), _) => format!("owner {owner}"),
         (None, Right::Client(lent)) => format!("principal {:02x?}", lent.principal().as_bytes()),
-        (None, Right::Shared) => "shared".to_owned(),
-        (None, Right::Anonymous) => "anonymous".to_owned(),
+        // Without a name, what is known is where it comes from.
+        (None, Right::Shared | Right::Anonymous) => format!("{party:?}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::party::Party;
+
+    #[test]
+    fn who_has_no_name_is_told_apart_by_where_it_comes_from() {
+        let target = crate::cache::tests::target();
+        let of = |owner: Option<&str>, address: u8| {
+            let party = Party::at([192, 0, 2, address].into());
+            caller(&target, &Opening { query: "", scope: None, owner: owner.map(str::to_owned), party })
+        };
+        assert_ne!(of(None, 1), of(None, 2));
+        assert_eq!(of(None, 1), of(None, 1));
+        assert_eq!(of(Some("user:me"), 1), of(Some("user:me"), 2), "a name is one, wherever it comes from");
+    }
 
     #[test]
     fn places_are_counted_by_caller_and_in_all() {

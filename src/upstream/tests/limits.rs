@@ -28,7 +28,7 @@ async fn places_are_shared_with_mirrors_and_change_while_they_run() {
     let registry = upstreams.get(&"a.example".parse().unwrap()).unwrap();
     let mirror = &registry.mirrors()[0];
     let go_on_by = |config: &Config| upstreams.take_over(upstreams.prepare(config).unwrap(), config);
-    let place = registry.place(Priority::Waiting, Some(1)).await;
+    let place = registry.errand(None).place(Priority::Waiting, Some(1)).await;
     assert_eq!((free(&registry), free(mirror)), (2, 2));
     go_on_by(&limited("max_connections = 5"));
     assert_eq!((free(&registry), free(mirror)), (4, 4));
@@ -48,7 +48,7 @@ async fn an_upstream_that_is_asked_as_before_goes_on_and_another_one_begins_anew
     go_on_by(&limited("max_connections = 3\nstall = \"5s\""));
     let second = upstreams.get(&name).unwrap();
     assert!(!Arc::ptr_eq(&first, &second), "what it asks by has changed");
-    let place = first.place(Priority::Waiting, Some(1)).await;
+    let place = first.errand(None).place(Priority::Waiting, Some(1)).await;
     assert_eq!(free(&second), 2, "what still runs by the one before counts");
     drop(place);
     assert!(upstreams.metrics.expose().contains("ocistern_upstream_up{endpoint=\"b.example\""));

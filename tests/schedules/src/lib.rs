@@ -5,7 +5,7 @@
 //! off, stalls, refuses ranges or is away ([`upstream`]), and a file that takes what comes when it likes, so much of it at a
 //! time, and may fail ([`store`]). Each run draws one schedule; a task that nobody wakes again is a deadlock, which ends the run.
 
-pub use ocistern::{config, metrics, oci, telemetry};
+pub use ocistern::{config, metrics, oci, party, telemetry};
 
 mod cache;
 mod store;

@@ -20,9 +20,10 @@ use tokio::time::Instant;
 pub use ocistern::upstream::{
     Class, ContentRange, Fault, Phase, ProtocolFault, RedirectFault, Right, TokenFault, UpstreamError,
 };
-pub(crate) use places::{Place, Priority};
+pub(crate) use places::{Errand, Interest, Place, Priority};
 
 use crate::oci::{Digest, RepoName, UpstreamName, Via};
+use crate::party::Party;
 use crate::steps;
 use places::Places;
 
@@ -180,8 +181,8 @@ impl Registry {
         &self.config
     }
 
-    pub(crate) async fn place(&self, priority: Priority, size: Option<u64>) -> Place {
-        self.places.place(priority, size).await
+    pub(crate) fn errand(&self, of: Option<Party>) -> Errand {
+        self.places.errand(of)
     }
 
     pub(crate) fn try_place(&self) -> Option<Place> {

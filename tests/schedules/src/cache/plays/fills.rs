@@ -33,9 +33,10 @@ use super::within;
 use crate::config::RangeFill;
 use crate::metrics::Metrics;
 use crate::oci::{Algorithm, Digest};
+use crate::party::Party;
 use crate::steps;
 use crate::store::{BlobWriter, ByteRanges, Disk};
-use crate::upstream::{FRAME, Priority, Registry, Right, Script};
+use crate::upstream::{Errand, FRAME, Interest, Priority, Registry, Right, Script};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -69,6 +70,7 @@ struct Stage {
 struct Fill {
     watcher: Watcher,
     demand: Arc<Demand>,
+    errand: Errand,
 }
 
 /// What a reader was given.
@@ -151,9 +153,10 @@ impl Stage {
         for _ in 0..self.play.rivals {
             let stage = Arc::clone(self);
             self.tasks.spawn(async move {
+                let errand = stage.registry.errand(Some(party()));
                 for _ in 0..3 {
                     steps(thread_rng().gen_range(0..60)).await;
-                    let place = stage.registry.place(Priority::Waiting, None).await;
+                    let place = errand.place(Priority::Waiting, None).await;
                     steps(thread_rng().gen_range(0..20)).await;
                     drop(place);
                 }
@@ -192,7 +195,7 @@ impl Stage {
             }
             let whole = from == 0 && end.is_none_or(|end| end == length);
             let wanted = if whole { Part::Whole } else { Part::From(from, end.filter(|end| *end < length)) };
-            let fill = self.join(begins_with(wanted, range_fill, waits));
+            let (fill, _interest) = self.join(begins_with(wanted, range_fill, waits), party());
             let mut watcher = fill.watcher.clone();
             steps(reader.proves).await;
             let view = match watcher.head().await {
@@ -263,18 +266,19 @@ impl Stage {
 
     // --- a fill, as `Cache::fill` and `FillTask` are one ---
 
-    fn join(self: &Arc<Self>, first: Part) -> Fill {
+    fn join(self: &Arc<Self>, first: Part, party: Party) -> (Fill, Interest) {
         let mut running = self.running.lock();
         if let Some(fill) = running.as_ref().filter(|fill| !fill.watcher.has_failed() && !fill.demand.is_shut()) {
-            return fill.clone();
+            return (fill.clone(), fill.errand.join(party));
         }
         let (reporter, watcher) = channel();
-        let fill = Fill { watcher, demand: Arc::default() };
+        let fill = Fill { watcher, demand: Arc::default(), errand: self.registry.errand(None) };
+        let interest = fill.errand.join(party);
         *running = Some(fill.clone());
         drop(running);
-        let (stage, demand) = (Arc::clone(self), Arc::clone(&fill.demand));
+        let (stage, demand, errand) = (Arc::clone(self), Arc::clone(&fill.demand), fill.errand.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = stage.fill(&reporter, &demand, first).await {
+            if let Err(error) = stage.fill(&reporter, (&demand, errand), first).await {
                 reporter.failed(error);
             }
             let mut running = stage.running.lock();
@@ -282,10 +286,15 @@ impl Stage {
                 *running = None;
             }
         });
-        fill
+        (fill, interest)
     }
 
-    async fn fill(self: &Arc<Self>, reporter: &Reporter, demand: &Arc<Demand>, first: Part) -> Result<(), CacheError> {
+    async fn fill(
+        self: &Arc<Self>,
+        reporter: &Reporter,
+        (demand, errand): (&Arc<Demand>, Errand),
+        first: Part,
+    ) -> Result<(), CacheError> {
         if self.is_published.load(Ordering::SeqCst) {
             return Err(CacheError::Arrived(Box::new(digest())));
         }
@@ -293,7 +302,7 @@ impl Stage {
         let (present, met) = (self.disk.present(), &self.play.met);
         self.fills.fetch_add(1, Ordering::SeqCst);
         let is_left = present.total() > 0;
-        let supply = self.supply();
+        let supply = self.supply(errand);
         let first = if is_left { missing_first(first, &present, self.play.length) } else { first };
         let download = Download::begin(Arc::clone(&supply), first, Instant::now() + ANSWER_WITHIN).await?;
         let mut writer = BlobWriter::new(&self.disk, Arc::clone(&taken.ends));
@@ -336,14 +345,14 @@ impl Stage {
         }
     }
 
-    fn supply(&self) -> Arc<Supply> {
+    fn supply(&self, errand: Errand) -> Arc<Supply> {
         let target = Target {
             upstream: self.registry.name().clone(),
             repo: "app".parse().expect("a name"),
             right: Right::Anonymous,
         };
         let metrics = METRICS.with(Metrics::clone);
-        let origin = Origin { registry: Arc::clone(&self.registry), target, digest: digest(), metrics };
+        let origin = Origin { registry: Arc::clone(&self.registry), target, digest: digest(), errand, metrics };
         Supply::new(origin, Endpoints::alone(&self.registry), Mark::default(), None)
     }
 
@@ -429,6 +438,11 @@ impl Drop for Taken {
         *self.stage.taken.lock() = None;
         self.stage.given_back.notify_waiters();
     }
+}
+
+/// One of two clients.
+fn party() -> Party {
+    Party::at([192, 0, 2, thread_rng().gen_range(1..=2)].into())
 }
 
 fn digest() -> Digest {
