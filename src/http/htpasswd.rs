@@ -351,7 +351,11 @@ mod tests {
             ("me", "pw\0", false),
             ("me", &"x".repeat(5000), false),
         ] {
-            assert_eq!(file.check(&seal, (name, password), here()).await.unwrap().is_some(), expected, "{name} {password}");
+            assert_eq!(
+                file.check(&seal, (name, password), here()).await.unwrap().is_some(),
+                expected,
+                "{name} {password}"
+            );
         }
     }
 
@@ -374,6 +378,29 @@ mod tests {
         tokio::time::advance(REMEMBERED).await;
         let error = file.check(&seal, ("me", "new"), here()).await.unwrap_err();
         assert!(error.to_string().contains("htpasswd"), "nobody is let in without the file: {error}");
+    }
+
+    #[tokio::test]
+    async fn who_tries_out_passwords_does_not_hold_up_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("htpasswd");
+        fs::write(&path, line("me", "pw")).unwrap();
+        let (file, seal) = (Htpasswd::new(path), Seal::new(&[1; 32]));
+        let stranger = Party::at([192, 0, 2, 1].into());
+        let guesses: Vec<_> = (0..500).map(|number| number.to_string()).collect();
+        let mut guessing: FuturesUnordered<_> =
+            guesses.iter().map(|guess| file.check(&seal, ("me", guess), stranger)).collect();
+        assert!(guessing.next().now_or_never().is_none(), "all of them wait");
+        let mut checking = Box::pin(file.check(&seal, ("me", "pw"), here()));
+        let mut before = 0;
+        let right = loop {
+            tokio::select! {
+                biased;
+                right = &mut checking => break right.unwrap(),
+                guess = guessing.next() => before += usize::from(guess.unwrap().unwrap().is_none()),
+            }
+        };
+        assert!(right.is_some() && before < guesses.len() / 2, "{before} guesses were looked at before");
     }
 
     /// Longer than the file is left alone, and shorter than docs/operations.md promises.
@@ -426,7 +453,7 @@ mod tests {
         file.renew();
         file.remember(&before, name, right);
         assert!(file.recall(&name).is_none());
-        assert!(file.check(&seal, "me", "pw").await.unwrap().is_none());
+        assert!(file.check(&seal, ("me", "pw"), here()).await.unwrap().is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -436,7 +463,7 @@ mod tests {
         let (me, other) = (line("me", "pw"), line("other", "pw"));
         fs::write(&path, me.clone() + &other).unwrap();
         let (file, seal) = (Htpasswd::new(path.clone()), Seal::new(&[1; 32]));
-        let mine = file.check(&seal, "me", "pw").await.unwrap().unwrap();
+        let mine = file.check(&seal, ("me", "pw"), here()).await.unwrap().unwrap();
         assert!(!file.has(&seal, "other", mine).await.unwrap());
         // Another line above it changes nothing.
         fs::write(&path, other + &me).unwrap();
