@@ -389,10 +389,17 @@ async fn the_group_is_synced_while_content_expires() {
             assert!(turns.next().is_some(), "it never expires");
             tokio::task::yield_now().await;
         }
-        let (up, repo): Names = ("docker.io".parse().unwrap(), "app".parse().unwrap());
-        store.set_access(&up, &repo, Access::Public).await.unwrap();
-        let path = layout::access(&up, &repo);
-        assert!(store.0.group.waits_for(&path));
+        // A sync that is just due may take it at once: then it is another one that is seen to wait.
+        let mut names = 0..1000_u32;
+        let path = loop {
+            let number = names.next().expect("none was seen to wait");
+            let (up, repo): Names = ("docker.io".parse().unwrap(), format!("app{number}").parse().unwrap());
+            store.set_access(&up, &repo, Access::Public).await.unwrap();
+            let path = layout::access(&up, &repo);
+            if store.0.group.waits_for(&path) {
+                break path;
+            }
+        };
         let mut turns = 0..1_000_000_u32;
         while store.0.group.waits_for(&path) {
             assert!(turns.next().is_some(), "the sync waits for the removal");
