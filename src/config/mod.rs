@@ -39,7 +39,7 @@ pub use self::error::{ConfigError, Fault, Problem};
 pub use self::fills::{Abandon, RangeFill, UnverifiedRanges};
 pub use self::flags::Flags;
 pub use self::images::{ImagePattern, InvalidPattern};
-pub use self::parse::{duration, size};
+pub use self::parse::{duration, show_duration, size};
 pub use self::passed::is_passed_file;
 pub use self::pin::{Pin, PinError, Pinned};
 pub use self::place::KeyPath;

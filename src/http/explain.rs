@@ -20,6 +20,9 @@ use crate::upstream::{Class, Fault, Right, UpstreamError};
 
 /// When to ask again for what upstream alone may answer, and could not.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// What messages say, by which advice tells causes apart that share a code (`admin/errors.rs`).
+pub(super) const NO_UPSTREAM: &str = "ocistern has no upstream";
+pub(super) const SEALED: &str = "is sealed by ocistern's configuration";
 
 // === impl Visit ===
 
@@ -299,5 +302,12 @@ mod tests {
             "ocistern cannot reach upstream docker.io: refused; pulls that the store may answer without it still work"
         );
         assert_eq!(of(Fault::Sealed).status, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn what_advice_goes_by_is_said() {
+        assert!(of(Fault::Sealed).message.contains(SEALED));
+        let nowhere = explain(CacheError::NoUpstream("docker.io".parse().unwrap()), Kind::Manifest);
+        assert!(nowhere.message.contains(NO_UPSTREAM));
     }
 }

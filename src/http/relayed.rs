@@ -12,6 +12,8 @@ use crate::metrics::{Kind, Outcome, Source};
 use crate::oci::{ErrorBody, ErrorCode, UpstreamName, Via};
 use crate::upstream::{Fault, Right};
 
+/// What the message says, by which advice tells it from a registry's 429 (`admin/errors.rs`).
+pub(super) const BEGUN_UPLOADS: &str = "uploads that have begun and not ended";
 /// Fields of upstream's answers that are passed on. All others may hold addresses or secrets of upstream's.
 const CHOSEN: [HeaderName; 11] = [
     HeaderName::from_static("docker-upload-uuid"),
@@ -128,7 +130,7 @@ impl Visit<'_> {
                 StatusCode::TOO_MANY_REQUESTS,
                 ErrorCode::TooManyRequests,
                 format!(
-                    "{} {limit} uploads that have begun and not ended, as many as ocistern takes; end some, or try again \
+                    "{} {limit} {BEGUN_UPLOADS}, as many as ocistern takes; end some, or try again \
                      later",
                     if *of_caller { "you have" } else { "all callers together have" }
                 ),

@@ -221,7 +221,7 @@ mod tests {
         let error = RouteError::UnknownUpstream { host: "a\"b\r\nc.d".into(), table: "x".into() };
         let body = text(Failure::from(error).into_response()).await;
         let parsed: ErrorBody = serde_json::from_str(&body).unwrap();
-        assert!(parsed.errors.first().unwrap().message.contains("ocistern has no upstream"));
+        assert!(parsed.errors.first().unwrap().message.contains(super::super::explain::NO_UPSTREAM));
     }
 
     #[test]

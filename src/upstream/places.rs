@@ -477,7 +477,7 @@ impl Countdown {
     }
 
     fn is_over(&self) -> bool {
-        self.0 + 1 >= SHARE
+        self.0 >= SHARE - 1
     }
 }
 

@@ -12,24 +12,15 @@
 //! lies beside the same file.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
-use serde::{Deserialize, Serialize};
 
 use super::SetupError;
-use crate::cli::clients::folder::{Folder, beside};
+use super::record::{Before, Record, Spotted, VERSION, WRITTEN, digest, recorded};
+use crate::cli::clients::folder::Folder;
 use crate::cli::clients::{FileError, Place, Spot, Tree};
-use crate::oci::{Algorithm, Digest};
 
-/// Version of the record beside a file.
-const VERSION: u32 = 1;
-const BACKUP: &str = ".ocistern-backup";
-const RECORD: &str = ".ocistern-setup";
-/// So many contents of ours are recognised: the one that is there, and the one that is about to be.
-const WRITTEN: usize = 2;
 /// How deep below a client's directory its files lie (`certs.d/HOST/hosts.toml`), and one more.
 const DEPTH: usize = 4;
 
@@ -88,26 +79,6 @@ pub(super) enum Undone {
     Removed,
 }
 
-/// What is known of a file that was written.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Record {
-    version: u32,
-    client: String,
-    /// Name of the backup, which is one of this file; none: there was no file.
-    before: Option<String>,
-    /// Digest of what was there before; none also in records of earlier versions.
-    #[serde(default)]
-    kept: Option<Digest>,
-    /// Digests of what was written, the newest last.
-    written: Vec<Digest>,
-    /// Somebody has edited the file, and then ocistern changed it again: it is a mixture.
-    #[serde(default)]
-    edited: bool,
-    /// Directories that were made for it, outermost first, as clients see them.
-    #[serde(default)]
-    directories: Vec<PathBuf>,
-}
-
 /// What was written and not put back yet.
 #[derive(Debug)]
 pub(super) struct Search<'a> {
@@ -130,24 +101,6 @@ enum Way {
     /// From a client's own.
     Straight,
     ByLink,
-}
-
-/// What was there before the first change.
-#[derive(Debug, PartialEq, Eq)]
-enum Before {
-    /// No file.
-    Nothing,
-    /// This.
-    Text(String),
-    /// It is there again, and its backup is not: putting back was cut off, and has nothing left to do but to remove the record.
-    Back,
-}
-
-/// A file by its name in a directory, with what lies beside it.
-#[derive(Debug, Clone, Copy)]
-struct Spotted<'a> {
-    folder: &'a Folder,
-    name: &'a OsStr,
 }
 
 // === impl Disk ===
@@ -419,149 +372,14 @@ impl<'a> Search<'a> {
     }
 }
 
-// === impl Spotted ===
-
-impl<'a> Spotted<'a> {
-    /// None: not even its directory is there.
-    fn of(place: &'a Place) -> Option<Self> {
-        place.inside().map(|(folder, name)| Self { folder, name })
-    }
-
-    fn read(&self) -> Result<Option<String>, SetupError> {
-        Ok(self.folder.read(self.name)?)
-    }
-
-    fn replace(&self, text: &str) -> Result<(), SetupError> {
-        Ok(self.folder.replace(self.name, text.as_bytes(), None)?)
-    }
-
-    /// The path of what lies beside it, for people.
-    fn at(&self, name: &OsStr) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn record_name(&self) -> OsString {
-        beside(self.name, ".", RECORD)
-    }
-
-    fn record(&self) -> Result<Option<Record>, SetupError> {
-        let name = self.record_name();
-        let Some(text) = self.folder.read(&name)? else { return Ok(None) };
-        let unknown = |why: String| SetupError::Record { path: self.at(&name), why };
-        let record: Record = serde_json::from_str(&text).map_err(|error| unknown(error.to_string()))?;
-        if record.version != VERSION {
-            return Err(unknown(format!("it is of version {}", record.version)));
-        }
-        match record.before.as_deref().filter(|before| !self.is_backup(before.as_ref())) {
-            Some(before) => Err(unknown(format!("{before:?} is no backup of this file"))),
-            None => Ok(Some(record)),
-        }
-    }
-
-    fn put(&self, record: &Record) -> Result<(), SetupError> {
-        let name = self.record_name();
-        let text = serde_json::to_vec(record).map_err(|error| FileError::write(&self.at(&name), error))?;
-        Ok(self.folder.replace(&name, &text, None)?)
-    }
-
-    /// It was edited, so it is not put back.
-    fn edited(&self, record: &Record) -> SetupError {
-        SetupError::Edited {
-            path: self.at(self.name),
-            backup: record.before.as_ref().map(|name| self.at(name.as_ref())),
-            record: self.at(&self.record_name()),
-        }
-    }
-
-    /// Whether a backup of this file may have this name.
-    fn is_backup(&self, name: &OsStr) -> bool {
-        let name = name.as_encoded_bytes().strip_prefix(self.name.as_encoded_bytes());
-        let number = name.and_then(|name| name.strip_prefix(BACKUP.as_bytes()));
-        number.is_some_and(|number| match number.strip_prefix(b"-") {
-            None => number.is_empty(),
-            Some(digits) => !digits.is_empty() && digits.iter().all(u8::is_ascii_digit),
-        })
-    }
-
-    /// A second name for it, under which it stays when another takes its place.
-    fn keep(&self) -> Result<OsString, SetupError> {
-        for number in 1_u32.. {
-            let suffix = if number == 1 { BACKUP.to_owned() } else { format!("{BACKUP}-{number}") };
-            let backup = beside(self.name, "", &suffix);
-            // One that is there is somebody's: it is not ours to overwrite.
-            if self.folder.keep(self.name, &backup)? {
-                return Ok(backup);
-            }
-        }
-        Err(FileError::write(&self.at(self.name), rustix::io::Errno::EXIST).into())
-    }
-
-    /// What was there before; `now` is what is there now.
-    fn before(&self, record: &Record, now: Option<&str>) -> Result<Before, SetupError> {
-        let Some(name) = &record.before else { return Ok(Before::Nothing) };
-        match self.folder.read(name.as_ref())? {
-            Some(text) => Ok(Before::Text(text)),
-            None if record.is_back(now) => Ok(Before::Back),
-            None => Err(SetupError::Gone {
-                path: self.at(self.name),
-                backup: self.at(name.as_ref()),
-                record: self.at(&self.record_name()),
-            }),
-        }
-    }
-}
-
-// === impl Before ===
-
-impl Before {
-    /// Whether this is what was there before.
-    fn is(&self, now: Option<&str>) -> bool {
-        match self {
-            Self::Nothing => now.is_none(),
-            Self::Text(text) => now == Some(text),
-            Self::Back => true,
-        }
-    }
-}
-
-// === impl Record ===
-
-impl Record {
-    /// Whether this is what was written.
-    fn is_ours(&self, now: Option<&str>) -> bool {
-        !self.edited && now.is_some_and(|text| self.has_written(text))
-    }
-
-    /// Whether this was written, perhaps with edits in it.
-    fn has_written(&self, text: &str) -> bool {
-        self.written.contains(&digest(text))
-    }
-
-    /// Whether this is what was there before, as far as that is known without its backup.
-    fn is_back(&self, now: Option<&str>) -> bool {
-        now.map(digest).is_some_and(|now| match &self.kept {
-            Some(kept) => now == *kept,
-            None => !self.written.contains(&now),
-        })
-    }
-}
-
-fn digest(text: &str) -> Digest {
-    Digest::of(Algorithm::Sha256, text.as_bytes())
-}
-
-/// Of which file this is the record.
-fn recorded(name: &OsStr) -> Option<&OsStr> {
-    let name = name.as_encoded_bytes().strip_prefix(b".")?.strip_suffix(RECORD.as_bytes())?;
-    (!name.is_empty()).then(|| OsStr::from_bytes(name))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
+    use super::super::record::{BACKUP, RECORD};
     use super::*;
+    use crate::cli::clients::folder::beside;
 
     fn image() -> (tempfile::TempDir, Disk) {
         let root = tempfile::tempdir().unwrap();

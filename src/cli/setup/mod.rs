@@ -16,6 +16,7 @@ mod k3s;
 mod kaniko;
 mod oras;
 mod plan;
+mod record;
 mod secrets;
 mod tables;
 #[cfg(test)]

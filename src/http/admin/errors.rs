@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::timestamp;
+use crate::http::explain::{NO_UPSTREAM, SEALED};
+use crate::http::relayed::BEGUN_UPLOADS;
 use crate::troubles::{Folded, Met, Troubles};
 use crate::upstream::NoTls;
 
@@ -105,17 +107,17 @@ fn of_answer(folded: &Folded) -> &'static str {
         "BROKEN_OFF" => {
             "nothing, if it is rare: clients ask again. Otherwise the cause in the message says what to look at"
         }
-        "TOOMANYREQUESTS" if says("uploads that have begun") => {
+        "TOOMANYREQUESTS" if says(BEGUN_UPLOADS) => {
             "the client has to end its uploads, or to wait until those that were given up end by themselves"
         }
         "TOOMANYREQUESTS" => LIMITED,
-        "NAME_UNKNOWN" if folded.upstream.is_none() || says("ocistern has no upstream") => {
+        "NAME_UNKNOWN" if folded.upstream.is_none() || says(NO_UPSTREAM) => {
             "the name means no registry of the configuration: add the table that the message names, or ask for one that is there"
         }
         "BLOB_UNKNOWN" if is_ours => {
             "what the disk gave was wrong, and it is fetched anew when it is asked for: look at the disk (dmesg, smartctl), and run `ocistern verify`"
         }
-        "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "NAME_UNKNOWN" if says("is sealed by") => {
+        "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "NAME_UNKNOWN" if says(SEALED) => {
             "the configuration forbids to ask this upstream (`sealed`): only what was pulled before is there"
         }
         "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "NAME_UNKNOWN" => {
@@ -182,13 +184,10 @@ mod tests {
             (answer(Unsupported, 405, "ocistern is configured not to write to up (push = \"off\")"), "`push`"),
             (answer(Unsupported, 400, "the Host field is no host"), "address that it was given"),
             (nowhere("ocistern has no upstream for \"x.y\"; add a table"), "add the table"),
-            (answer(NameUnknown, 404, "ocistern has no upstream named up; add a table"), "add the table"),
+            (answer(NameUnknown, 404, &format!("{NO_UPSTREAM} named up; add a table")), "add the table"),
             (answer(NameUnknown, 404, "upstream up does not have it"), "check the name"),
-            (answer(ManifestUnknown, 404, "upstream up is sealed by ocistern's configuration"), "`sealed`"),
-            (
-                answer(ErrorCode::TooManyRequests, 429, "you have 9 uploads that have begun and not ended"),
-                "its uploads",
-            ),
+            (answer(ManifestUnknown, 404, &format!("upstream up {SEALED}")), "`sealed`"),
+            (answer(ErrorCode::TooManyRequests, 429, &format!("you have 9 {BEGUN_UPLOADS}")), "its uploads"),
             (answer(BlobUnknown, 502, "the stored copy was damaged"), "smartctl"),
             (answer(DigestInvalid, 400, "no digest"), "address that it was given"),
             (answer(DigestInvalid, 502, "upstream up sent content that is not x"), "no registry's answer"),

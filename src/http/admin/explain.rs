@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::super::respond::Failure;
 use super::api::{bad, failed};
-use super::human::{bytes, written};
+use super::human::bytes;
 use super::upstreams::UpstreamReport;
 use crate::cache::{FillReport, is_fresh};
 use crate::clock::timestamp;
-use crate::config::{Config, TagPolicy, Upstream};
+use crate::config::{Config, TagPolicy, Upstream, show_duration};
 use crate::oci::{Digest, Reference, RepoName, UpstreamName};
 use crate::store::{Access, Departed, PartKind, Store, Stored};
 use crate::upstream::HealthState;
@@ -247,7 +247,7 @@ fn sentences(
         said.push(format!(
             "The repository is private: a caller gets what is stored once {up} has said that this caller may read it \
              (remembered for access_ttl, {}).",
-            written(upstream.access_ttl)
+            show_duration(upstream.access_ttl)
         ));
     }
     for pin in &stored.pins {
@@ -340,9 +340,11 @@ fn of_tag(up: &UpstreamName, tag: &TagReport, policy: TagPolicy, now: Timestamp)
         (TagPolicy::Immutable, _) => "it is never asked again (tags = \"immutable\")".to_owned(),
         (TagPolicy::Always, _) => "it is asked at each pull (tags = \"always\")".to_owned(),
         (TagPolicy::For(time), Some(at)) => {
-            format!("it is asked again {} (tags = \"{}\")", until(at, now), written(time))
+            format!("it is asked again {} (tags = \"{}\")", until(at, now), show_duration(time))
         }
-        (TagPolicy::For(time), None) => format!("it is asked again at the next pull (tags = \"{}\")", written(time)),
+        (TagPolicy::For(time), None) => {
+            format!("it is asked again at the next pull (tags = \"{}\")", show_duration(time))
+        }
     };
     Some(format!("{checked}; {then}."))
 }

@@ -1,10 +1,4 @@
-//! Figures as people read them: bytes, and times as the configuration writes them.
-
-use std::fmt::Write as _;
-use std::time::Duration;
-
-/// Units of a time, the largest first, with how many milliseconds they are.
-const TIMES: [(&str, u128); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+//! Figures as people read them.
 
 /// A number of bytes as people read it: three figures at least, four at most.
 #[must_use]
@@ -26,19 +20,6 @@ pub fn bytes(bytes: u64) -> String {
     if tenths >= 1000 { format!("{} {unit}", tenths / 10) } else { format!("{}.{} {unit}", tenths / 10, tenths % 10) }
 }
 
-/// A time as somebody writes it in the configuration: `5m`, `1h30m`.
-pub(super) fn written(time: Duration) -> String {
-    let mut rest = time.as_millis();
-    let mut text = String::new();
-    for (name, factor) in TIMES {
-        if rest >= factor {
-            let _ = write!(text, "{}{name}", rest / factor);
-            rest %= factor;
-        }
-    }
-    if text.is_empty() { "0s".to_owned() } else { text }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,13 +38,6 @@ mod tests {
             (u64::MAX, "16383 PiB"),
         ] {
             assert_eq!(bytes(number), text);
-        }
-    }
-
-    #[test]
-    fn times() {
-        for (millis, text) in [(0, "0s"), (500, "500ms"), (300_000, "5m"), (5_400_000, "1h30m"), (90_000_000, "1d1h")] {
-            assert_eq!(written(Duration::from_millis(millis)), text);
         }
     }
 }

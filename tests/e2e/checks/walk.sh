@@ -65,9 +65,8 @@ walk_boot() {
     tar --numeric-owner -C "$ROOT" -xf "$(walk_archive)"
     mkdir -p "$ROOT/etc/docker"
     printf '%s\n' "$WALK_DAEMON_JSON" >"$ROOT/etc/docker/daemon.json"
-    cp "$WORK/bin/ocistern.deb" "$ROOT/root/ocistern_0.1.0-1_amd64.deb"
-    # Docker and containerd mount, in directories of their own.
-    boot_machine --capability=all --bind=/dev/fuse
+    cp "$WORK/bin/ocistern.deb" "$ROOT/root/ocistern_e2e.deb"
+    boot_machine --capability=all
     wait_for 60 is_active docker.service
     wait_for 60 is_active containerd.service
 }
@@ -81,18 +80,23 @@ walk_lines() {
 }
 
 walk_commands() {
-    local line began=$EPOCHREALTIME lines
+    local line began=$EPOCHREALTIME lines received=
     mapfile -t lines < <(walk_lines)
     ((${#lines[@]} >= 6))
     for line in "${lines[@]}"; do
         printf '$ %s\n' "$line"
         walk_line "$line"
-        [[ $line != *"apt install"* ]] || walk_upstreams
+        case $line in
+            *"apt install"*) walk_upstreams ;;
+            # One download, for whoever comes first.
+            *pull*) : "${received:=$(metric ocistern_upstream_received_bytes_total)}" ;;
+        esac
     done
     awk -v a="$began" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f s altogether\n", b - a }'
     walk_pulled
-    # One download, for whoever came first.
-    grep -F 'library/debian' <<<"$(machine ocistern ls)"
+    same "bytes from upstream after the first pull" "$received" "$(metric ocistern_upstream_received_bytes_total)"
+    ((received > 0))
+    machine ocistern ls | seen -F library/debian
 }
 
 # There is a terminal for none of them.
