@@ -102,11 +102,30 @@ chart_mistakes() {
 # container FILE FILTER: of ocistern itself.
 container() { as_json "$1" | jq -r "select(.kind == \"Deployment\" or .kind == \"DaemonSet\") | .spec.template.spec.containers[0] | $2"; }
 
+# secrets FILE: what a cluster would mount of the chart's secrets, at their places; /etc is the lane's own.
+secrets() {
+    local place
+    while read -r place; do
+        mkdir -p "$place"
+        case ${place##*/} in
+            tls)
+                openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=images' \
+                    -keyout "$place/tls.key" -out "$place/tls.crt" 2>/dev/null
+                ;;
+            users) htpasswd -nbB user password >"$place/htpasswd" ;;
+            registry) echo '{"auths":{}}' >"$place/.dockerconfigjson" ;;
+            admin) echo secret >"$place/token" ;;
+            *) die "deploy: what is mounted at $place?" ;;
+        esac
+    done < <(container "$1" '.volumeMounts[] | select(.mountPath | test("^/etc/ocistern/(secrets/|admin$)")) | .mountPath')
+}
+
 # The program reads the configuration as it would in the pod.
 chart_configuration() {
     local values shown
     for values in "$CHART"/ci/*-values.yaml; do
         render "$values" >"$DEPLOY/rendered.yaml"
+        secrets "$DEPLOY/rendered.yaml"
         as_json "$DEPLOY/rendered.yaml" | jq -r 'select(.kind == "ConfigMap") | .data["config.toml"]' >"$DEPLOY/config.toml"
         container "$DEPLOY/rendered.yaml" '.env[] | select(.name != "OCISTERN_CONFIG") | "\(.name)=\(.value)"' >"$DEPLOY/env"
         mapfile -t variables <"$DEPLOY/env"
