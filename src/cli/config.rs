@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::named::{self, Unusable};
 use super::table::bytes;
-use crate::config::{Address, Capacity, Config, ConfigError, Flags, Listener, PushBy};
+use crate::config::{Capacity, Config, ConfigError, Flags};
 use crate::store::room;
 
 /// What `check` has found to be wrong.
@@ -31,7 +31,7 @@ pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
         return Err(Mistake::Files(unusable));
     }
     let mut warnings = named::unreadable(&config);
-    warnings.extend(useless(&config).into_iter().map(|(found, advice)| format!("{found}; {advice}")));
+    warnings.extend(config.doubts(variables()).iter().map(ToString::to_string));
     let verdict = if warnings.is_empty() { "no problem found" } else { "can be used, with warnings" };
     let mut text = match &config.source {
         Some(file) => format!("{}: {verdict}\n", file.display()),
@@ -73,30 +73,9 @@ fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
     Config::load(&flags, |name| std::env::var(name).ok())
 }
 
-/// What is allowed and lets nobody in: what it is, and what to do.
-pub(super) fn useless(config: &Config) -> Vec<(String, &'static str)> {
-    let knows_callers = |listener: &Listener| {
-        listener.htpasswd.is_some() || listener.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
-    };
-    let mut warnings = Vec::new();
-    for (name, upstream) in &config.upstreams {
-        if upstream.push == PushBy::Shared && !config.listeners.iter().any(knows_callers) {
-            let found = format!(
-                "upstream.\"{name}\".push: \"shared\" is for users of a listener's htpasswd file and clients with a \
-                 certificate, and no listener has htpasswd or tls.client_ca: nobody can push"
-            );
-            warnings.push((found, "give a listener one of them, or say push = \"client\""));
-        }
-    }
-    for (index, listener) in config.listeners.iter().enumerate() {
-        let is_public = matches!(listener.address, Address::Tcp(address) if !address.ip().is_loopback());
-        if is_public && listener.htpasswd.is_some() && listener.tls.is_none() && !listener.allow_plain_credentials {
-            let found =
-                format!("listener[{index}].htpasswd: no password is taken over plain HTTP from another machine");
-            warnings.push((found, "set tls, or allow_plain_credentials = true where the network is closed"));
-        }
-    }
-    warnings
+/// The names of all variables of the environment.
+pub(super) fn variables() -> impl Iterator<Item = String> {
+    std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())
 }
 
 #[cfg(test)]
@@ -126,7 +105,7 @@ mod tests {
         assert!(!said.contains("nobody can push"), "{said}");
         std::fs::write(&file, text.replace("htpasswd = \"users\"\n", "")).unwrap();
         let said = check(Some(&file)).unwrap();
-        assert!(said.contains("warning: upstream.\"a.example\".push: ") && said.contains("nobody can push"), "{said}");
+        assert!(said.contains(":5: upstream.\"a.example\".push: ") && said.contains("nobody can push"), "{said}");
     }
 
     #[test]
@@ -142,7 +121,11 @@ mod tests {
             text.lines().collect::<Vec<_>>(),
             [
                 format!("{}: can be used, with warnings", file.display()),
-                format!("warning: {key}: {}: No such file or directory (os error 2)", secret.display()),
+                format!(
+                    "warning: {}:2: {key}: {}: No such file or directory (os error 2)",
+                    file.display(),
+                    secret.display()
+                ),
             ]
         );
         std::fs::write(secret, "hunter2").unwrap();
@@ -181,7 +164,7 @@ mod tests {
     fn a_file_that_only_the_service_has_is_no_mistake() {
         let (_directory, file) = written("[upstream.\"a.example\"]\nca = \"credential:ocistern-test-ca\"");
         let text = check(Some(&file)).unwrap();
-        assert!(text.contains("warning: upstream.\"a.example\".ca: /"), "{text}");
+        assert!(text.contains(&format!("warning: {}:2: upstream.\"a.example\".ca: /", file.display())), "{text}");
     }
 
     #[test]

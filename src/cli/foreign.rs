@@ -27,6 +27,14 @@ pub(super) async fn advice(root: &Path, by_root: bool, arguments: &[String]) -> 
     }
 }
 
+/// The command line to type instead of this process's own where root is let in.
+pub(super) fn by_root(arguments: &[String]) -> String {
+    let line: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
+    format!("sudo {}", line.join(" "))
+}
+
+// === impl Foreign ===
+
 impl Foreign {
     async fn find(root: &Path) -> std::io::Result<Self> {
         let metadata = tokio::fs::metadata(root).await?;
@@ -111,6 +119,11 @@ mod tests {
         }
         let words = line(&["ocistern", "ls", "--root", "/other"]);
         assert!(foreign(None, None).advice(true, &words).ends_with("ocistern ls --root /other`"), "not twice");
+    }
+
+    #[test]
+    fn root_types_the_same() {
+        assert_eq!(by_root(&line(&["ocistern", "rm", "ghcr.io/**"])), "sudo ocistern rm 'ghcr.io/**'");
     }
 
     #[test]

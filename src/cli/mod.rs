@@ -35,7 +35,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::Flags;
 
@@ -46,7 +46,7 @@ const USAGE: u8 = 64;
 
 /// A local caching proxy for container registries
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true, after_help = pages::help(pages::TOP))]
+#[command(version, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,7 +55,6 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve registry clients
-    #[command(after_help = pages::help(pages::SERVE))]
     Serve(Flags),
     /// Look at the configuration
     #[command(subcommand)]
@@ -110,7 +109,8 @@ struct ConfigFile {
 
 /// Runs the program with the arguments and the environment of the process.
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let command = pages::below_flags(Cli::command(), "ocistern");
+    let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are such errors too, for standard output and without a fault.
@@ -168,8 +168,6 @@ fn complain(code: u8, error: impl Display) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

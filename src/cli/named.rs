@@ -85,7 +85,8 @@ pub(super) fn unreadable(config: &Config) -> Vec<String> {
             && let Err(error) = File::open(&file)
         {
             let by_whom = if error.kind() == io::ErrorKind::PermissionDenied { " as this user" } else { "" };
-            told.push(format!("{key}: {}: {error}{by_whom}", file.display()));
+            let place = config.place_of(&key).map(|place| format!("{place}: ")).unwrap_or_default();
+            told.push(format!("{place}{key}: {}: {error}{by_whom}", file.display()));
         }
     }
     told

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use clap::Command;
+
 /// A section of a page.
 #[derive(Debug)]
 pub(super) struct Section {
@@ -35,52 +37,242 @@ const EXIT_STATUS: Section = Section {
     ],
 };
 
-/// Of the program itself.
-pub(super) const TOP: &[Section] = &[
-    FILES,
-    EXIT_STATUS,
-    Section {
-        title: "EXAMPLES",
-        entries: &[
-            ("ocistern serve", "Serves clients of this machine on port 5000."),
-            ("ocistern setup --all --write", "Points the clients that are installed here at it."),
-            ("ocistern status --watch", "Shows what it does and saves."),
-            ("ocistern doctor", "Looks for what is wrong, and says what to do."),
-        ],
-    },
-];
+/// What is there of most commands.
+const fn status(entries: &'static [(&'static str, &'static str)]) -> Section {
+    Section { title: "EXIT STATUS", entries }
+}
 
-/// Of `serve`.
-pub(super) const SERVE: &[Section] = &[
-    FILES,
-    Section {
-        title: "SIGNALS",
-        entries: &[
-            ("TERM, INT", "Ends it, when running answers have ended or limits.drain has passed."),
-            ("HUP", "Reads the configuration again; one with mistakes changes nothing."),
+const fn examples(entries: &'static [(&'static str, &'static str)]) -> Section {
+    Section { title: "EXAMPLES", entries }
+}
+
+const MISTAKE: (&str, &str) = ("64", "A mistake in the command line or the configuration.");
+/// Of commands that ask the daemon, or a stopped daemon's store.
+const DONE_OR_NOT: Section = status(&[
+    ("0", "Done."),
+    (
+        "1",
+        "Failed: there is no store there, somebody else has it, or the daemon cannot do it. Nothing is done by halves.",
+    ),
+    MISTAKE,
+]);
+
+/// The sections of each page, by the name that it has: `ocistern`, `ocistern-serve`, ….
+const PAGES: &[(&str, &[Section])] = &[
+    (
+        "ocistern",
+        &[
+            FILES,
+            EXIT_STATUS,
+            examples(&[
+                ("ocistern serve", "Serves clients of this machine on port 5000."),
+                ("ocistern setup --all --write", "Points the clients that are installed here at it."),
+                ("ocistern status --watch", "Shows what it does and saves."),
+                ("ocistern doctor", "Looks for what is wrong, and says what to do."),
+            ]),
         ],
-    },
-    EXIT_STATUS,
-    Section {
-        title: "EXAMPLES",
-        entries: &[
-            ("ocistern serve --root /srv/ocistern --listen 0.0.0.0:5000", "For clients on other machines as well."),
-            (
-                "ocistern serve --upstream team=https://registry.example",
-                "Also caches another registry, as HOST:PORT/team/NAME.",
-            ),
-            ("ocistern serve --sealed", "Serves what is in the store, and never asks a registry."),
+    ),
+    (
+        "ocistern-serve",
+        &[
+            FILES,
+            Section {
+                title: "SIGNALS",
+                entries: &[
+                    ("TERM, INT", "Ends it, when running answers have ended or limits.drain has passed."),
+                    ("HUP", "Reads the configuration again; one with mistakes changes nothing."),
+                ],
+            },
+            EXIT_STATUS,
+            examples(&[
+                ("ocistern serve --root /srv/ocistern --listen 0.0.0.0:5000", "For clients on other machines as well."),
+                (
+                    "ocistern serve --upstream team=https://registry.example",
+                    "Also caches another registry, as HOST:PORT/team/NAME.",
+                ),
+                ("ocistern serve --sealed", "Serves what is in the store, and never asks a registry."),
+            ]),
         ],
-    },
+    ),
+    (
+        "ocistern-config-check",
+        &[
+            status(&[
+                ("0", "`serve` would start with it; warnings are on standard output."),
+                (
+                    "64",
+                    "It would not: each mistake has a line, with the file, the line in it, the key and what to write instead.",
+                ),
+            ]),
+            examples(&[(
+                "ocistern config check --config new.toml",
+                "Looks at a file before it takes the place of the one in use.",
+            )]),
+        ],
+    ),
+    (
+        "ocistern-config-show",
+        &[
+            status(&[("0", "Printed."), ("64", "The configuration has a mistake.")]),
+            examples(&[(
+                "ocistern config show",
+                "What is in effect, flags of a running daemon apart, with every default.",
+            )]),
+        ],
+    ),
+    (
+        "ocistern-ls",
+        &[
+            DONE_OR_NOT,
+            examples(&[
+                ("ocistern ls", "All images."),
+                (
+                    "ocistern ls 'docker.io/library/*:3.*'",
+                    "Those of these names; quotes keep the shell from reading them.",
+                ),
+            ]),
+        ],
+    ),
+    ("ocistern-du", &[DONE_OR_NOT, examples(&[("ocistern du --json", "For a script.")])]),
+    (
+        "ocistern-rm",
+        &[
+            DONE_OR_NOT,
+            examples(&[
+                ("ocistern rm ghcr.io/team/app:v1", "One tag; what no other image has goes with it."),
+                ("ocistern rm --dry-run 'ghcr.io/team/**'", "Says what of all repositories of a team would go."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-pin",
+        &[
+            DONE_OR_NOT,
+            examples(&[
+                ("ocistern pin docker.io/library/alpine:3.20", "What the tag means stays, whatever else has to go."),
+                ("ocistern pin", "Lists all pins, those of the configuration too."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-unpin",
+        &[DONE_OR_NOT, examples(&[("ocistern unpin docker.io/library/alpine:3.20", "As `ocistern pin` lists it.")])],
+    ),
+    (
+        "ocistern-verify",
+        &[
+            status(&[
+                ("0", "All that was looked at is right."),
+                (
+                    "1",
+                    "Something was wrong, and is set aside: it is fetched again when it is next asked for. Or it could not be looked at.",
+                ),
+                MISTAKE,
+            ]),
+            examples(&[
+                ("ocistern verify --rate 50MiB/s", "Hashes everything, while others read from the same disk."),
+                ("ocistern verify --repair", "Also puts right what the index says."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-gc",
+        &[
+            DONE_OR_NOT,
+            examples(&[
+                ("ocistern gc --dry-run", "Says what would go, and which images would be evicted next."),
+                ("ocistern gc --dry-run --bytes 50GiB", "Which, if 50 GiB had to be had."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-setup",
+        &[
+            status(&[
+                ("0", "Shown, written or put back; also where nothing had to be."),
+                ("1", "Of some client it failed: what it is and what to do stands on standard error."),
+                MISTAKE,
+            ]),
+            examples(&[
+                ("ocistern setup docker", "Shows what would be written, and where."),
+                (
+                    "ocistern setup --all --write",
+                    "Writes it for all clients that are installed, each file with a backup.",
+                ),
+                ("ocistern setup --all --undo", "Puts everything back."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-setup-ca",
+        &[
+            status(&[
+                ("0", "The certificate is there, and what to do with it is printed."),
+                ("1", "No file could be written."),
+                MISTAKE,
+            ]),
+            examples(&[
+                ("ocistern setup ca myregistry.azurecr.io", "For a registry whose name is to lead to ocistern."),
+                ("ocistern setup ca", "Renews it, for the names that it has."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-status",
+        &[
+            status(&[
+                ("0", "A daemon serves."),
+                ("1", "None does, or it is starting or stopping; what there is to say is printed all the same."),
+                MISTAKE,
+            ]),
+            examples(&[
+                ("ocistern status --watch", "Draws it anew each second."),
+                ("ocistern status --json", "For a script, as /api/v1/status answers."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-doctor",
+        &[
+            status(&[
+                ("0", "Nothing is wrong; there may be warnings."),
+                ("1", "Something is: each error says what to do."),
+                MISTAKE,
+            ]),
+            examples(&[("ocistern doctor --no-network", "Looks at this machine alone.")]),
+        ],
+    ),
+    (
+        "ocistern-health",
+        &[
+            status(&[("0", "The daemon serves."), ("1", "It does not."), MISTAKE]),
+            examples(&[("ocistern health --timeout 2s", "In the health check of a container.")]),
+        ],
+    ),
+    (
+        "ocistern-completions",
+        &[examples(&[("ocistern completions bash", "For the file of completions of this shell.")])],
+    ),
+    (
+        "ocistern-man",
+        &[examples(&[("ocistern man --directory share/man/man1", "All pages, as a package wants them.")])],
+    ),
 ];
 
 /// Sections of the page of this name, as `ocistern-serve`.
 pub(super) fn of_page(name: &str) -> &'static [Section] {
-    match name {
-        "ocistern" => TOP,
-        "ocistern-serve" => SERVE,
-        _ => &[],
-    }
+    PAGES.iter().find(|(page, _)| *page == name).map_or(&[], |&(_, sections)| sections)
+}
+
+/// Puts below the flags of each command what its page has.
+pub(super) fn below_flags(command: Command, name: &str) -> Command {
+    let sections = of_page(name);
+    let command = if sections.is_empty() { command } else { command.after_help(help(sections)) };
+    let names: Vec<String> = command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, below| {
+        let page = format!("{name}-{below}");
+        command.mut_subcommand(below, |command| below_flags(command, &page))
+    })
 }
 
 /// As it stands in `--help`.
@@ -116,23 +308,64 @@ fn literal(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
+    use super::super::Cli;
     use super::*;
 
     #[test]
     fn help_and_manual_say_the_same() {
-        for sections in [TOP, SERVE] {
+        for (_, sections) in PAGES {
             let (help, manual) = (help(sections), manual(sections).replace("\\-", "-"));
-            for title in ["FILES", "EXIT STATUS", "EXAMPLES"] {
+            for Section { title, entries } in *sections {
                 assert!(
                     help.contains(&format!("{title}:\n")) && manual.contains(&format!(".SH \"{title}\"\n")),
                     "{help}"
                 );
-            }
-            for (what, said) in sections.iter().flat_map(|section| section.entries) {
-                assert!(help.contains(what) && manual.contains(&format!("\\fB{what}\\fR\n{said}\n")), "{manual}");
+                for (what, said) in *entries {
+                    assert!(help.contains(what) && manual.contains(&format!("\\fB{what}\\fR\n{said}\n")), "{manual}");
+                }
             }
         }
-        assert!(of_page("ocistern-ls").is_empty());
         assert_eq!(literal(".x -\\"), "\\&.x \\-\\e");
+    }
+
+    #[test]
+    fn every_example_is_a_command_line() {
+        let mut tried = 0;
+        for (page, sections) in PAGES {
+            let examples = sections.iter().find(|section| section.title == "EXAMPLES").unwrap().entries;
+            for (line, _) in examples {
+                let words: Vec<String> = line.split(' ').map(|word| word.replace('\'', "")).collect();
+                assert!(words.join("-").starts_with(page), "{page}: {line}");
+                if let Err(error) = Cli::command().try_get_matches_from(words) {
+                    panic!("{line}: {error}");
+                }
+                tried += 1;
+            }
+        }
+        assert!(tried >= PAGES.len());
+    }
+
+    #[test]
+    fn every_command_has_sections() {
+        fn names(command: &Command, name: &str, found: &mut Vec<String>) {
+            // `config` alone does nothing.
+            if name != "ocistern-config" {
+                found.push(name.to_owned());
+            }
+            for below in command.get_subcommands() {
+                names(below, &format!("{name}-{}", below.get_name()), found);
+            }
+        }
+        let mut found = Vec::new();
+        let mut written: Vec<String> = PAGES.iter().map(|(name, _)| (*name).to_owned()).collect();
+        names(&Cli::command(), "ocistern", &mut found);
+        found.sort();
+        written.sort();
+        assert_eq!(found, written);
+        let mut command = below_flags(Cli::command(), "ocistern");
+        let check = command.find_subcommand_mut("config").unwrap().find_subcommand_mut("check").unwrap();
+        assert!(check.render_help().to_string().contains("EXAMPLES:\n  ocistern config check"));
     }
 }

@@ -57,6 +57,7 @@ impl Reloader {
             tracing::error!(error = causes(&error), "the configuration cannot be used: everything stays as it was");
             return;
         }
+        super::serve::warn_of_doubts(&next);
         self.known.learn(&next);
         if self.current.log.filter != next.log.filter {
             self.filter.become_as(&filter);

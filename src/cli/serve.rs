@@ -185,6 +185,14 @@ fn announce(config: &Config) {
         upstreams = upstreams.join(", "),
         "starting"
     );
+    warn_of_doubts(config);
+}
+
+/// Says what is allowed and hardly meant.
+pub(super) fn warn_of_doubts(config: &Config) {
+    for doubt in config.doubts(super::config::variables()) {
+        tracing::warn!(place = doubt.place, "{}: {}; {}", doubt.key, doubt.found, doubt.advice);
+    }
 }
 
 fn fail(error: &(dyn std::error::Error + Send + Sync + 'static)) -> ExitCode {

@@ -62,7 +62,7 @@ pub(super) struct StoreFlags {
     )]
     pub(super) root: Option<PathBuf>,
     /// For scripts.
-    #[arg(long, help = "Print the answer as JSON, as the project's docs/admin-api.md documents it")]
+    #[arg(long, help = "Print the answer as JSON, as the chapter on the admin API of the documentation describes it")]
     pub(super) json: bool,
 }
 
@@ -272,6 +272,11 @@ impl Ask {
     }
 }
 
+/// The line that was typed.
+fn words() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 /// The body of a good answer.
 fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
     if status.is_success() {
@@ -279,7 +284,8 @@ fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
     }
     if status == StatusCode::UNAUTHORIZED {
         let message = "the daemon that has the store does not take this from you: its socket is for root and for the user that it runs as";
-        return Err(Trouble::Failed(message.to_owned()));
+        let line = foreign::by_root(&words());
+        return Err(Trouble::Failed(format!("{message}: type `{line}`")));
     }
     let said =
         serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| Some(body.errors.first()?.message.clone()));
@@ -329,6 +335,8 @@ impl Way {
                 let message = "there is no store in {}: `ocistern serve` makes one; say where it is (--root, --config)";
                 return Err(Trouble::Failed(message.replace("{}", &root.display().to_string())));
             }
+            // Whose it is can be seen all the same.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => return Err(Trouble::Failed(format!("{}: {error}", root.display()))),
         }
         let user = rustix::process::geteuid().as_raw();
@@ -395,8 +403,7 @@ impl Way {
             Err(error) => {
                 let (root, socket) = (config.root.display(), socket.display());
                 let by_root = rustix::process::geteuid().is_root();
-                let line: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-                let advice = foreign::advice(&config.root, by_root, &line).await;
+                let advice = foreign::advice(&config.root, by_root, &words()).await;
                 let why = if error.kind() == io::ErrorKind::PermissionDenied {
                     format!("the admin socket {socket} is for that user and root")
                 } else {

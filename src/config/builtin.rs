@@ -29,9 +29,18 @@ const BUILTIN: [(&str, &str); 7] = [
     ("public.ecr.aws", "public.ecr.aws"),
 ];
 
+/// Their names.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    BUILTIN.iter().map(|&(name, _)| name)
+}
+
+/// Where a host is by its name alone.
+pub(super) fn url(host: &str) -> BaseUrl {
+    BaseUrl { https: true, host: host.to_owned(), port: 443, prefix: String::new() }
+}
+
 /// All of them.
 pub(super) fn upstreams() -> Vec<Upstream> {
-    let url = |host: &str| BaseUrl { https: true, host: host.to_owned(), port: 443, prefix: String::new() };
     // Every name parses: a test counts them.
     BUILTIN.iter().filter_map(|(name, host)| Some(fresh(name.parse().ok()?, url(host)))).collect()
 }

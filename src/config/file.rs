@@ -266,8 +266,8 @@ pub(super) struct RuleTable {
 // === impl File ===
 
 impl File {
-    /// Reads a file's text. Every unknown key is a problem of its own.
-    pub(super) fn read(document: &Document) -> Result<Self, ConfigError> {
+    /// Reads a file's text. Every unknown key is a problem of its own, to be told beside those of the values.
+    pub(super) fn read(document: &Document, problems: &mut Problems) -> Result<Self, ConfigError> {
         let syntax = |error: &toml::de::Error, message: String| ConfigError::Syntax {
             place: document.place(error.span().map_or(0, |span| span.start)),
             message,
@@ -275,7 +275,6 @@ impl File {
         // Only the message, not the error's text, which quotes the line: there may be a secret on it.
         let toml = toml::Deserializer::parse(&document.text)
             .map_err(|error| syntax(&error, format!("not TOML: {}", error.message())))?;
-        let mut problems = Problems::default();
         let mut track = serde_path_to_error::Track::new();
         let tracked = serde_path_to_error::Deserializer::new(toml, &mut track);
         let result: Result<Self, _> = serde_ignored::deserialize(tracked, |ignored| {
@@ -283,12 +282,10 @@ impl File {
             let fault = keys::unknown(&path, document);
             problems.add(path, fault);
         });
-        let file = result.map_err(|error| {
+        result.map_err(|error| {
             let path = tracked_path(&track.path());
             syntax(&error, format!("{path}: {}{}", error.message(), keys::shape_hint(&path)))
-        })?;
-        problems.into_result(document)?;
-        Ok(file)
+        })
     }
 
     /// The scalars of the fixed tables: their keys and where they are kept. These are the ones that the environment can

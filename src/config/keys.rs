@@ -81,12 +81,16 @@ fn unquoted(name: &str, key: &str, path: &KeyPath, document: &Document) -> Strin
     whole
 }
 
-/// A table that has a key of exactly this name.
+/// A table that has a key of exactly this name, and of several the one that is nearest.
 fn elsewhere(key: &str, table: Table) -> Option<String> {
+    let is_far = |other: &Table| {
+        let (inner, outer) = (table.as_str(), other.as_str());
+        outer.is_empty() || !(inner.starts_with(outer) || outer.starts_with(inner))
+    };
     Table::ALL
         .into_iter()
-        .filter(|&other| other != table)
-        .find(|other| other.keys().contains(&key))
+        .filter(|&other| other != table && other.keys().contains(&key))
+        .min_by_key(is_far)
         .map(|other| if other == Table::Root { key.to_owned() } else { format!("{}.{key}", other.as_str()) })
 }
 

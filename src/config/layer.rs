@@ -15,9 +15,11 @@ use super::{
     Abandon, Admin, BaseUrl, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Otlp, Pin, Pinned, RangeFill,
     Scrub, Store, UnverifiedRanges, listeners, parse, passed, pattern, upstreams,
 };
-use crate::oci::UpstreamName;
 
 const SCRUB: &str = "OCISTERN_STORE__SCRUB";
+/// The variables that set what is no scalar of a fixed table.
+pub(super) const OTHER_VARIABLES: [&str; 6] =
+    ["OCISTERN_CONFIG", "OCISTERN_LISTEN", "OCISTERN_ADMIN_LISTEN", "OCISTERN_UPSTREAM", "OCISTERN_SEALED", SCRUB];
 const TEXT: &str = "a text in quotes";
 const NUMBER: &str = "a whole number of at least 1";
 const BOOL: &str = "true or false";
@@ -25,7 +27,6 @@ const DURABILITY: &str = "a durability: write \"strict\" (on the disk before it 
 const MAX_AGE: &str = "an age limit: write \"off\", or at least \"1h\", such as \"90d\"";
 /// A shorter one would remove what has just been fetched.
 const SHORTEST_AGE: Duration = Duration::from_hours(1);
-const PINNED_UPSTREAM: &str = "the name of a configured upstream";
 const INCOMPLETE_PIN: &str =
     "a pin needs upstream and repository, such as upstream = \"docker.io\", repository = \"library/*\"";
 const NEVER_VERIFIED: &str = "\"wait\" is for blobs that are downloaded as a whole, and with this range_fill most never are, so that a part would be waited for in vain: write range_fill = \"always\", or \"serve\" here";
@@ -53,11 +54,11 @@ pub(super) fn load(flags: &Flags, env: Env<'_>, system: &Path) -> Result<Config,
     // An empty variable is an unset one: that is how a container's preset is taken back.
     let env: Env<'_> = &|name| env(name).filter(|value| !value.is_empty());
     let document = find(flags, env, system)?;
-    let mut file = File::read(&document)?;
+    let mut problems = Problems::default();
+    let mut file = File::read(&document, &mut problems)?;
     if let Some(directory) = document.path.as_deref().and_then(Path::parent) {
         file.rebase(directory);
     }
-    let mut problems = Problems::default();
     overlay(&mut file, flags, env, &mut problems);
     let credentials = passed::directory(env);
     file.files().into_iter().for_each(|slot| passed::resolve(slot, &credentials));
@@ -103,10 +104,10 @@ fn absolute(path: PathBuf) -> PathBuf {
 /// A file's text alone, without flags and environment.
 pub(super) fn from_text(text: &str) -> Result<Config, ConfigError> {
     let document = Document::new(None, text);
-    let mut file = File::read(&document)?;
+    let mut problems = Problems::default();
+    let mut file = File::read(&document, &mut problems)?;
     let credentials = passed::directory(&|_| None);
     file.files().into_iter().for_each(|slot| passed::resolve(slot, &credentials));
-    let mut problems = Problems::default();
     let (mut config, tables) = build(&file, &[], &[], false, &mut problems);
     if file.root.is_none() {
         config.root = default_root(&|_| None);
@@ -178,7 +179,7 @@ fn overlay(file: &mut File, flags: &Flags, env: Env<'_>, problems: &mut Problems
 }
 
 /// The variable that sets a key of a fixed table.
-fn variable(key: &str) -> String {
+pub(super) fn variable(key: &str) -> String {
     format!("OCISTERN_{}", key.to_uppercase().replace('.', "__"))
 }
 
@@ -276,11 +277,7 @@ fn pins(tables: &[PinTable], upstreams: &upstreams::Named, problems: &mut Proble
     let mut pins = Vec::new();
     for (index, table) in tables.iter().enumerate() {
         let at = KeyPath::dotted("pin").index(index);
-        let known = |scalar: &Scalar| {
-            let text = scalar.text(TEXT)?;
-            let name: UpstreamName = text.parse().map_err(|_| Fault::value(text, PINNED_UPSTREAM))?;
-            if upstreams.contains_key(&name) { Ok(name) } else { Err(Fault::value(text, PINNED_UPSTREAM)) }
-        };
+        let known = |scalar: &Scalar| upstreams::existing(scalar.text(TEXT)?, upstreams);
         for (key, scalar) in [("upstream", &table.upstream), ("repository", &table.repository)] {
             if scalar.is_none() {
                 problems.add(at.key(key), Fault::Missing(INCOMPLETE_PIN));

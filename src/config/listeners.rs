@@ -22,6 +22,8 @@ const BOTH_FORMS: &str = "certificate and key are for a single certificate: besi
 #[derive(Debug, Clone, Default)]
 struct Settings {
     address: Option<Address>,
+    /// It has one, if only one that is wrong.
+    is_addressed: bool,
     default_upstream: Option<UpstreamName>,
     public_url: Option<String>,
     hostnames: BTreeMap<String, UpstreamName>,
@@ -90,7 +92,7 @@ fn from_tables(tables: Vec<Settings>, fallback: &Settings, problems: &mut Proble
     match tables.as_slice() {
         [] => return default_addresses(fallback),
         // Says something about the listener but not where it is.
-        [only] if only.address.is_none() => return default_addresses(only),
+        [only] if !only.is_addressed => return default_addresses(only),
         _ => {}
     }
     let mut listeners = Vec::new();
@@ -98,6 +100,7 @@ fn from_tables(tables: Vec<Settings>, fallback: &Settings, problems: &mut Proble
         let at = KeyPath::dotted("listener").index(index).key("address");
         match table.address.take() {
             Some(address) => listeners.push(table.at(At::Key(at), address)),
+            None if table.is_addressed => {}
             None => problems.add(at, Fault::Missing(NO_ADDRESS)),
         }
     }
@@ -161,6 +164,7 @@ fn settings(
     }
     Settings {
         address: value(problems, &at.key("address"), table.address.as_ref(), address),
+        is_addressed: table.address.is_some(),
         default_upstream,
         public_url: value(problems, &at.key("public_url"), table.public_url.as_ref(), |s| url::public(&text(s)?)),
         hostnames,

@@ -16,8 +16,8 @@ const MISTAKES: &[(&str, &str)] = &[
         "line 2: listener[0].tls.cert: unknown key; did you mean listener[0].tls.certificate?",
     ),
     (
-        "[[listener]]\n[[listener]]\ntls = { kye = \"x\" }",
-        "line 3: listener[1].tls.kye: unknown key; did you mean listener[1].tls.key?",
+        "[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"127.0.0.1:2\"\ntls = { kye = \"x\" }",
+        "line 5: listener[1].tls.kye: unknown key; did you mean listener[1].tls.key?",
     ),
     (
         "[upstream.\"a.b\"]\nurls = \"x\"",
@@ -33,6 +33,28 @@ const MISTAKES: &[(&str, &str)] = &[
              did you mean upstream.\"a.b\".rule[1].repository?",
     ),
     ("[zzzzzzz]", "line 1: zzzzzzz: unknown key"),
+    (
+        "[upstream.\"a.b\"]\nrepository = \"x\"",
+        "line 2: upstream.\"a.b\".repository: unknown key; did you mean upstream.\"NAME\".rule.repository?",
+    ),
+    (
+        "[[upstream.\"a.b\".rule]]\ntags = \"5m\"\nmax_rate = \"1MiB\"",
+        "line 3: upstream.\"a.b\".rule[0].max_rate: unknown key; did you mean upstream.\"NAME\".max_rate?",
+    ),
+    // An unknown key hides no other mistake, mistakes stand in the order of their lines, and what a misspelt key was to say
+    // does not count as missing.
+    (
+        "[store]\ncapacity = \"5\"\ncapcity = \"5\"\n[[pin]]\nupstraem = \"ghcr.io\"\nrepository = \"a\"\n[limits]\nidle = 75",
+        "line 2: store.capacity: \"5\" is not a capacity: write a size with its unit such as \"100GiB\", or a part of the \
+         file system such as \"50%\" (1% to 100%)\nline 3: store.capcity: unknown key; did you mean store.capacity?\n\
+         line 5: pin[0].upstraem: unknown key; did you mean pin[0].upstream?\nline 8: limits.idle: \"75\" is not a duration",
+    ),
+    // One that is wrong is not missing.
+    (
+        "[[listener]]\naddress = \":5000\"\n[[listener]]\naddress = \"127.0.0.1:70000\"",
+        "line 2: listener[0].address: \":5000\" is not an address to listen on: write an IP address and a port, such as \
+         \"127.0.0.1:5000\", \"[::1]:5000\" or \"0.0.0.0:5000\" (all), or \"unix:/path\"\nline 4: listener[1].address: ",
+    ),
     (
         "[upstream.docker.io]\ntags = \"5m\"",
         "line 1: upstream.docker.io: unknown key; a name with dots needs quotes: write [upstream.\"docker.io\"]",
@@ -82,7 +104,11 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[[pin]]\nrepository = \"a\"", "line 1: pin[0].upstream: missing: a pin needs upstream and repository"),
     (
         "[[pin]]\nupstream = \"nowhere.example\"\nrepository = \"a\"",
-        "line 2: pin[0].upstream: \"nowhere.example\" is not the name of a configured upstream",
+        "line 2: pin[0].upstream: no upstream is called \"nowhere.example\"; add a table [upstream.\"nowhere.example\"]",
+    ),
+    (
+        "[[pin]]\nupstream = \"dokcer.io\"\nrepository = \"library/a\"",
+        "line 2: pin[0].upstream: no upstream is called \"dokcer.io\"; did you mean docker.io?",
     ),
     (
         "[[pin]]\nupstream = \"docker.io\"\nrepository = \"alpine\"",

@@ -2,6 +2,7 @@
 
 mod builtin;
 mod credentials;
+mod doubts;
 mod error;
 mod file;
 mod fills;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::credentials::{AwsKeys, Credentials};
+pub use self::doubts::Doubt;
 pub use self::error::{ConfigError, Fault, Problem};
 pub use self::fills::{Abandon, RangeFill, UnverifiedRanges};
 pub use self::flags::Flags;

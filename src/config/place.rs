@@ -87,6 +87,11 @@ impl KeyPath {
         Self(steps)
     }
 
+    /// The table that it stands in.
+    fn parent(&self) -> Self {
+        Self(self.0.split_last().map(|(_, parents)| parents.to_vec()).unwrap_or_default())
+    }
+
     /// The steps, outermost first.
     pub(super) fn steps(&self) -> &[Step] {
         &self.0
@@ -142,6 +147,10 @@ impl Document {
 
     /// Where a key stands, or the innermost table around it that is written.
     pub(super) fn place_of(&self, path: &KeyPath) -> Option<String> {
+        self.offset_of(path).map(|offset| self.place(offset))
+    }
+
+    fn offset_of(&self, path: &KeyPath) -> Option<usize> {
         let document = DeTable::parse(&self.text).ok()?;
         let mut value = DeValue::Table(document.into_inner());
         let mut offset = None;
@@ -161,7 +170,7 @@ impl Document {
             };
             value = next.into_inner();
         }
-        offset.map(|offset| self.place(offset))
+        offset
     }
 
     /// The keys of the table at this path, each with whether it is a table; none: there is no table.
@@ -206,19 +215,46 @@ impl Problems {
         self.overridden.insert(path, name.to_owned());
     }
 
-    /// All problems, with their lines; nothing where there are none.
+    /// All problems, with their lines and in that order, what is from elsewhere at the end; nothing where there are none.
     pub(super) fn into_result(self, document: &Document) -> Result<(), ConfigError> {
         if self.list.is_empty() {
             return Ok(());
         }
         let Self { list, overridden } = self;
-        let problem = |(at, fault)| match at {
-            At::Name(name) => Problem { place: None, key: name, fault },
-            At::Key(path) => match overridden.get(&path) {
-                Some(name) => Problem { place: None, key: name.clone(), fault },
-                None => Problem { place: document.place_of(&path), key: path.to_string(), fault },
-            },
+        // What a misspelt key was to say is not missing: there is one mistake to mend.
+        let misspelt: Vec<KeyPath> = list.iter().filter_map(|(at, fault)| at.unknown_in(fault)).collect();
+        let is_told = |at: &At, fault: &Fault| match at {
+            At::Key(path) if matches!(fault, Fault::Missing(_)) => {
+                misspelt.contains(path) || misspelt.contains(&path.parent())
+            }
+            At::Key(_) | At::Name(_) => false,
         };
-        Err(ConfigError::Invalid(list.into_iter().map(problem).collect()))
+        let mut problems: Vec<(usize, Problem)> = Vec::new();
+        for (at, fault) in list.into_iter().filter(|(at, fault)| !is_told(at, fault)) {
+            let (offset, key) = match at {
+                At::Name(name) => (None, name),
+                At::Key(path) => match overridden.get(&path) {
+                    Some(name) => (None, name.clone()),
+                    None => (document.offset_of(&path), path.to_string()),
+                },
+            };
+            let place = offset.map(|offset| document.place(offset));
+            problems.push((offset.unwrap_or(usize::MAX), Problem { place, key, fault }));
+        }
+        problems.sort_by_key(|&(offset, _)| offset);
+        Err(ConfigError::Invalid(problems.into_iter().map(|(_, problem)| problem).collect()))
+    }
+}
+
+// === impl At ===
+
+impl At {
+    /// The table that has an unknown key here.
+    fn unknown_in(&self, fault: &Fault) -> Option<KeyPath> {
+        let is_unknown = matches!(fault, Fault::UnknownKey { .. } | Fault::UnquotedName(_) | Fault::PasswordInline);
+        match self {
+            Self::Key(path) if is_unknown => Some(path.parent()),
+            Self::Key(_) | Self::Name(_) => None,
+        }
     }
 }

@@ -125,7 +125,9 @@ async fn a_world_in_which_all_is_well() {
     let secret = machine.write("secret", "secret\n");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     let tables = format!(
-        "[upstream.plain]\nurl = {:?}\n[upstream.secure]\nurl = {:?}\nca = \"ca.pem\"\n\
+        "[upstream.plain]\nurl = {0:?}\n[upstream.secure]\nurl = {1:?}\nca = \"ca.pem\"\n\
+         credentials = {{ from = \"static\", username = \"user\", password_file = \"secret\" }}\n\
+         [upstream.needless]\nurl = {0:?}\n\
          credentials = {{ from = \"static\", username = \"user\", password_file = \"secret\" }}",
         plain.url(),
         secure.url()
@@ -144,6 +146,7 @@ async fn a_world_in_which_all_is_well() {
     said.says("ok", "plain, rate limit", "76 of 100 in 360 minutes are left");
     said.says("ok", "secure", "its certificate is good until ");
     said.says("ok", "secure, credentials", "taken");
+    said.says("ok", "needless, credentials", "not asked for");
     said.says("ok", "password_file", "can be read");
     said.says("error", client, "which is this instance, and nobody listens there");
     assert!(!machine.path("root").exists(), "doctor makes no store");

@@ -55,6 +55,11 @@ async fn stop_in_the_middle(cistern: &mut Cistern, target: &str, gate: &Gate) {
     let mut reader = cistern.open(target).await;
     gate.reached(1).await;
     reader.read_to(4 * MIB).await;
+    // What upstream has sent may still be on its way.
+    eventually("all that was sent has come", || async {
+        cistern.metric("ocistern_upstream_received_bytes_total", &[]).await >= 5 * MIB
+    })
+    .await;
     let stopped = cistern.stop();
     drop(reader);
     stopped.await;

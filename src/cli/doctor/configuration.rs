@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Subject;
 use super::finding::{Finding, Group, Level};
 use super::reading::{Reading, mode, reading};
-use crate::cli::config::useless;
+use crate::cli::config::variables;
 use crate::cli::named::{files, unusable};
 use crate::config::ConfigError;
 
@@ -58,9 +58,8 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
         let advice = "put a certificate chain and its own key there, in PEM form and without a password";
         findings.push(Finding::new(Level::Error, GROUP, file.key, file.found, advice));
     }
-    for (found, advice) in useless(config) {
-        let (about, found) = found.split_once(": ").unwrap_or(("configuration", &found));
-        findings.push(Finding::new(Level::Warning, GROUP, about, found, advice));
+    for doubt in config.doubts(variables()) {
+        findings.push(Finding::new(Level::Warning, GROUP, doubt.key, doubt.found, doubt.advice));
     }
     let mut named = BTreeSet::new();
     for (key, file) in files(config) {

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::certificate::life;
 use super::finding::{Finding, Group, Level};
-use super::{LOCAL, Subject};
+use super::{Daemon, LOCAL, Subject};
 use crate::cli::health::is_registry;
 use crate::cli::talk::{Place, Said, Silent, reachable};
 use crate::config::{Address, Listener};
@@ -129,6 +129,9 @@ async fn address(subject: &Subject, listener: &Listener) -> (Finding, State, Opt
         }
         // A socket of systemd has another form of the same address.
         (Some(answers), Some(_)) => (Finding::ok(GROUP, about, format!("served, and {answers}")), State::Serves),
+        (Some(answers), None) if is_hidden(subject) => {
+            (unseen(subject, about, &format!("served, and {answers}")), State::Serves)
+        }
         (Some(answers), None) => (
             Finding::new(
                 Level::Error,
@@ -161,6 +164,17 @@ async fn address(subject: &Subject, listener: &Listener) -> (Finding, State, Opt
         }
     };
     (found, state, asked.ok())
+}
+
+/// Whether there may be a daemon that this user cannot ask.
+const fn is_hidden(subject: &Subject) -> bool {
+    matches!(subject.daemon, Daemon::Unknown(_) | Daemon::Silent(..))
+}
+
+/// Somebody answers at an address, and who that is cannot be told.
+fn unseen(subject: &Subject, about: String, answers: &str) -> Finding {
+    let found = format!("{answers}; whether by this store's daemon cannot be seen");
+    Finding::new(Level::Note, GROUP, about, found, format!("run this as root or as the user {}", subject.user))
 }
 
 /// What tells who listens.
@@ -230,6 +244,9 @@ async fn admin(subject: &Subject) -> Option<Finding> {
             about,
             format!("process {} is there, /readyz answers {}", holder.pid, said.status.as_u16()),
         ),
+        (Ok(said), None) if is_hidden(subject) => {
+            unseen(subject, about, &format!("/readyz answers {}", said.status.as_u16()))
+        }
         (Ok(said), None) => {
             let found =
                 format!("something that is not this store's daemon has it; /readyz answers {}", said.status.as_u16());
@@ -243,4 +260,52 @@ async fn admin(subject: &Subject) -> Option<Finding> {
             advice,
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// Answers everything as a registry does, for ever.
+    async fn serve(listener: &TcpListener) {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).await;
+            let answer = "HTTP/1.1 200 OK\r\nDocker-Distribution-Api-Version: registry/2.0\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    }
+
+    /// What is found of a listener and an admin address at which somebody answers.
+    async fn found(daemon: Daemon) -> Vec<Finding> {
+        let (listener, admin) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let [a, b] = [&listener, &admin].map(|listener| listener.local_addr().unwrap());
+        let config =
+            Config::from_toml(&format!("listener = [{{ address = \"{a}\" }}]\nadmin.address = \"{b}\"")).unwrap();
+        let now = crate::clock::twin::wall();
+        let subject = Arc::new(Subject { config, user: 123, own_user: 456, now, daemon });
+        tokio::select! {
+            listeners = check(&subject) => listeners.findings,
+            () = serve(&listener) => unreachable!(),
+            () = serve(&admin) => unreachable!(),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_cannot_see_the_daemon_does_not_say_that_it_is_another() {
+        let hidden = found(Daemon::Unknown("Permission denied".to_owned())).await;
+        assert_eq!(hidden.len(), 2, "{hidden:?}");
+        for finding in hidden {
+            assert!(finding.level == Level::Note && finding.found.contains("cannot be seen"), "{finding:?}");
+            assert_eq!(finding.advice.as_deref(), Some("run this as root or as the user 123"));
+        }
+        let none = found(Daemon::None).await;
+        assert!(none.len() == 2 && none.iter().all(|finding| finding.found.contains("not this store's")), "{none:?}");
+    }
 }

@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     )]
     root: Option<PathBuf>,
     /// For scripts.
-    #[arg(long, help = "Print the findings as JSON, as docs/operations.md documents them")]
+    #[arg(long, help = "Print the findings as JSON, as the chapter on operations of the documentation describes them")]
     json: bool,
     /// This machine alone.
     #[arg(long, help = "Ask no other machine: leave the upstreams out")]

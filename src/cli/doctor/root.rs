@@ -1,6 +1,7 @@
 //! The store's directory: whose it is, who has it, what its file system gives, and what the kernel and the clock do for it.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -156,12 +157,22 @@ fn directory(subject: &Subject, metadata: &fs::Metadata) -> Vec<Finding> {
     } else {
         findings.push(Finding::ok(GROUP, about.as_str(), format!("belongs to the user {owner}, mode {mode:o}")));
     }
-    if let Err(error) = check_format(root) {
+    // What this user may not see is said above.
+    if let Err(error) = check_format(root)
+        && !(subject.own_user != owner && is_denied(&error))
+    {
         let found = causes(&error);
         let advice = "use another root (root, --root), or the version of ocistern that wrote this one";
         findings.push(Finding::new(Level::Error, GROUP, about, found, advice));
     }
     findings
+}
+
+/// Whether it is for want of a permission.
+fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// A root that is not there yet; `above` is the lowest directory that is.

@@ -187,6 +187,13 @@ impl Place {
     async fn credential(&self, scheme: &Scheme, deadline: Instant) -> Finding {
         let about = format!("{}, credentials", self.about);
         let credentials = &self.registry.config().credentials;
+        if credentials.is_own_account() && matches!(scheme, Scheme::Open) {
+            return Finding::ok(
+                GROUP,
+                about,
+                "not asked for: /v2/ lets everybody in, so that nothing is known of them",
+            );
+        }
         if credentials.is_own_account() {
             return match self.registry.accepts(&Right::Shared, deadline).await {
                 Ok(true) => Finding::ok(GROUP, about, "taken"),
@@ -238,7 +245,7 @@ impl Place {
     }
 
     fn failed(&self, level: Level, error: &UpstreamError) -> Finding {
-        let advice = advice(&error.fault, &self.registry.endpoint());
+        let advice = advice(&error.fault, &self.registry.config().url.to_string());
         let advice = if level == Level::Error { advice } else { format!("{advice}{}", self.unused()) };
         Finding::new(level, GROUP, self.about.as_str(), error.fault.to_string(), advice)
     }
@@ -252,17 +259,17 @@ impl Place {
     }
 }
 
-/// What to do about a failed request.
-fn advice(fault: &Fault, endpoint: &str) -> String {
+/// What to do about a failed request to the registry at `url`.
+fn advice(fault: &Fault, url: &str) -> String {
     match fault {
         Fault::Unreachable(_) => {
-            format!("`curl -v {endpoint}` from this machine: is `url` right, does a firewall refuse it, does it need a proxy (HTTPS_PROXY)?")
+            format!("`curl -v {url}/v2/` from this machine: is `url` right, does a firewall refuse it, does it need a proxy (HTTPS_PROXY)?")
         }
         Fault::Timeout(_) => {
-            format!("`curl -v {endpoint}` from this machine: a firewall drops it, a proxy is needed (HTTPS_PROXY), or it is overloaded")
+            format!("`curl -v {url}/v2/` from this machine: a firewall drops it, a proxy is needed (HTTPS_PROXY), or it is overloaded")
         }
         Fault::OwnListener => "set `connect` of this upstream to the registry's real addresses".to_owned(),
-        Fault::Tls(cause) => of_tls(cause, endpoint),
+        Fault::Tls(cause) => of_tls(cause, url),
         Fault::Broken(_) | Fault::Protocol(_) => {
             "something else than a registry answers there: check host, port, and http:// or https:// in `url`, and proxies on the way".to_owned()
         }
@@ -276,17 +283,17 @@ fn advice(fault: &Fault, endpoint: &str) -> String {
             "the registry does not let this machine or account in: correct `credentials` of this upstream, or ask who runs it".to_owned()
         }
         Fault::NotFound { .. } | Fault::Status { .. } => {
-            format!("is `url` a registry's, with the right path? https://{endpoint}/v2/ should answer 200 or 401; if it does not now, wait")
+            format!("is `url` a registry's, with the right path? {url}/v2/ should answer 200 or 401; if it does not now, wait")
         }
-        _ => "docs/troubleshooting.md has this message".to_owned(),
+        _ => "the chapter on troubleshooting of ocistern's documentation has this message".to_owned(),
     }
 }
 
-fn of_tls(cause: &Cause, endpoint: &str) -> String {
+fn of_tls(cause: &Cause, url: &str) -> String {
     match (**cause).downcast_ref::<rustls::Error>() {
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
             format!(
-                "if the certificate of {endpoint} is right, name its CA: ca = \"FILE.pem\" of this upstream; else somebody is in between"
+                "if the certificate of {url} is right, name its CA: ca = \"FILE.pem\" of this upstream; else somebody is in between"
             )
         }
         Some(rustls::Error::InvalidCertificate(
@@ -299,7 +306,7 @@ fn of_tls(cause: &Cause, endpoint: &str) -> String {
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         )) => "use the name that the certificate is for in `url`; where another address is meant, that is `connect`"
             .to_owned(),
-        _ => format!("does {endpoint} speak TLS? if not, `url` begins with http://"),
+        _ => format!("does {url} speak TLS? if not, `url` begins with http://"),
     }
 }
 
@@ -380,7 +387,7 @@ mod tests {
     #[test]
     fn each_fault_of_tls_has_its_advice() {
         let advice = |error: CertificateError| {
-            advice(&Fault::Tls(Arc::new(rustls::Error::InvalidCertificate(error))), "r.example")
+            advice(&Fault::Tls(Arc::new(rustls::Error::InvalidCertificate(error))), "https://r.example")
         };
         assert!(advice(CertificateError::UnknownIssuer).contains("ca = \"FILE.pem\""));
         assert!(advice(CertificateError::Expired).contains("clock of this machine is ahead"));

@@ -24,7 +24,7 @@ use super::{FAILED, SetupError, USAGE, complain, say};
 use crate::cli::clients::folder;
 use crate::config::{Address, Config, DEFAULT_LISTEN, Flags, Listener};
 use crate::http::route::Directory;
-use crate::oci::{Algorithm, Digest};
+use crate::oci::{Algorithm, Digest, UpstreamName};
 
 const CA_KEY: &str = "ca.key";
 const SERVER_CERTIFICATE: &str = "server.crt";
@@ -419,7 +419,10 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
     let serving = config.listeners.iter().find(|listener| uses(listener));
     let directory = Directory::new(config);
     let meant = |name: &Name| match name {
-        Name::Dns(name) => directory.get(name).map(|upstream| (name.clone(), upstream.clone())),
+        Name::Dns(name) => {
+            let known = directory.get(name).cloned().or_else(|| registry_of_azure(name))?;
+            Some((name.clone(), known))
+        }
         Name::Ip(_) => None,
     };
     let registries: Vec<_> = names.iter().filter_map(meant).collect();
@@ -451,14 +454,18 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
         out.push('\n');
     }
     for (name, upstream) in &registries {
-        if config.upstreams.get(upstream).is_some_and(|upstream| upstream.connect.is_empty()) {
-            let _ = writeln!(
-                out,
-                "# where ocistern's own machine finds itself under {name}, too (hosts entry, DNS):\n[upstream.{:?}]\n\
-                 connect = [\"ADDRESS:443\"]   # where {name} is really: dig +short {name} @RESOLVER\n",
-                upstream.as_str()
-            );
+        let known = config.upstreams.get(upstream);
+        if known.is_some_and(|known| !known.connect.is_empty()) {
+            continue;
         }
+        let why = format!("where ocistern's own machine finds itself under {name}, too (hosts entry, DNS)");
+        let head = if known.is_some() { format!("# {why}:") } else { format!("# the registry; connect is for {why}:") };
+        let _ = writeln!(
+            out,
+            "{head}\n[upstream.{:?}]\n\
+             connect = [\"ADDRESS:443\"]   # where {name} is really: dig +short {name} @RESOLVER\n",
+            upstream.as_str()
+        );
     }
     for name in names.iter().filter(|name| meant(name).is_none()) {
         if matches!(name, Name::Dns(_)) {
@@ -470,6 +477,13 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
         }
     }
     has_it.is_none()
+}
+
+/// A name that only a registry has: those of Azure Container Registry, in each of its clouds.
+fn registry_of_azure(name: &str) -> Option<UpstreamName> {
+    let is_one = [".azurecr.io", ".azurecr.cn", ".azurecr.us"].iter().any(|end| name.ends_with(end));
+    // A wildcard is for several of them.
+    name.parse().ok().filter(|_| is_one && !name.starts_with("*."))
 }
 
 /// What clients need.
@@ -662,6 +676,15 @@ mod tests {
         assert_eq!(listener.hostnames.keys().collect::<Vec<_>>(), ["myregistry.azurecr.io"]);
         assert_eq!(listener.tls.as_ref().unwrap().certificates[0].certificate, Path::new("/d/server.crt"));
         assert_eq!(config.upstreams[listener.hostnames.values().next().unwrap()].connect, ["192.0.2.1:443"]);
+        // One of Azure's is a registry, if no configuration says so.
+        let fresh = report(Path::new("/d"), &names, &made, &Config::from_toml("").unwrap(), Service::System);
+        let ours: String = fresh.split("# for clients").next().unwrap().replace("ADDRESS", "192.0.2.1");
+        let from_nothing = Config::from_toml(&format!("{ours}\n")).unwrap();
+        let name = from_nothing.listeners[0].hostnames.values().next().unwrap();
+        assert_eq!(
+            (name.as_str(), &from_nothing.upstreams[name].connect[0][..]),
+            ("myregistry.azurecr.io", "192.0.2.1:443")
+        );
         for part in [
             "127.0.0.1 myregistry.azurecr.io",
             "cache.example is no registry",

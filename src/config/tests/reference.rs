@@ -18,8 +18,7 @@ const HEAD: &str = "\
 # Configuration
 
 Every key, by table. This page is made from the program and from [config/ocistern.toml](../config/ocistern.toml), which is a whole file
-to begin with. Where the file is looked for, and how flags and environment go before it, stands at its top; `ocistern config check`
-tells what is wrong with a file and what to write instead, `ocistern config show` what is in effect.
+to begin with. Without any file ocistern runs with the defaults.
 
 *Live*: taken over by a running daemon on SIGHUP (`systemctl reload ocistern`). *Restart*: for the next start.
 ";
@@ -81,6 +80,10 @@ fn blocks() -> Vec<Block> {
     let (mut all, mut block, mut table) = (Vec::new(), Block::default(), "");
     for line in EXAMPLE.lines().chain([""]) {
         let bare = line.trim_start_matches('#').trim_start();
+        if line.starts_with("# ===") {
+            // What stands there is about the example as a file.
+            table = "the file";
+        }
         if let Some(begun) = table_of(bare) {
             // What stands above a header is about the whole table.
             table = begun;
@@ -100,6 +103,9 @@ fn blocks() -> Vec<Block> {
             block.prose.push(line.strip_prefix("# ").unwrap_or(bare));
         }
     }
+    // Of the paragraphs at the very top the first is about the example as a file.
+    let first = &mut all[0].prose;
+    first.drain(..=first.iter().position(|line| line.is_empty()).expect("a paragraph"));
     all.retain(|block| !block.prose.is_empty() || !block.written.is_empty());
     all
 }
@@ -126,7 +132,8 @@ fn default_of(table: &str, key: &str) -> Option<String> {
     };
     let value = table?.get(key)?.clone();
     // What is shown there is what was asked about.
-    let about_itself = matches!(key, "root" | "builtin_upstreams" | "url") || value.is_table() || value.is_array();
+    let about_itself =
+        matches!(key, "root" | "builtin_upstreams" | "url" | "library") || value.is_table() || value.is_array();
     (!about_itself).then(|| value.to_string())
 }
 
@@ -136,12 +143,21 @@ fn page() -> String {
         let title = match table {
             "" => "At the top".to_owned(),
             "listener" | "pin" | "upstream.\"NAME\".rule" => format!("`[[{table}]]`"),
-            "store.scrub" | "listener.tls" | "listener.tls.certificates" | "upstream.\"NAME\".credentials" => {
-                format!("`{table} = {{ … }}`")
-            }
+            table if told_of_at(table).is_some() => format!("`{table} = {{ … }}`"),
             table => format!("`[{table}]`"),
         };
         let _ = write!(page, "\n## {title}\n");
+        if let Some(whole) = told_of_at(table) {
+            let _ = write!(page, "\nTold of at {}. Its keys:\n\n", link(whole, whole));
+            for key in keys {
+                let _ = write!(page, "- `{key}` · {}", liveness(&format!("{table}.{key}")));
+                if let Some(default) = default_of(table, key) {
+                    let _ = write!(page, " · default `{default}`");
+                }
+                page.push('\n');
+            }
+            continue;
+        }
         for block in blocks.iter().filter(|block| block.table == table && block.written.is_empty()) {
             let _ = write!(page, "\n{}\n", block.text());
         }
@@ -150,8 +166,7 @@ fn page() -> String {
             if is_a_table(&path) {
                 continue;
             }
-            let is_live = !AT_THE_START.contains(&path.as_str());
-            let _ = write!(page, "\n### `{path}`\n\n{}", if is_live { "Live" } else { "Restart" });
+            let _ = write!(page, "\n### `{path}`\n\n{}", liveness(&path));
             if let Some(default) = default_of(table, key) {
                 let _ = write!(page, " · default `{default}`");
             }
@@ -166,7 +181,8 @@ fn page() -> String {
                 // Of keys that are told of together, the first has the text.
                 match keys.iter().find(|first| block.tells_of(first)) {
                     Some(first) if first != key => {
-                        let _ = write!(page, "\nSee `{first}` above.\n");
+                        let first_path = path.replace(key, first);
+                        let _ = write!(page, "\nTold of at {}.\n", link(first, &first_path));
                     }
                     _ => {
                         let prose = block.text();
@@ -175,15 +191,26 @@ fn page() -> String {
                     }
                 }
             }
-            if telling.is_empty() {
-                // The keys of tables in one line stand with the whole.
-                let whole = table.rsplit_once('.').map_or(table, |(_, last)| last);
-                let whole = if whole == "certificates" { "tls" } else { whole };
-                let _ = write!(page, "\nSee `{whole}`.\n");
-            }
+            assert!(!telling.is_empty(), "config/ocistern.toml does not tell of {path}");
         }
     }
     page
+}
+
+/// The key that a table in one line is written at, where all of it is told of.
+fn told_of_at(table: &str) -> Option<&str> {
+    matches!(table, "store.scrub" | "listener.tls" | "listener.tls.certificates" | "upstream.\"NAME\".credentials")
+        .then(|| table.trim_end_matches(".certificates"))
+}
+
+fn liveness(path: &str) -> &'static str {
+    if AT_THE_START.contains(&path) { "Restart" } else { "Live" }
+}
+
+/// A link to the chapter of a key, by the anchor that forges make of its heading.
+fn link(text: &str, path: &str) -> String {
+    let anchor: String = path.chars().filter(|c| c.is_alphanumeric() || matches!(c, '_' | '-')).collect();
+    format!("[`{text}`](#{})", anchor.to_lowercase())
 }
 
 /// Whether the key stands for a table that has a chapter of its own, in several lines.
@@ -207,7 +234,13 @@ fn every_key_is_told_of() {
     for (table, keys) in keys::all() {
         for key in keys {
             let path = if table.is_empty() { (*key).to_owned() } else { format!("{table}.{key}") };
-            assert!(is_a_table(&path) || page.contains(&format!("\n### `{path}`\n")), "{path}");
+            let told = if told_of_at(table).is_some() {
+                let chapter = page.split(&format!("\n## `{table} = ")).nth(1).expect("a chapter");
+                chapter.split("\n## ").next().is_some_and(|chapter| chapter.contains(&format!("\n- `{key}` · ")))
+            } else {
+                page.contains(&format!("\n### `{path}`\n"))
+            };
+            assert!(is_a_table(&path) || told, "{path}");
         }
     }
     for path in AT_THE_START {
@@ -217,4 +250,19 @@ fn every_key_is_told_of() {
         page.contains("### `store.durability`\n\nRestart · default `\"strict\"` · `OCISTERN_STORE__DURABILITY`"),
         "{page}"
     );
+}
+
+#[test]
+fn what_it_shows_of_a_file_is_read() {
+    let page = page();
+    let mut shown = page.split("```toml\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    assert!(shown.clone().count() > 40, "{page}");
+    assert_eq!(shown.find(|block| block.parse::<Table>().is_err()), None);
+    // Each link leads to a heading.
+    let headings: Vec<_> =
+        page.lines().filter_map(|line| line.strip_prefix("### ")).map(|line| link("", line)).collect();
+    for rest in page.split("](#").skip(1) {
+        let anchor = rest.split(')').next().unwrap();
+        assert!(headings.contains(&format!("[``](#{anchor})")), "{anchor}");
+    }
 }
