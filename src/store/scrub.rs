@@ -41,6 +41,9 @@ struct Position {
     /// Blobs that the running pass could not look at.
     #[serde(default)]
     passed_over: u64,
+    /// A part of the running pass went by an index in which not all was: what has come into it since may lie behind.
+    #[serde(default)]
+    is_partial: bool,
 }
 
 /// How far a pass has come.
@@ -140,6 +143,8 @@ impl Store {
         let mut in_a_row = 0;
         loop {
             let after = position.after;
+            // Before it is asked: what it gets meanwhile may not be among what it says.
+            position.is_partial |= !self.0.index_is_whole();
             let next = move |inner: &Arc<Inner>| Ok(inner.hints.digests_after(after.as_ref(), BLOBS));
             let next = self.blocking(next).await?;
             let renewals = self.0.hints.renewals();
@@ -150,7 +155,14 @@ impl Store {
             }
             let Some(next) = next else { return Ok(Came::Unknown) };
             if next.is_empty() {
-                let is_whole = self.0.index_is_whole() && (after.is_some() || self.0.metrics.store_blobs.get() == 0);
+                if !self.0.index_is_whole() {
+                    return Ok(Came::Unknown);
+                }
+                if position.is_partial {
+                    *position = Position { last_pass: position.last_pass, ..Position::default() };
+                    return Ok(Came::Unknown);
+                }
+                let is_whole = after.is_some() || self.0.metrics.store_blobs.get() == 0;
                 return Ok(if is_whole { Came::Whole } else { Came::Unknown });
             }
             for digest in next {

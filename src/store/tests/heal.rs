@@ -233,6 +233,34 @@ async fn a_pass_whose_index_has_vanished_is_not_complete() {
     fixture.assert_all_there(&digests);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_an_index_did_not_have_yet_is_not_left_out() {
+    let failing = Arc::new(AtomicBool::new(false));
+    let fixture = fixture(1 << 30).crashed(Vanishing(failing.clone(), Mutex::default())).await;
+    fixture.put_many(20).await;
+    fixture.store.0.hints.settle();
+    failing.store(true, Ordering::SeqCst);
+    let hints = &fixture.store.0.hints;
+    while hints.renewals() == 0 {
+        assert_eq!(hints.digests_after(None, 1), None);
+        hints.settle();
+    }
+    failing.store(false, Ordering::SeqCst);
+    // The one blob that the new index has comes after all others.
+    let last =
+        (0..100_000_u32).map(|seed| seed.to_be_bytes().repeat(250)).find(|bytes| sha256(bytes).hex().starts_with("ff"));
+    put(&fixture.store, &last.unwrap()).await;
+    let during = async {
+        until(|| fixture.metrics.scrubbed_bytes.get() == 1_000).await;
+        sleep(HOUR).await;
+        assert_eq!(fixture.metrics.scrub_last_pass.get(), 0, "not all of it is in the index");
+        fixture.store.recover_once().await.unwrap();
+        until(|| fixture.metrics.scrub_last_pass.get() > 0).await;
+        assert_eq!(fixture.metrics.scrubbed_bytes.get(), 1_000 + 21_000);
+    };
+    scrubs(&fixture.store, plan("{}"), during).await;
+}
+
 /// Also of a daemon that has just started, and of a command without one.
 #[tokio::test]
 async fn what_is_pinned_is_no_garbage_whatever_became_of_its_link() {
