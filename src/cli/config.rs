@@ -14,9 +14,9 @@ pub(super) enum Mistake {
     /// The configuration itself.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Files that it names and that `serve` would not start with, one line each.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Files(Vec<Unusable>),
+    /// Files that it names and that `serve` would not start with, one line each; then what else there is to warn of.
+    #[error("{}", .0.iter().map(ToString::to_string).chain(.1.iter().map(|warning| format!("warning: {warning}"))).collect::<Vec<_>>().join("\n"))]
+    Files(Vec<Unusable>, Vec<String>),
 }
 
 /// Checks the configuration that `serve` would use, and says where it came from and which of the files it names cannot be
@@ -27,11 +27,13 @@ pub(super) enum Mistake {
 pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
     let config = load(path)?;
     let unusable = named::unusable(&config);
-    if !unusable.is_empty() {
-        return Err(Mistake::Files(unusable));
-    }
     let mut warnings = named::unreadable(&config);
     warnings.extend(config.doubts(variables()).iter().map(ToString::to_string));
+    if !unusable.is_empty() {
+        let told = |warning: &String| unusable.iter().any(|file| *warning == file.to_string());
+        warnings.retain(|warning| !told(warning));
+        return Err(Mistake::Files(unusable, warnings));
+    }
     let verdict = if warnings.is_empty() { "no problem found" } else { "can be used, with warnings" };
     let mut text = match &config.source {
         Some(file) => format!("{}: {verdict}\n", file.display()),
@@ -136,7 +138,8 @@ mod tests {
     fn check_refuses_files_that_serve_does_not_start_with() {
         let (directory, file) = written(
             "[[listener]]\ntls = { certificate = \"none.crt\",\n  key = \"none.key\" }\n\
-             [upstream.\"a.example\"]\nca = \"ca.pem\"\n[upstream.\"b.example\"]\nca = \"directory\"",
+             [upstream.\"a.example\"]\nca = \"ca.pem\"\n[upstream.\"b.example\"]\nca = \"directory\"\n\
+             [admin]\ntoken_file = \"token\"",
         );
         std::fs::create_dir(directory.path().join("directory")).unwrap();
         let at = |name: &str| directory.path().join(name).display().to_string();
@@ -146,7 +149,8 @@ mod tests {
             let (file, name) = (file.display(), at(name));
             format!("{file}:{line}: {key}: {name}: No such file or directory (os error 2)")
         };
-        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines.len(), 5, "{text}");
+        assert_eq!(lines[4], format!("warning: {}", missing(9, "admin.token_file", "token")));
         assert_eq!(lines[0], missing(2, "listener[0].tls.certificate", "none.crt"));
         assert_eq!(lines[1], missing(3, "listener[0].tls.key", "none.key"));
         assert_eq!(lines[2], missing(5, "upstream.\"a.example\".ca", "ca.pem"));

@@ -52,7 +52,8 @@ const DONE_OR_NOT: Section = status(&[
     ("0", "Done."),
     (
         "1",
-        "Failed: there is no store there, somebody else has it, or the daemon cannot do it. Nothing is done by halves.",
+        "Failed: there is no store there, somebody else has it, or the daemon cannot do it; or a name means nothing that is there. \
+         What was asked for before that name is done.",
     ),
     MISTAKE,
 ]);
@@ -236,8 +237,8 @@ const PAGES: &[(&str, &[Section])] = &[
         &[
             status(&[
                 ("0", "Nothing is wrong; there may be warnings."),
-                ("1", "Something is: each error says what to do."),
-                MISTAKE,
+                ("1", "Something is, in the configuration too: each error says what to do."),
+                ("64", "A mistake in the command line."),
             ]),
             examples(&[("ocistern doctor --no-network", "Looks at this machine alone.")]),
         ],

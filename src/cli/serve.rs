@@ -196,8 +196,12 @@ pub(super) fn warn_of_doubts(config: &Config) {
 }
 
 fn fail(error: &(dyn std::error::Error + Send + Sync + 'static)) -> ExitCode {
-    tracing::error!("{}", causes(error));
-    ExitCode::from(FAILED)
+    // Why it ends is said whatever the log leaves out.
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{}", causes(error));
+        return ExitCode::from(FAILED);
+    }
+    complain(FAILED, causes(error))
 }
 
 // === impl Signals ===

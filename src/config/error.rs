@@ -101,6 +101,14 @@ pub enum Fault {
     /// Two listeners have one address.
     #[error("{0} is written twice; every listener needs an address of its own")]
     SameAddress(String),
+    /// Two addresses of which the system gives only one.
+    #[error("{address} cannot be had beside {other}, which includes it; write another port, or leave one of them out")]
+    SharedAddress {
+        /// The one that is reported.
+        address: String,
+        /// The one that is there before it.
+        other: String,
+    },
     /// An upstream's address is ocistern's own.
     #[error(
         "{0} is an address that ocistern itself listens on, so it would ask itself for ever; name the registry's own address, with `connect` if the system resolves its name to ocistern"

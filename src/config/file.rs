@@ -284,7 +284,7 @@ impl File {
         });
         result.map_err(|error| {
             let path = tracked_path(&track.path());
-            syntax(&error, format!("{path}: {}{}", error.message(), keys::shape_hint(&path)))
+            syntax(&error, format!("{path}: {}{}", keys::without_types(error.message()), keys::shape_hint(&path)))
         })
     }
 

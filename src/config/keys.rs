@@ -105,20 +105,38 @@ pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
         .map(|(_, candidate)| candidate)
 }
 
+/// A message of serde's, which knows the struct that a table is read into.
+pub(super) fn without_types(message: &str) -> String {
+    const STRUCT: &str = "expected struct ";
+    let Some((before, rest)) = message.split_once(STRUCT) else { return message.to_owned() };
+    let name = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+    format!("{before}expected a table{}", &rest[name..])
+}
+
 /// What to write where a value has the wrong shape.
-pub(super) fn shape_hint(path: &KeyPath) -> &'static str {
-    match path.steps().last() {
-        Some(Step::Key(key)) => match key.as_str() {
+pub(super) fn shape_hint(path: &KeyPath) -> String {
+    let steps: Vec<&Step> = path.steps().iter().filter(|step| matches!(step, Step::Key(_))).collect();
+    let hint = match steps.as_slice() {
+        [Step::Key(upstream), Step::Key(name)] if upstream == "upstream" => {
+            return format!("; write [upstream.{name:?}] and below it the keys, such as url");
+        }
+        [.., Step::Key(key)] => match key.as_str() {
             "listener" => "; write [[listener]] with two brackets",
+            "pin" => "; write [[pin]] with two brackets",
             "rule" => "; write [[upstream.\"NAME\".rule]] with two brackets",
+            "tls" => "; write one, such as { certificate = \"FILE\", key = \"FILE\" }",
+            "credentials" => "; write one, such as { from = \"auto\" }",
             "certificates" => "; write a list, such as [{ certificate = \"FILE\", key = \"FILE\" }]",
             "token_hosts" | "connect" => "; write a list, such as [\"HOST\"]",
             "mirrors" => "; write a list, such as [\"https://mirror.example\"]",
+            "hostnames" => "; write a table, such as { \"myregistry.azurecr.io\" = \"myregistry.azurecr.io\" }",
             "upstream" => "; write [upstream.\"NAME\"]",
+            "admin" | "store" | "limits" | "log" => return format!("; write [{key}] and below it the keys"),
             _ => "",
         },
-        Some(Step::Index(_)) | None => "",
-    }
+        _ => "",
+    };
+    hint.to_owned()
 }
 
 /// Every table with its keys, for the test that looks for them in the documented example.

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::level_filters::LevelFilter;
+
 use super::error::{ConfigError, Fault};
 use super::file::{File, LimitsTable, LogTable, PinTable, Scalar, ScrubValue, StoreTable};
 use super::place::{At, Document, KeyPath, Problems, Written};
 use super::{
-    Abandon, Admin, BaseUrl, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Otlp, Pin, Pinned, RangeFill,
-    Scrub, Store, UnverifiedRanges, listeners, parse, passed, pattern, upstreams,
+    Abandon, Address, Admin, BaseUrl, Capacity, Config, Durability, Flags, Limits, Log, LogFormat, Otlp, Pin, Pinned,
+    RangeFill, Scrub, Store, UnverifiedRanges, listeners, parse, passed, pattern, upstreams,
 };
 
 const SCRUB: &str = "OCISTERN_STORE__SCRUB";
@@ -34,7 +36,7 @@ const RECEIVER: &str = "a receiver of traces: write scheme and host, such as \"h
 const SAMPLE: &str = "a part of the traces: write a percentage from \"0%\" to \"100%\"";
 const FORMAT: &str = "a log format: write \"auto\", \"human\" or \"json\"";
 const FILTER: &str =
-    "a log filter: write levels (error, warn, info, debug, trace), such as \"info\" or \"info,ocistern=debug\"";
+    "a log filter: write levels (off, error, warn, info, debug, trace), such as \"info\" or \"info,ocistern=debug\"";
 const NOT_ZERO: &str = "a time limit that lets anything through: write more than 0, such as \"10s\"";
 const MANIFEST: &str =
     "a size for manifests: write one from \"1KiB\" to \"64MiB\" (a manifest is kept in memory while it is checked)";
@@ -205,10 +207,17 @@ fn build(
     let (listeners, tables) = listeners::build(file, listen, &upstreams, default.as_ref(), problems);
     upstreams::refuse_own_addresses(file, upstream, &upstreams, &listeners, problems);
     let root = value(problems, &KeyPath::dotted("root"), file.root.as_ref(), path);
+    let admin = admin(file, problems);
+    if let Some(address) = admin.address
+        && let Some(listener) = listeners.iter().find(|listener| listener.address.overlaps(&Address::Tcp(address)))
+    {
+        let taken = Fault::SharedAddress { address: address.to_string(), other: listener.address.to_string() };
+        problems.add(KeyPath::dotted("admin.address"), taken);
+    }
     let config = Config {
         root: root.unwrap_or_default(),
         listeners,
-        admin: admin(file, problems),
+        admin,
         store: store(&file.store, problems),
         pins: pins(&file.pin, &upstreams, problems),
         upstreams: upstreams.into_iter().map(|(name, upstream)| (name, upstream.into())).collect(),
@@ -342,7 +351,14 @@ fn log(table: &LogTable, problems: &mut Problems) -> Log {
     let filter = |scalar: &Scalar| {
         let text = scalar.text(TEXT)?;
         let parsed = tracing_subscriber::EnvFilter::builder().parse(text);
-        parsed.map(|_| text.to_owned()).map_err(|_| Fault::value(text, FILTER))
+        // A word that is no level would be taken for a part of the program, and the log of all others be off.
+        let is_clear = |part: &str| part.contains(['=', '[', ':']) || part.parse::<LevelFilter>().is_ok();
+        let mut parts = text.split(',').map(str::trim).filter(|part| !part.is_empty()).peekable();
+        if parsed.is_ok() && parts.peek().is_some() && parts.all(is_clear) {
+            Ok(text.to_owned())
+        } else {
+            Err(Fault::value(text, FILTER))
+        }
     };
     let receiver = |scalar: &Scalar| match scalar.text(TEXT)? {
         "off" => Ok(None),

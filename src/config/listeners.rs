@@ -129,11 +129,13 @@ fn from_words(words: &[Word], tables: &[Settings], fallback: &Settings, problems
 }
 
 fn refuse_twice(listeners: &[Found], problems: &mut Problems) {
-    let free_port = |address: &Address| matches!(address, Address::Tcp(address) if address.port() == 0);
     for (index, (at, listener, _)) in listeners.iter().enumerate() {
-        let before = listeners.iter().take(index).any(|(_, other, _)| other.address == listener.address);
-        if before && !free_port(&listener.address) {
-            problems.add(at.clone(), Fault::SameAddress(parse::show_address(&listener.address)));
+        let mut before = listeners.iter().take(index).map(|(_, other, _)| &other.address);
+        if let Some(other) = before.find(|other| other.overlaps(&listener.address)) {
+            let (address, other) = (parse::show_address(&listener.address), parse::show_address(other));
+            let is_same = address == other;
+            let fault = if is_same { Fault::SameAddress(address) } else { Fault::SharedAddress { address, other } };
+            problems.add(at.clone(), fault);
         }
     }
 }

@@ -49,6 +49,12 @@ const MISTAKES: &[(&str, &str)] = &[
          file system such as \"50%\" (1% to 100%)\nline 3: store.capcity: unknown key; did you mean store.capacity?\n\
          line 5: pin[0].upstraem: unknown key; did you mean pin[0].upstream?\nline 8: limits.idle: \"75\" is not a duration",
     ),
+    (
+        "[[listener]]\nadress = \"127.0.0.1:1\"\ntls = { key = \"k\" }\n[upstream.\"a.b\"]\nurls = \"x\"\ncredentials = { }",
+        "line 2: listener[0].adress: unknown key; did you mean listener[0].address?\nline 3: listener[0].tls: missing: tls needs \
+         both certificate and key, each the path of a PEM file\nline 5: upstream.\"a.b\".urls: unknown key; did you mean \
+         upstream.\"a.b\".url?\nline 6: upstream.\"a.b\".credentials",
+    ),
     // One that is wrong is not missing.
     (
         "[[listener]]\naddress = \":5000\"\n[[listener]]\naddress = \"127.0.0.1:70000\"",
@@ -77,7 +83,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     // Shapes and syntax.
     ("[listener]\naddress = \"x\"", "line 1: listener: invalid type: map, expected a sequence; write [[listener]]"),
-    ("store = 5", "line 1: store: invalid type: integer `5`, expected struct"),
+    ("store = 5", "line 1: store: invalid type: integer `5`, expected a table"),
     ("[store]\ncapacity = []", "line 2: store.capacity: invalid type: sequence, expected a text in quotes"),
     ("[upstream.\"a.b\"]\nconnect = \"x\"", "line 2: upstream.\"a.b\".connect: invalid type"),
     ("root = /x", "line 1: not TOML: "),
@@ -132,6 +138,12 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[log]\nformat = \"xml\"", "line 2: log.format: \"xml\" is not a log format"),
     ("[log]\notlp = \"ftp://x\"", "line 2: log.otlp: \"ftp://x\" is not a receiver of traces"),
     ("[log]\notlp_sample = \"1.5\"", "line 2: log.otlp_sample: \"1.5\" is not a part of the traces"),
+    (
+        "[log]\nfilter = \"warning\"",
+        "line 2: log.filter: \"warning\" is not a log filter: write levels (off, error, warn,",
+    ),
+    ("[log]\nfilter = \"info,hyper\"", "line 2: log.filter: \"info,hyper\" is not a log filter"),
+    ("[log]\nfilter = \"\"", "line 2: log.filter: \"\" is not a log filter"),
     ("[log]\nfilter = \"a=b=c\"", "line 2: log.filter: \"a=b=c\" is not a log filter"),
     ("[admin]\naddress = \"unix:/x\"", "line 2: admin.address: \"unix:/x\" is not an address for the admin listener"),
     ("[[listener]]\naddress = \"5000\"", "line 2: listener[0].address: \"5000\" is not an address to listen on"),
@@ -140,6 +152,36 @@ const MISTAKES: &[(&str, &str)] = &[
         "[[listener]]\naddress = \"127.0.0.1:1\"\n[[listener]]\naddress = \"127.0.0.1:1\"",
         "line 4: listener[1].address: 127.0.0.1:1 is written twice",
     ),
+    (
+        "[[listener]]\naddress = \"0.0.0.0:1\"\n[[listener]]\naddress = \"127.0.0.1:1\"",
+        "line 4: listener[1].address: 127.0.0.1:1 cannot be had beside 0.0.0.0:1, which includes it",
+    ),
+    (
+        "[admin]\naddress = \"127.0.0.1:5000\"",
+        "line 2: admin.address: 127.0.0.1:5000 cannot be had beside 127.0.0.1:5000",
+    ),
+    (
+        "[[listener]]\naddress = \"0.0.0.0:5080\"",
+        "admin.address: 127.0.0.1:5080 cannot be had beside 0.0.0.0:5080, which includes it",
+    ),
+    (
+        "[upstream.\"a.b\"]\ncredentials = \"auto\"",
+        "line 2: upstream.\"a.b\".credentials: invalid type: string \"auto\", expected a table; write one, such as { from = \"auto\" }",
+    ),
+    (
+        "[[listener]]\ntls = true",
+        "line 2: listener[0].tls: invalid type: boolean `true`, expected a table; write one, such as { certificate = \"FILE\",",
+    ),
+    (
+        "[upstream]\n\"docker.io\" = \"https://a.b\"",
+        "line 2: upstream.\"docker.io\": invalid type: string \"https://a.b\", expected a table; write [upstream.\"docker.io\"] and below \
+         it the keys, such as url",
+    ),
+    (
+        "[pin]\nupstream = \"docker.io\"",
+        "line 1: pin: invalid type: map, expected a sequence; write [[pin]] with two brackets",
+    ),
+    ("pin = [\"a\"]", "line 1: pin[0]: invalid type: string \"a\", expected a table; write [[pin]] with two brackets"),
     (
         "[[listener]]\ndefault_upstream = \"ghcr.oi\"",
         "line 2: listener[0].default_upstream: no upstream is called \"ghcr.oi\"; did you mean ghcr.io?; add a table \

@@ -123,6 +123,21 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+impl Address {
+    /// Whether the system gives only one of the two: they are equal, or one is all addresses of the other's family. (Whether
+    /// `[::]` has those of IPv4 too is the system's to say.)
+    fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => {
+                let is_all = one.ip().is_unspecified() || other.ip().is_unspecified();
+                let is_same = one.ip() == other.ip() || (is_all && one.is_ipv4() == other.is_ipv4());
+                is_same && one.port() == other.port() && one.port() != 0
+            }
+            _ => self == other,
+        }
+    }
+}
+
 /// As the configuration has it.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -221,11 +221,13 @@ impl Problems {
             return Ok(());
         }
         let Self { list, overridden } = self;
-        // What a misspelt key was to say is not missing: there is one mistake to mend.
-        let misspelt: Vec<KeyPath> = list.iter().filter_map(|(at, fault)| at.unknown_in(fault)).collect();
+        // What a misspelt key was to say is not missing: there is one mistake to mend. Some of what is missing is told of the
+        // table that it is missing from.
+        let misspelt: Vec<(KeyPath, Option<String>)> =
+            list.iter().filter_map(|(at, fault)| at.unknown_in(fault)).collect();
         let is_told = |at: &At, fault: &Fault| match at {
             At::Key(path) if matches!(fault, Fault::Missing(_)) => {
-                misspelt.contains(path) || misspelt.contains(&path.parent())
+                misspelt.iter().any(|(table, meant)| table == path || meant.as_deref() == Some(&path.to_string()))
             }
             At::Key(_) | At::Name(_) => false,
         };
@@ -249,12 +251,16 @@ impl Problems {
 // === impl At ===
 
 impl At {
-    /// The table that has an unknown key here.
-    fn unknown_in(&self, fault: &Fault) -> Option<KeyPath> {
-        let is_unknown = matches!(fault, Fault::UnknownKey { .. } | Fault::UnquotedName(_) | Fault::PasswordInline);
+    /// The table that has an unknown key here, and the path of the key that was probably meant.
+    fn unknown_in(&self, fault: &Fault) -> Option<(KeyPath, Option<String>)> {
+        let meant = match fault {
+            Fault::UnknownKey { nearest } => nearest.clone(),
+            Fault::UnquotedName(_) | Fault::PasswordInline => None,
+            _ => return None,
+        };
         match self {
-            Self::Key(path) if is_unknown => Some(path.parent()),
-            Self::Key(_) | Self::Name(_) => None,
+            Self::Key(path) => Some((path.parent(), meant)),
+            Self::Name(_) => None,
         }
     }
 }
