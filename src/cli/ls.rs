@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{ago, bytes, count, table};
 use crate::clock::{Clock as _, SystemClock, timestamp};
-use crate::config::ImagePattern;
+use crate::config::ImageName;
 use crate::http::admin::Images;
 use crate::oci::Digest;
 use crate::store::Image;
@@ -19,7 +19,7 @@ pub(super) struct Arguments {
         value_name = "PATTERN",
         help = "Images to list: UPSTREAM/REPOSITORY[:TAG|@DIGEST], * within a part of the name, ** across [default: all]"
     )]
-    pattern: Option<ImagePattern>,
+    pattern: Option<ImageName>,
     #[command(flatten)]
     store: StoreFlags,
 }

@@ -8,7 +8,7 @@ use http::Method;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{bytes, count};
 use super::{FAILED, complain, say};
-use crate::config::ImagePattern;
+use crate::config::ImageName;
 use crate::store::Removed;
 
 /// What `rm` is told.
@@ -20,7 +20,7 @@ pub(super) struct Arguments {
         value_name = "NAME",
         help = "Images to remove: UPSTREAM/REPOSITORY for all of a repository, or with :TAG or @DIGEST; * within a part of the name, ** across"
     )]
-    names: Vec<ImagePattern>,
+    names: Vec<ImageName>,
     /// Change nothing.
     #[arg(long, help = "Say what would be removed, and remove nothing")]
     dry_run: bool,

@@ -9,7 +9,7 @@ use super::progress::Work;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{bytes, count};
 use super::{FAILED, complain, say};
-use crate::config::{self, ImagePattern};
+use crate::config::{self, ImageName};
 use crate::store::{Unreadable, Verified};
 
 /// What `verify` is told.
@@ -20,7 +20,7 @@ pub(super) struct Arguments {
         value_name = "PATTERN",
         help = "Images to verify: UPSTREAM/REPOSITORY[:TAG|@DIGEST], * within a part of the name, ** across [default: all that is stored]"
     )]
-    pattern: Option<ImagePattern>,
+    pattern: Option<ImageName>,
     /// Remove what leads nowhere.
     #[arg(
         long,

@@ -26,6 +26,11 @@ enum Which {
     Digest(Digest),
 }
 
+/// A pattern of images as it is typed: also one that begins with a host and its port. Which upstream that is, only who
+/// serves it knows; it is sent as it was typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageName(String);
+
 /// The text is no pattern of images.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -74,6 +79,34 @@ impl ImagePattern {
             Which::Digest(digest) => Some(digest),
             Which::All | Which::Tag(_) => None,
         }
+    }
+}
+
+impl FromStr for ImageName {
+    type Err = InvalidPattern;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let host = |first: &str| {
+            let (host, port) = first.rsplit_once(':')?;
+            (!host.is_empty() && port.parse::<u16>().is_ok()).then_some(())
+        };
+        match text.split_once('/') {
+            // Of the host nothing more has to be known here.
+            Some((first, rest)) if host(first).is_some() => {
+                let same = format!("host/{rest}").parse::<ImagePattern>();
+                same.map_err(|_| InvalidPattern(text.to_owned()))?;
+            }
+            _ => {
+                text.parse::<ImagePattern>()?;
+            }
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ImageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -174,12 +207,19 @@ mod tests {
     #[test]
     fn what_is_probably_meant_is_said() {
         let digest = Digest::of(Algorithm::Sha256, b"x");
-        for (text, meant) in [
-            ("localhost:5001/team/app:1".to_owned(), "write localhost-5001/team/app:1".to_owned()),
-            (format!("docker.io/library/alpine:3@{digest}"), format!("write docker.io/library/alpine@{digest}")),
-        ] {
-            let error = text.parse::<ImagePattern>().unwrap_err().to_string();
-            assert!(error.ends_with(&meant), "{error}");
+        let error = format!("docker.io/library/alpine:3@{digest}").parse::<ImagePattern>().unwrap_err().to_string();
+        assert!(error.ends_with(&format!("write docker.io/library/alpine@{digest}")), "{error}");
+    }
+
+    #[test]
+    fn a_name_may_begin_with_a_host_and_its_port() {
+        for text in ["docker.io/library/alpine:3", "**", "localhost:5000/alpine", "[::1]:5000/library/alpine:3.*"] {
+            assert_eq!(text.parse::<ImageName>().unwrap().to_string(), text);
+        }
+        for text in
+            ["", "alpine", "localhost:5000", "localhost:5000/", "localhost:5000/A", "local:host/a", ":1/a", "a:/b"]
+        {
+            assert!(text.parse::<ImageName>().is_err(), "{text}");
         }
     }
 

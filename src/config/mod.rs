@@ -40,7 +40,7 @@ pub use self::doubts::Doubt;
 pub use self::error::{ConfigError, Fault, Problem};
 pub use self::fills::{Abandon, RangeFill, UnverifiedRanges};
 pub use self::flags::Flags;
-pub use self::images::{ImagePattern, InvalidPattern};
+pub use self::images::{ImageName, ImagePattern, InvalidPattern};
 pub use self::parse::{duration, show_duration, size};
 pub use self::passed::is_passed_file;
 pub use self::pin::{Pin, PinError, Pinned};

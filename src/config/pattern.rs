@@ -90,13 +90,6 @@ pub(super) fn advice(text: &str) -> String {
             );
         }
     }
-    let (first, rest) = text.split_once('/').unwrap_or((text, ""));
-    if let Some((host, port)) = first.split_once(':')
-        && !rest.is_empty()
-        && port.bytes().all(|b| b.is_ascii_digit())
-    {
-        return format!("; an upstream with a port is called {host}-{port}: write {host}-{port}/{rest}");
-    }
     if let Some((name, digest)) = text.split_once('@')
         && let Some((name, _)) = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/'))
     {

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use http::header::{FORWARDED, HeaderName, ORIGIN};
 
+use super::route::public_authority;
 use crate::config::{Listener, Upstream};
 use crate::party::Party;
 
@@ -128,11 +129,9 @@ pub fn is_loopback_host(host: &str) -> bool {
 
 fn is_configured(listener: &Listener, host: &str) -> bool {
     let host = host.to_ascii_lowercase();
-    let public = listener.public_url.as_deref().and_then(|url| url.split_once("://")).map(|(_, rest)| rest);
-    let public = public.map(|rest| rest.split_once('/').map_or(rest, |(authority, _)| authority));
     listener.hostnames.contains_key(&host)
         || listener.hostnames.contains_key(without_port(&host))
-        || public.is_some_and(|public| public.eq_ignore_ascii_case(&host))
+        || public_authority(listener).is_some_and(|public| public.eq_ignore_ascii_case(&host))
 }
 
 /// The host without its port, if it has one.

@@ -407,6 +407,12 @@ pub(super) fn public_path(listener: &Listener) -> &str {
     rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or_default()
 }
 
+/// The host of the URL by which clients reach the listener, with its port where that is not the scheme's.
+pub(super) fn public_authority(listener: &Listener) -> Option<&str> {
+    let (_, rest) = listener.public_url.as_deref()?.split_once("://")?;
+    Some(rest.split_once('/').map_or(rest, |(authority, _)| authority))
+}
+
 /// Everything but what a host with a port is made of.
 const KEY: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'.').remove(b'-').remove(b'_');
 

@@ -477,6 +477,29 @@ fn kill(command: &tokio::process::Child, signal: Signal) {
 }
 
 #[tokio::test]
+async fn images_have_the_names_that_they_were_pulled_by() {
+    let upstream = Upstream::start().await;
+    let image = image(1);
+    upstream.image("library/app", "1", &image);
+    let setup = Cistern::setup().upstream("up", &upstream, "library = true\ntags = \"immutable\"");
+    let cistern = setup.listener("public_url = \"http://cache.test:5000\"").start().await;
+    pull(&cistern, "app", "1", &image).await;
+    cistern.settle().await;
+    let root = cistern.root();
+    for name in ["up/app:1", "cache.test:5000/app:1", "cache.test:5000/library/app:1", "cache.test:5000/up/app:1"] {
+        assert_eq!(names(&json(root, &["ls", name]).await), ["up/library/app:1"], "{name}");
+        assert_eq!(json(root, &["verify", name]).await["blobs"], 4, "{name}");
+        assert_eq!(names(&json(root, &["rm", "--dry-run", name]).await), ["up/library/app:1"], "{name}");
+        assert_eq!(says(root, &["pin", name], 0).await, "pinned up/library/app:1\n", "{name}");
+        assert_eq!(says(root, &["unpin", name], 0).await, "unpinned up/library/app:1\n", "{name}");
+    }
+    for command in ["ls", "rm", "verify", "pin"] {
+        let said = says(root, &[command, "cache.test:5001/app:1"], 64).await;
+        assert!(said.contains("such as up/app:1"), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn verify_of_what_is_not_there_fails() {
     let (mut cistern, _upstream, images) = stored().await;
     let root = cistern.root().to_owned();

@@ -12,7 +12,7 @@ use super::super::body::Body;
 use super::super::form::Form;
 use super::super::respond::{Failure, causes, json};
 use super::history::Step;
-use super::pins;
+use super::{names, pins};
 use crate::cache::{Cache, FillReport};
 use crate::clock::Clock;
 use crate::config::{Config, ImagePattern};
@@ -298,8 +298,10 @@ impl Parameters {
     }
 }
 
-/// What a name means, with `library/` where the upstream has its official images there, as in a pull.
+/// What a name means: that of a pull through a listener, too, and with `library/` where the upstream has its official
+/// images there.
 fn pattern(text: &str, config: &Config) -> Result<ImagePattern, Failure> {
+    let text = names::placed(text, config).map_err(|error| bad(error.to_string()))?;
     let pattern: ImagePattern = text.parse().map_err(|error: crate::config::InvalidPattern| bad(error.to_string()))?;
     Ok(pattern.with_library(|name| config.upstreams.get(name).is_some_and(|upstream| upstream.library)))
 }

@@ -7,8 +7,10 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::super::respond::Failure;
+use super::super::route::{Directory, looks_like_host};
 use super::api::{bad, failed};
 use super::human::bytes;
+use super::names::{known, placed};
 use super::upstreams::UpstreamReport;
 use crate::cache::{FillReport, is_fresh};
 use crate::clock::timestamp;
@@ -87,8 +89,8 @@ pub(super) struct Name {
 // === impl Name ===
 
 impl Name {
-    /// What a client means by the name: with a tag or a digest, else `latest`; without an upstream, that of the first
-    /// listener that has one; with `library/` where that belongs there.
+    /// What a client means by the name: with a tag or a digest, else `latest`; by an address of a listener, that of a pull through
+    /// it; without an upstream, that of the first listener that has one; with `library/` where that belongs there.
     pub(super) fn parse(text: &str, config: &Config) -> Result<Self, Failure> {
         let wrong = |what: &str| {
             bad(format!("image: {text:?} {what}: write UPSTREAM/REPOSITORY:TAG or UPSTREAM/REPOSITORY@DIGEST"))
@@ -97,6 +99,7 @@ impl Name {
         if text.len() > 1024 {
             return Err(bad("image: this is longer than any name"));
         }
+        let text = placed(text, config).map_err(|error| bad(format!("image: {error}")))?;
         let (name, reference) = if let Some((name, digest)) = text.split_once('@') {
             let digest = digest.parse::<Digest>().map_err(|_| wrong("has no digest behind the @"))?;
             // With a tag, too: the digest decides.
@@ -105,16 +108,14 @@ impl Name {
         } else {
             match text.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
                 Some((name, tag)) => (name, tag.parse().map(Reference::Tag).map_err(|_| wrong("has no valid tag"))?),
-                None => (text, "latest".parse().map(Reference::Tag).map_err(|_| wrong("is no name"))?),
+                None => (&*text, "latest".parse().map(Reference::Tag).map_err(|_| wrong("is no name"))?),
             }
         };
         let (first, rest) = name.split_once('/').unwrap_or(("", name));
-        let named = first.replace(':', "-").parse::<UpstreamName>().ok();
-        let (upstream, repository) = match named.filter(|name| config.upstreams.contains_key(name)) {
-            Some(upstream) => (upstream, rest),
-            None if first.contains(['.', ':']) || first == "localhost" => {
-                let known: Vec<&str> = config.upstreams.keys().map(UpstreamName::as_str).collect();
-                return Err(bad(format!("image: there is no upstream {first:?}; there is {}", known.join(", "))));
+        let (upstream, repository) = match Directory::new(config).get(first) {
+            Some(upstream) => (upstream.clone(), rest),
+            None if looks_like_host(first) => {
+                return Err(bad(format!("image: there is no upstream {first:?}; there is {}", known(config))));
             }
             None => {
                 let default = config.listeners.iter().find_map(|listener| listener.default_upstream.clone());
@@ -412,6 +413,9 @@ mod tests {
             ("team/app:v1", "docker.io/team/app:v1".to_owned()),
             ("ghcr.io/org/app", "ghcr.io/org/app:latest".to_owned()),
             ("localhost:5001/app:1", "localhost-5001/app:1".to_owned()),
+            ("localhost:5000/alpine:3", "docker.io/library/alpine:3".to_owned()),
+            ("localhost:5000/ghcr.io/org/app:v1", "ghcr.io/org/app:v1".to_owned()),
+            ("index.docker.io/alpine:3", "docker.io/library/alpine:3".to_owned()),
             (&format!("ghcr.io/org/app:v1@{digest}"), format!("ghcr.io/org/app@{digest}")),
         ] {
             assert_eq!(whole(text).as_ref(), Ok(&name), "{text}");

@@ -10,6 +10,7 @@ mod explain;
 mod figures;
 mod history;
 mod human;
+mod names;
 mod openapi;
 mod pins;
 mod status;
@@ -555,6 +556,12 @@ mod tests {
             ("a read of all sizes", local, get, "/api/v1/usage", None, 200),
             ("a pattern", local, get, "/api/v1/images?pattern=docker.io%2F%2A%2A", None, 200),
             ("no pattern", local, get, "/api/v1/images?pattern=alpine", None, 400),
+            ("a name as it was pulled", local, get, "/api/v1/images?pattern=localhost:5000/alpine:3", None, 200),
+            ("another one", local, get, "/api/v1/images?pattern=localhost:5001/alpine:3", None, 400),
+            ("its removal", socket, delete, "/api/v1/images?name=localhost:5000/alpine:3&dry_run=true", None, 200),
+            ("its verification", socket, post, "/api/v1/verify?pattern=localhost:5000/alpine:3", None, 200),
+            ("its pin", socket, post, "/api/v1/pins?name=localhost:5000/alpine:3", None, 200),
+            ("a pin of another one", socket, post, "/api/v1/pins?name=localhost:5001/alpine:3", None, 400),
             ("a change from this machine", local, post, "/api/v1/gc", None, 401),
             ("another", local, post, "/api/v1/verify", None, 401),
             ("a removal from this machine", local, delete, "/api/v1/images?name=a%2Fb", None, 401),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::respond::Failure;
 use super::api::{bad, failed};
+use super::names::placed;
 use crate::config::{Config, Pin};
 use crate::store::Store;
 
@@ -74,5 +75,9 @@ fn parse(config: &Config, names: &[&str]) -> Result<Vec<Pin>, Failure> {
         return Err(bad("name: say which names are meant"));
     }
     let library = |name: &crate::oci::UpstreamName| config.upstreams.get(name).is_some_and(|upstream| upstream.library);
-    names.iter().map(|name| Pin::parse(name, library).map_err(|error| bad(error.to_string()))).collect()
+    let pin = |name: &&str| {
+        let name = placed(name, config).map_err(|error| bad(error.to_string()))?;
+        Pin::parse(&name, library).map_err(|error| bad(error.to_string()))
+    };
+    names.iter().map(pin).collect()
 }
