@@ -116,10 +116,7 @@ const MISTAKES: &[(&str, &str)] = &[
         "[[pin]]\nupstream = \"dokcer.io\"\nrepository = \"library/a\"",
         "line 2: pin[0].upstream: no upstream is called \"dokcer.io\"; did you mean docker.io?",
     ),
-    (
-        "[[pin]]\nupstream = \"docker.io\"\nrepository = \"alpine\"",
-        "line 3: pin[0].repository: \"alpine\" matches nothing",
-    ),
+    ("[[pin]]\nupstream = \"docker.io\"\nrepository = \"alp*\"", "line 3: pin[0].repository: \"alp*\" matches nothing"),
     (
         "[[pin]]\nupstream = \"ghcr.io\"\nrepository = \"a\"\ntag = \"a/b\"",
         "line 4: pin[0].tag: \"a/b\" is not a pattern",
@@ -333,8 +330,8 @@ const MISTAKES: &[(&str, &str)] = &[
         "line 2: upstream.\"a.b\".rule[0].repository: \"A/b\" is not a pattern of repositories",
     ),
     (
-        "[[upstream.\"docker.io\".rule]]\nrepository = \"alpine\"\ntags = \"5m\"",
-        "line 2: upstream.\"docker.io\".rule[0].repository: \"alpine\" matches nothing",
+        "[[upstream.\"docker.io\".rule]]\nrepository = \"alp*\"\ntags = \"5m\"",
+        "line 2: upstream.\"docker.io\".rule[0].repository: \"alp*\" matches nothing",
     ),
     (
         "[upstream.\"a.b\"]\nconnect = [\"u:hunter2@x:443\"]",

@@ -98,16 +98,18 @@ pub(super) fn advice(text: &str) -> String {
     String::new()
 }
 
-/// A pattern of repositories that can match something.
+/// A pattern of repositories that can match something. `library`: names of one part stand under `library/`.
 pub(super) fn repository(text: &str, library: bool) -> Result<String, Fault> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-' | b'/' | b'*');
     if text.is_empty() || text.len() > MAX_PATTERN || !text.bytes().all(plain) || text.split('/').any(str::is_empty) {
         return Err(Fault::value(text, REPOSITORY));
     }
-    if library && !text.contains('/') && !text.contains("**") {
-        return Err(Fault::NoLibrary(text.to_owned()));
+    match library && !text.contains('/') {
+        // As in a pull.
+        true if !text.contains('*') => Ok(format!("library/{text}")),
+        true if !text.contains("**") => Err(Fault::NoLibrary(text.to_owned())),
+        _ => Ok(text.to_owned()),
     }
-    Ok(text.to_owned())
 }
 
 /// A pattern of tags that can match something.
@@ -175,6 +177,21 @@ mod tests {
             ("", "a"),
         ] {
             assert!(!matches(pattern, text), "{pattern} does not match {text}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_one_part_stands_in_the_library() {
+        for (text, library, meant) in [
+            ("alpine", true, Some("library/alpine")),
+            ("team/app", true, Some("team/app")),
+            ("**", true, Some("**")),
+            ("*", true, None),
+            ("alp*", true, None),
+            ("alpine", false, Some("alpine")),
+            ("alp*", false, Some("alp*")),
+        ] {
+            assert_eq!(repository(text, library).ok().as_deref(), meant, "{text}");
         }
     }
 

@@ -123,6 +123,8 @@ mod tests {
             ("docker.io/library/alpine:3.2*", "docker.io/library/alpine:3.2*".to_owned()),
             ("docker.io/**:latest", "docker.io/**:latest".to_owned()),
             (&format!("ghcr.io/a@{digest}"), format!("ghcr.io/a@{digest}")),
+            ("docker.io/alpine:3.20", "docker.io/library/alpine:3.20".to_owned()),
+            (&format!("docker.io/alpine@{digest}"), format!("docker.io/library/alpine@{digest}")),
         ] {
             let parsed = pin(text).unwrap();
             assert_eq!(parsed.to_string(), shown);
@@ -131,8 +133,10 @@ mod tests {
         for text in ["", "alpine", "ghcr.io/", "ghcr.io/A", "ghcr.io/a:", "ghcr.io/a@sha256:1", "/a", "ghcr.io/a:b/c"] {
             assert!(pin(text).is_err(), "{text}");
         }
-        let error = pin("docker.io/alpine").unwrap_err().to_string();
-        assert!(error.contains("library/NAME"), "{error}");
+        for text in ["docker.io/*", "docker.io/alp*:3.20"] {
+            let error = pin(text).unwrap_err().to_string();
+            assert!(error.contains("library/NAME"), "{error}");
+        }
     }
 
     #[test]
