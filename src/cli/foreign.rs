@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 /// Where systemd keeps the caches of users that exist only while their service runs; nobody but root may go there.
 const PRIVATE: &str = "/var/cache/private";
 
+/// Where the base directories of a user are that do not follow from its home.
+const BASES: [&str; 2] = ["XDG_CONFIG_HOME", "XDG_CACHE_HOME"];
+
 /// Somebody's store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Foreign {
@@ -15,6 +18,10 @@ struct Foreign {
     group: u32,
     /// The owner's name, where it has one.
     name: Option<String>,
+    /// The owner's home, where there is such a directory.
+    home: Option<PathBuf>,
+    /// Variables of who types it that lead away from that home.
+    away: Vec<&'static str>,
     /// The name of its directory in [`PRIVATE`], if it is there.
     dynamic: Option<String>,
 }
@@ -41,8 +48,13 @@ impl Foreign {
         let real = tokio::fs::canonicalize(root).await?;
         let dynamic = real.strip_prefix(PRIVATE).ok().map(|below| below.display().to_string());
         let users = tokio::fs::read_to_string("/etc/passwd").await.unwrap_or_default();
-        let name = name_of(&users, metadata.uid());
-        Ok(Self { root: root.to_owned(), owner: metadata.uid(), group: metadata.gid(), name, dynamic })
+        let (name, home) = entry_of(&users, metadata.uid()).unzip();
+        let home = match home {
+            Some(home) if is_home(&home).await => Some(home),
+            _ => None,
+        };
+        let away = BASES.into_iter().filter(|name| std::env::var_os(name).is_some()).collect();
+        Ok(Self { root: root.to_owned(), owner: metadata.uid(), group: metadata.gid(), name, home, away, dynamic })
     }
 
     fn advice(&self, by_root: bool, arguments: &[String]) -> String {
@@ -61,25 +73,39 @@ impl Foreign {
                 quoted(directory)
             );
         }
-        // The home of who types it is not that user's to read, and a configuration is looked for there.
+        // A configuration is looked for at home: that of the owner has the pins and the capacity of the store, and that of
+        // who types it is not that user's to read.
+        let home = self.home.as_deref().unwrap_or(Path::new("/"));
+        let away: String = self.away.iter().flat_map(|name| ["-u ", name, " "]).collect();
+        let env = format!("env {away}HOME={}", quoted(&home.display().to_string()));
         let alias = match (&self.name, by_root) {
-            (Some(name), true) => format!("runuser -u {} -- env HOME=/ ", quoted(name)),
-            (Some(name), false) => format!("sudo -u {} env HOME=/ ", quoted(name)),
+            (Some(name), true) => format!("runuser -u {} -- {env} ", quoted(name)),
+            (Some(name), false) => format!("sudo -u {} {env} ", quoted(name)),
             (None, _) => {
-                format!("{sudo}setpriv --reuid={} --regid={} --clear-groups env HOME=/ ", self.owner, self.group)
+                format!("{sudo}setpriv --reuid={} --regid={} --clear-groups {env} ", self.owner, self.group)
             }
         };
         format!("type `{alias}{line}`")
     }
 }
 
-/// The name of a user in the text of `/etc/passwd`.
-fn name_of(users: &str, wanted: u32) -> Option<String> {
+/// The name of a user and its home, in the text of `/etc/passwd`.
+fn entry_of(users: &str, wanted: u32) -> Option<(String, PathBuf)> {
     users.lines().find_map(|line| {
         let mut fields = line.split(':');
         let (name, id) = (fields.next()?, fields.nth(1)?);
-        (id.parse() == Ok(wanted)).then(|| name.to_owned())
+        (id.parse() == Ok(wanted)).then(|| (name.to_owned(), fields.nth(2).unwrap_or_default().into()))
     })
+}
+
+/// Whether there is such a directory, as far as this user can see: many system users have a home that nobody has made.
+async fn is_home(home: &Path) -> bool {
+    use std::io::ErrorKind::PermissionDenied;
+    home.is_absolute()
+        && match tokio::fs::metadata(home).await {
+            Ok(metadata) => metadata.is_dir(),
+            Err(error) => error.kind() == PermissionDenied,
+        }
 }
 
 /// As a shell takes it for one word.
@@ -98,7 +124,8 @@ mod tests {
 
     fn foreign(name: Option<&str>, dynamic: Option<&str>) -> Foreign {
         let dynamic = dynamic.map(str::to_owned);
-        Foreign { root: "/srv/it's".into(), owner: 1001, group: 100, name: name.map(str::to_owned), dynamic }
+        let (root, name) = ("/srv/it's".into(), name.map(str::to_owned));
+        Foreign { root, owner: 1001, group: 100, name, home: None, away: Vec::new(), dynamic }
     }
 
     fn line(words: &[&str]) -> Vec<String> {
@@ -121,6 +148,25 @@ mod tests {
         assert!(foreign(None, None).advice(true, &words).ends_with("ocistern ls --root /other`"), "not twice");
     }
 
+    #[tokio::test]
+    async fn the_owners_configuration_is_read() {
+        let existing = tempfile::tempdir().unwrap();
+        assert!(is_home(existing.path()).await);
+        for none in ["", "home", "/nonexistent", "/dev/null"] {
+            assert!(!is_home(Path::new(none)).await, "{none}");
+        }
+        let at_home = Foreign { home: Some("/home/it's".into()), ..foreign(Some("cache"), None) };
+        let words = line(&["ocistern", "ls"]);
+        for (by_root, away, expected) in [
+            (true, Vec::new(), r"runuser -u cache -- env HOME='/home/it'\''s' ocistern ls "),
+            (false, Vec::new(), r"sudo -u cache env HOME='/home/it'\''s' ocistern ls "),
+            (true, BASES.to_vec(), r"env -u XDG_CONFIG_HOME -u XDG_CACHE_HOME HOME='/home/it'\''s' ocistern ls "),
+        ] {
+            let advice = Foreign { away, ..at_home.clone() }.advice(by_root, &words);
+            assert!(advice.contains(expected), "{advice}");
+        }
+    }
+
     #[test]
     fn root_types_the_same() {
         assert_eq!(by_root(&line(&["ocistern", "rm", "ghcr.io/**"])), "sudo ocistern rm 'ghcr.io/**'");
@@ -136,8 +182,9 @@ mod tests {
 
     #[test]
     fn names_of_users() {
-        let users = "root:x:0:0:root:/root:/bin/sh\nbroken\ncache:x:1001:1001::/:/bin/false\n";
-        assert_eq!(name_of(users, 1001).as_deref(), Some("cache"));
-        assert_eq!(name_of(users, 1002), None);
+        let users = "root:x:0:0:root:/root:/bin/sh\nbroken\ncache:x:1001:1001::/srv/cache:/bin/false\nodd:x:1003\n";
+        assert_eq!(entry_of(users, 1001), Some(("cache".to_owned(), "/srv/cache".into())));
+        assert_eq!(entry_of(users, 1002), None);
+        assert_eq!(entry_of(users, 1003), Some(("odd".to_owned(), PathBuf::new())), "a line that is cut off");
     }
 }
