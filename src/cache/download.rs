@@ -453,7 +453,7 @@ impl Download {
 
 /// Whether it may be over after a while, however long that is.
 fn may_pass(error: &UpstreamError) -> bool {
-    let lasts = matches!(error.fault, Fault::Sealed | Fault::OwnListener);
+    let lasts = matches!(error.fault, Fault::Sealed | Fault::OwnListener | Fault::WantsTls);
     !lasts && (error.is_retryable() || error.class() == Class::Unavailable)
 }
 

@@ -188,6 +188,7 @@ impl CacheError {
                 Fault::Unreachable(_)
                     | Fault::OwnListener
                     | Fault::Tls(_)
+                    | Fault::WantsTls
                     | Fault::Timeout(_)
                     | Fault::BreakerOpen { .. }
                     | Fault::Sealed

@@ -203,6 +203,7 @@ impl WriteError {
                     | Fault::OwnListener
                     | Fault::Unreachable(_)
                     | Fault::Tls(_)
+                    | Fault::WantsTls
                     | Fault::BreakerOpen { .. }
                     | Fault::Token(_)
                     | Fault::Credential(_)

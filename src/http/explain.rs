@@ -218,7 +218,7 @@ fn upstream(error: &UpstreamError, kind: Kind) -> Failure {
         Fault::Unreachable(cause) => unavailable(format!(
             "ocistern cannot reach upstream {name}: {cause}; pulls that the store may answer without it still work"
         )),
-        Fault::OwnListener | Fault::Tls(_) => unavailable(format!(
+        Fault::OwnListener | Fault::Tls(_) | Fault::WantsTls => unavailable(format!(
             "ocistern cannot reach upstream {error}; pulls that the store may answer without it still work"
         )),
         Fault::Timeout(_) => Failure::new(

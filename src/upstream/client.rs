@@ -188,6 +188,11 @@ impl Client {
         Ok(Self { http, connector, dial, proxies })
     }
 
+    /// Whether the upstream itself is asked by plain http.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.dial.is_plain()
+    }
+
     /// Sends one request and waits for the head of its answer. No redirects, no retries.
     pub(crate) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, Fault> {
         if request.uri().scheme() == Some(&http::uri::Scheme::HTTP)

@@ -105,6 +105,11 @@ impl Dial {
         Self::with(origin, connect, own, Resolver(Arc::new(Semaphore::new(LOOKUPS))))
     }
 
+    /// Whether the upstream is asked by plain http.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.0.origin.https
+    }
+
     /// Dials without any rule but the one on ocistern's own listeners: for the proxy that the environment names.
     pub(crate) fn to_proxy(&self, proxy: Origin) -> Self {
         Self::with(proxy, Vec::new(), Arc::clone(&self.0.own), self.0.resolver.clone())

@@ -44,6 +44,9 @@ pub enum Fault {
     /// The TLS handshake failed: certificate, name or protocol.
     #[error("TLS failed: {0}")]
     Tls(#[source] Cause),
+    /// Asked by plain http, it says that it is to be asked by TLS.
+    #[error("it speaks TLS there and was asked by plain http: write https:// in its url")]
+    WantsTls,
     /// Nothing came in time.
     #[error("timed out while {}", .0.as_str())]
     Timeout(Phase),
@@ -334,6 +337,7 @@ impl Fault {
             Self::Unreachable(_)
             | Self::OwnListener
             | Self::Tls(_)
+            | Self::WantsTls
             | Self::Timeout(_)
             | Self::Broken(_)
             | Self::BreakerOpen { .. }
@@ -389,7 +393,7 @@ impl Fault {
         match self {
             Self::Unreachable(_) => "UNREACHABLE",
             Self::OwnListener => "OWN_LISTENER",
-            Self::Tls(_) => "TLS",
+            Self::Tls(_) | Self::WantsTls => "TLS",
             Self::Timeout(_) => "TIMEOUT",
             Self::Broken(_) => "BROKEN",
             Self::BreakerOpen { .. } => "BREAKER_OPEN",

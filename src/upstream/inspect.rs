@@ -70,6 +70,16 @@ impl Registry {
         Ok(Greeting { status, date, is_registry, limit, scheme })
     }
 
+    /// Whether the upstream, which is asked by plain http, wants TLS. It says so in a body, which an answer to HEAD has not; and
+    /// what a caller is told must not depend on whether upstream was asked by HEAD or by GET.
+    pub(super) async fn wants_tls(&self, deadline: Instant) -> bool {
+        if self.origin.https {
+            return false;
+        }
+        let Ok(response) = self.ping(HeaderMap::new(), deadline).await else { return false };
+        matches!(self.scheme_in(response, deadline).await, Err(Fault::WantsTls))
+    }
+
     /// What is left of the limit of those who pull as ocistern does, where upstream tells it without counting the question:
     /// Docker Hub alone.
     pub async fn rate_limit(&self, deadline: Instant) -> Result<Option<RateLimit>, UpstreamError> {

@@ -27,6 +27,13 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(200);
 /// So much of a secret tells it from other words.
 const TELLING: usize = 24;
 
+/// What servers say on a port for TLS to a request without it, with 400: Go's, nginx, Apache.
+const WANTS_TLS: [&str; 3] = [
+    "Client sent an HTTP request to an HTTPS server",
+    "The plain HTTP request was sent to HTTPS port",
+    "speaking plain HTTP to an SSL-enabled server port",
+];
+
 /// Why a body was not read to its end.
 pub(crate) enum Unread {
     /// Longer than allowed.
@@ -42,6 +49,19 @@ pub(crate) struct Refusal {
     pub(crate) code: Option<String>,
     /// Fit for logs and clients; never empty.
     pub(crate) message: String,
+    /// It says that it is to be asked by TLS. A server behind the one that was asked may say so as well.
+    pub(crate) wants_tls: bool,
+}
+
+/// Who has answered, and how it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// The upstream itself, by TLS.
+    Securely,
+    /// The upstream itself, by plain http.
+    Plainly,
+    /// Storage, a CDN: where the upstream has sent us.
+    Stranger,
 }
 
 // === impl Refusal ===
@@ -49,7 +69,7 @@ pub(crate) struct Refusal {
 impl Refusal {
     /// Of an answer whose body is not read.
     pub(crate) fn of(status: StatusCode) -> Self {
-        Self { code: None, message: status.canonical_reason().unwrap_or("no explanation").to_owned() }
+        Self { message: status.canonical_reason().unwrap_or("no explanation").to_owned(), ..Self::default() }
     }
 
     /// Without words that repeat a secret.
@@ -68,17 +88,18 @@ impl Refusal {
 pub(crate) async fn fault<S: AsRef<str>>(
     response: Response<Incoming>,
     deadline: Instant,
-    trusted: bool,
+    asked: Asked,
     secrets: &[S],
     now: SystemTime,
 ) -> Fault {
     let (status, headers) = (response.status(), response.headers().clone());
-    judge(status, &headers, refusal(response, deadline, trusted).await.hiding(secrets), now)
+    let said = refusal(response, deadline, asked != Asked::Stranger).await.hiding(secrets);
+    if asked == Asked::Plainly && said.wants_tls { Fault::WantsTls } else { judge(status, &headers, said, now) }
 }
 
 /// What an unsuccessful status means.
 pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, said: Refusal, now: SystemTime) -> Fault {
-    let Refusal { code, message } = said;
+    let Refusal { code, message, wants_tls: _ } = said;
     let retry_after = retry_after(headers, now);
     match status {
         StatusCode::UNAUTHORIZED => Fault::Unauthorized { message, demand: challenge::demand(headers) },
@@ -113,6 +134,8 @@ pub(crate) async fn refusal(response: Response<Incoming>, deadline: Instant, tru
     if refusal.message.is_empty() {
         refusal.message = Refusal::of(head.status).message;
     }
+    let says = |words: &&str| memchr::memmem::find(&body, words.as_bytes()).is_some();
+    refusal.wants_tls = head.status == StatusCode::BAD_REQUEST && WANTS_TLS.iter().any(says);
     refusal
 }
 
@@ -122,7 +145,7 @@ fn words(headers: &HeaderMap, body: &[u8], trusted: bool) -> Refusal {
     {
         let code = sanitise(&error.code);
         let message = if error.message.is_empty() { code.clone() } else { sanitise(&error.message) };
-        return Refusal { code: Some(code), message };
+        return Refusal { code: Some(code), message, ..Refusal::default() };
     }
     if !trusted {
         return Refusal::default();
@@ -130,11 +153,11 @@ fn words(headers: &HeaderMap, body: &[u8], trusted: bool) -> Refusal {
     if let Ok(serde_json::Value::Object(object)) = serde_json::from_slice(body) {
         let text = |key: &str| object.get(key).and_then(serde_json::Value::as_str);
         let message = ["error_description", "details", "message", "Message", "error"].into_iter().find_map(text);
-        return Refusal { code: None, message: sanitise(message.unwrap_or_default()) };
+        return Refusal { message: sanitise(message.unwrap_or_default()), ..Refusal::default() };
     }
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).map(media::essence);
     let text = std::str::from_utf8(body).ok().filter(|_| matches!(kind, None | Some("text/plain")));
-    Refusal { code: None, message: sanitise(text.unwrap_or_default()) }
+    Refusal { message: sanitise(text.unwrap_or_default()), ..Refusal::default() }
 }
 
 /// Reads a body that nobody wants, if it is small: a connection with an unread body cannot be used again.
@@ -164,7 +187,7 @@ mod tests {
         for (secret, hides) in [(token.as_str(), true), ("CANARY", true), ("", false), ("other", false)] {
             let message = said("text/plain", &format!("not with {token}"), true).1;
             assert!(!message.contains(&token), "it is too long to be passed on whole");
-            let told = Refusal { code: None, message }.hiding(&[secret]).message;
+            let told = Refusal { message, ..Refusal::default() }.hiding(&[secret]).message;
             assert_eq!(!told.contains("CANARY"), hides, "{told}");
         }
     }

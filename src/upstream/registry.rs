@@ -266,6 +266,8 @@ impl Registry {
     pub(super) fn ended(&self, fault: Fault, repo: Option<&RepoName>) -> UpstreamError {
         self.pulse.ended(&fault, self.wire.now());
         if fault.is_trouble() {
+            // With upstream's words, which not every caller is told.
+            tracing::debug!(upstream = %self.name(), endpoint = self.endpoint(), %fault, "asked upstream in vain");
             self.troubles.note(Trouble {
                 met: Met::Upstream,
                 upstream: Some(self.name().as_str()),

@@ -215,7 +215,9 @@ impl Walk<'_> {
             return Fault::Redirect(RedirectFault::Refused { host, status });
         }
         let secrets = repeatable(self.want.right, self.shown.as_ref());
-        self.registry.wire.fault(response, self.ask.deadline, !self.abroad, &secrets).await
+        let fault = self.registry.wire.fault(response, self.ask.deadline, !self.abroad, &secrets).await;
+        let may_want_tls = status == StatusCode::BAD_REQUEST && self.ask.method == Method::HEAD && !self.abroad;
+        if may_want_tls && self.registry.wants_tls(self.ask.deadline).await { Fault::WantsTls } else { fault }
     }
 
     fn shown_via(&self) -> Via {

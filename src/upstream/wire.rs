@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use super::client::Client;
 use super::error::{Fault, Phase, ProtocolFault};
 use super::origin::Url;
-use super::read;
+use super::read::{self, Asked};
 use super::upload::{RequestBody, Watch};
 use crate::clock::Clock;
 use crate::metrics::{Exchanges, Kind, Metrics};
@@ -114,7 +114,12 @@ impl Wire {
         trusted: bool,
         secrets: &[S],
     ) -> Fault {
-        read::fault(response, deadline, trusted, secrets, self.now()).await
+        let asked = match (trusted, self.client.is_plain()) {
+            (true, true) => Asked::Plainly,
+            (true, false) => Asked::Securely,
+            (false, _) => Asked::Stranger,
+        };
+        read::fault(response, deadline, asked, secrets, self.now()).await
     }
 
     async fn exchange(

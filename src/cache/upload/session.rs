@@ -494,7 +494,7 @@ fn judge(said: Said) -> Failed {
 fn judge_error(error: WriteError) -> Failed {
     let (broken, after) = match &error {
         WriteError::Cache(CacheError::Upstream(cause)) => match &cause.fault {
-            Fault::Sealed | Fault::OwnListener => (false, None),
+            Fault::Sealed | Fault::OwnListener | Fault::WantsTls => (false, None),
             Fault::RateLimited { retry_after, .. } => (true, *retry_after),
             Fault::BreakerOpen { retry_after } => (true, Some(*retry_after)),
             _ => (cause.class() == Class::Unavailable, None),

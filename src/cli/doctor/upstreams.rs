@@ -270,6 +270,7 @@ fn advice(fault: &Fault, url: &str) -> String {
         }
         Fault::OwnListener => "set `connect` of this upstream to the registry's real addresses".to_owned(),
         Fault::Tls(cause) => of_tls(cause, url),
+        Fault::WantsTls => format!("write https:// in `url`: {}", url.replacen("http://", "https://", 1)),
         Fault::Broken(_) | Fault::Protocol(_) => {
             "something else than a registry answers there: check host, port, and http:// or https:// in `url`, and proxies on the way".to_owned()
         }
@@ -394,5 +395,7 @@ mod tests {
         assert!(advice(CertificateError::NotValidYet).contains("behind"));
         assert!(advice(CertificateError::NotValidForName).contains("`connect`"));
         assert!(advice(CertificateError::BadEncoding).contains("speak TLS"));
+        let plain = super::advice(&Fault::WantsTls, "http://r.example:8443");
+        assert_eq!(plain, "write https:// in `url`: https://r.example:8443");
     }
 }

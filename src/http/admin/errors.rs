@@ -7,7 +7,7 @@ use crate::clock::timestamp;
 use crate::http::explain::{NO_UPSTREAM, SEALED};
 use crate::http::relayed::BEGUN_UPLOADS;
 use crate::troubles::{Folded, Met, Troubles};
-use crate::upstream::NoTls;
+use crate::upstream::{Fault, NoTls};
 
 /// The answer to `GET /api/v1/errors`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,6 +81,9 @@ fn of_upstream(folded: &Folded) -> &'static str {
         }
         "TLS" if folded.message.contains(&NoTls.to_string()) => {
             "what listens there speaks something else than TLS: `url` of the upstream has to begin with http://, or has another port"
+        }
+        "TLS" if folded.message.contains(&Fault::WantsTls.to_string()) => {
+            "what listens there speaks TLS: `url` of the upstream has to begin with https://"
         }
         "TLS" => "check the certificate: `ca` in the upstream's table names a private CA, and the clock must be right",
         "TIMEOUT" => "the upstream, or the way to it, is slow: what is stored is still served",
@@ -192,6 +195,7 @@ mod tests {
             (answer(DigestInvalid, 400, "no digest"), "address that it was given"),
             (answer(DigestInvalid, 502, "upstream up sent content that is not x"), "no registry's answer"),
             (met("TLS", &format!("TLS failed: {NoTls}")), "http://"),
+            (met("TLS", &format!("registry.test: {}", Fault::WantsTls)), "begin with https://"),
             (met("TLS", "TLS failed: invalid peer certificate: UnknownIssuer"), "certificate"),
         ] {
             assert!(advice(&folded).contains(words), "{folded:?}: {}", advice(&folded));

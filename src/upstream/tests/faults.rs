@@ -42,6 +42,28 @@ async fn statuses_have_meanings() {
     assert_eq!(error.class(), Class::Bad, "success without content is none");
 }
 
+/// What servers that speak TLS say to a request without it.
+#[tokio::test]
+async fn a_server_that_wants_tls_is_told_from_one_that_is_out_of_order() {
+    let go = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+    let nginx = "HTTP/1.1 400 Bad Request\r\nServer: nginx\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n\
+                 <html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n</html>\r\n";
+    for said in [go, nginx] {
+        let (address, _tasks) = raw_server(vec![said], false).await;
+        let error = registry(settings(address)).fetch(manifest()).await.unwrap_err();
+        assert!(error.to_string().contains("write https:// in its url"), "{error}");
+        assert_eq!(error.class(), Class::Unavailable);
+        // Its answer to HEAD has no body: it is the same for whoever asks by that.
+        let repo = "library/alpine".parse().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let head = Ask::manifest(Method::HEAD, &repo, &"latest".parse().unwrap(), deadline);
+        let told = registry(settings(address)).fetch(head).await.unwrap_err();
+        assert_eq!(told.to_string(), error.to_string());
+    }
+    let (error, _) = error_of(|_, _| reply(400, &[], "Client sent nonsense."), manifest()).await;
+    assert_eq!(error.to_string(), "test: answered 400 Bad Request: Client sent nonsense.");
+}
+
 #[tokio::test]
 async fn rate_limits_are_relayed_with_their_patience() {
     for (value, expected) in
