@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use http::header::DATE;
+use http::header::{CONTENT_TYPE, DATE};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, timeout_at};
@@ -13,9 +13,10 @@ use super::ask::Ask;
 use super::error::{Fault, Phase, ProtocolFault, UpstreamError};
 use super::grant::Scheme;
 use super::origin::Url;
+use super::read::{self, MAX_TEXT};
 use super::registry::Registry;
 use super::retry::{RateLimit, rate_limit};
-use crate::oci::{Reference, RepoName};
+use crate::oci::{Reference, RepoName, media};
 
 /// Where Docker Hub's registry is.
 const HUB: &str = "registry-1.docker.io";
@@ -29,8 +30,8 @@ pub struct Greeting {
     pub status: StatusCode,
     /// What time it is there, to the second.
     pub date: Option<SystemTime>,
-    /// Whether it says that it is a registry (`Docker-Distribution-Api-Version`); not all do.
-    pub is_registry: bool,
+    /// Why it is hardly a registry, although it lets everybody in; none: it may be one.
+    pub strange: Option<String>,
     /// What it says of a limit.
     pub limit: Option<RateLimit>,
     /// How it wants to be asked, or why that answer is no registry's, or cannot be answered.
@@ -64,10 +65,15 @@ impl Registry {
         let response = self.step(deadline, self.ping(HeaderMap::new(), deadline)).await?;
         let (status, headers) = (response.status(), response.headers());
         let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?.trim()).ok());
-        let is_registry = headers.contains_key("docker-distribution-api-version");
         let limit = rate_limit(headers);
-        let scheme = self.scheme_in(response, deadline).await.map_err(|fault| fault.of(self.name()));
-        Ok(Greeting { status, date, is_registry, limit, scheme })
+        let (strange, scheme) = if status.is_success() {
+            let (head, body) = response.into_parts();
+            let body = timeout_at(deadline, read::whole(body, MAX_TEXT)).await.ok().and_then(Result::ok);
+            (strange(&head.headers, body.as_deref()), Ok(Scheme::Open))
+        } else {
+            (None, self.scheme_in(response, deadline).await.map_err(|fault| fault.of(self.name())))
+        };
+        Ok(Greeting { status, date, strange, limit, scheme })
     }
 
     /// Whether the upstream, which is asked by plain http, wants TLS. It says so in a body, which an answer to HEAD has not; and
@@ -107,5 +113,64 @@ impl Registry {
     ) -> Result<T, UpstreamError> {
         let done = timeout_at(deadline, work).await.unwrap_or(Err(Fault::Timeout(Phase::Connect)));
         done.map_err(|fault| fault.of(self.name()))
+    }
+}
+
+/// What speaks against a registry in a good answer to `GET /v2/`, of which the specification asks no more than 200. `body`:
+/// none if it is too long, or broke off.
+fn strange(headers: &HeaderMap, body: Option<&[u8]>) -> Option<String> {
+    let says_so = headers.contains_key("docker-distribution-api-version");
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).map(media::essence);
+    let is_page = kind.is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"));
+    let is_empty = body.is_some_and(|body| body.trim_ascii().is_empty());
+    let is_json = body.is_some_and(|body| serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok());
+    // Some registries send nothing, or their JSON, by the type that their web server is set to.
+    let fits = is_json || is_empty;
+    match (is_page, says_so) {
+        (true, false) => Some("a web page (text/html)".to_owned()),
+        (true, true) if !fits => Some("a web page (text/html)".to_owned()),
+        (false, false) if !fits => {
+            Some("something that is no JSON, without Docker-Distribution-Api-Version".to_owned())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn a_registry_is_told_from_a_page() {
+        let says = |kind: &'static str, says_so: bool, body: Option<&str>| {
+            let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+            if says_so {
+                let name = HeaderName::from_static("docker-distribution-api-version");
+                headers.insert(name, HeaderValue::from_static("registry/2.0"));
+            }
+            strange(&headers, body.map(str::as_bytes))
+        };
+        for (kind, says_so, body) in [
+            ("application/json", true, Some("{}")),
+            ("application/json", false, Some("{}")),
+            ("text/plain", false, Some("true\n")),
+            ("text/plain", true, Some("It works")),
+            ("text/plain", false, Some("")),
+            ("text/html", true, Some("")),
+            ("text/html; charset=utf-8", true, Some("{}")),
+        ] {
+            assert_eq!(says(kind, says_so, body), None, "{kind} {says_so} {body:?}");
+        }
+        for (kind, says_so, body, words) in [
+            ("text/html; charset=utf-8", false, Some("<html>"), "text/html"),
+            ("Text/HTML", true, Some("<html>"), "text/html"),
+            ("text/html", false, Some("{}"), "text/html"),
+            ("text/plain", false, Some("It works"), "no JSON"),
+            ("application/json", false, None, "no JSON"),
+        ] {
+            assert!(says(kind, says_so, body).is_some_and(|said| said.contains(words)), "{kind} {says_so} {body:?}");
+        }
     }
 }

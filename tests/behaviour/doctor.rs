@@ -185,6 +185,10 @@ async fn a_world_in_which_nothing_is_well() {
     );
     let page = Upstream::start().await;
     page.script("GET", "/v2/", .., acts::fail(404, "NOT_A_REGISTRY"));
+    let (portal, wants_tls) = (Upstream::start().await, Upstream::start().await);
+    portal.script("GET", "/v2/", .., acts::login_page());
+    let said = "Client sent an HTTP request to an HTTPS server.\n";
+    wants_tls.script("GET", "/v2/", .., acts::answer(400, "text/plain", said));
     machine.write("secret", "wrong\n");
     fs::set_permissions(machine.path("secret"), fs::Permissions::from_mode(0o644)).unwrap();
     let tables = format!(
@@ -192,12 +196,14 @@ async fn a_world_in_which_nothing_is_well() {
          [upstream.strange]\nurl = {1:?}\n[upstream.page]\nurl = {3:?}\n\
          [upstream.closed]\nurl = {2:?}\nca = \"none.pem\"\n\
          credentials = {{ from = \"static\", username = \"user\", password_file = \"secret\" }}\n\
-         [upstream.loop]\nurl = \"http://127.1:{4}\"\n",
+         [upstream.loop]\nurl = \"http://127.1:{4}\"\n[upstream.portal]\nurl = {5:?}\n[upstream.plain]\nurl = {6:?}\n",
         dead.url(),
         strange.url(),
         closed.url(),
         page.url(),
-        machine.port
+        machine.port,
+        portal.url(),
+        wants_tls.url()
     );
     let tables = tables.replacen(
         &format!("mirrors = [{:?}]", dead.url()),
@@ -228,6 +234,8 @@ async fn a_world_in_which_nothing_is_well() {
     assert!(found.contains("nowhere.invalid does not resolve") || found.contains("timed out"), "{nameless}");
     said.says("error", "strange", "ca = \"FILE.pem\"");
     said.says("error", "page", "should answer 200 or 401");
+    said.says("warning", "portal", "something answers that is hardly a registry: /v2/ answers 200 with a web page");
+    said.says("error", "plain", &format!("write https:// in `url`: {}", wants_tls.url().replace("http:", "https:")));
     said.says("error", "closed, credentials", "refused");
     said.says("warning", "closed, rate limit", "3 of 100 in 1 minutes are left");
     said.says("warning", "clock", "ahead of that of closed");

@@ -159,6 +159,19 @@ impl Place {
                 return seen;
             }
         };
+        if let Some(strange) = greeting.strange {
+            let url = &self.registry.config().url;
+            let status = greeting.status.as_u16();
+            let found = format!(
+                "reached {way}: something answers that is hardly a registry: /v2/ answers {status} with {strange}"
+            );
+            let advice = format!(
+                "`curl -v {url}/v2/` from this machine: a captive portal, a proxy's page, or another server? correct `url`{}",
+                self.unused()
+            );
+            seen.findings.push(Finding::new(Level::Warning, GROUP, about, found, advice));
+            return seen;
+        }
         let wants = match &scheme {
             Scheme::Open => "wants no credential".to_owned(),
             Scheme::Basic => "wants a name and password".to_owned(),
