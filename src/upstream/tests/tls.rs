@@ -61,6 +61,17 @@ async fn https_with_an_authority_of_our_own_in_both_versions() {
     }
 }
 
+/// A registry behind a proxy that speaks TLS may be asked by plain http by that one: `url` is right then.
+#[tokio::test]
+async fn who_is_asked_by_tls_does_not_want_it() {
+    let authority = Authority::new();
+    let said = "Client sent an HTTP request to an HTTPS server.";
+    let acceptor = authority.acceptor(&["127.0.0.1"], &[]);
+    let server = Server::on("127.0.0.1:0", Some(acceptor), move |_, _| reply(400, &[], said)).await;
+    let error = registry(authority.settings("127.0.0.1", server.address.port())).fetch(manifest()).await.unwrap_err();
+    assert_eq!(error.to_string(), format!("test: answered 400 Bad Request: {said}"));
+}
+
 #[tokio::test]
 async fn certificates_are_checked() {
     let (authority, stranger) = (Authority::new(), Authority::new());
