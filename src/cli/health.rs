@@ -1,6 +1,7 @@
 //! `ocistern health`: whether the daemon of this configuration serves, for health checks of containers and scripts.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -53,6 +54,17 @@ enum Health {
     Unknown(String),
 }
 
+/// Who has the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Had {
+    /// A daemon, as its lock says.
+    ByDaemon,
+    /// No daemon, and what is known instead: whoever answers is somebody else.
+    ByNone(String),
+    /// No store can be seen from here: it is in another container, or another user's.
+    Unseen,
+}
+
 /// Asks, and says it in one line.
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let known = known::load(arguments.config.as_deref(), arguments.root.as_deref(), known::Place::NamedOrUsual);
@@ -80,29 +92,77 @@ async fn find(known: &Known, deadline: Instant) -> Result<(Health, String), Vec<
     let mut silence = Vec::new();
     // The socket first: it is this root's and no other daemon's.
     let socket = timeout_at(deadline, socket(config)).await.unwrap_or_else(|_| admin_socket_path(config));
-    let mut admin = vec![(Place::Unix(socket), None)];
+    let mut admin = vec![Place::Unix(socket)];
     // The usual addresses may be another daemon's.
     let addresses = known.mistake.is_none();
-    if let Some(address) = config.admin.address.filter(|address| addresses && address.port() != 0) {
-        admin.push((Place::Plain(reachable(address)), token(config).await));
-    }
-    for (place, token) in admin {
-        match place.get("/readyz", token.as_ref(), left(deadline)).await {
+    let address = config.admin.address.filter(|address| addresses && address.port() != 0);
+    admin.extend(address.map(|address| Place::Plain(reachable(address))));
+    for place in admin {
+        match ask(&place, config, deadline).await {
             Ok(said) => match judged(&said) {
                 Health::Unknown(why) => silence.push(format!("{place}: {why}")),
-                health => return Ok((health, place.to_string())),
+                Health::Ready => match believed(config, deadline).await {
+                    Ok(()) => return Ok((Health::Ready, place.to_string())),
+                    Err(why) => silence.push(format!("{place}: {why}")),
+                },
+                health @ Health::Not(_) => return Ok((health, place.to_string())),
             },
             Err(error) => silence.push(format!("{place}: {error}")),
         }
     }
     for place in config.listeners.iter().filter(|_| addresses).filter_map(Place::of_listener) {
         match place.get("/v2/", None, left(deadline)).await {
-            Ok(said) if is_registry(&said) => return Ok((Health::Ready, place.to_string())),
+            Ok(said) if is_registry(&said) => match believed(config, deadline).await {
+                Ok(()) => return Ok((Health::Ready, place.to_string())),
+                Err(why) => silence.push(format!("{place}: {why}")),
+            },
             Ok(said) => silence.push(format!("{place}: answers {}, as no registry does", said.status)),
             Err(error) => silence.push(format!("{place}: {}", because(&error))),
         }
     }
     Err(silence)
+}
+
+/// Asks for readiness; shows the token to who wants one and may have it.
+async fn ask(place: &Place, config: &Config, deadline: Instant) -> Result<Said, Silent> {
+    let said = place.get("/readyz", None, left(deadline)).await?;
+    if let Place::Plain(address) = place
+        && wants_token(*address, said.status)
+        && had(config, deadline).await == Had::ByDaemon
+        && let Some(token) = token(config).await
+    {
+        return place.get("/readyz", Some(&token), left(deadline)).await;
+    }
+    Ok(said)
+}
+
+/// Whether an answer is one of a daemon that goes by the token. On loopback none does: who reads there needs none, and who
+/// asks for one all the same is somebody else, who has taken the address while no daemon had it.
+fn wants_token(address: SocketAddr, status: StatusCode) -> bool {
+    status == StatusCode::UNAUTHORIZED && !address.ip().to_canonical().is_loopback()
+}
+
+/// Whether it may be this store's daemon that says that it is ready: anybody can answer at an address while nobody has the
+/// store. Looked at after the answer: a daemon that may say so has had the store by then.
+async fn believed(config: &Config, deadline: Instant) -> Result<(), String> {
+    match had(config, deadline).await {
+        Had::ByDaemon | Had::Unseen => Ok(()),
+        Had::ByNone(known) => Err(format!("answers, and is not the daemon of {}: {known}", config.root.display())),
+    }
+}
+
+/// Who has the store of this root.
+async fn had(config: &Config, deadline: Instant) -> Had {
+    let root = config.root.clone();
+    // The directory alone says nothing: an image has it too, and the store may be in another container's volume.
+    let looking = spawn_blocking(move || (root.join("VERSION").exists(), Holder::current(&root)));
+    match timeout_at(deadline, looking).await {
+        Ok(Ok((_, Ok(Some(holder))))) if holder.command.is_some() => Had::ByNone(format!("{holder} has it")),
+        Ok(Ok((_, Ok(Some(_))))) => Had::ByDaemon,
+        Ok(Ok((true, Ok(None)))) => Had::ByNone("no process has it".to_owned()),
+        // What cannot be looked at, and a disk that hangs, say nothing either.
+        Ok(Ok((false, Ok(None)) | (_, Err(_))) | Err(_)) | Err(_) => Had::Unseen,
+    }
 }
 
 /// Where the daemon of this root says that it listens, else where it would.
@@ -112,7 +172,7 @@ async fn socket(config: &Config) -> PathBuf {
     holder.ok().flatten().and_then(|holder| holder.socket).unwrap_or_else(|| admin_socket_path(config))
 }
 
-/// What opens the admin listener where it is not on loopback. It goes to an address of this machine alone.
+/// What opens the admin listener where it is not on loopback.
 async fn token(config: &Config) -> Option<HeaderValue> {
     let text = tokio::fs::read_to_string(config.admin.token_file.as_ref()?).await.ok()?;
     let mut token = HeaderValue::from_str(&format!("Bearer {}", text.lines().next()?.trim())).ok()?;
@@ -183,6 +243,23 @@ mod tests {
         assert_eq!(judged(&said(503, "stopping\n")), Health::Not("stopping".to_owned()));
         for (status, body) in [(200, "<html>"), (404, "ready\n"), (503, "no backend"), (401, "ready\n"), (200, "")] {
             assert!(matches!(judged(&said(status, body)), Health::Unknown(_)), "{status} {body:?}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_for_who_goes_by_one() {
+        for (address, status, expected) in [
+            ("192.0.2.7:5080", 401, true),
+            ("[2001:db8::7]:5080", 401, true),
+            ("192.0.2.7:5080", 200, false),
+            ("192.0.2.7:5080", 403, false),
+            ("127.0.0.1:5080", 401, false),
+            ("127.8.0.1:5080", 401, false),
+            ("[::1]:5080", 401, false),
+            ("[::ffff:127.0.0.1]:5080", 401, false),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(wants_token(address.parse().unwrap(), status), expected, "{address} {status}");
         }
     }
 

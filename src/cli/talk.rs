@@ -1,5 +1,6 @@
 //! One question to an ocistern on this machine, over its admin socket, its admin address or a listener: for looking only.
-//! Nothing secret is asked for or shown but the admin token, and that over plain connections to this machine alone.
+//! Nothing secret is asked for. The caller decides about a token; one that goes over a plain connection goes to this machine
+//! alone.
 
 use std::fmt;
 use std::io;

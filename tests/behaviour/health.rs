@@ -10,6 +10,7 @@ use crate::common::{Daemon, Upstream};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 fn free_port() -> u16 {
@@ -51,6 +52,24 @@ fn answering(socket: &Path, answer: &'static str) -> tokio::task::JoinSet<()> {
     tasks
 }
 
+/// Answers each connection to the address so, and tells what it was asked.
+fn posing(port: u16, answer: &'static str) -> (tokio::task::JoinSet<()>, mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let (asked, heard) = mpsc::unbounded_channel();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap_or_default();
+            let _ = asked.send(String::from_utf8_lossy(&request[..length]).into_owned());
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    (tasks, heard)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_serves_is_found_by_each_of_its_ways() {
     let (directory, upstream) = (tempfile::tempdir().unwrap(), Upstream::start().await);
@@ -83,6 +102,58 @@ async fn a_daemon_that_serves_is_found_by_each_of_its_ways() {
     let (code, said) = health(&["--config", config], &[]).await;
     assert_eq!(code, Some(1), "{said}");
     assert!(said.starts_with("ocistern: no daemon answers: ") && said.contains("Connection refused"), "{said}");
+}
+
+/// While the daemon is down anybody on this machine can listen where it did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_gets_no_token_and_is_not_believed() {
+    const READY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\nready\n";
+    const REGISTRY: &str = "HTTP/1.1 200 OK\r\ndocker-distribution-api-version: registry/2.0\r\ncontent-length: 2\r\n\
+                            connection: close\r\n\r\n{}";
+    const REFUSED: &str = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("token"), "CANARY-TOKEN\n").unwrap();
+    let (port, admin) = (free_port(), free_port());
+    let tables = format!(
+        "[[listener]]\naddress = \"127.0.0.1:{port}\"\n[admin]\naddress = \"127.0.0.1:{admin}\"\ntoken_file = \"token\"\n"
+    );
+    let config = configured(&directory, &tables);
+    let path = config.to_str().unwrap();
+    Daemon::start(&config).await.stop().await;
+    for (answer, of_registry) in [(READY, READY), (REFUSED, REFUSED), (REFUSED, REGISTRY)] {
+        let (mut stranger, mut heard) = posing(admin, answer);
+        let (mut registry, mut asked) = posing(port, of_registry);
+        let (code, said) = health(&["--config", path], &[]).await;
+        assert_eq!(code, Some(1), "{said}");
+        if answer == READY {
+            let root = directory.path().join("root");
+            let why =
+                format!("127.0.0.1:{admin}: answers, and is not the daemon of {}: no process has it", root.display());
+            assert!(said.contains(&why), "{said}");
+        }
+        let asked = [heard.recv().await.unwrap(), asked.recv().await.unwrap()];
+        for asked in asked.into_iter().chain(std::iter::from_fn(|| heard.try_recv().ok())) {
+            assert!(asked.starts_with("GET /") && !asked.contains("CANARY"), "{asked}");
+        }
+        // The addresses are free again when this is done.
+        stranger.shutdown().await;
+        registry.shutdown().await;
+    }
+    // A command that is at work on the store serves nobody.
+    let root = directory.path().join("root");
+    let lock = std::fs::File::options().write(true).open(root.join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    std::fs::write(root.join("lock"), r#"{"pid":7,"socket":null,"command":"gc"}"#).unwrap();
+    let (_posing, _heard) = posing(admin, READY);
+    let (code, said) = health(&["--config", path], &[]).await;
+    assert!(code == Some(1) && said.contains("`ocistern gc`, process 7 has it"), "{said}");
+    // Where there is no store to be seen, in a container that shares an address alone, the address has to do.
+    let empty = directory.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    for root in [directory.path().join("none"), empty] {
+        let ready = (Some(0), format!("ready (127.0.0.1:{admin})\n"));
+        assert_eq!(health(&["--config", path, "--root", root.to_str().unwrap()], &[]).await, ready);
+    }
 }
 
 /// It runs on by what it has read, and a container must not be taken for sick because of what was typed into its file.
