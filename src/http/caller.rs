@@ -13,7 +13,7 @@ use super::access::{is_own_account, loopback_trust};
 use super::asked::Asked;
 use super::challenge::TokenError;
 use super::credential::{Account, Presented};
-use super::htpasswd::Line;
+use super::htpasswd::{HtpasswdError, Line};
 use super::need::Need;
 use super::respond::Failure;
 use super::route::Route;
@@ -25,6 +25,12 @@ use crate::upstream::{Lent, Right};
 
 /// When a caller whose credential upstream could not confirm may try to write again.
 const CONFIRM_AGAIN: Duration = Duration::from_secs(5);
+
+/// When a caller may try again whose credential could not be looked up in the htpasswd file: most hashes that others wait for
+/// are done by then.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Of a name and password that are not even looked at.
+pub(super) const MANY_IN_QUESTION: &str = "as many names and passwords as are looked up at once for one address";
 
 /// Who asks for something of an upstream.
 #[derive(Debug)]
@@ -285,7 +291,7 @@ impl Standing {
         {
             let shown = (account.username.as_str(), account.password.expose());
             let right = file.check(&asked.app.seal, shown, asked.party()).await;
-            if let Some(line) = right.map_err(Failure::internal)? {
+            if let Some(line) = right.map_err(undecided)? {
                 // It is not upstream's: it goes no further.
                 standing.user = Some(Member { name: account.username.clone(), line });
                 return Ok(standing);
@@ -321,7 +327,7 @@ impl Standing {
                 let own = asked.listener.htpasswd.as_ref().filter(|own| own.path().as_os_str() == file.as_str());
                 let line = Line(line);
                 if let Some(own) = own
-                    && own.has(&asked.app.seal, &name, line).await.map_err(Failure::internal)?
+                    && own.has(&asked.app.seal, &name, line, asked.party()).await.map_err(undecided)?
                 {
                     standing.user = Some(Member { name, line });
                 }
@@ -329,6 +335,25 @@ impl Standing {
         }
         Ok(standing)
     }
+}
+
+/// It is not known whether the caller is let in.
+fn undecided(error: HtpasswdError) -> Failure {
+    let failure = match &error {
+        HtpasswdError::Unusable { .. } => return Failure::internal(error),
+        HtpasswdError::Late { .. } => Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorCode::Unavailable,
+            "ocistern could not look up this credential in its htpasswd file in time: it is busy with those of others, or \
+             the file's disk does not answer; try again",
+        ),
+        HtpasswdError::TooMany { .. } => Failure::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::TooManyRequests,
+            format!("ocistern is busy with {MANY_IN_QUESTION}; try again"),
+        ),
+    };
+    failure.with_retry_after(Some(LOOK_AGAIN)).with_source(error)
 }
 
 /// Whether a caller's own credential is of any use at an upstream.
@@ -378,6 +403,28 @@ impl Allowed {
         match self {
             Self::All => true,
             Self::Only(scopes) => scopes.iter().any(|scope| scope.resource == *resource && scope.actions.allow(action)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn who_is_not_looked_up_in_time_may_come_again() {
+        let path = || "/users".into();
+        for (error, status, code, again) in [
+            (HtpasswdError::Late { path: path() }, 503, ErrorCode::Unavailable, true),
+            (HtpasswdError::TooMany { path: path() }, 429, ErrorCode::TooManyRequests, true),
+            (HtpasswdError::Unusable { path: path(), source: io::Error::other("x") }, 500, ErrorCode::Unknown, false),
+        ] {
+            let failure = undecided(error);
+            let is = (failure.status.as_u16(), failure.code, failure.retry_after.is_some());
+            assert_eq!(is, (status, code, again));
+            assert!(!failure.message.contains("/users") && failure.source.is_some(), "the file is for the log");
         }
     }
 }

@@ -68,6 +68,7 @@ async fn refusal(asked: &Asked<'_>, ping: &Ping, account: &Account) -> Result<Op
         return Ok(Some("no upstream is meant here that a name and password could be for".to_owned()));
     };
     let upstream = asked.upstream(name)?;
+    let deadline = Instant::now() + ANSWER_WITHIN;
     let standing = Standing::of_account(asked, upstream, account).await?;
     if standing.user.is_some() {
         return Ok(None);
@@ -79,7 +80,7 @@ async fn refusal(asked: &Asked<'_>, ping: &Ping, account: &Account) -> Result<Op
     };
     let registry = asked.registry(name)?;
     let right = Right::Client(credential.lend(&asked.app.seal));
-    match registry.accepts(&right, Instant::now() + ANSWER_WITHIN).await {
+    match registry.accepts(&right, deadline).await {
         Ok(true) => Ok(None),
         Ok(false) => Ok(Some(
             not_in_the_file(asked, upstream)

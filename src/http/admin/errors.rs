@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::timestamp;
+use crate::http::caller::MANY_IN_QUESTION;
 use crate::http::explain::{NO_UPSTREAM, SEALED};
 use crate::http::relayed::BEGUN_UPLOADS;
 use crate::troubles::{Folded, Met, Troubles};
@@ -113,6 +114,9 @@ fn of_answer(folded: &Folded) -> &'static str {
         "TOOMANYREQUESTS" if says(BEGUN_UPLOADS) => {
             "the client has to end its uploads, or to wait until those that were given up end by themselves"
         }
+        "TOOMANYREQUESTS" if says(MANY_IN_QUESTION) => {
+            "somebody there tries out passwords, or very many log in at once: it passes by itself"
+        }
         "TOOMANYREQUESTS" => LIMITED,
         "NAME_UNKNOWN" if folded.upstream.is_none() || says(NO_UPSTREAM) => {
             "the name means no registry of the configuration: add the table that the message names, or ask for one that is there"
@@ -191,6 +195,7 @@ mod tests {
             (answer(NameUnknown, 404, "upstream up does not have it"), "check the name"),
             (answer(ManifestUnknown, 404, &format!("upstream up {SEALED}")), "`sealed`"),
             (answer(ErrorCode::TooManyRequests, 429, &format!("you have 9 {BEGUN_UPLOADS}")), "its uploads"),
+            (answer(ErrorCode::TooManyRequests, 429, &format!("busy with {MANY_IN_QUESTION}")), "passwords"),
             (answer(BlobUnknown, 502, "the stored copy was damaged"), "smartctl"),
             (answer(DigestInvalid, 400, "no digest"), "address that it was given"),
             (answer(DigestInvalid, 502, "upstream up sent content that is not x"), "no registry's answer"),
