@@ -24,8 +24,10 @@ impl Reloader {
         Self { flags, current, known, filter }
     }
 
-    /// Reads the configuration by the same flags and environment. One with mistakes changes nothing.
+    /// Reads the configuration by the same flags and environment. One with mistakes changes nothing, but who is let in is
+    /// looked at all the same.
     pub(super) async fn reload(&mut self, server: &Server) {
+        server.look_at_users().await;
         let flags = self.flags.clone();
         let loaded = spawn_blocking(move || Config::load(&flags, |name| std::env::var(name).ok())).await;
         let new = match loaded {

@@ -83,12 +83,15 @@ impl Listeners {
         Ok((Self { served, sockets: count, permits }, all))
     }
 
-    /// What each of them goes on by, of the listeners of a configuration that is to hold. Changes nothing, but whoever has a
-    /// configuration read again may have changed who is let in: that is looked at, whatever becomes of the rest. Blocking.
-    pub(super) fn prepare(&self, next: &[Listener]) -> Result<Vec<Turn>, ReloadError> {
+    /// Takes up what the files with users hold now. Blocking.
+    pub(super) fn look_at_users(&self) {
         for served in &self.served {
             served.serving.handler().look_at_users();
         }
+    }
+
+    /// What each of them goes on by, of the listeners of a configuration that is to hold. Changes nothing. Blocking.
+    pub(super) fn prepare(&self, next: &[Listener]) -> Result<Vec<Turn>, ReloadError> {
         let turn = |Served { place, name, serving }: &Served| {
             let own = serving.handler().settings();
             // Its address is what a listener is; what stands in its place under another one is not it.

@@ -77,6 +77,8 @@ pub struct Server {
     app: Arc<App>,
     listeners: Listeners,
     admin_interface: Arc<Admin>,
+    /// What serves it: its socket, its address.
+    admin_servings: Vec<Arc<Serving<AdminHandler>>>,
     /// What holds now.
     current: Mutex<Arc<Config>>,
     drain: Mutex<Duration>,
@@ -87,6 +89,13 @@ pub struct Server {
     background: Background,
     /// Cancels what still runs, when the server is dropped.
     _guards: [DropGuard; 5],
+}
+
+/// The admin interface as it was opened.
+#[derive(Default)]
+struct AdminOpened {
+    address: Option<SocketAddr>,
+    servings: Vec<Arc<Serving<AdminHandler>>>,
 }
 
 /// Downloads and upkeep.
@@ -184,7 +193,8 @@ impl Server {
             let (admin, stop) = (Arc::clone(&admin), background.stop.clone());
             async move { admin.keep_history(&stop).await }
         });
-        let admin_address = start_admin(&config, &store, &admin, &admin_run, &metrics).await?;
+        let AdminOpened { address: admin_address, servings: admin_servings } =
+            start_admin(&config, &store, &admin, &admin_run, &metrics).await?;
 
         let app = Arc::new(App {
             directory: Directory::new(&config),
@@ -218,6 +228,7 @@ impl Server {
             app,
             listeners,
             admin_interface: admin,
+            admin_servings,
             drain: Mutex::new(config.limits.drain),
             scrubbing: Mutex::new(scrubbing),
             current: Mutex::new(config),
@@ -336,7 +347,8 @@ async fn start_admin(
     admin: &Arc<Admin>,
     run: &Run,
     metrics: &Metrics,
-) -> Result<Option<SocketAddr>, StartError> {
+) -> Result<AdminOpened, StartError> {
+    let mut opened = AdminOpened::default();
     let serving = |permits| Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
     let path = admin_socket_path(config);
     match open_admin_socket(path.clone()).await {
@@ -345,7 +357,9 @@ async fn start_admin(
             let connections = Connections::new(metrics, &socket.to_string());
             // One user's own, which is nobody's address.
             let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS, Loopback::Free);
-            run.tasks.spawn(serving(permits).accept(socket, connections));
+            let serving = serving(permits);
+            opened.servings.push(Arc::clone(&serving));
+            run.tasks.spawn(serving.accept(socket, connections));
         }
         // A full disk is not down: pulls need no socket.
         Err(StartError::Listen(error)) if error.is_full() => {
@@ -357,16 +371,18 @@ async fn start_admin(
         }
         Err(error) => return Err(error),
     }
-    let Some(address) = config.admin.address else { return Ok(None) };
+    let Some(address) = config.admin.address else { return Ok(opened) };
     let socket = Socket::tcp(address, Purpose::Admin).await?;
-    let address = socket.address();
-    if let Some(address) = address {
+    opened.address = socket.address();
+    if let Some(address) = opened.address {
         tracing::info!(%address, socket = %path.display(), "the admin interface is open");
     }
     let connections = Connections::new(metrics, &socket.to_string());
     let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS_PER_ADDRESS, Loopback::Counted);
-    run.tasks.spawn(serving(permits).accept(socket, connections));
-    Ok(address)
+    let serving = serving(permits);
+    opened.servings.push(Arc::clone(&serving));
+    run.tasks.spawn(serving.accept(socket, connections));
+    Ok(opened)
 }
 
 async fn open_admin_socket(path: PathBuf) -> Result<Socket, StartError> {

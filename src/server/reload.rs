@@ -1,8 +1,10 @@
 //! A running daemon goes on by another configuration: first everything that can fail, then everything at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::listeners::Turn;
 use super::{Server, TlsError};
@@ -12,6 +14,9 @@ use crate::metrics::{Metrics, Requests};
 use crate::oci::UpstreamName;
 use crate::store::{Keep, StoreError};
 use crate::upstream::{Prepared, SetupError};
+
+/// How long a reload waits for the files with users: the rest of it may be what the operator needs just then.
+const USERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why everything stays as it was.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,17 @@ struct Ready {
 // === impl Server ===
 
 impl Server {
+    /// Looks at the files with the users of all listeners. Whoever has the configuration read again may have changed who is let
+    /// in, and that holds whatever becomes of the rest.
+    pub async fn look_at_users(&self) {
+        let listeners = self.listeners.clone();
+        // What is wrong with a file is told to who asks.
+        let looking = spawn_blocking(move || listeners.look_at_users());
+        if timeout(USERS_WITHIN, looking).await.is_err() {
+            tracing::warn!("the disk of an htpasswd file does not answer: going on without it");
+        }
+    }
+
     /// Goes on by `next`, which [`Config::reload`] has made of the configuration that holds now. Running answers end by what
     /// they began with.
     ///
@@ -67,6 +83,7 @@ impl Server {
         let app = Arc::new(App::clone(&self.app).with(next.clone(), requests(&next, &self.metrics)));
         self.listeners.take_over(listeners, &app);
         self.admin_interface.take_over(next.clone());
+        self.admin_servings.iter().for_each(|serving| serving.set_limits(&next.limits));
         *self.drain.lock() = next.limits.drain;
         self.scrub(next.store.scrub);
         *self.current.lock() = next;

@@ -285,6 +285,30 @@ fn a_hangup_does_not_end_the_daemon() {
     assert_eq!(code, Some(0), "{log}");
 }
 
+/// Whoever takes a user out makes a mistake elsewhere more easily than they look at the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_taken_out_is_out_at_a_hangup_whatever_the_configuration_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    write("users", &format!("dev:{}\n", bcrypt::hash("pw", 4).unwrap()));
+    write("secret", "own");
+    let text = "[[listener]]\naddress = \"127.0.0.1:0\"\ndefault_upstream = \"own\"\nhtpasswd = \"users\"\n[admin]\naddress = \"off\"\n\
+                [upstream.own]\nurl = \"http://127.0.0.1:9\"\npush = \"off\"\n\
+                credentials = { from = \"static\", username = \"own\", password_file = \"secret\" }\n";
+    write("config.toml", text);
+    let mut command = ocistern(&["serve", "--config"]);
+    command.arg(directory.path().join("config.toml")).arg("--root").arg(directory.path().join("store"));
+    let mut daemon = Daemon::of(&mut command);
+    let client = Client(daemon.address);
+    let ask = || client.send(crate::common::client::Ask::get("/v2/").basic("dev", "pw"));
+    assert_eq!(ask().await.status, 200);
+    write("users", "");
+    write("config.toml", &format!("{text}[limits]\nidle = \"0s\"\n"));
+    daemon.signal(Signal::HUP);
+    daemon.until("the configuration has mistakes: everything stays as it was");
+    assert_eq!(ask().await.status, 401);
+}
+
 #[test]
 fn what_can_change_changes_at_a_hangup() {
     let directory = tempfile::tempdir().unwrap();

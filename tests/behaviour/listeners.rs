@@ -60,6 +60,7 @@ impl Several {
         let mut known = KnownUrls::default();
         known.learn(config);
         let (next, _) = config.reload(new, &known).unwrap();
+        server.look_at_users().await;
         server.reload(next.clone()).await.unwrap();
         *config = next;
     }

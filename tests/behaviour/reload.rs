@@ -1,7 +1,7 @@
 //! A configuration that is read again: what holds from then on, for whom, and what changes nothing.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::common::content::{blob, image};
 use crate::common::invariants::{check, is_stored, stored_bytes};
@@ -128,6 +128,17 @@ async fn limits_of_connections_hold_for_those_that_come() {
     let mut said = Vec::new();
     patiently("the idle connection is closed", idle.read_to_end(&mut said)).await.unwrap();
     assert!(said.starts_with(b"HTTP/1.1 200 ") && said.ends_with(&bytes));
+    // On the admin interface too, by either way to it.
+    let healthz = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut on_address = TcpStream::connect(cistern.admin_address()).await.unwrap();
+    let mut on_socket = UnixStream::connect(cistern.root().join("ocistern.sock")).await.unwrap();
+    on_address.write_all(healthz).await.unwrap();
+    on_socket.write_all(healthz).await.unwrap();
+    for idle in [&mut on_address as &mut (dyn AsyncRead + Unpin), &mut on_socket] {
+        let mut said = Vec::new();
+        patiently("the idle connection of the admin interface is closed", idle.read_to_end(&mut said)).await.unwrap();
+        assert!(said.starts_with(b"HTTP/1.1 200 "));
+    }
     let gate = Gate::new();
     let held = blob(2, 900_000);
     let other = format!("/v2/app/blobs/{}", upstream.blob("app", &held));
