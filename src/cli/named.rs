@@ -31,6 +31,17 @@ pub(super) struct Unusable {
     pub(super) is_unreadable: bool,
 }
 
+/// How a file is that systemd passes to the service alone, and only while that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// It is there.
+    There,
+    /// The service has others, and not this one.
+    Missing,
+    /// It is not to be seen from here: the service does not run, or shows it to nobody else.
+    Hidden,
+}
+
 /// All files with their keys.
 pub(super) fn files(config: &Config) -> Vec<(String, PathBuf)> {
     all(config).into_iter().map(|Named { key, file, .. }| (key.to_string(), file)).collect()
@@ -92,9 +103,26 @@ pub(super) fn unreadable(config: &Config) -> Vec<String> {
     told
 }
 
+/// How a file is that systemd passes; none: it is another one.
+pub(super) fn passed(file: &Path) -> Option<Passed> {
+    if !is_passed_file(file, |name| std::env::var(name).ok()) {
+        return None;
+    }
+    Some(match file.try_exists() {
+        Ok(true) => Passed::There,
+        Ok(false) if file.parent().is_some_and(Path::is_dir) => Passed::Missing,
+        Ok(false) | Err(_) => Passed::Hidden,
+    })
+}
+
+/// What the service's unit has to have, so that a file is passed.
+pub(super) fn to_be_passed(file: &Path) -> String {
+    format!("its unit needs LoadCredential={}:FILE", file.file_name().unwrap_or_default().to_string_lossy())
+}
+
 /// Whether it may be otherwise for the service.
 fn is_for_another(file: &Path, error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::PermissionDenied || is_passed_file(file, |name| std::env::var(name).ok())
+    error.kind() == io::ErrorKind::PermissionDenied || passed(file).is_some()
 }
 
 fn upstream_key(name: &str) -> KeyPath {

@@ -168,6 +168,28 @@ async fn a_world_in_which_all_is_well() {
     daemon.stop().await;
 }
 
+/// docs/install.md recommends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_systemd_passes_is_no_fault_before_the_service_runs() {
+    let machine = Machine::new();
+    let (upstream, (secure, _)) = (Upstream::start().await, Upstream::start_tls().await);
+    upstream.registry(|registry| registry.auth = Auth::Basic("user".to_owned(), "secret".to_owned()));
+    let tables = format!(
+        "[upstream.hub]\nurl = {:?}\n\
+         credentials = {{ from = \"static\", username = \"user\", password_file = \"credential:hub\" }}\n\
+         [upstream.secure]\nurl = {:?}\nca = \"credential:ca\"\n",
+        upstream.url(),
+        secure.url()
+    );
+    machine.configure("default_upstream = \"hub\"", &tables);
+    let said = machine.doctor(&[]).await;
+    said.is_well();
+    said.says("note", "upstream.hub.credentials.password_file", "is there only while the service runs");
+    said.says("ok", "hub", "/v2/ answers 401, wants a name and password");
+    said.says("note", "hub, credentials", "its unit needs LoadCredential=hub:FILE");
+    said.says("note", "secure", "its unit needs LoadCredential=ca:FILE");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_world_in_which_nothing_is_well() {
     let machine = Machine::new();

@@ -7,7 +7,7 @@ use super::Subject;
 use super::finding::{Finding, Group, Level};
 use super::reading::{Reading, mode, reading};
 use crate::cli::config::variables;
-use crate::cli::named::{files, unusable};
+use crate::cli::named::{Passed, files, passed, to_be_passed, unusable};
 use crate::config::ConfigError;
 
 const GROUP: Group = Group::Configuration;
@@ -67,7 +67,10 @@ pub(super) fn check(subject: &Subject) -> Vec<Finding> {
         if !named.insert((file.clone(), is_secret(&key))) {
             continue;
         }
-        let found = readable(&key, &file, subject.user).or_else(|| open_to_all(&key, &file));
+        let found = match passed(&file) {
+            Some(how) => of_passed(&key, &file, how),
+            None => readable(&key, &file, subject.user).or_else(|| open_to_all(&key, &file)),
+        };
         findings.push(found.unwrap_or_else(|| Finding::ok(GROUP, key, format!("{} can be read", file.display()))));
     }
     findings
@@ -105,6 +108,19 @@ fn readable(about: &str, file: &Path, user: u32) -> Option<Finding> {
             format!("make sure that the user that ocistern runs as ({user}) is one of them: id {user}"),
         ),
     })
+}
+
+/// What is to be said of a file that systemd passes to the service's user, whoever its mode names; none: nothing.
+fn of_passed(key: &str, file: &Path, how: Passed) -> Option<Finding> {
+    let shown = file.display();
+    let (level, found, then) = match how {
+        Passed::There => return None,
+        Passed::Hidden => (Level::Note, format!("{shown} is there only while the service runs"), ""),
+        Passed::Missing => {
+            (Level::Error, format!("the service runs, and {shown} is not passed to it"), ", and a restart")
+        }
+    };
+    Some(Finding::new(level, GROUP, key, found, to_be_passed(file) + then))
 }
 
 /// A secret that everybody on this machine can read.
@@ -154,6 +170,25 @@ mod tests {
         assert!(second.advice.as_deref().unwrap().starts_with("correct store.capacty in "), "{second:?}");
         let findings = mistakes(&subject("= 1", directory.path()).unwrap_err());
         assert!(findings[0].about.ends_with("config.toml:1"), "{findings:?}");
+    }
+
+    /// As docs/install.md recommends it.
+    #[test]
+    fn what_systemd_passes_is_there_while_the_service_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let text = "[[listener]]\naddress = \"127.0.0.1:1\"\ntls = { certificate = \"credential:c\", key = \"credential:k\" }\n\
+                    [upstream.\"a.example\"]\nca = \"credential:ca\"\n\
+                    credentials = { from = \"static\", username = \"u\", password_file = \"credential:hub\" }";
+        let findings = check(&subject(text, directory.path()).unwrap());
+        let hub = about(&findings, "upstream.\"a.example\".credentials.password_file");
+        assert_eq!(hub.found, "/run/credentials/ocistern.service/hub is there only while the service runs");
+        assert_eq!(hub.advice.as_deref(), Some("its unit needs LoadCredential=hub:FILE"));
+        assert!(findings.iter().all(|finding| finding.level <= Level::Note), "{findings:?}");
+        let notes = findings.iter().filter(|finding| finding.level == Level::Note).count();
+        assert_eq!(notes, 4, "{findings:?}");
+        let file = Path::new("/run/credentials/ocistern.service/hub");
+        assert_eq!(of_passed("x", file, Passed::Missing).unwrap().level, Level::Error);
+        assert_eq!(of_passed("x", file, Passed::There), None);
     }
 
     #[test]

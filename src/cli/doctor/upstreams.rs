@@ -2,6 +2,7 @@
 //! what they say of the time.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,6 +14,7 @@ use tokio::time::{Duration, Instant};
 use super::certificate::life;
 use super::finding::{Finding, Group, Level};
 use super::{STEP, Subject, UPSTREAM};
+use crate::cli::named::{Passed, passed, to_be_passed};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::{Address, Config, Credentials};
 use crate::http::respond::causes;
@@ -50,11 +52,17 @@ pub(super) async fn check(subject: &Arc<Subject>, no_network: bool) -> Vec<Findi
         return vec![Finding::new(Level::Note, GROUP, "all", "not asked, as was wished", advice)];
     }
     let config = &subject.config;
+    let mut findings = Vec::new();
     let making = {
-        let subject = Arc::clone(subject);
+        let mut config = config.clone();
+        config.upstreams.retain(|name, upstream| {
+            let hidden = upstream.ca.as_deref().filter(|file| is_hidden(file));
+            findings.extend(hidden.map(|file| unseen(name.as_str(), file)));
+            hidden.is_none()
+        });
         spawn_blocking(move || {
             let metrics = Metrics::new().map_err(|error| error.to_string())?;
-            Upstreams::new(&subject.config, metrics, Arc::new(SystemClock)).map_err(|error| causes(&error))
+            Upstreams::new(&config, metrics, Arc::new(SystemClock)).map_err(|error| causes(&error))
         })
     };
     let upstreams = match making.await {
@@ -90,11 +98,22 @@ pub(super) async fn check(subject: &Arc<Subject>, no_network: bool) -> Vec<Findi
         }
     }
     let seen = join_all(places.iter().map(Place::look)).await;
-    let mut findings = Vec::new();
     findings
         .extend(clock(places.iter().zip(&seen).filter_map(|(place, seen)| Some((place.about.as_str(), seen.time?)))));
     findings.extend(seen.into_iter().flat_map(|seen| seen.findings));
     findings
+}
+
+/// Whether systemd passes it to the service, and it is not to be seen from here.
+fn is_hidden(file: &Path) -> bool {
+    passed(file) == Some(Passed::Hidden)
+}
+
+/// What cannot be tried without this file.
+fn unseen(about: &str, file: &Path) -> Finding {
+    let found = format!("not tried: {} is there only while the service runs", file.display());
+    let advice = format!("{}; run this as root while the service runs", to_be_passed(file));
+    Finding::new(Level::Note, GROUP, about, found, advice)
 }
 
 /// Where ocistern itself listens: an upstream that leads there would be asked by itself.
@@ -182,6 +201,12 @@ impl Place {
             about,
             format!("reached {way}: /v2/ answers {}, {wants}", greeting.status.as_u16()),
         ));
+        let hidden = upstream.credentials.files().into_iter().map(|(_, file)| file).find(|file| is_hidden(file));
+        if let Some(file) = hidden.filter(|_| !self.is_mirror) {
+            seen.findings.push(unseen(&format!("{about}, credentials"), file));
+            seen.findings.extend(greeting.limit.map(|limit| left(about, limit)));
+            return seen;
+        }
         if !self.is_mirror {
             seen.findings.push(self.credential(&scheme, step()).await);
         }
