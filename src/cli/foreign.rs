@@ -60,8 +60,11 @@ impl Foreign {
     fn advice(&self, by_root: bool, arguments: &[String]) -> String {
         let sudo = if by_root { "" } else { "sudo " };
         let mut line: Vec<String> = arguments.iter().map(|argument| quoted(argument)).collect();
-        if !arguments.iter().any(|argument| argument == "--root" || argument.starts_with("--root=")) {
-            line.extend(["--root".to_owned(), quoted(&self.root.display().to_string())]);
+        // What follows `--` is no flag, whatever it begins with.
+        let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
+        let mut flags = arguments.iter().take(end);
+        if !flags.any(|argument| argument == "--root" || argument.starts_with("--root=")) {
+            line.splice(end..end, ["--root".to_owned(), quoted(&self.root.display().to_string())]);
         }
         let line = line.join(" ");
         if let Some(directory) = &self.dynamic {
@@ -164,6 +167,18 @@ mod tests {
         ] {
             let advice = Foreign { away, ..at_home.clone() }.advice(by_root, &words);
             assert!(advice.contains(expected), "{advice}");
+        }
+    }
+
+    #[test]
+    fn flags_stand_before_what_is_none() {
+        for (words, expected) in [
+            (&["ocistern", "rm", "--", "docker.io/**"][..], "ocistern rm --root '/srv/it'\\''s' -- 'docker.io/**'`"),
+            (&["ocistern", "rm", "--", "--root", "--"], "ocistern rm --root '/srv/it'\\''s' -- --root --`"),
+            (&["ocistern", "rm", "--root=/other", "--", "a"], "ocistern rm --root=/other -- a`"),
+        ] {
+            let advice = foreign(Some("cache"), None).advice(true, &line(words));
+            assert!(advice.ends_with(expected), "{advice}");
         }
     }
 
