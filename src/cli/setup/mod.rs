@@ -138,6 +138,21 @@ enum SetupError {
         /// Why.
         why: String,
     },
+    /// A link leads to a file whose record may be another's.
+    #[error(
+        "{}: {why}, and a link leads to it: it may be another's, so {} is left as it is. If nobody else has written it, let {} and          what is in it belong to you or root, `chmod go-w` it, and try again; else remove the record",
+        record.display(), path.display(), directory.display()
+    )]
+    Untrusted {
+        /// The file.
+        path: PathBuf,
+        /// What is said to be known of it.
+        record: PathBuf,
+        /// Why it may be another's.
+        why: String,
+        /// Where both lie.
+        directory: PathBuf,
+    },
     /// This ocistern, as it is configured, is nothing for this client.
     #[error("{0}")]
     Unfit(String),
@@ -368,14 +383,15 @@ fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupE
 fn clean_up(site: &Site<'_>, client: Client, plan: &Plan, out: &mut String, failures: &mut Vec<SetupError>) -> bool {
     let name = client.as_str();
     let wanted: Vec<_> = plan.files.iter().filter_map(|file| site.disk.real(&file.path)).collect();
-    let search = site.disk.written(name, &client.directories(site.disk, site.whose));
+    let directories = client.directories(site.disk, site.whose);
+    let search = site.disk.written(name, &directories);
     failures.extend(search.failures);
     let mut changed = false;
     for path in search.files {
         if site.disk.real(&path).is_some_and(|real| wanted.contains(&real)) {
             continue;
         }
-        match site.disk.undo(&path) {
+        match site.disk.undo(&path, &directories) {
             Ok(_) => {
                 changed = true;
                 let _ = writeln!(out, "{name}: {} is not needed any more, and as it was before", path.display());
@@ -390,14 +406,15 @@ fn clean_up(site: &Site<'_>, client: Client, plan: &Plan, out: &mut String, fail
 fn undo(disk: &Disk, whose: &Whose, client: Client) -> (String, Vec<SetupError>) {
     let name = client.as_str();
     let mut out = String::new();
-    let search = disk.written(name, &client.directories(disk, whose));
+    let directories = client.directories(disk, whose);
+    let search = disk.written(name, &directories);
     let mut failures = search.failures;
     if search.files.is_empty() && failures.is_empty() {
         let _ = writeln!(out, "{name}: nothing to put back");
     }
     for path in search.files {
         let shown = path.display();
-        match disk.undo(&path) {
+        match disk.undo(&path, &directories) {
             Ok(Some(Undone::Restored)) => {
                 let _ = writeln!(out, "{name}: {shown} is as it was before");
             }

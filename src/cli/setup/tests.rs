@@ -731,3 +731,109 @@ fn no_credential_is_shown() {
     write_default(root.path(), Client::K3s, "").unwrap();
     assert!(std::fs::read_to_string(&file).unwrap().contains("hunter2"), "it stays in the file");
 }
+
+/// A file's digest is a file's secret where it is short.
+#[test]
+fn records_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (root, _) = places();
+    let record = root.path().join("etc/docker/.daemon.json.ocistern-setup");
+    let mode = || std::fs::metadata(&record).unwrap().permissions().mode() & 0o7777;
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    assert_eq!(mode(), 0o600);
+    // Those of earlier versions are so from the next time on.
+    std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o644)).unwrap();
+    write_default(root.path(), Client::Docker, &DOCKER_HUB.replace("5000", "6000")).unwrap();
+    assert_eq!(mode(), 0o600);
+}
+
+#[test]
+fn no_file_is_read_that_is_too_large() {
+    for (name, most) in [("daemon.json", "4 MiB"), (".daemon.json.ocistern-setup", "64 KiB")] {
+        let (root, _) = places();
+        furnish(root.path());
+        let file = root.path().join("etc/docker").join(name);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .unwrap()
+            .set_len(8 << 20)
+            .unwrap();
+        let mut failures = vec![failure_of(write_default(root.path(), Client::Docker, DOCKER_HUB))];
+        if name.starts_with('.') {
+            failures.push(undo_all(root.path(), Client::Docker).1.unwrap().to_string());
+        }
+        for failure in failures {
+            assert!(failure.contains(&format!("{}: larger than {most}", file.display())), "{failure}");
+        }
+        assert_eq!(std::fs::metadata(&file).unwrap().len(), 8 << 20, "it is left alone");
+    }
+}
+
+#[test]
+fn a_record_names_no_directory_but_those_that_its_file_lies_in() {
+    let (_machine, _, image) = machine_and_image();
+    let file = image.join("etc/docker/certs.d/a/ca.crt");
+    for directory in ["var/empty", "etc/docker/empty", "etc/other/empty", "etc/docker/certs.d/a"] {
+        std::fs::create_dir_all(image.join(directory)).unwrap();
+    }
+    std::fs::write(&file, "{}").unwrap();
+    let directories = [
+        "/var",
+        "/var/empty",
+        "/etc/docker/empty",
+        "/etc/docker/certs.d/../empty",
+        "/etc/other/empty",
+        "/etc/docker/certs.d/a",
+    ];
+    std::fs::write(file.with_file_name(".ca.crt.ocistern-setup"), record(None, &directories, "{}")).unwrap();
+    let (said, failure) = undo_all(&image, Client::Docker);
+    assert!(failure.is_none() && said.contains("ca.crt is removed"), "{said} {failure:?}");
+    assert!(!image.join("etc/docker/certs.d/a").exists(), "that in which the file lay goes");
+    for directory in ["var/empty", "etc/docker/empty", "etc/other/empty", "etc/docker/certs.d"] {
+        assert!(image.join(directory).exists(), "{directory} is removed");
+    }
+}
+
+#[test]
+fn a_record_behind_a_link_is_gone_by_only_if_nobody_else_can_have_written_it() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    for (mode, owner, taken) in
+        [(0o755, None, true), (0o775, None, false), (0o1777, None, false), (0o755, Some(4242), false)]
+    {
+        if owner.is_some() && !rustix::process::geteuid().is_root() {
+            continue;
+        }
+        for is_directory in [false, true] {
+            let (_machine, _, image) = machine_and_image();
+            let (certificates, other) = (image.join("etc/docker/certs.d"), image.join("other"));
+            for directory in [&certificates, &other, &image.join("victim")] {
+                std::fs::create_dir_all(directory).unwrap();
+            }
+            if is_directory {
+                symlink("../../../other", certificates.join("reg")).unwrap();
+            } else {
+                std::fs::create_dir(certificates.join("reg")).unwrap();
+                symlink("../../../../other/ca.crt", certificates.join("reg/ca.crt")).unwrap();
+            }
+            std::fs::write(other.join("ca.crt"), "theirs").unwrap();
+            let planted = other.join(".ca.crt.ocistern-setup");
+            std::fs::write(&planted, record(None, &["/victim", "/other"], "theirs")).unwrap();
+            std::fs::set_permissions(&other, std::fs::Permissions::from_mode(mode)).unwrap();
+            if let Some(owner) = owner {
+                std::os::unix::fs::chown(&planted, Some(owner), None).unwrap();
+            }
+            let (_, written) = write_default(&image, Client::Docker, DOCKER_HUB).unwrap();
+            let (said, undone) = undo_all(&image, Client::Docker);
+            assert!(image.join("victim").exists(), "{said}");
+            assert_eq!(other.join("ca.crt").exists(), !taken, "{said}");
+            assert!(taken || other.exists());
+            for failure in [written, undone] {
+                let failure = failure.map_or_else(String::new, |failure| failure.to_string());
+                assert_eq!(failure.contains(&format!("{}: ", planted.display())), !taken, "{failure}");
+            }
+        }
+    }
+}
