@@ -20,6 +20,9 @@ use super::secrets::{Scalar, deeper};
 const BY_HAND: &str = "is written in a way that is not changed safely: write it as an indented block, or add the lines by hand \
                        (without --write this command shows a file of its own)";
 
+/// So many lists and mappings may be in each other, of which such a file has six.
+const DEPTH: usize = 64;
+
 /// What is to be in the file.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
@@ -56,24 +59,38 @@ enum Value {
 pub(super) fn merge(text: Option<&str>, wanted: &Entry) -> Result<String, Unmergeable> {
     let mut text = text.unwrap_or_default().to_owned();
     let before = parse(&text)?.as_ref().map(plain);
-    let expected = expected(before, wanted)?;
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    // Each step is small, and looks at what the one before has left.
-    for host in wanted.hosts.iter().rev() {
-        text = add_mirror(&text, host, &wanted.endpoint)?;
+    // Each of them alone in the text as it is: what is in the way there is told with its place.
+    for host in &wanted.hosts {
+        add_mirror(&text, host, wanted)?;
     }
     if let Some((host, file)) = &wanted.ca {
-        text = add_ca(&text, host, file)?;
+        add_ca(&text, host, file)?;
     }
-    match parse(&text)?.as_ref().map(plain) {
-        Some(found) if found.same(&expected) => Ok(text),
+    let expected = expected(before, wanted)?;
+    // What is in the way of a later one is in no file, and no fault of it.
+    match added(text, wanted) {
+        Ok((text, Some(found))) if found.same(&expected) => Ok(text),
         _ => Err(Unmergeable::new(format!("it {BY_HAND}"))),
     }
 }
 
-fn add_mirror(text: &str, host: &str, endpoint: &str) -> Result<String, Unmergeable> {
+/// All that is wanted, and what it comes to. Each step is small, and looks at what the one before has left.
+fn added(mut text: String, wanted: &Entry) -> Result<(String, Option<Plain>), Unmergeable> {
+    for host in wanted.hosts.iter().rev() {
+        text = add_mirror(&text, host, wanted)?;
+    }
+    if let Some((host, file)) = &wanted.ca {
+        text = add_ca(&text, host, file)?;
+    }
+    let found = parse(&text)?.as_ref().map(plain);
+    Ok((text, found))
+}
+
+fn add_mirror(text: &str, host: &str, wanted: &Entry) -> Result<String, Unmergeable> {
+    let endpoint = wanted.endpoint.as_str();
     let quoted = quote(endpoint);
     let root = parse(text)?;
     let Some((key, mirrors)) = top(root.as_ref(), "mirrors")? else {
@@ -275,7 +292,7 @@ fn parse(text: &str) -> Result<Option<Node>, Unmergeable> {
     });
     let bytes: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
     let Some(first) = nodes.next() else { return Ok(None) };
-    node(first, &mut nodes, &bytes).map(Some)
+    node(first, &mut nodes, &bytes, DEPTH).map(Some)
 }
 
 type Spanned<'a> = (Event<'a>, saphyr_parser::Span);
@@ -284,10 +301,18 @@ fn node<'a>(
     (event, span): Spanned<'a>,
     rest: &mut impl Iterator<Item = Spanned<'a>>,
     bytes: &[usize],
+    depth: usize,
 ) -> Result<Node, Unmergeable> {
     let (line, column) = (span.start.line().saturating_sub(1), span.start.col());
     let at = bytes.get(span.start.index()).copied().unwrap_or_default();
     let end = bytes.get(span.end.index()).copied().unwrap_or(at);
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(Unmergeable::at(
+            line + 1,
+            column + 1,
+            "this is deeper than any such file: mend it, then try again",
+        ));
+    };
     let cut = || Unmergeable::at(line + 1, column + 1, "this is no YAML: it ends too early");
     let value = match event {
         Event::Scalar(text, style, _, _) => match (text.as_ref(), style) {
@@ -299,7 +324,7 @@ fn node<'a>(
             loop {
                 match rest.next().ok_or_else(cut)? {
                     (Event::SequenceEnd, _) => break,
-                    item => items.push(node(item, rest, bytes)?),
+                    item => items.push(node(item, rest, bytes, depth)?),
                 }
             }
             Value::List(items)
@@ -309,10 +334,10 @@ fn node<'a>(
             loop {
                 let key = match rest.next().ok_or_else(cut)? {
                     (Event::MappingEnd, _) => break,
-                    key => node(key, rest, bytes)?,
+                    key => node(key, rest, bytes, depth)?,
                 };
                 let value = rest.next().ok_or_else(cut)?;
-                entries.push((key, node(value, rest, bytes)?));
+                entries.push((key, node(value, rest, bytes, depth)?));
             }
             Value::Map(entries)
         }
@@ -567,10 +592,36 @@ mod tests {
             "- a\n",
             "a: 1\n---\nb: 2\n",
             "mirrors:\n\tdocker.io:\n",
+            &format!("mirrors: {}", "[".repeat(100_000)),
+            &format!(
+                "mirrors:\n{}",
+                (0..3000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect::<Vec<_>>().concat()
+            ),
             "  mirrors:\n    docker.io:\n",
         ] {
             let refused = merge(Some(text), &wanted(&["docker.io"], false)).unwrap_err();
             assert!(!refused.why.is_empty(), "{text}");
+        }
+    }
+
+    /// Places are those of the file as it is, and what is no fault of it is not called one.
+    #[test]
+    fn what_is_refused_is_so_in_the_file_as_it_is() {
+        let hosts = ["docker.io", "ghcr.io", "quay.io"];
+        let rewrite =
+            "mirrors:\n  docker.io:\n    endpoint:\n      - https://a.example\n    rewrite:\n      \"^a\": \"b\"\n";
+        let line = "mirrors:\n  quay.io: {}\n";
+        let tls = "configs:\n  \"cache.example:5000\":\n    tls:\n      ca_file: /other\n";
+        for (text, place) in [(rewrite, (2, 3)), (line, (2, 3)), (tls, (3, 5))] {
+            let refused = merge(Some(text), &wanted(&hosts, true)).unwrap_err();
+            assert_eq!(refused.place, Some(place), "{refused:?}");
+        }
+        for text in [
+            "mirrors:\n  ? docker.io\n  : endpoint:\n      - https://a.example\n",
+            "? mirrors\n: docker.io:\n    endpoint:\n      - https://a.example\n",
+        ] {
+            let refused = merge(Some(text), &wanted(&hosts, true)).unwrap_err();
+            assert!(refused.why.contains("by hand") && refused.place.is_none(), "{refused:?}");
         }
     }
 
