@@ -6,6 +6,7 @@
 mod buildkit;
 mod ca;
 mod certificate;
+mod certs_d;
 mod containerd;
 mod containers;
 mod disk;
@@ -17,6 +18,7 @@ mod kaniko;
 mod oras;
 mod plan;
 mod record;
+mod rules;
 mod secrets;
 mod tables;
 #[cfg(test)]
@@ -106,6 +108,18 @@ enum SetupError {
         path: PathBuf,
         /// Where, and what is in the way.
         why: Unmergeable,
+    },
+    /// A rule for many registries, which one of ocistern's would put out of force.
+    #[error("{}{}: {}; left out because of that: {hosts}. {advice}", path.display(), place(what.place), what.why)]
+    LeftOut {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what it says.
+        what: Unmergeable,
+        /// For which registries nothing is written.
+        hosts: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// It was edited after it was written.
     #[error("{}", edited(path, backup.as_deref(), record))]
@@ -213,7 +227,11 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let site = Site { disk: &disk, whose: &whose, instance: &instance };
     each(&clients, |client| {
         let plan = client.plan(&site)?;
-        Ok(if arguments.write { write(&site, client, plan) } else { (show(client, &plan), plan.failures) })
+        Ok(if arguments.write {
+            write(&site, client, plan)
+        } else {
+            (show(client, &plan), plan.failures.into_iter().chain(plan.unwritten).collect())
+        })
     })
 }
 
@@ -322,6 +340,7 @@ fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupE
     let mut failures = std::mem::take(&mut plan.failures);
     // Where a file cannot be read, it is not known what else is wanted.
     let is_whole = failures.is_empty();
+    failures.append(&mut plan.unwritten);
     for Wanted { path, text, basis, .. } in &plan.files {
         let shown = path.display();
         let written = match site.disk.write(name, path, text, *basis) {

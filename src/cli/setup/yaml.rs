@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub(super) hosts: Vec<String>,
     /// What comes first among the endpoints of each.
     pub(super) endpoint: String,
+    /// What comes behind it where a registry has no entry yet: what holds for it so far.
+    pub(super) behind: Vec<String>,
     /// Host and port of ocistern, and the path of its CA's certificate.
     pub(super) ca: Option<(String, String)>,
 }
@@ -53,6 +55,49 @@ enum Value {
     Scalar(String),
     List(Vec<Node>),
     Map(Vec<(Node, Node)>),
+}
+
+/// What `"*"`, which stands for each registry without an entry of its own, says.
+#[derive(Debug)]
+pub(super) enum All {
+    /// Nothing that an entry of its own would take away.
+    Nothing,
+    /// Endpoints.
+    Endpoints(Vec<String>),
+    /// More than that, or something else.
+    More(Unmergeable),
+}
+
+/// What holds for these registries by `"*"`, and for which of them: those without an entry.
+pub(super) fn all(text: Option<&str>, hosts: &[String]) -> Result<(All, Vec<String>), Unmergeable> {
+    let root = parse(text.unwrap_or_default())?;
+    let Some((_, Node { value: Value::Map(entries), .. })) = top(root.as_ref(), "mirrors")? else {
+        return Ok((All::Nothing, Vec::new()));
+    };
+    let without = |host: &&String| !entries.iter().any(|(key, _)| key.is(host));
+    let without = hosts.iter().filter(without).cloned().collect();
+    let Some((name, all)) = entries.iter().find(|(key, _)| key.is("*")) else {
+        return Ok((All::Nothing, Vec::new()));
+    };
+    let more =
+        |what: &str| All::More(Unmergeable::at(name.line + 1, name.column + 1, format!("\"*\" has {what} here")));
+    let Value::Map(fields) = &all.value else {
+        return Ok((if matches!(all.value, Value::Null) { All::Nothing } else { more("no fields") }, without));
+    };
+    let mut endpoints = Vec::new();
+    for (key, value) in fields {
+        match &value.value {
+            Value::Null => {}
+            Value::List(items) if key.is("endpoint") => {
+                endpoints.extend(items.iter().map(|item| item.scalar().cloned()));
+            }
+            _ => return Ok((more(key.scalar().map_or("a field of another form", String::as_str)), without)),
+        }
+    }
+    let Some(endpoints) = endpoints.into_iter().collect::<Option<Vec<_>>>() else {
+        return Ok((more("endpoints that are no texts"), without));
+    };
+    Ok((if endpoints.is_empty() { All::Nothing } else { All::Endpoints(endpoints) }, without))
 }
 
 /// The file with what is wanted in it; a new one where there is none.
@@ -99,7 +144,9 @@ fn add_mirror(text: &str, host: &str, wanted: &Entry) -> Result<String, Unmergea
     let step = mirrors.step();
     let block = |indent: usize| {
         let pad = " ".repeat(indent);
-        format!("{pad}{}:\n{pad}{step}endpoint:\n{pad}{step}{step}- {quoted}\n", key_text(host))
+        let item = |endpoint: &String| format!("{pad}{step}{step}- {}\n", quote(endpoint));
+        let items: String = wanted.fresh().iter().map(item).collect();
+        format!("{pad}{}:\n{pad}{step}endpoint:\n{items}", key_text(host))
     };
     let entries = match &mirrors.value {
         Value::Null => return Ok(insert_after(text, key.line, &block(2))),
@@ -240,9 +287,23 @@ fn key_text(host: &str) -> String {
     if bare && host.starts_with(|c: char| c.is_ascii_alphabetic()) { host.to_owned() } else { quote(host) }
 }
 
+// === impl Entry ===
+
+impl Entry {
+    /// The endpoints of a registry that has no entry yet.
+    fn fresh(&self) -> Vec<String> {
+        let others = self.behind.iter().filter(|endpoint| **endpoint != self.endpoint);
+        [&self.endpoint].into_iter().chain(others).cloned().collect()
+    }
+}
+
 // === impl Node ===
 
 impl Node {
+    const fn scalar(&self) -> Option<&String> {
+        if let Value::Scalar(text) = &self.value { Some(text) } else { None }
+    }
+
     fn is(&self, text: &str) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar == text)
     }
@@ -355,7 +416,7 @@ pub(in crate::cli) fn endpoints(text: &str) -> Result<Vec<(String, Vec<String>)>
         let place = wrong.place.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
         format!("{place}{}", wrong.why)
     })?;
-    let scalar = |node: &Node| if let Value::Scalar(text) = &node.value { Some(text.clone()) } else { None };
+    let scalar = |node: &Node| node.scalar().cloned();
     let entry = |node: &Node, name: &str| match &node.value {
         Value::Map(entries) => entries.iter().find(|(key, _)| key.is(name)).map(|(_, value)| value.clone()),
         _ => None,
@@ -423,8 +484,11 @@ fn plain(node: &Node) -> Plain {
 fn expected(before: Option<Plain>, wanted: &Entry) -> Result<Plain, Unmergeable> {
     let mut root = before.unwrap_or(Plain::Null);
     for host in &wanted.hosts {
-        let list = root.map("mirrors")?.map(host)?.entry("endpoint")?;
+        let mirrors = root.map("mirrors")?;
+        let is_new = !matches!(&*mirrors, Plain::Map(entries) if entries.iter().any(|(key, _)| key.is(host)));
+        let list = mirrors.map(host)?.entry("endpoint")?;
         match list {
+            Plain::Null if is_new => *list = Plain::List(wanted.fresh().into_iter().map(Plain::Scalar).collect()),
             Plain::Null => *list = Plain::List(vec![Plain::Scalar(wanted.endpoint.clone())]),
             Plain::List(items) if items.iter().any(|item| item.is(&wanted.endpoint)) => {}
             Plain::List(items) => items.insert(0, Plain::Scalar(wanted.endpoint.clone())),
@@ -498,6 +562,7 @@ mod tests {
         Entry {
             hosts: hosts.iter().map(ToString::to_string).collect(),
             endpoint: OURS.to_owned(),
+            behind: Vec::new(),
             ca: ca.then(|| ("cache.example:5000".to_owned(), "/etc/ca.crt".to_owned())),
         }
     }
