@@ -510,6 +510,7 @@ mod tests {
         let link = root.path().join("etc/client/conf.d/file.conf");
         for file in [&real, &link] {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::set_permissions(file.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
         }
         fs::write(&real, "theirs").unwrap();
         symlink("../../../usr/share/file.conf", &link).unwrap();

@@ -541,7 +541,7 @@ fn no_link_of_an_image_leads_out_of_it() {
 
 #[test]
 fn what_a_link_leads_to_is_put_back() {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
     let (root, _) = places();
     furnish(root.path());
     // A file, a directory, and one whose record the directory itself would show, too.
@@ -555,6 +555,10 @@ fn what_a_link_leads_to_is_put_back() {
         std::fs::rename(&name, &there).unwrap();
         let up = "../".repeat(name.strip_prefix(root.path()).unwrap().components().count() - 1);
         symlink(Path::new(&up).join(there.strip_prefix(root.path()).unwrap()), &name).unwrap();
+    }
+    // Whatever the umask is: what others may write is not gone by.
+    for (path, _) in everything(root.path()).iter().filter(|(_, text)| text.is_none()) {
+        std::fs::set_permissions(root.path().join(path), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     let before = everything(root.path());
     let clients = [Client::Docker, Client::Containerd, Client::Podman];
