@@ -22,6 +22,14 @@ pub(in crate::cli) enum FileError {
         /// Why.
         source: io::Error,
     },
+    /// A file is larger than any of its kind is.
+    #[error("{}: larger than {}, which no such file is: nothing of it was taken", path.display(), size(*most))]
+    Large {
+        /// Which.
+        path: PathBuf,
+        /// So many bytes it may have.
+        most: u64,
+    },
     /// Within an image, a link leads to a file of this machine.
     #[error("{} leads to {}, which is not in {}: nothing was changed; make the link relative", path.display(), to.display(), prefix.display())]
     Outside {
@@ -44,6 +52,10 @@ impl FileError {
     pub(in crate::cli) fn write(path: &Path, source: impl Into<io::Error>) -> Self {
         Self::Write { path: path.to_owned(), source: source.into() }
     }
+}
+
+fn size(bytes: u64) -> String {
+    if bytes >= 1 << 20 { format!("{} MiB", bytes >> 20) } else { format!("{} KiB", bytes >> 10) }
 }
 
 fn advice(source: &io::Error) -> &'static str {

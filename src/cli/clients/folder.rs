@@ -2,7 +2,7 @@
 //! beside a file leads to another directory. And files by paths that the operator has given, where links are followed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -23,6 +23,8 @@ const SEARCH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEX
 const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// A file as it is found: a pipe is not waited for.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+/// No file of a client is larger, nor what lies beside it, nor a certificate: of more, nothing is taken into memory.
+const LARGEST: u64 = 4 << 20;
 const CREATE: OFlags = OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::CLOEXEC);
 
 /// A directory.
@@ -31,6 +33,15 @@ pub(in crate::cli) struct Folder {
     fd: OwnedFd,
     /// Where it was opened.
     path: PathBuf,
+}
+
+/// A file that was read.
+#[derive(Debug)]
+pub(in crate::cli) struct Seen {
+    /// What is in it.
+    pub(in crate::cli) text: String,
+    /// Whose it is.
+    pub(in crate::cli) owner: u32,
 }
 
 // === impl Folder ===
@@ -102,6 +113,11 @@ impl Folder {
 
     /// What is in a file; none: it is not there.
     pub(in crate::cli) fn read(&self, name: &OsStr) -> Result<Option<String>, FileError> {
+        Ok(self.look(name, LARGEST)?.map(|seen| seen.text))
+    }
+
+    /// What is in a file that has `most` bytes at most, and whose it is; none: it is not there.
+    pub(in crate::cli) fn look(&self, name: &OsStr, most: u64) -> Result<Option<Seen>, FileError> {
         let wrong = |error: io::Error| FileError::read(&self.path.join(name), error);
         let fd = match rustix::fs::openat(&self.fd, name, READ, Mode::empty()) {
             Ok(fd) => fd,
@@ -115,9 +131,20 @@ impl Folder {
         if !FileType::from_raw_mode(stat.st_mode).is_file() {
             return Err(wrong(io::Error::new(ErrorKind::InvalidInput, "not a regular file")));
         }
-        let mut text = String::new();
-        File::from(fd).read_to_string(&mut text).map_err(wrong)?;
-        Ok(Some(text))
+        let text = text_of(&File::from(fd), &self.path.join(name), most)?;
+        Ok(Some(Seen { text, owner: stat.st_uid }))
+    }
+
+    /// Who, besides root and this user, may change which names there are in it; none: nobody.
+    pub(in crate::cli) fn shared_with(&self) -> Result<Option<String>, FileError> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(|error| FileError::read(&self.path, error))?;
+        // Of an access control list this shows what anybody in it may do at most.
+        let mode = stat.st_mode & 0o7777;
+        Ok(match (is_trusted(stat.st_uid), mode & 0o022) {
+            (false, _) => Some(format!("{} belongs to user {}", self.path.display(), stat.st_uid)),
+            (true, 0) => None,
+            (true, _) => Some(format!("others may write {} (mode {mode:04o})", self.path.display())),
+        })
     }
 
     /// Puts a file into place in one step, with the mode and the owner of the one that is there, else with this mode.
@@ -197,6 +224,23 @@ impl Folder {
     }
 }
 
+/// Whether a user is root or the one who runs this.
+pub(in crate::cli) fn is_trusted(user: u32) -> bool {
+    user == 0 || user == rustix::process::geteuid().as_raw()
+}
+
+/// All of a file, if it is not larger than this. It is read one byte further at most, whatever its size is said to be.
+fn text_of(file: &File, path: &Path, most: u64) -> Result<String, FileError> {
+    let mut text = String::new();
+    let read = file.take(most + 1).read_to_string(&mut text);
+    // What is cut within a character is no text.
+    if text.len() as u64 > most || (read.is_err() && file.metadata().is_ok_and(|metadata| metadata.len() > most)) {
+        return Err(FileError::Large { path: path.to_owned(), most });
+    }
+    read.map_err(|error| FileError::read(path, error))?;
+    Ok(text)
+}
+
 /// The name of what lies beside a file.
 pub(in crate::cli) fn beside(name: &OsStr, prefix: &str, suffix: &str) -> OsString {
     let mut beside = OsString::from(prefix);
@@ -209,8 +253,8 @@ pub(in crate::cli) fn beside(name: &OsStr, prefix: &str, suffix: &str) -> OsStri
 
 /// What is in a file; none: it is not there.
 pub(in crate::cli) fn read(path: &Path) -> Result<Option<String>, FileError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match File::open(path) {
+        Ok(file) => text_of(&file, path, LARGEST).map(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(FileError::read(path, error)),
     }

@@ -9,5 +9,5 @@ mod whose;
 
 pub(super) use self::error::FileError;
 pub(super) use self::position::position;
-pub(super) use self::tree::{Place, Spot, Tree};
+pub(super) use self::tree::{Place, Spot, Tree, Way};
 pub(super) use self::whose::Whose;

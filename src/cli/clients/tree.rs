@@ -32,6 +32,15 @@ pub(in crate::cli) enum Spot {
     File(Place),
 }
 
+/// How a file or directory was come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum Way {
+    /// By names of directories alone.
+    Straight,
+    /// By a link, be it to the file or to a directory above it.
+    ByLink,
+}
+
 /// Where a file is, or would be.
 #[derive(Debug)]
 pub(in crate::cli) struct Place {
@@ -40,6 +49,7 @@ pub(in crate::cli) struct Place {
     /// Those that are not, outermost first.
     missing: Vec<OsString>,
     name: OsString,
+    way: Way,
     /// The link that leads to it, where there is nothing.
     dangling: Option<PathBuf>,
 }
@@ -157,7 +167,10 @@ impl Tree {
         let folder = way.pop().ok_or_else(|| FileError::read(path, Errno::NOENT))?;
         Ok(match missing.pop() {
             None => Spot::Directory(folder),
-            Some(name) => Spot::File(Place { folder, missing, name, dangling: last }),
+            Some(name) => {
+                let way = if links == 0 { Way::Straight } else { Way::ByLink };
+                Spot::File(Place { folder, missing, name, way, dangling: last })
+            }
         })
     }
 
@@ -229,6 +242,11 @@ impl Place {
         directories.join(&self.name)
     }
 
+    /// How it was come to.
+    pub(in crate::cli) const fn way(&self) -> Way {
+        self.way
+    }
+
     /// How many directories are missing above it.
     pub(in crate::cli) const fn missing(&self) -> usize {
         self.missing.len()
@@ -245,10 +263,10 @@ impl Place {
 
     /// Makes the directories that are missing.
     pub(in crate::cli) fn made(self) -> Result<Self, FileError> {
-        let Self { mut folder, missing, name, dangling } = self;
+        let Self { mut folder, missing, name, way, dangling } = self;
         for directory in &missing {
             folder = folder.make(directory)?;
         }
-        Ok(Self { folder, missing: Vec::new(), name, dangling })
+        Ok(Self { folder, missing: Vec::new(), name, way, dangling })
     }
 }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use toml_edit::{Item, value};
 
 use super::SetupError;
+use super::certs_d::{self, Roots, host_directory};
 use super::disk::Disk;
-use super::hosts_toml::{self, Cas};
+use super::hosts_toml::Cas;
 use super::instance::Endpoint;
 use super::plan::{Plan, Site, Unmergeable};
 use super::tables::{parse, table_of};
@@ -42,23 +43,26 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let document = parse(text.as_deref()).map_err(unmergeable)?;
     let configured = configured(site.disk.tree(), &directory, &document)?;
     let usual = directory.join("certs.d");
-    let certificates = match &configured {
-        Configured::At(path, _) => path.clone(),
-        _ => usual.clone(),
+    let roots: Vec<PathBuf> = match &configured {
+        Configured::At(path, others) => [path].into_iter().chain(others).cloned().collect(),
+        _ => vec![usual.clone()],
     };
-    let mut plan = Plan::default();
+    let certificates = roots.first().unwrap_or(&usual).clone();
+    let mut plan = Plan { advice: certs_d::ADVICE, ..Plan::default() };
     let ca = certificate_of(&mut plan, site, endpoint, &directory);
+    let directories = Roots { disk: site.disk, roots: &roots };
     for name in &site.instance.own_names {
-        if let Some(ca) = &name.ca {
-            plan.own(site.disk, host_directory(site.disk, &certificates, &name.host).join("ca.crt"), ca.clone());
-        }
+        let Some(ca) = &name.ca else { continue };
+        let has_hosts = site.instance.registries.iter().any(|registry| registry.host == name.host);
+        let place = host_directory(site.disk, &certificates, &name.host);
+        directories.add_certificate(&mut plan, &place, &name.host, ca, has_hosts);
     }
     for registry in &site.instance.registries {
         let place = host_directory(site.disk, &certificates, &registry.host);
         let server = place.join("ca.crt");
         let has_server = site.instance.own_names.iter().any(|name| name.host == registry.host && name.ca.is_some());
         let cas = Cas { endpoint: ca.as_deref(), server: has_server.then_some(server.as_path()) };
-        plan.merged(site.disk, place.join("hosts.toml"), |text| hosts_toml::merge(text, registry, endpoint, cas));
+        directories.add_hosts(&mut plan, &place, registry, endpoint, cas);
     }
     let key = key_of(&document);
     let lines = format!("[{PLUGINS}.{:?}.{REGISTRY}]\n  {CONFIG_PATH} = {:?}", key, usual.display().to_string());
@@ -96,17 +100,6 @@ fn certificate_of(plan: &mut Plan, site: &Site<'_>, endpoint: &Endpoint, directo
     let path = directory.join(super::CA_COPY);
     plan.own(site.disk, path.clone(), ca.clone());
     Some(path)
-}
-
-/// The directory of a registry; of one with a port it has two spellings, and containerd looks for this one first.
-fn host_directory(disk: &Disk, certificates: &Path, host: &str) -> PathBuf {
-    if let Some((name, port)) = host.rsplit_once(':') {
-        let other = certificates.join(format!("{name}_{port}_"));
-        if disk.exists(&other) {
-            return other;
-        }
-    }
-    certificates.join(host)
 }
 
 /// `config.toml` with `config_path`. A new file is of version 2, which containerd 1.6 and all later ones read.

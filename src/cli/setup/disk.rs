@@ -8,18 +8,21 @@
 //! ```
 //!
 //! No client reads files of such names. The order is backup, record, file, so that a crash between two of them leaves what
-//! `--undo` understands. In an image anybody may have written them: what a record says is checked, and leads to nothing but what
-//! lies beside the same file.
+//! `--undo` understands.
+//!
+//! In an image anybody may have written a record, and on a machine whoever may write where a link of the operator's leads. So what
+//! it says leads to nothing but what lies beside the same file, and to the directories that this file lies in, where they are a
+//! client's; and one behind a link counts only if nobody but root and this user can have written it.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::FileType;
 
 use super::SetupError;
 use super::record::{Before, Record, Spotted, VERSION, WRITTEN, digest, recorded};
 use crate::cli::clients::folder::Folder;
-use crate::cli::clients::{FileError, Place, Spot, Tree};
+use crate::cli::clients::{FileError, Place, Spot, Tree, Way};
 
 /// How deep below a client's directory its files lie (`certs.d/HOST/hosts.toml`), and one more.
 const DEPTH: usize = 4;
@@ -87,20 +90,14 @@ pub(super) struct Search<'a> {
     client: Option<String>,
     /// The files, as clients see them.
     pub(super) files: Vec<PathBuf>,
+    /// Those of them that a link leads to.
+    by_link: BTreeSet<PathBuf>,
     /// Why there may be more.
     pub(super) failures: Vec<SetupError>,
     /// Where the files really are: one may be reached by several ways.
     found: BTreeSet<PathBuf>,
     /// Directories that were looked into.
     seen: BTreeSet<(u64, u64)>,
-}
-
-/// How a directory was come to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// From a client's own.
-    Straight,
-    ByLink,
 }
 
 // === impl Disk ===
@@ -234,11 +231,14 @@ impl Disk {
         }
     }
 
-    /// Puts a file back to what it was before the first [`Disk::write`]; none: it was never written.
-    pub(super) fn undo(&self, path: &Path) -> Result<Option<Undone>, SetupError> {
+    /// Puts a file back to what it was before the first [`Disk::write`]; none: it was never written. `clients` are the directories
+    /// that its client's files are in.
+    pub(super) fn undo(&self, path: &Path, clients: &[PathBuf]) -> Result<Option<Undone>, SetupError> {
         let place = self.place(path)?;
         let Some(file) = Spotted::of(&place) else { return Ok(None) };
         let Some(record) = file.record()? else { return Ok(None) };
+        // As long as all of it is there.
+        let directories = self.made_for(&file, record.directories.clone(), clients);
         let now = file.read()?;
         let before = file.before(&record, now.as_deref())?;
         if !before.is(now.as_deref()) && !record.is_ours(now.as_deref()) {
@@ -259,8 +259,23 @@ impl Disk {
             }
         };
         file.folder.remove(&file.record_name())?;
-        self.remove_directories(record.directories)?;
+        self.remove_directories(directories)?;
         Ok(Some(outcome))
+    }
+
+    /// Of the directories that a record says were made for its file, those that can have been: the file is in them, and they are
+    /// below a client's directory, or it or above it.
+    fn made_for(&self, file: &Spotted<'_>, mut said: Vec<PathBuf>, clients: &[PathBuf]) -> Vec<PathBuf> {
+        let real = file.folder.path();
+        said.retain(|directory| {
+            let is_plain = directory.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+            let is_clients =
+                clients.iter().any(|client| directory.starts_with(client) || client.starts_with(directory));
+            let is_above =
+                || matches!(self.tree.spot(directory), Ok(Spot::Directory(above)) if real.starts_with(above.path()));
+            is_plain && is_clients && is_above()
+        });
+        said
     }
 
     /// Removes directories that were made, innermost first, as far as they are empty. What others of our files lie in goes with
@@ -275,7 +290,9 @@ impl Disk {
             if let Ok(Spot::Directory(folder)) = self.tree.spot(directory) {
                 others.look(directory, &folder, DEPTH, Way::Straight);
             }
-            if let Some(other) = others.files.first() {
+            // What a link in it leads to does not lie in it.
+            let within = |path: &&PathBuf| !others.by_link.contains(*path);
+            if let Some(other) = others.files.iter().find(within) {
                 let place = self.place(other)?;
                 if let Some(file) = Spotted::of(&place)
                     && let Some(mut record) = file.record()?
@@ -294,7 +311,15 @@ impl Disk {
 
 impl<'a> Search<'a> {
     const fn new(tree: &'a Tree, client: Option<String>) -> Self {
-        Self { tree, client, files: Vec::new(), failures: Vec::new(), found: BTreeSet::new(), seen: BTreeSet::new() }
+        Self {
+            tree,
+            client,
+            files: Vec::new(),
+            by_link: BTreeSet::new(),
+            failures: Vec::new(),
+            found: BTreeSet::new(),
+            seen: BTreeSet::new(),
+        }
     }
 
     /// Looks into a directory, which clients see at this path, and those in it.
@@ -314,7 +339,7 @@ impl<'a> Search<'a> {
         let mut links = Vec::new();
         for name in &names {
             if let Some(of) = recorded(name) {
-                self.take(directory.join(of), Spotted { folder, name: of });
+                self.take(directory.join(of), Spotted { folder, name: of, way });
                 continue;
             }
             match folder.stat(name).map(|stat| stat.map(|stat| FileType::from_raw_mode(stat.st_mode))) {
@@ -359,7 +384,12 @@ impl<'a> Search<'a> {
             Ok(Some(stat)) if FileType::from_raw_mode(stat.st_mode).is_symlink() => {
                 self.failures.push(file.edited(&record));
             }
-            Ok(_) => self.files.push(path),
+            Ok(_) => {
+                if file.way == Way::ByLink {
+                    self.by_link.insert(path.clone());
+                }
+                self.files.push(path);
+            }
             Err(error) => self.failures.push(error.into()),
         }
     }
@@ -392,6 +422,10 @@ mod tests {
         real.with_file_name(beside(real.file_name().unwrap(), prefix, suffix))
     }
 
+    fn clients() -> [PathBuf; 1] {
+        ["/etc/client".into()]
+    }
+
     fn file() -> &'static Path {
         Path::new("/etc/client/conf.d/file.conf")
     }
@@ -404,10 +438,10 @@ mod tests {
         assert_eq!(disk.written("client", &["/etc/client".into()]).files, [file()]);
         assert_eq!(disk.written("another", &["/etc/client".into()]).files, [] as [PathBuf; 0]);
         fs::write(root.path().join("etc/client/theirs"), "").unwrap();
-        assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Removed));
+        assert_eq!(disk.undo(file(), &clients()).unwrap(), Some(Undone::Removed));
         assert!(!root.path().join("etc/client/conf.d").exists());
         assert!(root.path().join("etc/client/theirs").exists());
-        assert_eq!(disk.undo(file()).unwrap(), None, "there is nothing more to put back");
+        assert_eq!(disk.undo(file(), &clients()).unwrap(), None, "there is nothing more to put back");
     }
 
     #[test]
@@ -424,7 +458,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&backup).unwrap(), "theirs");
         assert_eq!(fs::metadata(&real).unwrap().mode() & 0o7777, 0o640, "the new file has the old one's mode");
         assert_eq!(disk.find(file()).unwrap(), Found { now: Some("ours".into()), base: Some("theirs".into()) });
-        assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
+        assert_eq!(disk.undo(file(), &clients()).unwrap(), Some(Undone::Restored));
         let after = fs::metadata(&real).unwrap();
         assert_eq!((after.ino(), after.mtime_nsec(), after.mode()), (before.ino(), before.mtime_nsec(), before.mode()));
         assert_eq!(fs::read_dir(real.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
@@ -441,7 +475,7 @@ mod tests {
             panic!("it was there")
         };
         assert_eq!(backup, with_suffix(&real, "", ".ocistern-backup-2"));
-        disk.undo(file()).unwrap();
+        disk.undo(file(), &clients()).unwrap();
         assert_eq!(fs::read_to_string(&real).unwrap(), "theirs");
         assert_eq!(fs::read_to_string(with_suffix(&real, "", BACKUP)).unwrap(), "old");
     }
@@ -459,13 +493,13 @@ mod tests {
         fs::remove_file(&real).unwrap();
         fs::hard_link(&backup, &real).unwrap();
         assert_eq!(disk.find(file()).unwrap().base.as_deref(), Some("theirs"));
-        assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
+        assert_eq!(disk.undo(file(), &clients()).unwrap(), Some(Undone::Restored));
         assert!(!backup.exists() && fs::read_to_string(&real).unwrap() == "theirs");
         // As before the rename of a second version.
         disk.write("client", file(), "first", Basis::Alone).unwrap();
         disk.write("client", file(), "second", Basis::Alone).unwrap();
         fs::write(&real, "first").unwrap();
-        assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
+        assert_eq!(disk.undo(file(), &clients()).unwrap(), Some(Undone::Restored));
         assert_eq!(fs::read_to_string(&real).unwrap(), "theirs");
     }
 
@@ -476,13 +510,14 @@ mod tests {
         let link = root.path().join("etc/client/conf.d/file.conf");
         for file in [&real, &link] {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::set_permissions(file.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
         }
         fs::write(&real, "theirs").unwrap();
         symlink("../../../usr/share/file.conf", &link).unwrap();
         disk.write("client", file(), "ours", Basis::Alone).unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read_to_string(&real).unwrap(), "ours");
-        assert_eq!(disk.undo(file()).unwrap(), Some(Undone::Restored));
+        assert_eq!(disk.undo(file(), &clients()).unwrap(), Some(Undone::Restored));
         assert_eq!(fs::read_to_string(&real).unwrap(), "theirs");
         let outside = tempfile::tempdir().unwrap();
         fs::write(outside.path().join("file.conf"), "the machine's").unwrap();
@@ -507,7 +542,7 @@ mod tests {
         disk.write("client", file(), "ours", Basis::Alone).unwrap();
         let record = with_suffix(&root.path().join("etc/client/conf.d/file.conf"), ".", RECORD);
         fs::write(&record, "{\"version\":9,\"client\":\"client\",\"before\":null,\"written\":[]}").unwrap();
-        let error = disk.undo(file()).unwrap_err().to_string();
+        let error = disk.undo(file(), &clients()).unwrap_err().to_string();
         assert!(error.contains("of version 9") && error.contains(&record.display().to_string()), "{error}");
     }
 }

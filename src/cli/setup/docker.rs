@@ -8,7 +8,8 @@ use jsonc_parser::ParseOptions;
 use jsonc_parser::cst::{CstInputValue, CstObject, CstRootNode};
 
 use super::SetupError;
-use super::hosts_toml::{self, Cas};
+use super::certs_d::{self, Roots};
+use super::hosts_toml::Cas;
 use super::instance::{DOCKER_HUB, Endpoint};
 use super::plan::{Plan, Site, Unmergeable};
 use crate::cli::clients::Whose;
@@ -27,7 +28,7 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     let endpoint = site.instance.hub_endpoint().ok_or_else(|| SetupError::Unfit(NO_HUB.to_owned()))?;
     let endpoint = endpoint.without_path("docker")?;
     let directory = site.whose.docker();
-    let mut plan = Plan::default();
+    let mut plan = Plan { advice: certs_d::ADVICE, ..Plan::default() };
     // Not known where the file cannot be read.
     let mut image_store = None;
     plan.merged(site.disk, directory.join("daemon.json"), |text| {
@@ -39,19 +40,25 @@ pub(super) fn plan(site: &Site<'_>) -> Result<Plan, SetupError> {
     if let Some(ca) = &endpoint.ca {
         plan.own(site.disk, certificates.join(endpoint.authority()).join("ca.crt"), ca.clone());
     }
+    let has_store = image_store == Some(true);
+    let directories = Roots { disk: site.disk, roots: std::slice::from_ref(&certificates) };
     for name in site.instance.own_names.iter().filter(|name| name.host != endpoint.authority()) {
-        if let Some(ca) = &name.ca {
-            plan.own(site.disk, certificates.join(&name.host).join("ca.crt"), ca.clone());
+        let Some(ca) = &name.ca else { continue };
+        let place = certificates.join(&name.host);
+        if has_store {
+            let has_hosts = site.instance.registries.iter().any(|registry| registry.host == name.host);
+            directories.add_certificate(&mut plan, &place, &name.host, ca, has_hosts);
+        } else {
+            plan.own(site.disk, place.join("ca.crt"), ca.clone());
         }
     }
-    if image_store == Some(true) {
+    if has_store {
         for registry in site.instance.registries.iter().filter(|registry| registry.host != DOCKER_HUB) {
-            let path = certificates.join(&registry.host).join("hosts.toml");
             let ca = endpoint.ca.as_ref().map(|_| certificates.join(endpoint.authority()).join("ca.crt"));
             let server = certificates.join(&registry.host).join("ca.crt");
             let has_server = site.instance.own_names.iter().any(|name| name.host == registry.host && name.ca.is_some());
             let cas = Cas { endpoint: ca.as_deref(), server: has_server.then_some(server.as_path()) };
-            plan.merged(site.disk, path, |text| hosts_toml::merge(text, registry, endpoint, cas));
+            directories.add_hosts(&mut plan, &certificates.join(&registry.host), registry, endpoint, cas);
         }
     } else if let Some(registry) =
         site.instance.registries.iter().find(|registry| registry.host != DOCKER_HUB && image_store.is_some())

@@ -6,6 +6,7 @@
 mod buildkit;
 mod ca;
 mod certificate;
+mod certs_d;
 mod containerd;
 mod containers;
 mod disk;
@@ -17,6 +18,7 @@ mod kaniko;
 mod oras;
 mod plan;
 mod record;
+mod rules;
 mod secrets;
 mod tables;
 #[cfg(test)]
@@ -107,6 +109,18 @@ enum SetupError {
         /// Where, and what is in the way.
         why: Unmergeable,
     },
+    /// A rule for many registries, which one of ocistern's would put out of force.
+    #[error("{}{}: {}; left out because of that: {hosts}. {advice}", path.display(), place(what.place), what.why)]
+    LeftOut {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what it says.
+        what: Unmergeable,
+        /// For which registries nothing is written.
+        hosts: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// It was edited after it was written.
     #[error("{}", edited(path, backup.as_deref(), record))]
     Edited {
@@ -137,6 +151,21 @@ enum SetupError {
         path: PathBuf,
         /// Why.
         why: String,
+    },
+    /// A link leads to a file whose record may be another's.
+    #[error(
+        "{}: {why}, and a link leads to it: it may be another's, so {} is left as it is. If nobody else has written it, let {} and          what is in it belong to you or root, `chmod go-w` it, and try again; else remove the record",
+        record.display(), path.display(), directory.display()
+    )]
+    Untrusted {
+        /// The file.
+        path: PathBuf,
+        /// What is said to be known of it.
+        record: PathBuf,
+        /// Why it may be another's.
+        why: String,
+        /// Where both lie.
+        directory: PathBuf,
     },
     /// This ocistern, as it is configured, is nothing for this client.
     #[error("{0}")]
@@ -198,7 +227,11 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
     let site = Site { disk: &disk, whose: &whose, instance: &instance };
     each(&clients, |client| {
         let plan = client.plan(&site)?;
-        Ok(if arguments.write { write(&site, client, plan) } else { (show(client, &plan), plan.failures) })
+        Ok(if arguments.write {
+            write(&site, client, plan)
+        } else {
+            (show(client, &plan), plan.failures.into_iter().chain(plan.unwritten).collect())
+        })
     })
 }
 
@@ -307,6 +340,7 @@ fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupE
     let mut failures = std::mem::take(&mut plan.failures);
     // Where a file cannot be read, it is not known what else is wanted.
     let is_whole = failures.is_empty();
+    failures.append(&mut plan.unwritten);
     for Wanted { path, text, basis, .. } in &plan.files {
         let shown = path.display();
         let written = match site.disk.write(name, path, text, *basis) {
@@ -368,14 +402,15 @@ fn write(site: &Site<'_>, client: Client, mut plan: Plan) -> (String, Vec<SetupE
 fn clean_up(site: &Site<'_>, client: Client, plan: &Plan, out: &mut String, failures: &mut Vec<SetupError>) -> bool {
     let name = client.as_str();
     let wanted: Vec<_> = plan.files.iter().filter_map(|file| site.disk.real(&file.path)).collect();
-    let search = site.disk.written(name, &client.directories(site.disk, site.whose));
+    let directories = client.directories(site.disk, site.whose);
+    let search = site.disk.written(name, &directories);
     failures.extend(search.failures);
     let mut changed = false;
     for path in search.files {
         if site.disk.real(&path).is_some_and(|real| wanted.contains(&real)) {
             continue;
         }
-        match site.disk.undo(&path) {
+        match site.disk.undo(&path, &directories) {
             Ok(_) => {
                 changed = true;
                 let _ = writeln!(out, "{name}: {} is not needed any more, and as it was before", path.display());
@@ -390,14 +425,15 @@ fn clean_up(site: &Site<'_>, client: Client, plan: &Plan, out: &mut String, fail
 fn undo(disk: &Disk, whose: &Whose, client: Client) -> (String, Vec<SetupError>) {
     let name = client.as_str();
     let mut out = String::new();
-    let search = disk.written(name, &client.directories(disk, whose));
+    let directories = client.directories(disk, whose);
+    let search = disk.written(name, &directories);
     let mut failures = search.failures;
     if search.files.is_empty() && failures.is_empty() {
         let _ = writeln!(out, "{name}: nothing to put back");
     }
     for path in search.files {
         let shown = path.display();
-        match disk.undo(&path) {
+        match disk.undo(&path, &directories) {
             Ok(Some(Undone::Restored)) => {
                 let _ = writeln!(out, "{name}: {shown} is as it was before");
             }

@@ -1,6 +1,6 @@
 //! What a client needs: files with their contents, the command by which it takes notice, and what else there is to know.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::SetupError;
 use super::disk::{Basis, Disk};
@@ -50,6 +50,25 @@ pub(super) struct Plan {
     pub(super) notes: Vec<String>,
     /// Files that are left alone because of this.
     pub(super) failures: Vec<SetupError>,
+    /// Registries that are left out, with why. All files can be read: what else there is from an earlier time is not needed.
+    pub(super) unwritten: Vec<SetupError>,
+    /// What to do about them.
+    pub(super) advice: &'static str,
+    /// Rules that hold for registries among others, and would not if these had one of ocistern's: nothing is written for them.
+    pub(super) left_out: Vec<Covering>,
+    /// Such rules whose mirrors are written behind ocistern.
+    pub(super) taken_over: Vec<Covering>,
+}
+
+/// A rule that holds for several registries.
+#[derive(Debug)]
+pub(super) struct Covering {
+    /// The file that it is in.
+    path: PathBuf,
+    /// Where, and what it says.
+    what: Unmergeable,
+    /// For which registries ocistern would write a rule.
+    hosts: Vec<String>,
 }
 
 /// A file as it should be.
@@ -121,6 +140,7 @@ impl Client {
             Self::Kaniko => super::kaniko::plan(site),
             Self::Oras => super::oras::plan(site),
         }?;
+        plan.finish();
         plan.notes.extend(site.instance.endpoint().and_then(|endpoint| endpoint.doubt.clone()));
         Ok(plan)
     }
@@ -129,6 +149,33 @@ impl Client {
 // === impl Plan ===
 
 impl Plan {
+    /// Writes nothing for a registry, because of what a file says.
+    pub(super) fn leave_out(&mut self, path: &Path, what: Unmergeable, host: &str) {
+        note(&mut self.left_out, path, what, host);
+    }
+
+    /// Tells that what a file says for a registry among others stands behind ocistern now.
+    pub(super) fn take_over(&mut self, path: &Path, what: &str, host: &str) {
+        note(&mut self.taken_over, path, Unmergeable::new(what), host);
+    }
+
+    /// Tells each of these rules once.
+    fn finish(&mut self) {
+        let taken_over = std::mem::take(&mut self.taken_over).into_iter().map(|Covering { path, what, hosts }| {
+            let (path, what, hosts) = (path.display(), what.why, hosts.join(", "));
+            format!("what {path} says by {what} for {hosts} is taken over behind ocistern: run this command again when it changes")
+        });
+        self.notes.extend(taken_over);
+        let advice = self.advice;
+        let left_out = std::mem::take(&mut self.left_out).into_iter();
+        self.unwritten.extend(left_out.map(|Covering { path, what, hosts }| SetupError::LeftOut {
+            path,
+            what,
+            hosts: hosts.join(", "),
+            advice,
+        }));
+    }
+
     /// Adds a file that is ocistern's alone, such as a copy of a certificate.
     pub(super) fn own(&mut self, disk: &Disk, path: PathBuf, text: String) {
         match disk.find(&path) {
@@ -153,6 +200,15 @@ impl Plan {
             Ok(text) => self.files.push(Wanted { path, now: found.now, text, basis: Basis::Merged }),
             Err(why) => self.failures.push(SetupError::Unmergeable { path, why }),
         }
+    }
+}
+
+/// Adds a registry to what is said of a rule.
+fn note(all: &mut Vec<Covering>, path: &Path, what: Unmergeable, host: &str) {
+    match all.iter_mut().find(|there| there.path == path && there.what == what) {
+        Some(there) if there.hosts.iter().any(|known| known == host) => {}
+        Some(there) => there.hosts.push(host.to_owned()),
+        None => all.push(Covering { path: path.to_owned(), what, hosts: vec![host.to_owned()] }),
     }
 }
 

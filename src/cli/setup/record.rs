@@ -8,14 +8,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::SetupError;
-use crate::cli::clients::folder::{Folder, beside};
-use crate::cli::clients::{FileError, Place};
+use crate::cli::clients::folder::{Folder, beside, is_trusted};
+use crate::cli::clients::{FileError, Place, Way};
 use crate::oci::{Algorithm, Digest};
 
 /// Version of the record beside a file.
 pub(super) const VERSION: u32 = 1;
 pub(super) const BACKUP: &str = ".ocistern-backup";
 pub(super) const RECORD: &str = ".ocistern-setup";
+/// A record is larger by no means; of what is, nothing is taken into memory.
+const LARGEST: u64 = 64 << 10;
+/// It has the digest of what may be a secret, and a short one is found by its digest.
+const MODE: u32 = 0o600;
 /// So many contents of ours are recognised: the one that is there, and the one that is about to be.
 pub(super) const WRITTEN: usize = 2;
 
@@ -34,7 +38,8 @@ pub(super) struct Record {
     /// Somebody has edited the file, and then ocistern changed it again: it is a mixture.
     #[serde(default)]
     pub(super) edited: bool,
-    /// Directories that were made for it, outermost first, as clients see them.
+    /// Directories that were made for it, outermost first, as clients see them. A record is no reason to remove another one:
+    /// those count that the file lies in (`Disk::undo`).
     #[serde(default)]
     pub(super) directories: Vec<PathBuf>,
 }
@@ -55,6 +60,7 @@ pub(super) enum Before {
 pub(super) struct Spotted<'a> {
     pub(super) folder: &'a Folder,
     pub(super) name: &'a OsStr,
+    pub(super) way: Way,
 }
 
 // === impl Spotted ===
@@ -62,7 +68,7 @@ pub(super) struct Spotted<'a> {
 impl<'a> Spotted<'a> {
     /// None: not even its directory is there.
     pub(super) fn of(place: &'a Place) -> Option<Self> {
-        place.inside().map(|(folder, name)| Self { folder, name })
+        place.inside().map(|(folder, name)| Self { folder, name, way: place.way() })
     }
 
     pub(super) fn read(&self) -> Result<Option<String>, SetupError> {
@@ -84,9 +90,12 @@ impl<'a> Spotted<'a> {
 
     pub(super) fn record(&self) -> Result<Option<Record>, SetupError> {
         let name = self.record_name();
-        let Some(text) = self.folder.read(&name)? else { return Ok(None) };
+        let Some(seen) = self.folder.look(&name, LARGEST)? else { return Ok(None) };
+        if self.way == Way::ByLink {
+            self.trusted(&name, seen.owner)?;
+        }
         let unknown = |why: String| SetupError::Record { path: self.at(&name), why };
-        let record: Record = serde_json::from_str(&text).map_err(|error| unknown(error.to_string()))?;
+        let record: Record = serde_json::from_str(&seen.text).map_err(|error| unknown(error.to_string()))?;
         if record.version != VERSION {
             return Err(unknown(format!("it is of version {}", record.version)));
         }
@@ -96,10 +105,20 @@ impl<'a> Spotted<'a> {
         }
     }
 
+    /// A link of the operator's may lead to where others write, who are then not to say what is removed in their name.
+    fn trusted(&self, record: &OsStr, owner: u32) -> Result<(), SetupError> {
+        let why =
+            if is_trusted(owner) { self.folder.shared_with()? } else { Some(format!("it belongs to user {owner}")) };
+        why.map_or(Ok(()), |why| {
+            let (path, record) = (self.at(self.name), self.at(record));
+            Err(SetupError::Untrusted { path, record, why, directory: self.folder.path().to_owned() })
+        })
+    }
+
     pub(super) fn put(&self, record: &Record) -> Result<(), SetupError> {
         let name = self.record_name();
         let text = serde_json::to_vec(record).map_err(|error| FileError::write(&self.at(&name), error))?;
-        Ok(self.folder.replace(&name, &text, None)?)
+        Ok(self.folder.replace(&name, &text, Some(MODE))?)
     }
 
     /// It was edited, so it is not put back.

@@ -17,6 +17,8 @@ pub(super) const MASK: &str = "***";
 const BELOW: [&str; 4] = ["auth", "header", "headers", "authorization"];
 /// Parts of keys whose values are one.
 const PARTS: [&str; 4] = ["password", "passwd", "secret", "token"];
+/// Part of keys below which addresses may have one in them, in forms that are no URL.
+const PROXY: &str = "proxy";
 
 /// A value that is none of the structure, or a key.
 #[derive(Debug)]
@@ -35,14 +37,25 @@ impl Scalar {
     fn is_secret(&self) -> bool {
         let below = self.keys.iter().any(|key| BELOW.contains(&key.as_str()));
         let named = self.keys.last().is_some_and(|key| PARTS.iter().any(|part| key.contains(part)));
-        below || named || has_userinfo(&self.text)
+        // A switch (`userland-proxy`) is no address.
+        let is_text = !matches!(self.text.as_str(), "" | "true" | "false");
+        // Nor is the name of a host one of a proxy.
+        let is_proxy = |key: &String| key.contains(PROXY) && !key.contains(['.', ':', '/']);
+        let proxy = is_text && self.keys.iter().any(is_proxy);
+        below || named || proxy || has_userinfo(&self.text)
+    }
+
+    /// Where in the text there is no comment. The line on which a block (`|`, `>`) begins has none of its text yet.
+    fn covers(&self, text: &str) -> Range<usize> {
+        let own = text.get(self.range.clone()).unwrap_or_default();
+        let first = if own.starts_with(['|', '>']) { own.find('\n').unwrap_or_default() } else { 0 };
+        self.range.start + first..self.range.end
     }
 }
 
-/// Whether it is a URL with a name and a password.
+/// Whether there may be a name and a password before a host, with or without a scheme and whatever is in the password.
 fn has_userinfo(text: &str) -> bool {
-    let authority = text.split_once("://").and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
-    authority.is_some_and(|authority| authority.contains('@'))
+    text.split_once(':').is_some_and(|(_, rest)| rest.contains('@'))
 }
 
 /// The text of the file at a path, with credentials masked; none: what is one cannot be told.
@@ -53,30 +66,71 @@ pub(super) fn masked(path: &Path, text: &str) -> Option<String> {
         Some("json") => of_json(text)?,
         _ => return Some(text.to_owned()),
     };
-    let mut secrets: Vec<&Scalar> =
+    let secrets: Vec<&Scalar> =
         scalars.iter().filter(|scalar| scalar.is_secret() && !scalar.range.is_empty()).collect();
-    secrets.sort_unstable_by_key(|secret| secret.range.start);
+    let mut masks: Vec<(Range<usize>, String)> =
+        secrets.iter().map(|secret| (secret.range.clone(), format!("\"{MASK}\""))).collect();
+    let mut covered: Vec<Range<usize>> = scalars.iter().map(|scalar| scalar.covers(text)).collect();
+    // A header of TOML names its parents again, and the parser says only once where a key is.
+    for key in secrets.iter().filter(|secret| secret.keys.is_empty() && !secret.text.is_empty()) {
+        for (at, name) in text.match_indices(&key.text) {
+            let quotes = text.get(..at).is_some_and(|before| before.ends_with(['"', '\'']));
+            let quote = usize::from(quotes);
+            let range = at - quote..(at + name.len() + quote).min(text.len());
+            if !scalars.iter().any(|scalar| scalar.range.start < range.end && range.start < scalar.range.end) {
+                masks.push((range.clone(), format!("\"{MASK}\"")));
+                covered.push(range);
+            }
+        }
+    }
+    let is_json = path.extension().is_some_and(|end| end == "json");
+    if !is_json {
+        let mut comments = comments(text, &mut covered);
+        // One beside a secret may say what it was before.
+        let beside = |comment: &Range<usize>| {
+            let line = text.get(..comment.start).map_or(0, |before| before.rfind('\n').map_or(0, |end| end + 1));
+            masks.iter().any(|(mask, _)| line < mask.end && mask.start < comment.start)
+        };
+        comments.retain(|comment| beside(comment) || text.get(comment.clone()).is_none_or(may_have_secret));
+        masks.extend(comments.into_iter().map(|comment| (comment, format!("# {MASK}"))));
+    }
+    masks.sort_unstable_by_key(|(range, _)| range.start);
     let (mut out, mut at) = (String::with_capacity(text.len()), 0);
-    for secret in &secrets {
-        out.push_str(text.get(at..secret.range.start)?);
-        out.push('"');
-        out.push_str(MASK);
-        out.push('"');
-        at = secret.range.end;
+    for (range, mask) in &masks {
+        // Two that are entangled: the second one is masked by the first as far as that goes.
+        if range.start >= at {
+            out.push_str(text.get(at..range.start)?);
+            out.push_str(mask);
+        }
+        at = at.max(range.end);
     }
     out.push_str(text.get(at..)?);
-    Some(out.split_inclusive('\n').map(without_comment).collect())
+    Some(out)
 }
 
-/// A line, or what stands for it where it is a comment that may have a credential in it.
-fn without_comment(line: &str) -> String {
-    let lower = line.to_ascii_lowercase();
-    let is_comment = lower.trim_start().starts_with('#');
-    if !is_comment || !PARTS.iter().chain(&BELOW).any(|part| lower.contains(part)) {
-        return line.to_owned();
+/// The comments of YAML or TOML: from a `#` that no scalar has in it to the end of its line.
+fn comments(text: &str, covered: &mut [Range<usize>]) -> Vec<Range<usize>> {
+    covered.sort_unstable_by_key(|range| range.start);
+    let (mut found, mut at) = (Vec::new(), 0);
+    let mut left = covered.iter().peekable();
+    while let Some(hash) = text.get(at..).and_then(|rest| rest.find('#')).map(|offset| at + offset) {
+        while left.next_if(|range| range.end <= hash).is_some() {}
+        if let Some(range) = left.peek().filter(|range| range.start <= hash) {
+            at = range.end;
+            continue;
+        }
+        let line = text.get(hash..).and_then(|rest| rest.split('\n').next()).unwrap_or_default();
+        let end = hash + line.trim_end().len();
+        found.push(hash..end);
+        at = end;
     }
-    let indent: String = line.chars().take_while(|c| c.is_whitespace()).collect();
-    format!("{indent}# {MASK}{}", if line.ends_with('\n') { "\n" } else { "" })
+    found
+}
+
+/// Whether a comment speaks of what is masked as a value.
+fn may_have_secret(comment: &str) -> bool {
+    let lower = comment.to_lowercase();
+    PARTS.iter().chain(&BELOW).chain([&PROXY]).any(|part| lower.contains(part)) || has_userinfo(comment)
 }
 
 fn of_toml(text: &str) -> Option<Vec<Scalar>> {
@@ -110,6 +164,7 @@ fn item_of_toml(item: &Item, keys: &[String], scalars: &mut Vec<Scalar>) {
                 for (name, item) in table {
                     item_of_toml(item, &deeper(keys, name), scalars);
                 }
+                keys_of_toml(table.iter().filter_map(|(name, _)| table.key(name)), scalars);
             }
         }
     }
@@ -172,7 +227,7 @@ mod tests {
             (
                 "registries.yaml",
                 "configs: # c\n  a.example:\n    auth:\n      username: me\n      password: hunter2 # mine\n    tls:\n      ca_file: /c\n",
-                "configs: # c\n  a.example:\n    auth:\n      username: \"***\"\n      password: \"***\" # mine\n    tls:\n      ca_file: \
+                "configs: # c\n  a.example:\n    auth:\n      username: \"***\"\n      password: \"***\" # ***\n    tls:\n      ca_file: \
                  /c\n",
             ),
             (
@@ -202,6 +257,32 @@ mod tests {
                 "daemon.json",
                 "{\n \"proxies\": {\"http-proxy\": \"http://me:hunter2@p:80\"},\n \"log-opts\": {\"splunk-token\": \"hunter2\"}, \"n\": 1\n}\n",
                 "{\n \"proxies\": {\"http-proxy\": \"***\"},\n \"log-opts\": {\"splunk-token\": \"***\"}, \"n\": 1\n}\n",
+            ),
+            (
+                "daemon.json",
+                "{\"proxies\": {\"http-proxy\": \"me:hunter3@proxy:3128\", \"https-proxy\": \"http://me:hunt/er4@proxy:3128\", \"b\": \"x\"}}",
+                "{\"proxies\": {\"http-proxy\": \"***\", \"https-proxy\": \"***\", \"b\": \"x\"}}",
+            ),
+            (
+                "daemon.json",
+                "{\"userland-proxy\": false, \"x\": [\"me:hunter3@proxy:3128\", \"http://me:hunt/er4@b\", \"a@b:c\"], \"HTTP_PROXY\": \"p\"}",
+                "{\"userland-proxy\": false, \"x\": [\"***\", \"***\", \"a@b:c\"], \"HTTP_PROXY\": \"***\"}",
+            ),
+            (
+                "registries.yaml",
+                "a: b # old password: hunter1\r\nc: 'd # token' # e\nf: |  # secret: hunter1\n  # g\n# at http://me:hunt/er1@h\nh: i#token\n",
+                "a: b # ***\r\nc: 'd # token' # e\nf: |  # ***\n  # g\n# ***\nh: i#token\n",
+            ),
+            (
+                "hosts.toml",
+                "a = \"b # token\" # c\n[host.\"https://a#token\"] # the token hunter1\nca = [ # secret hunter1\n  \"/c\", # d\n]\n",
+                "a = \"b # token\" # c\n[host.\"https://a#token\"] # ***\nca = [ # ***\n  \"/c\", # d\n]\n",
+            ),
+            ("registries.conf", "[[registry]]\n\"a:b@c\" = 1\n", "[[registry]]\n\"***\" = 1\n"),
+            (
+                "hosts.toml",
+                "[host.\"https://me:hunter2@a\"]\nca = \"/c\"\n[host.\"https://me:hunter2@a\".header]\n[host.'https://me:hunter2@a'.x]\n",
+                "[host.\"***\"]\nca = \"/c\"\n[host.\"***\".header]\n[host.\"***\".x]\n",
             ),
             ("ca.crt", "a secret: b", "a secret: b"),
         ] {

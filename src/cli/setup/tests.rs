@@ -541,7 +541,7 @@ fn no_link_of_an_image_leads_out_of_it() {
 
 #[test]
 fn what_a_link_leads_to_is_put_back() {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
     let (root, _) = places();
     furnish(root.path());
     // A file, a directory, and one whose record the directory itself would show, too.
@@ -555,6 +555,10 @@ fn what_a_link_leads_to_is_put_back() {
         std::fs::rename(&name, &there).unwrap();
         let up = "../".repeat(name.strip_prefix(root.path()).unwrap().components().count() - 1);
         symlink(Path::new(&up).join(there.strip_prefix(root.path()).unwrap()), &name).unwrap();
+    }
+    // Whatever the umask is: what others may write is not gone by.
+    for (path, _) in everything(root.path()).iter().filter(|(_, text)| text.is_none()) {
+        std::fs::set_permissions(root.path().join(path), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
     let before = everything(root.path());
     let clients = [Client::Docker, Client::Containerd, Client::Podman];
@@ -730,4 +734,334 @@ fn no_credential_is_shown() {
     assert!(shown.contains("*** stands for credentials") && shown.contains("docker.io"), "{shown}");
     write_default(root.path(), Client::K3s, "").unwrap();
     assert!(std::fs::read_to_string(&file).unwrap().contains("hunter2"), "it stays in the file");
+}
+
+/// A file's digest is a file's secret where it is short.
+#[test]
+fn records_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (root, _) = places();
+    let record = root.path().join("etc/docker/.daemon.json.ocistern-setup");
+    let mode = || std::fs::metadata(&record).unwrap().permissions().mode() & 0o7777;
+    write_default(root.path(), Client::Docker, DOCKER_HUB).unwrap();
+    assert_eq!(mode(), 0o600);
+    // Those of earlier versions are so from the next time on.
+    std::fs::set_permissions(&record, std::fs::Permissions::from_mode(0o644)).unwrap();
+    write_default(root.path(), Client::Docker, &DOCKER_HUB.replace("5000", "6000")).unwrap();
+    assert_eq!(mode(), 0o600);
+}
+
+#[test]
+fn no_file_is_read_that_is_too_large() {
+    for (name, most) in [("daemon.json", "4 MiB"), (".daemon.json.ocistern-setup", "64 KiB")] {
+        let (root, _) = places();
+        furnish(root.path());
+        let file = root.path().join("etc/docker").join(name);
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .unwrap()
+            .set_len(8 << 20)
+            .unwrap();
+        let mut failures = vec![failure_of(write_default(root.path(), Client::Docker, DOCKER_HUB))];
+        if name.starts_with('.') {
+            failures.push(undo_all(root.path(), Client::Docker).1.unwrap().to_string());
+        }
+        for failure in failures {
+            assert!(failure.contains(&format!("{}: larger than {most}", file.display())), "{failure}");
+        }
+        assert_eq!(std::fs::metadata(&file).unwrap().len(), 8 << 20, "it is left alone");
+    }
+}
+
+#[test]
+fn a_record_names_no_directory_but_those_that_its_file_lies_in() {
+    let (_machine, _, image) = machine_and_image();
+    let file = image.join("etc/docker/certs.d/a/ca.crt");
+    for directory in ["var/empty", "etc/docker/empty", "etc/other/empty", "etc/docker/certs.d/a"] {
+        std::fs::create_dir_all(image.join(directory)).unwrap();
+    }
+    std::fs::write(&file, "{}").unwrap();
+    let directories = [
+        "/var",
+        "/var/empty",
+        "/etc/docker/empty",
+        "/etc/docker/certs.d/../empty",
+        "/etc/other/empty",
+        "/etc/docker/certs.d/a",
+    ];
+    std::fs::write(file.with_file_name(".ca.crt.ocistern-setup"), record(None, &directories, "{}")).unwrap();
+    let (said, failure) = undo_all(&image, Client::Docker);
+    assert!(failure.is_none() && said.contains("ca.crt is removed"), "{said} {failure:?}");
+    assert!(!image.join("etc/docker/certs.d/a").exists(), "that in which the file lay goes");
+    for directory in ["var/empty", "etc/docker/empty", "etc/other/empty", "etc/docker/certs.d"] {
+        assert!(image.join(directory).exists(), "{directory} is removed");
+    }
+}
+
+#[test]
+fn a_record_behind_a_link_is_gone_by_only_if_nobody_else_can_have_written_it() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    for (mode, owner, taken) in
+        [(0o755, None, true), (0o775, None, false), (0o1777, None, false), (0o755, Some(4242), false)]
+    {
+        if owner.is_some() && !rustix::process::geteuid().is_root() {
+            continue;
+        }
+        for is_directory in [false, true] {
+            let (_machine, _, image) = machine_and_image();
+            let (certificates, other) = (image.join("etc/docker/certs.d"), image.join("other"));
+            for directory in [&certificates, &other, &image.join("victim")] {
+                std::fs::create_dir_all(directory).unwrap();
+            }
+            if is_directory {
+                symlink("../../../other", certificates.join("reg")).unwrap();
+            } else {
+                std::fs::create_dir(certificates.join("reg")).unwrap();
+                symlink("../../../../other/ca.crt", certificates.join("reg/ca.crt")).unwrap();
+            }
+            std::fs::write(other.join("ca.crt"), "theirs").unwrap();
+            let planted = other.join(".ca.crt.ocistern-setup");
+            std::fs::write(&planted, record(None, &["/victim", "/other"], "theirs")).unwrap();
+            std::fs::set_permissions(&other, std::fs::Permissions::from_mode(mode)).unwrap();
+            if let Some(owner) = owner {
+                std::os::unix::fs::chown(&planted, Some(owner), None).unwrap();
+            }
+            let (_, written) = write_default(&image, Client::Docker, DOCKER_HUB).unwrap();
+            let (said, undone) = undo_all(&image, Client::Docker);
+            assert!(image.join("victim").exists(), "{said}");
+            assert_eq!(other.join("ca.crt").exists(), !taken, "{said}");
+            assert!(taken || other.exists());
+            for failure in [written, undone] {
+                let failure = failure.map_or_else(String::new, |failure| failure.to_string());
+                assert_eq!(failure.contains(&format!("{}: ", planted.display())), !taken, "{failure}");
+            }
+        }
+    }
+}
+
+/// What was written for a client, with what failed and what was said.
+fn written_beside(client: Client, files: &[(&str, &str)], whose: &Whose) -> (tempfile::TempDir, String, Vec<String>) {
+    let (root, _) = places();
+    for (path, text) in files {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let before = everything(root.path());
+    let (said, failures) = write_again(root.path(), client, whose);
+    let once = everything(root.path());
+    let (again, _) = write_again(root.path(), client, whose);
+    assert!(!again.contains("changed") && !again.contains("not needed"), "{again}");
+    assert_eq!(everything(root.path()), once, "the second time changes nothing");
+    let (_, undone) = undo(&Disk::new(Some(root.path().to_owned())), whose, client);
+    assert!(undone.is_empty(), "{undone:?}");
+    assert_eq!(everything(root.path()), before);
+    write_again(root.path(), client, whose);
+    (root, said, failures)
+}
+
+fn write_again(root: &Path, client: Client, whose: &Whose) -> (String, Vec<String>) {
+    let disk = Disk::new(Some(root.to_owned()));
+    let instance = Instance::of(&Config::from_toml(DOCKER_HUB).unwrap(), &Said::default(), NOW).unwrap();
+    let site = Site { disk: &disk, whose, instance: &instance };
+    let (said, failures) = write(&site, client, client.plan(&site).unwrap());
+    (said, failures.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn a_block_of_many_registries_is_not_switched_off() {
+    let (main, drop_in) = ("etc/containers/registries.conf", "etc/containers/registries.conf.d/a.conf");
+    let block = "[[registry]]\nprefix = \"*.io\"\nblocked = true\n";
+    let list = "registry = [{ prefix = \"*.io\", blocked = true }]\n";
+    let first = "[registries.block]\nregistries = [\"docker.io\"]\n";
+    for (files, whose, blocked) in [
+        (vec![(main, block)], Whose::Machine, true),
+        (vec![(drop_in, list)], Whose::Machine, true),
+        (vec![(main, first)], Whose::Machine, true),
+        // The machine's files hold for a user who has no file of that name.
+        (vec![(main, block)], user(), true),
+        (vec![(drop_in, "[[registry]]\nlocation = \"docker.io\"\nblocked = true\n")], user(), true),
+        (vec![(main, block), ("home/me/.config/containers/registries.conf", "")], user(), false),
+        // A later file says otherwise, or a longer prefix.
+        (vec![(main, block), (drop_in, "[[registry]]\nprefix = \"*.io\"\nblocked = false\n")], Whose::Machine, false),
+    ] {
+        let (root, said, failures) = written_beside(Client::Podman, &files, &whose);
+        let base = if whose == Whose::Machine { "etc" } else { "home/me/.config" };
+        let ours = root.path().join(base).join("containers/registries.conf.d/ocistern.conf");
+        let ours = std::fs::read_to_string(ours).unwrap();
+        assert_eq!(ours.contains("\"docker.io\""), !blocked, "{files:?}: {ours}");
+        assert!(ours.contains("\"mcr.microsoft.com\""), "{files:?}: {ours}");
+        if blocked {
+            assert_eq!(failures.len(), 1, "{failures:?}");
+            for part in [files[0].0, "is blocked", "docker.io", "left out", "[[registry]]"] {
+                assert!(failures[0].contains(part), "{part}: {failures:?}\n{said}");
+            }
+        } else {
+            assert!(failures.is_empty(), "{failures:?}");
+        }
+    }
+}
+
+/// An entry of ours for what is blocked since is taken back, also if it was all of the file.
+#[test]
+fn a_block_that_comes_later_is_not_shadowed_either() {
+    let (root, _) = places();
+    write_again(root.path(), Client::Podman, &Whose::Machine);
+    let ours = root.path().join("etc/containers/registries.conf.d/ocistern.conf");
+    assert!(ours.exists());
+    let block = ["*.io", "*.com", "*.aws"]
+        .map(|prefix| format!("[[registry]]\nprefix = \"{prefix}\"\nblocked = true\n"))
+        .concat();
+    std::fs::write(root.path().join("etc/containers/registries.conf"), block).unwrap();
+    let (said, failures) = write_again(root.path(), Client::Podman, &Whose::Machine);
+    assert!(!ours.exists() && said.contains("not needed any more"), "{said}");
+    assert_eq!(failures.len(), 3, "{failures:?}");
+}
+
+#[test]
+fn mirrors_of_many_registries_stay_behind_ours() {
+    let main = "etc/containers/registries.conf";
+    let of = |text: &str| {
+        let (root, said, failures) = written_beside(Client::Podman, &[(main, text)], &Whose::Machine);
+        let ours = root.path().join("etc/containers/registries.conf.d/ocistern.conf");
+        (std::fs::read_to_string(ours).unwrap(), said, failures)
+    };
+    for text in [
+        "[[registry]]\nprefix = \"*.io\"\ninsecure = true\n[[registry.mirror]]\nlocation = \"mirror.example/all\" # near\ninsecure = true\n",
+        "registry = [{ prefix = \"*.io\", insecure = true, mirror = [{ location = \"mirror.example/all\", insecure = true }] }]\n",
+    ] {
+        let (ours, said, failures) = of(text);
+        assert!(failures.is_empty(), "{failures:?}");
+        golden("merged/covered-registries.conf", &ours);
+        assert!(said.contains("\"*.io\"") && said.contains("taken over"), "{said}");
+    }
+    // What is not simple is left out: another location, mirrors for digests alone, what is not known.
+    for line in ["location = \"elsewhere.example\"", "mirror-by-digest-only = true", "unheard-of = 1"] {
+        let (ours, _, failures) = of(&format!("[[registry]]\nprefix = \"*.io\"\n{line}\n"));
+        assert!(!ours.contains("\"docker.io\"") && ours.contains("mcr.microsoft.com"), "{line}: {ours}");
+        assert!(
+            failures.len() == 1 && failures[0].contains("\"*.io\"") && failures[0].contains("left out"),
+            "{failures:?}"
+        );
+    }
+    // The longest prefix is the one that holds; and one of our own is merged into as ever.
+    let (ours, _, failures) = of(
+        "[[registry]]\nprefix = \"*.io\"\nblocked = true\n[[registry]]\nprefix = \"*.k8s.io\"\n[[registry]]\nlocation = \"docker.io\"\n",
+    );
+    assert!(ours.contains("\"registry.k8s.io\"") && !ours.contains("\"docker.io\""), "{ours}");
+    assert!(failures.len() == 1 && failures[0].contains("because of that: gcr.io, ghcr.io, quay.io."), "{failures:?}");
+}
+
+#[test]
+fn what_goes_round_ours_is_told() {
+    let text = "[[registry]]\nlocation = \"docker.io/library\"\n[[registry]]\nprefix = \"docker.io.example\"\nlocation = \"a.example\"\n";
+    let (_, said, failures) =
+        written_beside(Client::Podman, &[("etc/containers/registries.conf", text)], &Whose::Machine);
+    assert!(failures.is_empty(), "{failures:?}");
+    assert!(
+        said.contains("registries.conf") && said.contains("\"docker.io/library\"") && said.contains("not by ocistern"),
+        "{said}"
+    );
+    assert!(!said.contains("docker.io.example"), "{said}");
+}
+
+#[test]
+fn what_containerd_has_for_all_registries_stays() {
+    let config = (
+        "etc/containerd/config.toml",
+        "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = '/etc/containerd/certs.d:/etc/more'\n",
+    );
+    let docker = ("etc/docker/daemon.json", "{ \"features\": { \"containerd-snapshotter\": true } }\n");
+    for (client, other, base) in
+        [(Client::Containerd, config, "etc/containerd/certs.d"), (Client::Docker, docker, "etc/docker/certs.d")]
+    {
+        let default = format!("{base}/_default/hosts.toml");
+        let with = |path: &str, text: &str| {
+            let (root, said, failures) = written_beside(client, &[other, (path, text)], &Whose::Machine);
+            let read = |host: &str| std::fs::read_to_string(root.path().join(base).join(host).join("hosts.toml")).ok();
+            (read("ghcr.io"), read("quay.io"), said, failures)
+        };
+        let mirror = "[host.\"https://mirror.example\"]\ncapabilities = [\"pull\"]\nca = \"/etc/m.crt\"\n";
+        let (hub, _, said, failures) = with(&default, mirror);
+        let hub = hub.unwrap();
+        assert!(failures.is_empty() && said.contains("taken over"), "{failures:?} {said}");
+        let places = ["127.0.0.1:5000", "mirror.example", "/etc/m.crt"].map(|part| hub.find(part).unwrap());
+        assert!(places.is_sorted(), "{hub}");
+        // What stands for the registries themselves may be a block; paths are beside the file; certificates lie there.
+        for (path, text) in [
+            (default.clone(), "server = \"https://only.example\"\n"),
+            (default.clone(), "[host.\"https://mirror.example\"]\nca = \"m.crt\"\n"),
+            (default.clone(), "[host.\"https://mirror.example\"]\nclient = [[\"a.crt\", \"/a.key\"]]\n"),
+            (default.clone(), "[[\n"),
+            (format!("{base}/_default/ca.crt"), "c"),
+        ] {
+            let (hub, _, _, failures) = with(&path, text);
+            assert!(hub.is_none(), "{text}: {hub:?}");
+            assert_eq!(failures.len(), 1, "{failures:?}");
+            assert!(failures[0].contains("_default") && failures[0].contains("ghcr.io"), "{failures:?}");
+        }
+        // A registry with a directory of its own is not one of them.
+        let (hub, quay, _, failures) = with(&format!("{base}/quay.io/hosts.toml"), mirror);
+        assert!(failures.is_empty() && hub.unwrap().contains("ghcr.io") && quay.unwrap().contains("mirror.example"));
+    }
+    // In a directory that is looked into later.
+    let (root, said, failures) = written_beside(
+        Client::Containerd,
+        &[config, ("etc/more/quay.io/hosts.toml", "server = \"https://only.example\"\n")],
+        &Whose::Machine,
+    );
+    assert!(!root.path().join("etc/containerd/certs.d/quay.io").exists(), "{said}");
+    assert!(failures.len() == 1 && failures[0].contains("etc/more/quay.io/hosts.toml"), "{failures:?}");
+}
+
+#[test]
+fn what_k3s_has_for_all_registries_stays() {
+    let path = "etc/rancher/k3s/registries.yaml";
+    let with = |text: &str| {
+        let (root, said, failures) = written_beside(Client::K3s, &[(path, text)], &Whose::Machine);
+        (std::fs::read_to_string(root.path().join(path)).unwrap(), said, failures)
+    };
+    let (text, said, failures) =
+        with("mirrors:\n  \"*\":\n    endpoint:\n      - \"https://mirror.example\"\n  quay.io:\n    endpoint: []\n");
+    assert!(failures.is_empty() && said.contains("taken over"), "{failures:?} {said}");
+    golden("merged/covered-registries.yaml", &text);
+    // Names that are changed would be changed before they come here.
+    let (text, _, failures) = with("mirrors:\n  quay.io:\n  \"*\":\n    rewrite:\n      \"^a\": \"b\"\n");
+    assert!(text.contains("127.0.0.1:5000") && !text.contains("docker.io"), "only quay.io: {text}");
+    assert!(
+        failures.len() == 1 && failures[0].contains("registries.yaml:3:3: ") && failures[0].contains("docker.io"),
+        "{failures:?}"
+    );
+    // Every registry is asked of the other nodes, and nothing else.
+    let (text, _, failures) = with("mirrors:\n  \"*\":\n");
+    assert!(failures.is_empty() && text.contains("docker.io"), "{text}");
+}
+
+/// A directory with a certificate alone is a directory all the same.
+#[test]
+fn a_certificate_takes_the_place_of_nothing_that_holds_for_all() {
+    let (_, certificates) = places();
+    let instance = instance_of("several", certificates.path()).unwrap();
+    for (client, base, more) in [
+        (Client::Containerd, "etc/containerd/certs.d", ""),
+        (Client::Docker, "etc/docker/certs.d", "{ \"features\": { \"containerd-snapshotter\": true } }\n"),
+    ] {
+        for (text, expected) in [("server = \"https://only.example\"\n", false), ("", true)] {
+            let (root, _) = places();
+            std::fs::create_dir_all(root.path().join(base).join("_default")).unwrap();
+            std::fs::write(root.path().join(base).join("_default/hosts.toml"), text).unwrap();
+            if !more.is_empty() {
+                std::fs::write(root.path().join("etc/docker/daemon.json"), more).unwrap();
+            }
+            let disk = Disk::new(Some(root.path().to_owned()));
+            let plan = client.plan(&Site { disk: &disk, whose: &Whose::Machine, instance: &instance }).unwrap();
+            let of = |host: &str| plan.files.iter().any(|file| file.path.ends_with(format!("{host}/ca.crt")));
+            assert_eq!(of("myregistry.azurecr.io"), expected, "{plan:?}");
+            let said: Vec<_> = plan.unwritten.iter().map(ToString::to_string).collect();
+            assert_eq!(said.iter().any(|said| said.contains("myregistry.azurecr.io")), !expected, "{said:?}");
+        }
+    }
 }

@@ -20,6 +20,9 @@ use super::secrets::{Scalar, deeper};
 const BY_HAND: &str = "is written in a way that is not changed safely: write it as an indented block, or add the lines by hand \
                        (without --write this command shows a file of its own)";
 
+/// So many lists and mappings may be in each other, of which such a file has six.
+const DEPTH: usize = 64;
+
 /// What is to be in the file.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
@@ -27,6 +30,8 @@ pub(super) struct Entry {
     pub(super) hosts: Vec<String>,
     /// What comes first among the endpoints of each.
     pub(super) endpoint: String,
+    /// What comes behind it where a registry has no entry yet: what holds for it so far.
+    pub(super) behind: Vec<String>,
     /// Host and port of ocistern, and the path of its CA's certificate.
     pub(super) ca: Option<(String, String)>,
 }
@@ -52,28 +57,85 @@ enum Value {
     Map(Vec<(Node, Node)>),
 }
 
+/// What `"*"`, which stands for each registry without an entry of its own, says.
+#[derive(Debug)]
+pub(super) enum All {
+    /// Nothing that an entry of its own would take away.
+    Nothing,
+    /// Endpoints.
+    Endpoints(Vec<String>),
+    /// More than that, or something else.
+    More(Unmergeable),
+}
+
+/// What holds for these registries by `"*"`, and for which of them: those without an entry.
+pub(super) fn all(text: Option<&str>, hosts: &[String]) -> Result<(All, Vec<String>), Unmergeable> {
+    let root = parse(text.unwrap_or_default())?;
+    let Some((_, Node { value: Value::Map(entries), .. })) = top(root.as_ref(), "mirrors")? else {
+        return Ok((All::Nothing, Vec::new()));
+    };
+    let without = |host: &&String| !entries.iter().any(|(key, _)| key.is(host));
+    let without = hosts.iter().filter(without).cloned().collect();
+    let Some((name, all)) = entries.iter().find(|(key, _)| key.is("*")) else {
+        return Ok((All::Nothing, Vec::new()));
+    };
+    let more =
+        |what: &str| All::More(Unmergeable::at(name.line + 1, name.column + 1, format!("\"*\" has {what} here")));
+    let Value::Map(fields) = &all.value else {
+        return Ok((if matches!(all.value, Value::Null) { All::Nothing } else { more("no fields") }, without));
+    };
+    let mut endpoints = Vec::new();
+    for (key, value) in fields {
+        match &value.value {
+            Value::Null => {}
+            Value::List(items) if key.is("endpoint") => {
+                endpoints.extend(items.iter().map(|item| item.scalar().cloned()));
+            }
+            _ => return Ok((more(key.scalar().map_or("a field of another form", String::as_str)), without)),
+        }
+    }
+    let Some(endpoints) = endpoints.into_iter().collect::<Option<Vec<_>>>() else {
+        return Ok((more("endpoints that are no texts"), without));
+    };
+    Ok((if endpoints.is_empty() { All::Nothing } else { All::Endpoints(endpoints) }, without))
+}
+
 /// The file with what is wanted in it; a new one where there is none.
 pub(super) fn merge(text: Option<&str>, wanted: &Entry) -> Result<String, Unmergeable> {
     let mut text = text.unwrap_or_default().to_owned();
     let before = parse(&text)?.as_ref().map(plain);
-    let expected = expected(before, wanted)?;
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    // Each step is small, and looks at what the one before has left.
-    for host in wanted.hosts.iter().rev() {
-        text = add_mirror(&text, host, &wanted.endpoint)?;
+    // Each of them alone in the text as it is: what is in the way there is told with its place.
+    for host in &wanted.hosts {
+        add_mirror(&text, host, wanted)?;
     }
     if let Some((host, file)) = &wanted.ca {
-        text = add_ca(&text, host, file)?;
+        add_ca(&text, host, file)?;
     }
-    match parse(&text)?.as_ref().map(plain) {
-        Some(found) if found.same(&expected) => Ok(text),
+    let expected = expected(before, wanted)?;
+    // What is in the way of a later one is in no file, and no fault of it.
+    match added(text, wanted) {
+        Ok((text, Some(found))) if found.same(&expected) => Ok(text),
         _ => Err(Unmergeable::new(format!("it {BY_HAND}"))),
     }
 }
 
-fn add_mirror(text: &str, host: &str, endpoint: &str) -> Result<String, Unmergeable> {
+/// All that is wanted, and what it comes to. Each step is small, and looks at what the one before has left.
+fn added(mut text: String, wanted: &Entry) -> Result<(String, Option<Plain>), Unmergeable> {
+    for host in wanted.hosts.iter().rev() {
+        text = add_mirror(&text, host, wanted)?;
+    }
+    if let Some((host, file)) = &wanted.ca {
+        text = add_ca(&text, host, file)?;
+    }
+    let found = parse(&text)?.as_ref().map(plain);
+    Ok((text, found))
+}
+
+fn add_mirror(text: &str, host: &str, wanted: &Entry) -> Result<String, Unmergeable> {
+    let endpoint = wanted.endpoint.as_str();
     let quoted = quote(endpoint);
     let root = parse(text)?;
     let Some((key, mirrors)) = top(root.as_ref(), "mirrors")? else {
@@ -82,7 +144,9 @@ fn add_mirror(text: &str, host: &str, endpoint: &str) -> Result<String, Unmergea
     let step = mirrors.step();
     let block = |indent: usize| {
         let pad = " ".repeat(indent);
-        format!("{pad}{}:\n{pad}{step}endpoint:\n{pad}{step}{step}- {quoted}\n", key_text(host))
+        let item = |endpoint: &String| format!("{pad}{step}{step}- {}\n", quote(endpoint));
+        let items: String = wanted.fresh().iter().map(item).collect();
+        format!("{pad}{}:\n{pad}{step}endpoint:\n{items}", key_text(host))
     };
     let entries = match &mirrors.value {
         Value::Null => return Ok(insert_after(text, key.line, &block(2))),
@@ -223,9 +287,23 @@ fn key_text(host: &str) -> String {
     if bare && host.starts_with(|c: char| c.is_ascii_alphabetic()) { host.to_owned() } else { quote(host) }
 }
 
+// === impl Entry ===
+
+impl Entry {
+    /// The endpoints of a registry that has no entry yet.
+    fn fresh(&self) -> Vec<String> {
+        let others = self.behind.iter().filter(|endpoint| **endpoint != self.endpoint);
+        [&self.endpoint].into_iter().chain(others).cloned().collect()
+    }
+}
+
 // === impl Node ===
 
 impl Node {
+    const fn scalar(&self) -> Option<&String> {
+        if let Value::Scalar(text) = &self.value { Some(text) } else { None }
+    }
+
     fn is(&self, text: &str) -> bool {
         matches!(&self.value, Value::Scalar(scalar) if scalar == text)
     }
@@ -275,7 +353,7 @@ fn parse(text: &str) -> Result<Option<Node>, Unmergeable> {
     });
     let bytes: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
     let Some(first) = nodes.next() else { return Ok(None) };
-    node(first, &mut nodes, &bytes).map(Some)
+    node(first, &mut nodes, &bytes, DEPTH).map(Some)
 }
 
 type Spanned<'a> = (Event<'a>, saphyr_parser::Span);
@@ -284,10 +362,18 @@ fn node<'a>(
     (event, span): Spanned<'a>,
     rest: &mut impl Iterator<Item = Spanned<'a>>,
     bytes: &[usize],
+    depth: usize,
 ) -> Result<Node, Unmergeable> {
     let (line, column) = (span.start.line().saturating_sub(1), span.start.col());
     let at = bytes.get(span.start.index()).copied().unwrap_or_default();
     let end = bytes.get(span.end.index()).copied().unwrap_or(at);
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(Unmergeable::at(
+            line + 1,
+            column + 1,
+            "this is deeper than any such file: mend it, then try again",
+        ));
+    };
     let cut = || Unmergeable::at(line + 1, column + 1, "this is no YAML: it ends too early");
     let value = match event {
         Event::Scalar(text, style, _, _) => match (text.as_ref(), style) {
@@ -299,7 +385,7 @@ fn node<'a>(
             loop {
                 match rest.next().ok_or_else(cut)? {
                     (Event::SequenceEnd, _) => break,
-                    item => items.push(node(item, rest, bytes)?),
+                    item => items.push(node(item, rest, bytes, depth)?),
                 }
             }
             Value::List(items)
@@ -309,10 +395,10 @@ fn node<'a>(
             loop {
                 let key = match rest.next().ok_or_else(cut)? {
                     (Event::MappingEnd, _) => break,
-                    key => node(key, rest, bytes)?,
+                    key => node(key, rest, bytes, depth)?,
                 };
                 let value = rest.next().ok_or_else(cut)?;
-                entries.push((key, node(value, rest, bytes)?));
+                entries.push((key, node(value, rest, bytes, depth)?));
             }
             Value::Map(entries)
         }
@@ -330,7 +416,7 @@ pub(in crate::cli) fn endpoints(text: &str) -> Result<Vec<(String, Vec<String>)>
         let place = wrong.place.map(|(line, column)| format!("line {line}, column {column}: ")).unwrap_or_default();
         format!("{place}{}", wrong.why)
     })?;
-    let scalar = |node: &Node| if let Value::Scalar(text) = &node.value { Some(text.clone()) } else { None };
+    let scalar = |node: &Node| node.scalar().cloned();
     let entry = |node: &Node, name: &str| match &node.value {
         Value::Map(entries) => entries.iter().find(|(key, _)| key.is(name)).map(|(_, value)| value.clone()),
         _ => None,
@@ -398,8 +484,11 @@ fn plain(node: &Node) -> Plain {
 fn expected(before: Option<Plain>, wanted: &Entry) -> Result<Plain, Unmergeable> {
     let mut root = before.unwrap_or(Plain::Null);
     for host in &wanted.hosts {
-        let list = root.map("mirrors")?.map(host)?.entry("endpoint")?;
+        let mirrors = root.map("mirrors")?;
+        let is_new = !matches!(&*mirrors, Plain::Map(entries) if entries.iter().any(|(key, _)| key.is(host)));
+        let list = mirrors.map(host)?.entry("endpoint")?;
         match list {
+            Plain::Null if is_new => *list = Plain::List(wanted.fresh().into_iter().map(Plain::Scalar).collect()),
             Plain::Null => *list = Plain::List(vec![Plain::Scalar(wanted.endpoint.clone())]),
             Plain::List(items) if items.iter().any(|item| item.is(&wanted.endpoint)) => {}
             Plain::List(items) => items.insert(0, Plain::Scalar(wanted.endpoint.clone())),
@@ -473,6 +562,7 @@ mod tests {
         Entry {
             hosts: hosts.iter().map(ToString::to_string).collect(),
             endpoint: OURS.to_owned(),
+            behind: Vec::new(),
             ca: ca.then(|| ("cache.example:5000".to_owned(), "/etc/ca.crt".to_owned())),
         }
     }
@@ -567,10 +657,36 @@ mod tests {
             "- a\n",
             "a: 1\n---\nb: 2\n",
             "mirrors:\n\tdocker.io:\n",
+            &format!("mirrors: {}", "[".repeat(100_000)),
+            &format!(
+                "mirrors:\n{}",
+                (0..3000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect::<Vec<_>>().concat()
+            ),
             "  mirrors:\n    docker.io:\n",
         ] {
             let refused = merge(Some(text), &wanted(&["docker.io"], false)).unwrap_err();
             assert!(!refused.why.is_empty(), "{text}");
+        }
+    }
+
+    /// Places are those of the file as it is, and what is no fault of it is not called one.
+    #[test]
+    fn what_is_refused_is_so_in_the_file_as_it_is() {
+        let hosts = ["docker.io", "ghcr.io", "quay.io"];
+        let rewrite =
+            "mirrors:\n  docker.io:\n    endpoint:\n      - https://a.example\n    rewrite:\n      \"^a\": \"b\"\n";
+        let line = "mirrors:\n  quay.io: {}\n";
+        let tls = "configs:\n  \"cache.example:5000\":\n    tls:\n      ca_file: /other\n";
+        for (text, place) in [(rewrite, (2, 3)), (line, (2, 3)), (tls, (3, 5))] {
+            let refused = merge(Some(text), &wanted(&hosts, true)).unwrap_err();
+            assert_eq!(refused.place, Some(place), "{refused:?}");
+        }
+        for text in [
+            "mirrors:\n  ? docker.io\n  : endpoint:\n      - https://a.example\n",
+            "? mirrors\n: docker.io:\n    endpoint:\n      - https://a.example\n",
+        ] {
+            let refused = merge(Some(text), &wanted(&hosts, true)).unwrap_err();
+            assert!(refused.why.contains("by hand") && refused.place.is_none(), "{refused:?}");
         }
     }
 

@@ -185,7 +185,10 @@ impl Read {
                     _ => error.to_string(),
                 };
                 let about = format!("{client}, {}", path.display());
-                let advice = "run this as a user that may read it";
+                let advice = match &error {
+                    FileError::Large { .. } => "see what it is: the client itself reads all of it",
+                    _ => "run this as a user that may read it",
+                };
                 self.findings.push(Finding::new(Level::Note, GROUP, about, why, advice));
                 None
             }
