@@ -15,8 +15,13 @@ pub(super) enum Mistake {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Files that it names and that `serve` would not start with, one line each; then what else there is to warn of.
-    #[error("{}", .0.iter().map(ToString::to_string).chain(.1.iter().map(|warning| format!("warning: {warning}"))).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", [.0.iter().map(ToString::to_string).collect(), warned(.1)].concat().join("\n"))]
     Files(Vec<Unusable>, Vec<String>),
+}
+
+/// A line for each.
+fn warned(warnings: &[String]) -> Vec<String> {
+    warnings.iter().map(|warning| format!("warning: {warning}")).collect()
 }
 
 /// Checks the configuration that `serve` would use, and says where it came from and which of the files it names cannot be
@@ -27,11 +32,12 @@ pub(super) enum Mistake {
 pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
     let config = load(path)?;
     let unusable = named::unusable(&config);
-    let mut warnings = named::unreadable(&config);
-    warnings.extend(config.doubts(variables()).iter().map(ToString::to_string));
+    let mut unreadable = named::unreadable(&config);
+    unreadable.retain(|file| unusable.iter().all(|told| told.key != file.key));
+    let doubts = config.doubts(variables());
+    let warnings: Vec<String> =
+        unreadable.iter().map(ToString::to_string).chain(doubts.iter().map(ToString::to_string)).collect();
     if !unusable.is_empty() {
-        let told = |warning: &String| unusable.iter().any(|file| *warning == file.to_string());
-        warnings.retain(|warning| !told(warning));
         return Err(Mistake::Files(unusable, warnings));
     }
     let verdict = if warnings.is_empty() { "no problem found" } else { "can be used, with warnings" };
@@ -39,8 +45,8 @@ pub(super) fn check(path: Option<&Path>) -> Result<String, Mistake> {
         Some(file) => format!("{}: {verdict}\n", file.display()),
         None => "no configuration file; the defaults apply\n".to_owned(),
     };
-    for warning in warnings {
-        let _ = writeln!(text, "warning: {warning}");
+    for line in warned(&warnings) {
+        let _ = writeln!(text, "{line}");
     }
     Ok(text)
 }

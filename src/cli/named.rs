@@ -18,7 +18,7 @@ struct Named {
     at_start: bool,
 }
 
-/// A file that `serve` would not start with.
+/// A file that `serve` would not start with, or that cannot be read from here.
 #[derive(Debug)]
 pub(super) struct Unusable {
     /// Where it is named, as `FILE:LINE`.
@@ -86,8 +86,8 @@ pub(super) fn unusable(config: &Config) -> Vec<Unusable> {
     unusable
 }
 
-/// What is to be told of the other files that cannot be read from here.
-pub(super) fn unreadable(config: &Config) -> Vec<String> {
+/// The files that cannot be read from here, those that `serve` would not start with among them.
+pub(super) fn unreadable(config: &Config) -> Vec<Unusable> {
     // A listener without an address stands for two.
     let mut named = BTreeSet::new();
     let mut told = Vec::new();
@@ -96,8 +96,8 @@ pub(super) fn unreadable(config: &Config) -> Vec<String> {
             && let Err(error) = File::open(&file)
         {
             let by_whom = if error.kind() == io::ErrorKind::PermissionDenied { " as this user" } else { "" };
-            let place = config.place_of(&key).map(|place| format!("{place}: ")).unwrap_or_default();
-            told.push(format!("{place}{key}: {}: {error}{by_whom}", file.display()));
+            let found = format!("{}: {error}{by_whom}", file.display());
+            told.push(Unusable { place: config.place_of(&key), key: key.to_string(), found, is_unreadable: true });
         }
     }
     told

@@ -128,11 +128,19 @@ const MEANINGS: [Meaning; 7] = [
     ),
 ];
 
-/// Azure's clouds: what a registry's name ends in, and where that cloud's Entra ID is.
-const AUTHORITIES: [(&str, &str); 2] =
-    [(".azurecr.cn", "login.partner.microsoftonline.cn"), (".azurecr.us", "login.microsoftonline.us")];
-/// The public cloud's.
+/// Azure's clouds: what a registry's name ends in, and where that cloud's Entra ID is. The first is the public one.
+const AUTHORITIES: [(&str, &str); 3] = [
+    (".azurecr.io", AUTHORITY),
+    (".azurecr.cn", "login.partner.microsoftonline.cn"),
+    (".azurecr.us", "login.microsoftonline.us"),
+];
+/// The public cloud's, which is also that of registries under names of their own.
 const AUTHORITY: &str = "login.microsoftonline.com";
+
+/// Whether only a registry of Azure's has such a host name.
+pub fn is_azure_registry(host: &str) -> bool {
+    AUTHORITIES.iter().any(|(end, _)| host.ends_with(end))
+}
 
 // === impl Credentials ===
 

@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::credentials::{AwsKeys, Credentials};
+pub use self::credentials::{AwsKeys, Credentials, is_azure_registry};
 pub use self::doubts::Doubt;
 pub use self::error::{ConfigError, Fault, Problem};
 pub use self::fills::{Abandon, RangeFill, UnverifiedRanges};

@@ -22,7 +22,7 @@ use super::certificate::Leaf;
 use super::instance::CA_FILE;
 use super::{FAILED, SetupError, USAGE, complain, say};
 use crate::cli::clients::folder;
-use crate::config::{Address, Config, DEFAULT_LISTEN, Flags, Listener};
+use crate::config::{Address, Config, DEFAULT_LISTEN, Flags, Listener, is_azure_registry};
 use crate::http::route::Directory;
 use crate::oci::{Algorithm, Digest, UpstreamName};
 
@@ -481,9 +481,8 @@ fn configuration(out: &mut String, names: &[Name], certificate: &str, key: &str,
 
 /// A name that only a registry has: those of Azure Container Registry, in each of its clouds.
 fn registry_of_azure(name: &str) -> Option<UpstreamName> {
-    let is_one = [".azurecr.io", ".azurecr.cn", ".azurecr.us"].iter().any(|end| name.ends_with(end));
     // A wildcard is for several of them.
-    name.parse().ok().filter(|_| is_one && !name.starts_with("*."))
+    name.parse().ok().filter(|_| is_azure_registry(name) && !name.starts_with("*."))
 }
 
 /// What clients need.

@@ -154,7 +154,9 @@ enum SetupError {
     },
     /// A link leads to a file whose record may be another's.
     #[error(
-        "{}: {why}, and a link leads to it: it may be another's, so {} is left as it is. If nobody else has written it, let {} and          what is in it belong to you or root, `chmod go-w` it, and try again; else remove the record",
+        "{}: {why}, and a link leads to it: it may be another's, so {} is left as it is. \
+         If nobody else has written it, let {} and what is in it belong to you or root, \
+         `chmod go-w` it, and try again; else remove the record",
         record.display(), path.display(), directory.display()
     )]
     Untrusted {

@@ -150,7 +150,7 @@ fn page() -> String {
         if let Some(whole) = told_of_at(table) {
             let _ = write!(page, "\nTold of at {}. Its keys:\n\n", link(whole, whole));
             for key in keys {
-                let _ = write!(page, "- `{key}` · {}", liveness(&format!("{table}.{key}")));
+                let _ = write!(page, "- `{key}` · {}", liveness(&path_of(table, key)));
                 if let Some(default) = default_of(table, key) {
                     let _ = write!(page, " · default `{default}`");
                 }
@@ -162,7 +162,7 @@ fn page() -> String {
             let _ = write!(page, "\n{}\n", block.text());
         }
         for key in keys {
-            let path = if table.is_empty() { (*key).to_owned() } else { format!("{table}.{key}") };
+            let path = path_of(table, key);
             if is_a_table(&path) {
                 continue;
             }
@@ -181,8 +181,7 @@ fn page() -> String {
                 // Of keys that are told of together, the first has the text.
                 match keys.iter().find(|first| block.tells_of(first)) {
                     Some(first) if first != key => {
-                        let first_path = path.replace(key, first);
-                        let _ = write!(page, "\nTold of at {}.\n", link(first, &first_path));
+                        let _ = write!(page, "\nTold of at {}.\n", link(first, &path_of(table, first)));
                     }
                     _ => {
                         let prose = block.text();
@@ -201,6 +200,10 @@ fn page() -> String {
 fn told_of_at(table: &str) -> Option<&str> {
     matches!(table, "store.scrub" | "listener.tls" | "listener.tls.certificates" | "upstream.\"NAME\".credentials")
         .then(|| table.trim_end_matches(".certificates"))
+}
+
+fn path_of(table: &str, key: &str) -> String {
+    if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
 }
 
 fn liveness(path: &str) -> &'static str {
@@ -233,7 +236,7 @@ fn every_key_is_told_of() {
     let page = page();
     for (table, keys) in keys::all() {
         for key in keys {
-            let path = if table.is_empty() { (*key).to_owned() } else { format!("{table}.{key}") };
+            let path = path_of(table, key);
             let told = if told_of_at(table).is_some() {
                 let chapter = page.split(&format!("\n## `{table} = ")).nth(1).expect("a chapter");
                 chapter.split("\n## ").next().is_some_and(|chapter| chapter.contains(&format!("\n- `{key}` · ")))
