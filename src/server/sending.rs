@@ -172,6 +172,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, TcpStream, UnixStream};
+    use tokio::runtime::Builder;
 
     use super::*;
 
@@ -268,8 +269,14 @@ mod tests {
         assert!(told.load(Ordering::Relaxed), "and the reader of the file learns of it");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_has_left_the_memory_is_fetched_by_another_thread() {
+    #[test]
+    fn what_has_left_the_memory_is_fetched_by_another_thread() {
+        let mut runtime = Builder::new_current_thread();
+        runtime.enable_all().start_paused(true).max_blocking_threads(1);
+        runtime.build().unwrap().block_on(fetched_by_another_thread());
+    }
+
+    async fn fetched_by_another_thread() {
         let content: Vec<u8> = (0..=250).cycle().take(300_000).collect();
         let (outlet, file) = (Outlet::default(), file(&content));
         file.sync_all().unwrap();
@@ -283,8 +290,13 @@ mod tests {
         if part.bytes(0..300_000).is_some() {
             return; // On a file system that has nothing but memory.
         }
+        // The other thread cannot be done before the look at it.
+        let (gate, gated) = std::sync::mpsc::channel::<()>();
+        let occupied = tokio::task::spawn_blocking(move || gated.recv());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(Pin::new(&mut server).poll_write(&mut cx, &bytes).is_pending(), "the worker read the disk");
+        drop(gate);
+        occupied.await.unwrap().unwrap_err();
         let sending = async move { write_all(&mut server, &[&bytes]).await };
         let mut got = Vec::new();
         let (sent, _) = tokio::join!(sending, client.read_to_end(&mut got));
