@@ -292,7 +292,7 @@ mod tests {
         }
         // The other thread cannot be done before the look at it.
         let (gate, gated) = std::sync::mpsc::channel::<()>();
-        let occupied = tokio::task::spawn_blocking(move || gated.recv());
+        let occupied = spawn_blocking(move || gated.recv());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(Pin::new(&mut server).poll_write(&mut cx, &bytes).is_pending(), "the worker read the disk");
         drop(gate);
