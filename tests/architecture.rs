@@ -56,6 +56,7 @@ const BLOCKING: &[(&str, &str)] = &[
     ),
     ("cli/doctor/reading.rs", "on the blocking pool"),
     ("cli/doctor/root.rs", "on the blocking pool"),
+    ("cli/list.rs", "a command reads its lists before its runtime is there"),
     ("cli/man.rs", "`man` is a program of its own, without a runtime"),
     ("cli/named.rs", "`config check` is a program of its own, without a runtime; `doctor` is on the blocking pool"),
     ("cli/serve.rs", "at the start, of /proc"),

@@ -161,6 +161,20 @@ impl Content {
         }
     }
 
+    /// Waits until nothing more becomes of it: whole, checked, and as far as it is kept published and linked. Its length. As long
+    /// as that is waited for, the fill is for this reader.
+    pub(super) async fn settled(&self) -> Result<u64, CacheError> {
+        match &self.0 {
+            Source::Stored(blob) => Ok(blob.len),
+            Source::Watched { watcher, .. } => {
+                let mut watcher = watcher.clone();
+                // The writer goes when it has published, or has failed.
+                while watcher.changed().await.is_ok() {}
+                watcher.verdict().await
+            }
+        }
+    }
+
     /// The bytes of `range`, which lies within the blob (none: all of them), where they are few, are known to be right, and
     /// are in memory. Does not block.
     pub fn at_hand(&self, range: Option<&Range<u64>>) -> Option<Bytes> {

@@ -41,6 +41,7 @@ mod upload;
 mod verdict;
 mod verify;
 mod view;
+mod warm;
 mod width;
 mod write;
 mod writes;
@@ -75,6 +76,7 @@ pub use report::FillReport;
 pub use status::{CacheStatus, Found};
 pub use supply::Part as BlobPart;
 pub use upload::{Begun, ClientBody, ClientFault, Opening, Part, Upload, UploadId};
+pub use warm::{WarmError, Warmed, Warming};
 pub use write::{Said, WriteError};
 pub use writes::{Asked, WriteGuard};
 

@@ -12,6 +12,7 @@ mod foreign;
 mod gc;
 mod health;
 mod known;
+mod list;
 mod log;
 mod ls;
 mod man;
@@ -29,6 +30,7 @@ mod store;
 mod table;
 mod talk;
 mod verify;
+mod warm;
 
 use std::fmt::Display;
 use std::io::Write as _;
@@ -59,6 +61,8 @@ enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Bring images into the store before anybody pulls them, with all that they need; ends with 1 if one is not all there
+    Warm(warm::Arguments),
     /// List what is in the store, by image
     Ls(ls::Arguments),
     /// Tell what takes the store's space, by repository
@@ -122,6 +126,7 @@ pub fn run() -> ExitCode {
         Command::Serve(flags) => serve::run(&flags),
         Command::Config(ConfigCommand::Check(file)) => print(config::check(file.config.as_deref())),
         Command::Config(ConfigCommand::Show(file)) => print(config::show(file.config.as_deref())),
+        Command::Warm(arguments) => tell(warm::run(&arguments)),
         Command::Ls(arguments) => tell(ls::run(&arguments).map(|text| say(&text))),
         Command::Du(arguments) => tell(du::run(&arguments).map(|text| say(&text))),
         Command::Rm(arguments) => tell(rm::run(&arguments)),

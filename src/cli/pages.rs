@@ -122,6 +122,28 @@ const PAGES: &[(&str, &[Section])] = &[
         ],
     ),
     (
+        "ocistern-warm",
+        &[
+            status(&[
+                ("0", "All of all images is in the store."),
+                (
+                    "1",
+                    "Some image is not all there: the table says which and why. What has come stays, and the same command goes on with \
+                     the rest.",
+                ),
+                MISTAKE,
+            ]),
+            examples(&[
+                ("ocistern warm docker.io/library/alpine:3.20", "One image, for this machine's processor."),
+                ("ocistern warm --file images.txt --pin", "All images of a list, which are never evicted then."),
+                (
+                    "ocistern warm --platform linux/amd64 --platform linux/arm64 ghcr.io/team/app:v1",
+                    "Two platforms of an index.",
+                ),
+            ]),
+        ],
+    ),
+    (
         "ocistern-ls",
         &[
             DONE_OR_NOT,
@@ -151,6 +173,7 @@ const PAGES: &[(&str, &[Section])] = &[
             DONE_OR_NOT,
             examples(&[
                 ("ocistern pin docker.io/library/alpine:3.20", "What the tag means stays, whatever else has to go."),
+                ("ocistern pin --file images.txt", "All images of a list, by their names with the upstream."),
                 ("ocistern pin", "Lists all pins, those of the configuration too."),
             ]),
         ],

@@ -33,6 +33,8 @@ pub(super) enum Work {
     VerifySome,
     /// What nothing leads to is looked for.
     Collect,
+    /// Images are brought; what there is to download turns out by and by.
+    Warm,
 }
 
 /// Whose figures they are.
@@ -59,6 +61,8 @@ pub(super) struct Progress {
 struct Figures {
     /// Bytes hashed since the process began; none: a version that does not say it.
     verified: Option<u64>,
+    /// Bytes that came from registries since then.
+    received: Option<u64>,
     /// Bytes that are stored.
     stored: Option<u64>,
 }
@@ -74,7 +78,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         let before = source.figures().await;
         let progress = Self { work, bar, source, before };
-        let counted = work != Work::Collect && before.verified.is_some();
+        let counted = before.since(before, work).is_some();
         progress.bar.set_style(style(if counted { PART } else { BARE }));
         progress.bar.set_message(work.as_str());
         progress.show(before);
@@ -93,7 +97,7 @@ impl Progress {
     }
 
     fn show(&self, now: Figures) {
-        let Some(done) = now.since(self.before) else { return };
+        let Some(done) = now.since(self.before, self.work) else { return };
         // Nothing is stored: a store that is just being read, as a rule.
         if self.work == Work::VerifyAll
             && let Some(stored) = now.stored.filter(|stored| *stored > 0)
@@ -127,6 +131,7 @@ impl Work {
         match self {
             Self::VerifyAll | Self::VerifySome => "verifying",
             Self::Collect => "looking for what nothing leads to",
+            Self::Warm => "warming",
         }
     }
 }
@@ -154,12 +159,21 @@ impl Figures {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
             line.trim().parse().ok()
         };
-        Self { verified: value("ocistern_verified_bytes_total"), stored: value("ocistern_store_bytes") }
+        // One line for each upstream; none before anything has come.
+        let received = text.lines().filter_map(|line| line.strip_prefix("ocistern_upstream_received_bytes_total{"));
+        let received = received.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum();
+        let verified = value("ocistern_verified_bytes_total");
+        Self { verified, received: verified.map(|_| received), stored: value("ocistern_store_bytes") }
     }
 
-    /// How many bytes have been hashed since.
-    fn since(self, before: Self) -> Option<u64> {
-        Some(self.verified?.saturating_sub(before.verified?))
+    /// How many bytes of the work have been done since; none where nobody counts them.
+    fn since(self, before: Self, work: Work) -> Option<u64> {
+        let of = |figures: Self| match work {
+            Work::VerifyAll | Work::VerifySome => figures.verified,
+            Work::Warm => figures.received,
+            Work::Collect => None,
+        };
+        Some(of(self)?.saturating_sub(of(before)?))
     }
 }
 
@@ -173,11 +187,20 @@ mod tests {
         metrics.verified_bytes.inc_by(7);
         metrics.store_bytes.set(9);
         let before = Figures::parse(&metrics.expose());
-        assert_eq!(before, Figures { verified: Some(7), stored: Some(9) });
+        assert_eq!(before, Figures { verified: Some(7), received: Some(0), stored: Some(9) });
         metrics.verified_bytes.inc_by(5);
-        assert_eq!(Figures::parse(&metrics.expose()).since(before), Some(5));
+        let after = Figures::parse(&metrics.expose());
+        assert_eq!(after.since(before, Work::VerifyAll), Some(5));
+        assert_eq!((after.since(before, Work::Warm), after.since(before, Work::Collect)), (Some(0), None));
+        let received = "ocistern_verified_bytes_total 0\nocistern_upstream_received_bytes_total{upstream=\"a\"} 4\n\
+                        ocistern_upstream_received_bytes_total{upstream=\"b\"} 5\n";
+        assert_eq!(Figures::parse(received).received, Some(9));
         assert_eq!(Figures::parse("ocistern_store_bytes_total 4\n"), Figures::default(), "another name");
-        assert_eq!(Figures::default().since(before), None, "a daemon that does not answer is no progress");
+        assert_eq!(
+            Figures::default().since(before, Work::VerifyAll),
+            None,
+            "a daemon that does not answer is no progress"
+        );
     }
 
     #[test]
@@ -193,11 +216,11 @@ mod tests {
             work,
             bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()),
             source: Source::Here(Metrics::new().unwrap()),
-            before: Figures { verified: Some(7), stored: Some(0) },
+            before: Figures { verified: Some(7), stored: Some(0), ..Figures::default() },
         };
         let all = progress(Work::VerifyAll);
         let show = |verified, stored| {
-            all.show(Figures { verified: Some(verified), stored: Some(stored) });
+            all.show(Figures { verified: Some(verified), stored: Some(stored), ..Figures::default() });
             (all.bar.position(), all.bar.length())
         };
         assert_eq!(show(7, 0), (0, None), "an empty store is not done at once");
@@ -205,7 +228,7 @@ mod tests {
         assert_eq!(show(37, 90), (30, Some(90)));
         assert_eq!(show(37, 20), (30, Some(30)), "the rest was evicted");
         let some = progress(Work::VerifySome);
-        some.show(Figures { verified: Some(9), stored: Some(90) });
+        some.show(Figures { verified: Some(9), stored: Some(90), ..Figures::default() });
         assert_eq!((some.bar.position(), some.bar.length()), (2, None));
     }
 }

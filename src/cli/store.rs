@@ -11,38 +11,45 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::HOST;
+use http::header::{CONTENT_TYPE, HOST};
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::known::{self, Known};
 use super::progress::{Progress, Source, Work};
 use super::serve::Signals;
 use super::talk::Place;
 use super::{FAILED, USAGE, complain, foreign, log};
+use crate::cache::Cache;
 use crate::clock::SystemClock;
 use crate::config::{Config, Log, LogFormat};
 use crate::http::access::Peer;
-use crate::http::admin::{Admin, Api, Readiness, Stage};
+use crate::http::admin::{Admin, Api, LARGEST_BODY, Live, Readiness, Stage};
 use crate::http::respond::causes;
 use crate::metrics::Metrics;
-use crate::oci::ErrorBody;
+use crate::oci::{ErrorBody, UpstreamName};
 use crate::server::admin_socket_path;
 use crate::store::{Holder, Keep, Store, StoreError, StoreOptions};
+use crate::upstream::Upstreams;
 
 /// How often a root is tried that is locked and has no socket: its process may just be starting, or have ended.
 const ATTEMPTS: u32 = 20;
 const BETWEEN: Duration = Duration::from_millis(100);
 /// How long a daemon may take to say that it is there; what it is asked for then may take hours.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// How long downloads have to end that were told to.
+const TASKS_END_WITHIN: Duration = Duration::from_secs(10);
 
 /// Which store.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -73,6 +80,10 @@ pub(super) struct Ask {
     method: Method,
     path: String,
     query: String,
+    /// JSON; empty: none.
+    body: Bytes,
+    /// Registries are asked for it, also where no daemon does.
+    asks_upstreams: bool,
     /// What is shown on a terminal meanwhile.
     work: Option<Work>,
 }
@@ -104,7 +115,22 @@ enum Way {
     /// The daemon that has the root.
     Daemon(UnixStream, Holder),
     /// This process, which has locked the root.
-    Here(Store, Box<Admin>, Metrics),
+    Here(Box<Here>),
+}
+
+/// The store in this process.
+struct Here {
+    store: Store,
+    admin: Admin,
+    metrics: Metrics,
+    background: Background,
+}
+
+/// Downloads and upkeep, where registries are asked.
+#[derive(Default)]
+struct Background {
+    stop: CancellationToken,
+    tasks: TaskTracker,
 }
 
 // === impl Ask ===
@@ -112,12 +138,25 @@ enum Way {
 impl Ask {
     /// By the command of this name.
     pub(super) fn new(command: &'static str, method: Method, path: &str) -> Self {
-        Self { command, method, path: path.to_owned(), query: String::new(), work: None }
+        Self {
+            command,
+            method,
+            path: path.to_owned(),
+            query: String::new(),
+            body: Bytes::new(),
+            asks_upstreams: false,
+            work: None,
+        }
     }
 
     /// Something that takes its time, so that a terminal shows how far it is.
     pub(super) fn working(self, work: Work) -> Self {
         Self { work: Some(work), ..self }
+    }
+
+    /// Something for which registries are asked.
+    pub(super) fn asking_upstreams(self) -> Self {
+        Self { asks_upstreams: true, ..self }
     }
 
     /// With a parameter.
@@ -135,14 +174,27 @@ impl Ask {
         if value { self.with(name, "true") } else { self }
     }
 
-    fn request<B>(&self, body: B) -> Result<Request<B>, Trouble> {
-        let request = Request::builder().method(&self.method).uri(format!("{}{}", self.path, self.query));
-        request.header(HOST, "localhost").body(body).map_err(|error| Trouble::Failed(error.to_string()))
+    /// With a body: what may be too long for the query.
+    pub(super) fn with_json(self, value: &impl Serialize) -> Result<Self, Trouble> {
+        let body = serde_json::to_vec(value).map_err(|error| Trouble::Failed(error.to_string()))?;
+        if body.len() > LARGEST_BODY {
+            return Err(Trouble::Usage(format!("these are too many at once: {LARGEST_BODY} bytes fit a request")));
+        }
+        Ok(Self { body: body.into(), ..self })
+    }
+
+    fn request(&self) -> Result<Request<Full<Bytes>>, Trouble> {
+        let mut request = Request::builder().method(&self.method).uri(format!("{}{}", self.path, self.query));
+        if !self.body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.header(HOST, "localhost").body(Full::new(self.body.clone()));
+        request.map_err(|error| Trouble::Failed(error.to_string()))
     }
 
     /// Asks, and waits for the answer or a signal.
     pub(super) fn send(&self, flags: &StoreFlags) -> Result<Answer, Trouble> {
-        Self::prepared(flags, async |known, signals| self.once(known, signals, flags.json).await)
+        Self::prepared(flags, async |known, signals| Box::pin(self.once(known, signals, flags.json)).await)
     }
 
     /// Asks again and again, with a pause in between, until `show` wants no more or a signal comes.
@@ -154,7 +206,7 @@ impl Ask {
     ) -> Result<(), Trouble> {
         Self::prepared(flags, async |known, signals| {
             loop {
-                let answer = match self.once(known.clone(), signals, flags.json).await {
+                let answer = match Box::pin(self.once(known.clone(), signals, flags.json)).await {
                     Ok(answer) => answer,
                     Err(Trouble::Interrupted) => return Ok(()),
                     Err(trouble) => return Err(trouble),
@@ -189,13 +241,13 @@ impl Ask {
     }
 
     async fn once(&self, known: Known, signals: &mut Signals, json: bool) -> Result<Answer, Trouble> {
-        let mut finding = pin!(Way::find(known, self.command));
+        let mut finding = pin!(Way::find(known, self.command, self.asks_upstreams));
         let way = tokio::select! {
             way = &mut finding => way?,
             _ = signals.next() => {
                 // A store that is just being opened must be closed; it takes no time that anybody would notice.
-                if let Ok(Way::Here(store, ..)) = finding.await {
-                    store.close().await;
+                if let Ok(Way::Here(here)) = finding.await {
+                    here.close().await;
                 }
                 return Err(Trouble::Interrupted);
             }
@@ -211,14 +263,13 @@ impl Ask {
                     never = self.show(work, json) => match never {},
                 }
             }
-            Way::Here(store, admin, metrics) => {
+            Way::Here(here) => {
                 let answer = tokio::select! {
-                    answer = self.answer_here(&store, &admin) => answer,
+                    answer = self.answer_here(&here) => answer,
                     _ = signals.next() => Err(Trouble::Interrupted),
-                    never = self.show(Some(Source::Here(metrics)), json) => match never {},
+                    never = self.show(Some(Source::Here(here.metrics.clone())), json) => match never {},
                 };
-                // Else the next start would take the store for one after a crash.
-                store.close().await;
+                here.close().await;
                 answer
             }
         }
@@ -240,7 +291,7 @@ impl Ask {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| silent(e.to_string()))?;
         let talk = async {
-            let health = Self::new(self.command, Method::GET, "/healthz").request(Empty::<Bytes>::new())?;
+            let health = Self::new(self.command, Method::GET, "/healthz").request()?;
             match timeout(ANSWERS_WITHIN, sender.send_request(health)).await {
                 Ok(Ok(response)) => {
                     let _ = response.into_body().collect().await;
@@ -249,7 +300,7 @@ impl Ask {
                 Err(_) => return Err(silent(format!("nothing came within {} s", ANSWERS_WITHIN.as_secs()))),
             }
             sender.ready().await.map_err(|error| silent(error.to_string()))?;
-            let response = sender.send_request(self.request(Empty::<Bytes>::new())?).await;
+            let response = sender.send_request(self.request()?).await;
             let response = response.map_err(|error| silent(error.to_string()))?;
             let status = response.status();
             let body = response.into_body().collect().await.map_err(|error| silent(error.to_string()))?;
@@ -262,10 +313,15 @@ impl Ask {
         Ok(Answer { bytes, by: Some(holder) })
     }
 
-    async fn answer_here(&self, store: &Store, admin: &Admin) -> Result<Answer, Trouble> {
+    async fn answer_here(&self, Here { store, admin, background, .. }: &Here) -> Result<Answer, Trouble> {
         store.load().await.map_err(|error| Trouble::Failed(causes(&error)))?;
+        if self.asks_upstreams {
+            // What is downloaded is synced in groups, and what is in its way evicted.
+            let (store, stop) = (store.clone(), background.stop.clone());
+            background.tasks.spawn(async move { store.run(stop).await });
+        }
         let user = rustix::process::geteuid().as_raw();
-        let response = admin.handle(Peer::Unix(Some(user)), self.request(())?).await;
+        let response = admin.handle(Peer::Unix(Some(user)), self.request()?).await;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|error| Trouble::Failed(error.to_string()))?;
         Ok(Answer { bytes: checked(status, body.to_bytes())?, by: None })
@@ -325,7 +381,7 @@ impl Trouble {
 // === impl Way ===
 
 impl Way {
-    async fn find(known: Known, command: &'static str) -> Result<Self, Trouble> {
+    async fn find(known: Known, command: &'static str, asks_upstreams: bool) -> Result<Self, Trouble> {
         let Known { config, mistake } = known;
         let root = &config.root;
         // A command makes no store: a mistyped directory would be an empty one.
@@ -355,14 +411,16 @@ impl Way {
                 capacity: config.store.capacity,
                 durability: config.store.durability,
                 keep: Keep { pins: config.pins.clone(), max_age: None },
-                // Which URLs upstreams have is the daemon's to say: its flags may not be known here.
-                origins: Vec::new(),
+                // Which URLs upstreams have is the daemon's to say: its flags may not be known here. But what is fetched here
+                // must not be taken for another registry's.
+                origins: if asks_upstreams { origins(&config) } else { Vec::new() },
                 clock: Arc::new(SystemClock),
             };
             let opening = metrics.clone();
             let opened = spawn_blocking(move || Store::open_for(command, options, opening)).await;
             let holder = match opened.map_err(|error| Trouble::Failed(error.to_string()))? {
-                Ok(store) => return Ok(Self::here(store, config, metrics)),
+                Ok(store) if asks_upstreams => return Self::asking(store, config, metrics).await,
+                Ok(store) => return Ok(Self::here(store, config, metrics, None, Background::default())),
                 Err(StoreError::Locked { holder, .. }) => holder,
                 Err(error) => return Err(Trouble::Failed(causes(&error))),
             };
@@ -414,13 +472,50 @@ impl Way {
         }
     }
 
-    fn here(store: Store, config: Config, metrics: Metrics) -> Self {
+    /// With what asks registries.
+    async fn asking(store: Store, config: Config, metrics: Metrics) -> Result<Self, Trouble> {
+        let (of, figures, clock) = (config.clone(), metrics.clone(), Arc::clone(store.timeline().clock()));
+        let made = spawn_blocking(move || Upstreams::new(&of, figures, clock)).await;
+        let upstreams = match made.map_err(|error| error.to_string()).and_then(|made| made.map_err(|e| causes(&e))) {
+            Ok(upstreams) => Arc::new(upstreams),
+            Err(error) => {
+                store.close().await;
+                return Err(Trouble::Failed(error));
+            }
+        };
+        let background = Background::default();
+        let (tasks, stop) = (background.tasks.clone(), background.stop.clone());
+        let cache = Cache::new(store.clone(), Arc::clone(&upstreams), &config, metrics.clone(), tasks, stop);
+        Ok(Self::here(store, config, metrics, Some(Live { cache, upstreams }), background))
+    }
+
+    fn here(store: Store, config: Config, metrics: Metrics, live: Option<Live>, background: Background) -> Self {
         let readiness = Readiness::default();
         readiness.set(Stage::Stopped);
         let user = rustix::process::geteuid().as_raw();
-        let api = Api::new(store.clone(), None);
-        Self::Here(store, Box::new(Admin::new(Arc::new(config), metrics.clone(), readiness, user, api)), metrics)
+        let api = Api::new(store.clone(), live);
+        let admin = Admin::new(Arc::new(config), metrics.clone(), readiness, user, api);
+        Self::Here(Box::new(Here { store, admin, metrics, background }))
     }
+}
+
+// === impl Here ===
+
+impl Here {
+    /// Ends what runs and closes the store: else the next start would take it for one after a crash.
+    async fn close(self) {
+        let Background { stop, tasks } = self.background;
+        stop.cancel();
+        tasks.close();
+        // Where the disk hangs the store is closed without them, as the daemon does it.
+        let _ = timeout(TASKS_END_WITHIN, tasks.wait()).await;
+        self.store.close().await;
+    }
+}
+
+/// Where the configuration has its upstreams.
+fn origins(config: &Config) -> Vec<(UpstreamName, String)> {
+    config.upstreams.values().map(|upstream| (upstream.name.clone(), upstream.url.to_string())).collect()
 }
 
 /// The root is locked, and whoever has it cannot be asked: what is known of that, and what to do.

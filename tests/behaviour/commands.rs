@@ -167,6 +167,31 @@ async fn pins_are_made_listed_and_removed_with_a_daemon_and_without() {
     check(&cistern).await;
 }
 
+/// More names than a query has fields, in more bytes than a request's head may have.
+#[tokio::test]
+async fn a_long_list_is_pinned_with_a_daemon_and_unpinned_without() {
+    let (mut cistern, _upstream, _) = stored().await;
+    let root = cistern.root().to_owned();
+    let list = root.with_file_name("images.txt");
+    let name = |n: usize| format!("up/{}/app:{n}", "team".repeat(20));
+    let lines: Vec<String> = (0..300).map(|n| format!("{} # the {n}th", name(n))).collect();
+    fs::write(&list, lines.join("\r\n\r\n")).unwrap();
+    let file = list.to_str().unwrap();
+    let pinned = json(&root, &["pin", "--file", file, "up/app:1"]).await;
+    assert_eq!(pinned["changed"].as_array().unwrap().len(), 301);
+    cistern.stop().await;
+    let unpinned = json(&root, &["unpin", "--file", file]).await;
+    assert_eq!(unpinned["changed"].as_array().unwrap().len(), 300);
+    assert_eq!(json(&root, &["pin"]).await["pins"][0]["name"], "up/app:1");
+    fs::write(&list, "up/app:1\nup/app :1\n\nhttps://up/app\n").unwrap();
+    let text = says(&root, &["pin", "--file", file], 64).await;
+    assert!(text.contains(&format!("{file}:2: ")) && text.contains(&format!("{file}:4: ")), "{text}");
+    fs::write(&list, "# nothing yet\n").unwrap();
+    let text = says(&root, &["unpin", "--file", file], 64).await;
+    assert!(text.contains("there is no name in this list"), "{text}");
+    fs::remove_file(&list).unwrap();
+}
+
 #[tokio::test]
 async fn rm_on_a_stopped_store_and_of_what_is_not_there() {
     let (mut cistern, _upstream, images) = stored().await;

@@ -42,4 +42,5 @@ mod sessions;
 mod strangers;
 mod trust;
 mod uploads;
+mod warm;
 mod writes_cache;

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{ALLOW, HeaderValue};
 use http::{Method, Response, StatusCode, Uri};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Semaphore};
 
@@ -12,7 +14,8 @@ use super::super::body::Body;
 use super::super::form::Form;
 use super::super::respond::{Failure, causes, json};
 use super::history::Step;
-use super::{names, pins};
+use super::pins::{self, PinNames};
+use super::{names, warm};
 use crate::cache::{Cache, FillReport};
 use crate::clock::Clock;
 use crate::config::{Config, ImagePattern};
@@ -80,19 +83,25 @@ pub(super) enum Resource {
     Verify,
     /// Names whose content is never evicted.
     Pins,
+    /// Bringing images before anybody pulls them.
+    Warm,
     /// The description of all this.
     OpenApi,
 }
 
 /// The parameters of a request.
 #[derive(Debug)]
-pub(super) struct Parameters(Form);
+pub(super) struct Parameters {
+    query: Form,
+    /// JSON; empty: none came, or none is taken.
+    body: Bytes,
+}
 
 // === impl Resource ===
 
 impl Resource {
     /// All of them.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Status,
         Self::Images,
         Self::Usage,
@@ -104,6 +113,7 @@ impl Resource {
         Self::Gc,
         Self::Verify,
         Self::Pins,
+        Self::Warm,
         Self::OpenApi,
     ];
 
@@ -126,6 +136,7 @@ impl Resource {
             Self::Gc => "gc",
             Self::Verify => "verify",
             Self::Pins => "pins",
+            Self::Warm => "warm",
             Self::OpenApi => "openapi.json",
         }
     }
@@ -134,10 +145,15 @@ impl Resource {
     const fn methods(self) -> &'static str {
         match self {
             Self::Images => "GET, HEAD, DELETE",
-            Self::Gc | Self::Verify => "POST",
+            Self::Gc | Self::Verify | Self::Warm => "POST",
             Self::Pins => "GET, HEAD, POST, DELETE",
             _ => "GET, HEAD",
         }
+    }
+
+    /// Whether it takes JSON by this method.
+    pub(super) const fn takes_body(self, method: &Method) -> bool {
+        matches!((self, method), (Self::Pins, &Method::POST | &Method::DELETE) | (Self::Warm, &Method::POST))
     }
 
     /// The parameters that it takes by this method; none: it has no such method.
@@ -150,7 +166,8 @@ impl Resource {
             (Self::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
             (Self::Verify, &Method::POST) => &["pattern", "rate", "repair"],
             (Self::Pins, &Method::POST | &Method::DELETE) => &["name"],
-            (Self::Gc | Self::Verify, _) => return None,
+            (Self::Warm, &Method::POST) => &[],
+            (Self::Gc | Self::Verify | Self::Warm, _) => return None,
             (_, &Method::GET | &Method::HEAD) => &[],
             _ => return None,
         })
@@ -203,8 +220,15 @@ impl Api {
                 written(&self.store.collect(dry_run, evict).await.map_err(failed)?)
             }
             (Resource::Verify, _) => self.verify(asked, config).await,
+            (Resource::Warm, _) => {
+                let request = asked.json()?.ok_or_else(|| bad("a body is missing: {\"images\": [NAME, …]}"))?;
+                let cache = self.live.as_ref().map(|live| &live.cache);
+                written(&Box::pin(warm::warm(request, &self.store, cache, config)).await?)
+            }
             (Resource::Pins, method) => {
-                let names: Vec<&str> = asked.0.all("name").collect();
+                let body: Option<PinNames> = asked.json()?;
+                let listed = body.iter().flat_map(|body| &body.names).map(String::as_str);
+                let names: Vec<&str> = asked.query.all("name").chain(listed).collect();
                 match *method {
                     Method::POST => written(&pins::make(&self.store, config, &names).await?),
                     Method::DELETE => written(&pins::remove(&self.store, config, &names).await?),
@@ -216,7 +240,7 @@ impl Api {
     }
 
     async fn remove(&self, asked: &Parameters, config: &Config) -> Result<Response<Body>, Failure> {
-        let patterns = asked.0.all("name").map(|name| pattern(name, config)).collect::<Result<Vec<_>, _>>()?;
+        let patterns = asked.query.all("name").map(|name| pattern(name, config)).collect::<Result<Vec<_>, _>>()?;
         if patterns.is_empty() {
             return Err(bad("name: say which images are to be removed"));
         }
@@ -263,17 +287,31 @@ impl Parameters {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(bad(format!("{name:?} is no parameter of this; there is {known}")));
         }
-        Ok(Self(form))
+        Ok(Self { query: form, body: Bytes::new() })
+    }
+
+    /// With the body that came.
+    pub(super) fn with_body(self, body: Bytes) -> Self {
+        Self { body, ..self }
+    }
+
+    /// The body; none: there is none.
+    fn json<T: DeserializeOwned>(&self) -> Result<Option<T>, Failure> {
+        if self.body.is_empty() {
+            return Ok(None);
+        }
+        // serde_json says the line and the column.
+        serde_json::from_slice(&self.body).map(Some).map_err(|error| bad(format!("the body: {error}")))
     }
 
     /// One that must be there.
     pub(super) fn required(&self, name: &str) -> Result<&str, Failure> {
-        self.0.get(name).ok_or_else(|| bad(format!("?{name}=NAME is missing")))
+        self.query.get(name).ok_or_else(|| bad(format!("?{name}=NAME is missing")))
     }
 
     /// How long the points of a history are.
     pub(super) fn step(&self) -> Result<Step, Failure> {
-        match self.0.get("step") {
+        match self.query.get("step") {
             None | Some("minute") => Ok(Step::Minute),
             Some("hour") => Ok(Step::Hour),
             Some(other) => Err(bad(format!("step: {other:?} is neither minute nor hour"))),
@@ -281,7 +319,7 @@ impl Parameters {
     }
 
     fn flag(&self, name: &str) -> Result<bool, Failure> {
-        match self.0.get(name) {
+        match self.query.get(name) {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(other) => Err(bad(format!("{name}: {other:?} is neither true nor false"))),
@@ -290,11 +328,11 @@ impl Parameters {
 
     fn number(&self, name: &str) -> Result<Option<u64>, Failure> {
         let parse = |text: &str| text.parse().map_err(|_| bad(format!("{name}: {text:?} is not a number of bytes")));
-        self.0.get(name).map(parse).transpose()
+        self.query.get(name).map(parse).transpose()
     }
 
     fn pattern(&self, name: &str, config: &Config) -> Result<Option<ImagePattern>, Failure> {
-        self.0.get(name).map(|text| pattern(text, config)).transpose()
+        self.query.get(name).map(|text| pattern(text, config)).transpose()
     }
 }
 

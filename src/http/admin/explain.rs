@@ -128,7 +128,7 @@ impl Name {
         Ok(Self { upstream, repository, reference })
     }
 
-    fn whole(&self) -> String {
+    pub(super) fn whole(&self) -> String {
         let separator = if matches!(self.reference, Reference::Tag(_)) { ':' } else { '@' };
         format!("{}/{}{separator}{}", self.upstream, self.repository, self.reference)
     }

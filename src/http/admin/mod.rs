@@ -4,6 +4,7 @@
 //! `admin.token_file`. Over the admin socket everything is open to root and to the user that ocistern runs as.
 
 mod api;
+mod body;
 mod dashboard;
 mod errors;
 mod explain;
@@ -15,6 +16,7 @@ mod openapi;
 mod pins;
 mod status;
 mod upstreams;
+mod warm;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -32,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::api::{Api, Fills, Images, Live};
 use self::api::{Parameters, Resource, written};
+pub use self::body::LARGEST_BODY;
 use self::dashboard::Asset;
 pub use self::errors::{ErrorList, FoldedError};
 pub use self::explain::{Explanation, TagReport, Verdict};
@@ -40,11 +43,12 @@ pub use self::figures::{Results, Traffic};
 use self::history::History;
 pub use self::history::{Forecast, HistoryPoint, HistoryReport};
 pub use self::human::bytes;
-pub use self::pins::{PinName, Pinning, Pins};
+pub use self::pins::{PinName, PinNames, Pinning, Pins};
 pub use self::status::{Status, StoreStatus};
 pub use self::upstreams::{EndpointReport, ErrorReport, RateLimitReport, UpstreamList, UpstreamReport};
+pub use self::warm::{WarmImage, WarmReport, WarmRequest, WarmState};
 use super::access::{Peer, is_loopback_host, is_relayed};
-use super::body::Body;
+use super::body::{Body, BodyError as BoxError};
 use super::respond::{Failure, json};
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -139,10 +143,13 @@ impl Admin {
     }
 
     /// Answers one request.
-    pub async fn handle<B>(&self, peer: Peer, request: Request<B>) -> Response<Body> {
+    pub async fn handle<B>(&self, peer: Peer, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send,
+    {
         let answer = async {
             self.check(peer, &request).await?;
-            self.answer(&request).await
+            self.answer(request).await
         };
         guarded(answer.await.unwrap_or_else(Failure::into_response))
     }
@@ -152,10 +159,17 @@ impl Admin {
         self.history.keep(&self.metrics, self.api.clock(), stop).await;
     }
 
-    async fn answer<B>(&self, request: &Request<B>) -> Result<Response<Body>, Failure> {
-        let (path, method) = (request.uri().path(), request.method());
+    async fn answer<B>(&self, request: Request<B>) -> Result<Response<Body>, Failure>
+    where
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send,
+    {
+        let (head, body) = request.into_parts();
+        let (path, method) = (head.uri.path(), &head.method);
         if let Some(resource) = Resource::parse(path) {
-            let asked = Parameters::of(resource, method, request.uri())?;
+            let mut asked = Parameters::of(resource, method, &head.uri)?;
+            if resource.takes_body(method) {
+                asked = asked.with_body(body::read(&head.headers, body).await?);
+            }
             return self.resource(resource, method, &asked).await;
         }
         let asset = Asset::at(path);
@@ -350,7 +364,8 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
 mod tests {
     use std::path::Path;
 
-    use http_body_util::BodyExt;
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Empty};
 
     use super::*;
     use crate::store::{Store, StoreOptions};
@@ -379,12 +394,12 @@ mod tests {
         Admin::new(Arc::new(config), Metrics::new().unwrap(), readiness, 1000, api)
     }
 
-    fn request(method: &Method, path: &str, host: &str, authorization: Option<&str>) -> Request<()> {
+    fn request(method: &Method, path: &str, host: &str, authorization: Option<&str>) -> Request<Empty<Bytes>> {
         let mut builder = Request::builder().method(method).uri(path).header(HOST, host);
         if let Some(value) = authorization {
             builder = builder.header(AUTHORIZATION, value);
         }
-        builder.body(()).unwrap()
+        builder.body(Empty::new()).unwrap()
     }
 
     async fn body(response: Response<Body>) -> String {

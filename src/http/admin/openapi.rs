@@ -13,8 +13,8 @@ mod tests {
     use super::super::api::Resource;
     use super::*;
 
-    /// What is there: path, method and parameters. HEAD goes with GET.
-    fn of_code() -> BTreeSet<(String, String, Vec<String>)> {
+    /// What is there: path, method, parameters, and whether it takes a body. HEAD goes with GET.
+    fn of_code() -> BTreeSet<(String, String, Vec<String>, bool)> {
         let mut found = BTreeSet::new();
         for resource in Resource::ALL {
             for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
@@ -24,7 +24,8 @@ mod tests {
                 let path = format!("/api/v1/{}", resource.name());
                 assert_eq!(Resource::parse(&path), Some(resource));
                 assert_eq!(resource.parameters(&Method::HEAD).is_some(), resource.parameters(&Method::GET).is_some());
-                found.insert((path, method.as_str().to_ascii_lowercase(), parameters));
+                let takes_body = resource.takes_body(&method);
+                found.insert((path, method.as_str().to_ascii_lowercase(), parameters, takes_body));
             }
         }
         found
@@ -46,7 +47,15 @@ mod tests {
                     parameters.push(parameter["name"].as_str().unwrap().to_owned());
                 }
                 parameters.sort();
-                described.insert((path.clone(), method.clone(), parameters));
+                let body = &operation["requestBody"]["content"];
+                let takes_body = body.is_object();
+                if takes_body {
+                    assert!(body["application/json"]["schema"]["$ref"].is_string(), "{method} {path}: {body}");
+                    for status in ["408", "413", "415"] {
+                        assert!(operation["responses"][status].is_object(), "{method} {path}: {status}");
+                    }
+                }
+                described.insert((path.clone(), method.clone(), parameters, takes_body));
                 // Reads are open to this machine, changes never.
                 let is_open = operation["security"].as_array().unwrap().iter().any(|way| way == &serde_json::json!({}));
                 assert_eq!(is_open, method == "get", "{method} {path}");

@@ -24,6 +24,14 @@ pub struct PinName {
     pub configured: bool,
 }
 
+/// What POST and DELETE take as a body, where the names are too many for a query.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinNames {
+    /// Names, or patterns of one upstream.
+    pub names: Vec<String>,
+}
+
 /// What became of pins that were to be made or removed.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Pinning {
