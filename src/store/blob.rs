@@ -159,10 +159,9 @@ impl Inner {
         let open = self.open.get(digest)?;
         let blob = self.stored_blob(digest, open.file.clone(), open.seen, Trust::Verified);
         let blob = StoredBlob { map: open.map.clone(), ..blob };
-        self.books.used(digest, open.seen.len);
-        // Looked at after it was put into the books, as below, where a file that has changed is found, and closed: that may
-        // take time, and this is an async worker.
-        if !open.is_as_seen() {
+        // One that is not in the books may have just been removed: whether it has is found out below. So is what has become of
+        // a file that has changed, which is closed there: that may take time, and this is an async worker.
+        if !self.books.used(digest, open.seen.len) || !open.is_as_seen() {
             return None;
         }
         self.use_image_of(digest);
@@ -204,14 +203,20 @@ impl Inner {
         };
         let blob = self.stored_blob(digest, Arc::new(file), seen, trust);
         if is_use {
-            self.books.used(digest, seen.len);
+            if !self.books.used(digest, seen.len) {
+                // Who removes it holds this until it is off the books: else it would be put back there.
+                let _names = self.names.lock();
+                if has_name(&blob.file) {
+                    self.books.used_first(digest, seen.len);
+                }
+            }
             self.use_image_of(digest);
             if trust == Trust::Verified {
                 self.open.keep(before, digest, OpenFile { file: blob.file.clone(), seen, map: blob.map.clone() });
             }
         }
-        // Looked at after it was put into the books, so that a removal at the same moment is seen here or sees it there.
-        if blob.file.metadata().is_ok_and(|now| now.nlink() == 0) {
+        // Looked at after it was held, so that a removal at the same moment is seen here or sees that.
+        if !has_name(&blob.file) {
             self.unlinked(digest, seen.inode, seen.len);
             self.forget_missing(digest);
         }
@@ -345,4 +350,9 @@ impl Inner {
             }
         }
     }
+}
+
+/// Whether the file has a name; also if that cannot be told.
+fn has_name(file: &File) -> bool {
+    file.metadata().map_or(true, |now| now.nlink() > 0)
 }
