@@ -16,6 +16,7 @@ mod fill;
 mod first;
 mod flight;
 mod freshness;
+mod front;
 mod hot;
 mod keep;
 mod labels;
@@ -127,6 +128,8 @@ pub struct Cache {
     hot: hot::Hot,
     /// Downloads of blobs.
     fills: fill::Fills,
+    /// What has come last of them.
+    fronts: Arc<front::Fronts>,
     /// Mirrors that have brought something wrong a while ago.
     aside: endpoints::Aside,
     /// Checks of stored files.
@@ -228,6 +231,7 @@ impl Cache {
             stop,
             hot: hot::Hot::default(),
             fills: fill::Fills::default(),
+            fronts: Arc::default(),
             aside: Arc::new(recent::Recent::new(endpoints::ASIDE_FOR, MEMORY)),
             checks: verify::Checks::default(),
             fetches: flight::Flights::new(),

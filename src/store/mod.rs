@@ -88,6 +88,7 @@ pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
 pub use rehash::{AtOnce, Before, Checked, MissingBlob, Pace, Unreadable, Verified, WrongBlob};
 pub use remove::{Removed, RemovedFrom, RemovedImage};
 pub use spool::{Spool, SpoolReader};
+pub use work::Placed;
 pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
@@ -203,6 +204,8 @@ struct Inner {
     /// Jobs on the blocking pool that nobody awaits.
     jobs: TaskTracker,
     closed: AtomicBool,
+    /// Whether the job that writes a blob hashes it, too.
+    writer_hashes: AtomicBool,
     /// Last, so that it is let go of after everything else is.
     lock: RootLock,
 }
@@ -318,6 +321,7 @@ impl Store {
             keys: Gated::default(),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),
+            writer_hashes: AtomicBool::new(pipeline::is_for_one_job()),
             lock,
             disk,
             timeline,
