@@ -24,6 +24,7 @@ mod legs;
 mod lenders;
 mod lists;
 mod manifest;
+mod missed;
 mod patience;
 mod plan;
 mod progress;
@@ -163,6 +164,8 @@ pub struct Cache {
     keeping: Arc<Semaphore>,
     /// That the disk is slow was said a moment ago.
     slow_disk: recent::Recent<(), ()>,
+    /// Makes numbers of those who ask, which mean nothing elsewhere.
+    askers: foldhash::fast::RandomState,
     /// Whether upstreams can be asked for manifests by HEAD.
     heads: recent::Recent<UpstreamName, fetch::Heads>,
 }
@@ -246,6 +249,7 @@ impl Cache {
             writers: upload::Writers::default(),
             keeping: Arc::new(Semaphore::new(keep::AT_ONCE)),
             slow_disk: recent::Recent::new(Duration::from_mins(1), 1),
+            askers: foldhash::fast::RandomState::default(),
             heads: recent::Recent::new(fetch::HEADS_FOR, MEMORY),
         })
     }

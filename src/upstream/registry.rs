@@ -231,7 +231,7 @@ impl Registry {
 
     /// Asks, with tokens, redirects and retries, until the head of a successful answer is there, or the deadline.
     pub async fn fetch(&self, ask: Ask) -> Result<Answer, UpstreamError> {
-        if self.is_closed_to(ask.right.as_ref()) {
+        if self.is_closed_to(ask.right.as_ref()) || self.config.is_closed_to(ask.repo.as_ref(), ask.tag.as_ref()) {
             return Err(Fault::Sealed.of(self.name()));
         }
         let mut retries = Retries::until(ask.deadline);
