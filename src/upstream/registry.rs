@@ -13,6 +13,7 @@ use super::ask::{Answer, Ask};
 use super::auth::Auth;
 use super::body::Intake;
 use super::breaker::Breaker;
+use super::budget::{Budget, Spent};
 use super::client::{Client, Trust, TrustError};
 use super::connect::{Dial, OwnAddresses};
 use super::credentials::Source;
@@ -43,6 +44,7 @@ pub struct Registry {
     pub(super) wire: Wire,
     breaker: Breaker,
     pulse: Pulse,
+    budget: Budget,
     troubles: Arc<Troubles>,
     metrics: Metrics,
     pub(super) intake: Arc<Intake>,
@@ -124,6 +126,7 @@ impl Registry {
             wire,
             breaker: Breaker::default(),
             pulse: Pulse::default(),
+            budget: Budget::default(),
             troubles: Arc::clone(troubles),
             metrics: metrics.clone(),
             intake: Arc::new(intake),
@@ -262,6 +265,15 @@ impl Registry {
         self.pulse.health(self.config.sealed, self.breaker.held_back())
     }
 
+    /// Whether a request may be sent now that no client waits for, where `reserve` percent of the rate limit are for clients.
+    /// Who fetches ahead asks before each request that counts there; HEADs are free on Docker Hub.
+    ///
+    /// # Errors
+    /// Too little is left, or it has answered 429; with the time to wait.
+    pub fn spare(&self, reserve: u8) -> Result<(), Spent> {
+        self.budget.spare(reserve)
+    }
+
     /// A request about this repository has ended with this, and is not repeated.
     pub(super) fn ended(&self, fault: Fault, repo: Option<&RepoName>) -> UpstreamError {
         self.pulse.ended(&fault, self.wire.now());
@@ -304,6 +316,7 @@ impl Registry {
             Ok(response) => {
                 permit.reached();
                 self.pulse.answered(response.status(), response.headers(), self.wire.now());
+                self.budget.answered(response.status(), response.headers(), self.wire.now());
                 // A mirror's word on its own limit would be taken for the upstream's.
                 let is_told = !self.is_mirror && self.in_use.load(Ordering::Relaxed);
                 if let Some(limit) = rate_limit(response.headers()).filter(|_| is_told) {
