@@ -25,6 +25,7 @@ mod legs;
 mod lenders;
 mod lists;
 mod manifest;
+mod missed;
 mod patience;
 mod plan;
 mod progress;
@@ -166,6 +167,8 @@ pub struct Cache {
     keeping: Arc<Semaphore>,
     /// That the disk is slow was said a moment ago.
     slow_disk: recent::Recent<(), ()>,
+    /// Makes numbers of those who ask, which mean nothing elsewhere.
+    askers: foldhash::fast::RandomState,
     /// Whether upstreams can be asked for manifests by HEAD.
     heads: recent::Recent<UpstreamName, fetch::Heads>,
 }
@@ -250,6 +253,7 @@ impl Cache {
             writers: upload::Writers::default(),
             keeping: Arc::new(Semaphore::new(keep::AT_ONCE)),
             slow_disk: recent::Recent::new(Duration::from_mins(1), 1),
+            askers: foldhash::fast::RandomState::default(),
             heads: recent::Recent::new(fetch::HEADS_FOR, MEMORY),
         })
     }

@@ -5,6 +5,7 @@
 mod clients;
 mod completions;
 pub mod config;
+mod coverage;
 mod doctor;
 mod du;
 mod filter;
@@ -15,6 +16,7 @@ mod known;
 mod log;
 mod ls;
 mod man;
+mod missed;
 mod named;
 mod pages;
 mod pin;
@@ -73,6 +75,10 @@ enum Command {
     Verify(verify::Arguments),
     /// Remove what nothing leads to and downloads that were given up, and repair the index
     Gc(gc::Arguments),
+    /// List what was asked of sealed upstreams and is not in the store, for who can bring it
+    Missed(missed::Arguments),
+    /// Tell what pulls of images would miss if no upstream could be asked
+    Coverage(coverage::Arguments),
     /// Point clients at this ocistern, or make a private CA for it
     Setup(setup::Arguments),
     /// Show what the daemon does and saves, its upstreams and its store; ends with 1 if none serves
@@ -129,6 +135,8 @@ pub fn run() -> ExitCode {
         Command::Unpin(arguments) => tell(pin::unpin(&arguments)),
         Command::Verify(arguments) => tell(verify::run(&arguments)),
         Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
+        Command::Missed(arguments) => tell(missed::run(&arguments)),
+        Command::Coverage(arguments) => tell(coverage::run(&arguments)),
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Status(arguments) => tell(status::run(&arguments)),
         Command::Doctor(arguments) => doctor::run(&arguments),

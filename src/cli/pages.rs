@@ -205,6 +205,40 @@ const PAGES: &[(&str, &[Section])] = &[
         ],
     ),
     (
+        "ocistern-missed",
+        &[
+            status(&[
+                ("0", "Listed, which may be nothing."),
+                ("1", "Failed: there is no store there, somebody else has it, or the daemon cannot do it."),
+                MISTAKE,
+            ]),
+            examples(&[
+                (
+                    "ocistern missed",
+                    "References, one a line, with details behind #: the list that other commands take.",
+                ),
+                ("ocistern missed --clear --json", "For a script that begins a new list each day."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-coverage",
+        &[
+            status(&[
+                ("0", "All of all images is in the store."),
+                ("1", "Something is missing, or it failed."),
+                MISTAKE,
+            ]),
+            examples(&[
+                (
+                    "ocistern coverage --file images.txt --platform linux/amd64",
+                    "Before the way to the registries is closed.",
+                ),
+                ("ocistern coverage docker.io/library/alpine:3", "One image, for all its platforms."),
+            ]),
+        ],
+    ),
+    (
         "ocistern-setup-ca",
         &[
             status(&[

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 mod blob;
 mod capacity;
 mod check;
+mod coverage;
 mod departed;
 mod disk;
 mod error;
@@ -42,6 +43,7 @@ mod lists;
 mod lock;
 mod marks;
 mod memory;
+mod missed;
 mod open_files;
 mod order;
 mod origin;
@@ -72,6 +74,7 @@ mod writer;
 
 pub use blob::{Quarantined, StoredBlob, Trust};
 pub use check::TagState;
+pub use coverage::{Covered, Extent, MissingPart};
 pub use departed::{Departed, Departure};
 pub use error::StoreError;
 pub use explain::{PartKind, PartReport, Stored};
@@ -80,6 +83,7 @@ pub use inventory::{Image, Platform, RepositoryUsage, Usage};
 pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
 pub use marks::{SETTLES_WITHIN, Suspicion};
+pub use missed::{Missed, MissedImage, MissedKind, Sought};
 pub use partial::{Partial, PartialMark};
 pub use pins::PinOf;
 pub use probe::{Room, check_format, has_openat2, room};
@@ -100,6 +104,7 @@ use hints::{Hints, SledSource, Source};
 use images::Uses;
 use known::Known;
 use lock::RootLock;
+use missed::MissedNames;
 use open_files::OpenFiles;
 use partial::Partials;
 use pins::Pins;
@@ -186,6 +191,8 @@ struct Inner {
     pins: Pins,
     uses: Uses,
     departures: Departures,
+    /// What was asked of sealed upstreams and is not here.
+    missed: MissedNames,
     /// What fills have left that did not end.
     partials: Arc<Partials>,
     /// How often the index had been begun anew when a whole scan began that brought it all blobs.
@@ -288,6 +295,7 @@ impl Store {
         let records = Records::default();
         let group = GroupSync::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk, &group));
+        let missed = MissedNames::read(&disk);
         let Start { epoch, goes_on, is_put_down } = Epoch::begin(&disk, &records);
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
@@ -311,6 +319,7 @@ impl Store {
             pins,
             uses: Uses::default(),
             departures: Departures::default(),
+            missed,
             partials: Arc::default(),
             scanned: AtomicU64::new(0),
             max_age: Mutex::new(keep.max_age),
@@ -414,6 +423,7 @@ impl Store {
                 inner.remove_stuck_partials();
                 inner.forget_surplus_partials();
                 if order {
+                    inner.keep_missed();
                     inner.write_order();
                     inner.forget_lost_partials();
                 }
@@ -517,6 +527,7 @@ impl Inner {
 
     fn shut(&self) -> Result<(), StoreError> {
         self.open.clear();
+        self.keep_missed();
         let synced = self.group.run(&self.disk);
         self.remove_left();
         self.remove_stuck_partials();

@@ -37,6 +37,7 @@ mod reload;
 mod restart;
 mod resume;
 mod room;
+mod sealed;
 mod server;
 mod sessions;
 mod strangers;

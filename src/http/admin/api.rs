@@ -12,7 +12,7 @@ use super::super::body::Body;
 use super::super::form::Form;
 use super::super::respond::{Failure, causes, json};
 use super::history::Step;
-use super::{names, pins};
+use super::{missed, names, pins};
 use crate::cache::{Cache, FillReport};
 use crate::clock::Clock;
 use crate::config::{Config, ImagePattern};
@@ -80,6 +80,10 @@ pub(super) enum Resource {
     Verify,
     /// Names whose content is never evicted.
     Pins,
+    /// What sealed upstreams were asked for in vain.
+    Missed,
+    /// What pulls would miss.
+    Coverage,
     /// The description of all this.
     OpenApi,
 }
@@ -92,7 +96,7 @@ pub(super) struct Parameters(Form);
 
 impl Resource {
     /// All of them.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Status,
         Self::Images,
         Self::Usage,
@@ -104,6 +108,8 @@ impl Resource {
         Self::Gc,
         Self::Verify,
         Self::Pins,
+        Self::Missed,
+        Self::Coverage,
         Self::OpenApi,
     ];
 
@@ -126,6 +132,8 @@ impl Resource {
             Self::Gc => "gc",
             Self::Verify => "verify",
             Self::Pins => "pins",
+            Self::Missed => "missed",
+            Self::Coverage => "coverage",
             Self::OpenApi => "openapi.json",
         }
     }
@@ -133,7 +141,7 @@ impl Resource {
     /// Its methods, as `Allow` has them.
     const fn methods(self) -> &'static str {
         match self {
-            Self::Images => "GET, HEAD, DELETE",
+            Self::Images | Self::Missed => "GET, HEAD, DELETE",
             Self::Gc | Self::Verify => "POST",
             Self::Pins => "GET, HEAD, POST, DELETE",
             _ => "GET, HEAD",
@@ -150,8 +158,9 @@ impl Resource {
             (Self::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
             (Self::Verify, &Method::POST) => &["pattern", "rate", "repair"],
             (Self::Pins, &Method::POST | &Method::DELETE) => &["name"],
+            (Self::Coverage, &Method::GET | &Method::HEAD) => &["image", "platform"],
             (Self::Gc | Self::Verify, _) => return None,
-            (_, &Method::GET | &Method::HEAD) => &[],
+            (_, &Method::GET | &Method::HEAD) | (Self::Missed, &Method::DELETE) => &[],
             _ => return None,
         })
     }
@@ -195,6 +204,13 @@ impl Api {
             (Resource::Images, _) => {
                 let images = self.store.images(asked.pattern("pattern", config)?).await.map_err(failed)?;
                 written(&Images { images })
+            }
+            (Resource::Missed, &Method::DELETE) => written(&self.store.clear_missed().await.map_err(failed)?),
+            (Resource::Missed, _) => written(&self.store.missed().await.map_err(failed)?),
+            (Resource::Coverage, _) => {
+                let (images, platforms) =
+                    (asked.0.all("image").collect::<Vec<_>>(), asked.0.all("platform").collect::<Vec<_>>());
+                written(&missed::coverage(&self.store, config, &images, &platforms).await?)
             }
             (Resource::Fills, _) => written(&Fills { fills: self.fills() }),
             (Resource::Gc, _) => {
