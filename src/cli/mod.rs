@@ -2,15 +2,19 @@
 //!
 //! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
 
+mod carry;
 mod clients;
 mod completions;
 pub mod config;
 mod doctor;
 mod du;
+mod export;
 mod filter;
 mod foreign;
 mod gc;
+mod have;
 mod health;
+mod import;
 mod known;
 mod log;
 mod ls;
@@ -73,6 +77,12 @@ enum Command {
     Verify(verify::Arguments),
     /// Remove what nothing leads to and downloads that were given up, and repair the index
     Gc(gc::Arguments),
+    /// Write images into a bundle, to be carried to another ocistern
+    Export(export::Arguments),
+    /// Take images out of a bundle, or another program's OCI image layout
+    Import(import::Arguments),
+    /// List what is stored, for who would export the rest
+    Have(have::Arguments),
     /// Point clients at this ocistern, or make a private CA for it
     Setup(setup::Arguments),
     /// Show what the daemon does and saves, its upstreams and its store; ends with 1 if none serves
@@ -129,6 +139,9 @@ pub fn run() -> ExitCode {
         Command::Unpin(arguments) => tell(pin::unpin(&arguments)),
         Command::Verify(arguments) => tell(verify::run(&arguments)),
         Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
+        Command::Export(arguments) => tell(export::run(&arguments)),
+        Command::Import(arguments) => tell(import::run(&arguments)),
+        Command::Have(arguments) => tell(have::run(&arguments)),
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Status(arguments) => tell(status::run(&arguments)),
         Command::Doctor(arguments) => doctor::run(&arguments),
