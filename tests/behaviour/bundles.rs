@@ -110,6 +110,9 @@ async fn what_is_carried_is_served_under_its_name() {
             assert_eq!(got.header("content-type"), images[0].media_type);
         }
         to.get(format!("/v2/app/manifests/{}", signature.digest)).await.assert_is(&signature.manifest);
+        let listed = to.get(format!("/v2/app/referrers/{}", images[0].digest)).await;
+        assert_eq!(listed.status, 200, "{}", listed.summary());
+        assert_eq!(listed.json()["manifests"][0]["digest"], signature.digest.to_string());
         // Nothing leads from one repository into another.
         to.get(format!("/v2/app/manifests/{}", images[1].digest)).await.assert_fails(404);
         let again = json(to.root(), &import).await;
