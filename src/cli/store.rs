@@ -100,11 +100,11 @@ pub(super) enum Trouble {
 }
 
 /// Who answers.
-enum Way {
+pub(super) enum Way {
     /// The daemon that has the root.
     Daemon(UnixStream, Holder),
     /// This process, which has locked the root.
-    Here(Store, Box<Admin>, Metrics),
+    Here(Store, Arc<Admin>, Metrics),
 }
 
 // === impl Ask ===
@@ -171,7 +171,7 @@ impl Ask {
     }
 
     /// Does something with the configuration, a log and a runtime, in which signals are listened to.
-    fn prepared<T>(
+    pub(super) fn prepared<T>(
         flags: &StoreFlags,
         work: impl AsyncFnOnce(Known, &mut Signals) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
@@ -189,17 +189,7 @@ impl Ask {
     }
 
     async fn once(&self, known: Known, signals: &mut Signals, json: bool) -> Result<Answer, Trouble> {
-        let mut finding = pin!(Way::find(known, self.command));
-        let way = tokio::select! {
-            way = &mut finding => way?,
-            _ = signals.next() => {
-                // A store that is just being opened must be closed; it takes no time that anybody would notice.
-                if let Ok(Way::Here(store, ..)) = finding.await {
-                    store.close().await;
-                }
-                return Err(Trouble::Interrupted);
-            }
-        };
+        let way = Way::find_unless(known, self.command, signals).await?;
         match way {
             // A daemon ends what nobody waits for any more.
             Way::Daemon(stream, holder) => {
@@ -265,7 +255,7 @@ impl Ask {
     async fn answer_here(&self, store: &Store, admin: &Admin) -> Result<Answer, Trouble> {
         store.load().await.map_err(|error| Trouble::Failed(causes(&error)))?;
         let user = rustix::process::geteuid().as_raw();
-        let response = admin.handle(Peer::Unix(Some(user)), self.request(())?).await;
+        let response = admin.handle(Peer::Unix(Some(user)), self.request(Empty::<Bytes>::new())?).await;
         let status = response.status();
         let body = response.into_body().collect().await.map_err(|error| Trouble::Failed(error.to_string()))?;
         Ok(Answer { bytes: checked(status, body.to_bytes())?, by: None })
@@ -278,7 +268,7 @@ fn words() -> Vec<String> {
 }
 
 /// The body of a good answer.
-fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
+pub(super) fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
     if status.is_success() {
         return Ok(body);
     }
@@ -325,6 +315,25 @@ impl Trouble {
 // === impl Way ===
 
 impl Way {
+    /// Finds it, unless a signal comes.
+    pub(super) async fn find_unless(
+        known: Known,
+        command: &'static str,
+        signals: &mut Signals,
+    ) -> Result<Self, Trouble> {
+        let mut finding = pin!(Self::find(known, command));
+        tokio::select! {
+            way = &mut finding => way,
+            _ = signals.next() => {
+                // A store that is just being opened must be closed; it takes no time that anybody would notice.
+                if let Ok(Self::Here(store, ..)) = finding.await {
+                    store.close().await;
+                }
+                Err(Trouble::Interrupted)
+            }
+        }
+    }
+
     async fn find(known: Known, command: &'static str) -> Result<Self, Trouble> {
         let Known { config, mistake } = known;
         let root = &config.root;
@@ -419,7 +428,7 @@ impl Way {
         readiness.set(Stage::Stopped);
         let user = rustix::process::geteuid().as_raw();
         let api = Api::new(store.clone(), None);
-        Self::Here(store, Box::new(Admin::new(Arc::new(config), metrics.clone(), readiness, user, api)), metrics)
+        Self::Here(store, Arc::new(Admin::new(Arc::new(config), metrics.clone(), readiness, user, api)), metrics)
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt as _, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 
+use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
 use super::capacity::Hold;
@@ -85,6 +86,18 @@ impl StoredBlob {
     /// The whole file, mapped; none where address space is used up.
     pub(crate) fn mapping(&self) -> Option<Arc<Mapping>> {
         self.map.get_or_init(|| Mapping::new(self.file.clone(), 0..self.len).ok().map(Arc::new)).clone()
+    }
+
+    /// At most so many bytes from `at` on; none: it ends there.
+    pub async fn read_at(&self, at: u64, most: usize) -> io::Result<Bytes> {
+        let (file, left) = (self.file.clone(), usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX));
+        let read = move || {
+            let mut bytes = BytesMut::zeroed(most.min(left));
+            let count = file.read_at(&mut bytes, at)?;
+            bytes.truncate(count);
+            Ok(bytes.freeze())
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// The file could not be read, although nothing about it has changed: it is verified when it is opened next. Does
@@ -168,7 +181,7 @@ impl Inner {
         Some(blob)
     }
 
-    fn open_blob(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Result<Option<StoredBlob>, StoreError> {
+    pub(super) fn open_blob(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Result<Option<StoredBlob>, StoreError> {
         let path = layout::blob(digest);
         self.open.forget_changed(digest);
         let before = self.open.before(digest);

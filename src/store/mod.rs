@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 mod blob;
 mod capacity;
+mod carry;
 mod check;
 mod coverage;
 mod departed;
@@ -73,6 +74,7 @@ mod work;
 mod writer;
 
 pub use blob::{Quarantined, StoredBlob, Trust};
+pub use carry::{Carried, Taken, Terms};
 pub use check::TagState;
 pub use coverage::{Covered, Extent, MissingPart};
 pub use departed::{Departed, Departure};

@@ -9,6 +9,7 @@ mod access;
 mod access_cache;
 mod addressing;
 mod admin;
+mod bundles;
 mod cli;
 mod clocks;
 mod cold_ranges;

@@ -11,6 +11,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::super::body::Body;
 use super::super::form::Form;
 use super::super::respond::{Failure, causes, json};
+use super::carry::LayoutIndex;
 use super::history::Step;
 use super::{missed, names, pins};
 use crate::cache::{Cache, FillReport};
@@ -84,6 +85,16 @@ pub(super) enum Resource {
     Missed,
     /// What pulls would miss.
     Coverage,
+    /// What is here, for who would bring something.
+    Have,
+    /// Images with all that belongs to them, to be carried elsewhere.
+    Carried,
+    /// The bytes of blobs.
+    Content,
+    /// Images whose blobs are here, and nothing yet that leads to them.
+    Imports,
+    /// The file that makes the root an OCI image layout.
+    LayoutIndex,
     /// The description of all this.
     OpenApi,
 }
@@ -96,7 +107,7 @@ pub(super) struct Parameters(Form);
 
 impl Resource {
     /// All of them.
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::Status,
         Self::Images,
         Self::Usage,
@@ -110,6 +121,11 @@ impl Resource {
         Self::Pins,
         Self::Missed,
         Self::Coverage,
+        Self::Have,
+        Self::Carried,
+        Self::Content,
+        Self::Imports,
+        Self::LayoutIndex,
         Self::OpenApi,
     ];
 
@@ -134,6 +150,11 @@ impl Resource {
             Self::Pins => "pins",
             Self::Missed => "missed",
             Self::Coverage => "coverage",
+            Self::Have => "have",
+            Self::Carried => "carried",
+            Self::Content => "content",
+            Self::Imports => "imports",
+            Self::LayoutIndex => "layout-index",
             Self::OpenApi => "openapi.json",
         }
     }
@@ -142,7 +163,8 @@ impl Resource {
     const fn methods(self) -> &'static str {
         match self {
             Self::Images | Self::Missed => "GET, HEAD, DELETE",
-            Self::Gc | Self::Verify => "POST",
+            Self::Gc | Self::Verify | Self::Imports | Self::LayoutIndex => "POST",
+            Self::Content => "POST, PUT",
             Self::Pins => "GET, HEAD, POST, DELETE",
             _ => "GET, HEAD",
         }
@@ -157,10 +179,16 @@ impl Resource {
             (Self::Explain, &Method::GET | &Method::HEAD) => &["image"],
             (Self::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
             (Self::Verify, &Method::POST) => &["pattern", "rate", "repair"],
-            (Self::Pins, &Method::POST | &Method::DELETE) => &["name"],
+            (Self::Carried, &Method::GET | &Method::HEAD) | (Self::Pins, &Method::POST | &Method::DELETE) => &["name"],
             (Self::Coverage, &Method::GET | &Method::HEAD) => &["image", "platform"],
-            (Self::Gc | Self::Verify, _) => return None,
-            (_, &Method::GET | &Method::HEAD) | (Self::Missed, &Method::DELETE) => &[],
+            // Not by GET, which is open to all users of this machine: it is for those who may read it.
+            (Self::Content, &Method::POST) => &["digest"],
+            (Self::Content, &Method::PUT) => &["digest", "size"],
+            (Self::Gc | Self::Verify | Self::Content, _)
+            | (Self::Imports | Self::LayoutIndex, &Method::GET | &Method::HEAD) => return None,
+            (_, &Method::GET | &Method::HEAD)
+            | (Self::Missed, &Method::DELETE)
+            | (Self::Imports | Self::LayoutIndex, &Method::POST) => &[],
             _ => return None,
         })
     }
@@ -226,6 +254,15 @@ impl Api {
                     Method::DELETE => written(&pins::remove(&self.store, config, &names).await?),
                     _ => written(&pins::list(&self.store)),
                 }
+            }
+            (Resource::Have, _) => written(&self.store.have().await.map_err(failed)?),
+            (Resource::Carried, _) => {
+                let patterns = asked.0.all("name").map(|name| pattern(name, config)).collect::<Result<Vec<_>, _>>()?;
+                written(&self.store.carried(patterns).await.map_err(failed)?)
+            }
+            (Resource::Content, _) => self.blob(asked).await,
+            (Resource::LayoutIndex, _) => {
+                written(&LayoutIndex { manifests: self.store.write_index().await.map_err(failed)? })
             }
             _ => written(&self.store.usage().await.map_err(failed)?),
         }
@@ -304,7 +341,7 @@ impl Parameters {
         }
     }
 
-    fn number(&self, name: &str) -> Result<Option<u64>, Failure> {
+    pub(super) fn number(&self, name: &str) -> Result<Option<u64>, Failure> {
         let parse = |text: &str| text.parse().map_err(|_| bad(format!("{name}: {text:?} is not a number of bytes")));
         self.0.get(name).map(parse).transpose()
     }

@@ -4,6 +4,7 @@
 //! `admin.token_file`. Over the admin socket everything is open to root and to the user that ocistern runs as.
 
 mod api;
+mod carry;
 mod dashboard;
 mod errors;
 mod explain;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, REFERRER_POLICY,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
@@ -33,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::api::{Api, Fills, Images, Live};
 use self::api::{Parameters, Resource, written};
+pub use self::carry::{BlobKept, Import, LayoutIndex};
 use self::dashboard::Asset;
 pub use self::errors::{ErrorList, FoldedError};
 pub use self::explain::{Explanation, TagReport, Verdict};
@@ -46,7 +49,7 @@ pub use self::pins::{PinName, Pinning, Pins};
 pub use self::status::{Status, StoreStatus};
 pub use self::upstreams::{EndpointReport, ErrorReport, RateLimitReport, UpstreamList, UpstreamReport};
 use super::access::{Peer, is_loopback_host, is_relayed};
-use super::body::Body;
+use super::body::{Body, BodyError};
 use super::respond::{Failure, json};
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -141,10 +144,25 @@ impl Admin {
     }
 
     /// Answers one request.
-    pub async fn handle<B>(&self, peer: Peer, request: Request<B>) -> Response<Body> {
+    pub async fn handle<B>(&self, peer: Peer, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: Into<BodyError>,
+    {
+        // Who waits with a request at hand would need a body that several threads may look at.
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, ());
         let answer = async {
             self.check(peer, &request).await?;
-            self.answer(&request).await
+            let (path, method) = (request.uri().path(), request.method());
+            match Resource::parse(path).filter(|resource| carry::takes_body(*resource, method)) {
+                Some(resource) => {
+                    let asked = Parameters::of(resource, method, request.uri())?;
+                    // As large as the answers of all others would have to be with it.
+                    Box::pin(self.api.brought(resource, &asked, body)).await
+                }
+                None => self.answer(&request).await,
+            }
         };
         guarded(answer.await.unwrap_or_else(Failure::into_response))
     }
@@ -352,7 +370,7 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
 mod tests {
     use std::path::Path;
 
-    use http_body_util::BodyExt;
+    use http_body_util::{BodyExt, Empty};
 
     use super::*;
     use crate::store::{Store, StoreOptions};
@@ -381,12 +399,12 @@ mod tests {
         Admin::new(Arc::new(config), Metrics::new().unwrap(), readiness, 1000, api)
     }
 
-    fn request(method: &Method, path: &str, host: &str, authorization: Option<&str>) -> Request<()> {
+    fn request(method: &Method, path: &str, host: &str, authorization: Option<&str>) -> Request<Empty<Bytes>> {
         let mut builder = Request::builder().method(method).uri(path).header(HOST, host);
         if let Some(value) = authorization {
             builder = builder.header(AUTHORIZATION, value);
         }
-        builder.body(()).unwrap()
+        builder.body(Empty::new()).unwrap()
     }
 
     async fn body(response: Response<Body>) -> String {
