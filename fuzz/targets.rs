@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderValue, Uri};
+use ocistern::bundle::{Reader, fuzzing};
 use ocistern::config::{Config, Listener};
 use ocistern::http::Seal;
 use ocistern::http::fuzzing::{claims, next_page, opens, sealed};
@@ -292,5 +293,30 @@ pub fn retry_after(data: &[u8]) {
     if !data.is_empty() && data.len() < 10 && data.iter().all(u8::is_ascii_digit) {
         let seconds = std::str::from_utf8(data).expect("digits").parse().expect("a number");
         assert_eq!(wait, Some(Duration::from_secs(seconds).min(Duration::from_hours(1))));
+    }
+}
+
+/// A bundle: what a tar has is read the same when it is written again, and no blob comes out whole that is not what its
+/// name says.
+pub fn bundle(data: &[u8]) {
+    let (members, ends) = fuzzing::members(data);
+    if ends && !members.iter().any(|(name, _)| name.contains('\0')) {
+        assert_eq!(fuzzing::members(&fuzzing::tar(&members)), (members, true), "written and read again");
+    }
+    let mut reader = Reader::of_tar("bundle", Box::new(std::io::Cursor::new(data.to_vec())));
+    let mut buffer = [0; 512];
+    while let Ok(Some(entry)) = reader.next_entry() {
+        let mut content = Vec::new();
+        while let Ok(count) = reader.read(&mut buffer) {
+            content.extend(&buffer[..count]);
+            if count == 0 {
+                assert_eq!(
+                    Digest::of(entry.digest.algorithm(), &content),
+                    entry.digest,
+                    "other bytes than its name says"
+                );
+                break;
+            }
+        }
     }
 }

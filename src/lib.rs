@@ -11,6 +11,7 @@
 //!
 //! `ARCHITECTURE.md` tells the path of a request, the layout on disk and the orders of commit, start and stop.
 
+pub mod bundle;
 pub mod cache;
 pub mod cli;
 pub mod clock;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 /// Module, and those that it may use.
 const RULES: &[(&str, &[&str])] = &[
     ("oci", &[]),
+    ("bundle", &["oci"]),
     ("clock", &[]),
     ("metrics", &[]),
     ("party", &[]),
@@ -18,13 +19,17 @@ const RULES: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("sendfile", &["sys"]),
     ("config", &["oci"]),
-    ("store", &["oci", "config", "clock", "metrics", "sys"]),
+    ("store", &["oci", "bundle", "config", "clock", "metrics", "sys"]),
     ("upstream", &["oci", "config", "clock", "metrics", "party", "telemetry", "troubles"]),
-    ("cache", &["oci", "config", "clock", "metrics", "party", "telemetry", "sys", "sendfile", "store", "upstream"]),
+    (
+        "cache",
+        &["oci", "bundle", "config", "clock", "metrics", "party", "telemetry", "sys", "sendfile", "store", "upstream"],
+    ),
     (
         "http",
         &[
             "oci",
+            "bundle",
             "config",
             "clock",
             "metrics",
@@ -41,7 +46,23 @@ const RULES: &[(&str, &[&str])] = &[
         "server",
         &["oci", "config", "clock", "metrics", "party", "troubles", "sendfile", "store", "upstream", "cache", "http"],
     ),
-    ("cli", &["oci", "config", "clock", "metrics", "telemetry", "sys", "store", "upstream", "cache", "http", "server"]),
+    (
+        "cli",
+        &[
+            "oci",
+            "bundle",
+            "config",
+            "clock",
+            "metrics",
+            "telemetry",
+            "sys",
+            "store",
+            "upstream",
+            "cache",
+            "http",
+            "server",
+        ],
+    ),
     ("main", &["oci", "config", "clock", "metrics", "store", "upstream", "cache", "http", "server", "cli"]),
 ];
 
@@ -50,12 +71,17 @@ const RULE: &str = "dependencies point one way: main → cli → server → http
 
 /// Where the file system is asked by calls that block, and why no async worker waits for them there.
 const BLOCKING: &[(&str, &str)] = &[
+    ("bundle/reader.rs", "`import` is a program of its own, whose main thread reads between two steps of its runtime"),
+    ("bundle/volumes.rs", "the same, and `export`"),
+    ("bundle/writer.rs", "`export` is a program of its own, whose main thread writes between two steps of its runtime"),
     (
         "cli/clients/folder.rs",
         "`setup` is a program of its own, without a runtime; `doctor` reads on the blocking pool",
     ),
+    ("cli/coverage.rs", "before the runtime is there"),
     ("cli/doctor/reading.rs", "on the blocking pool"),
     ("cli/doctor/root.rs", "on the blocking pool"),
+    ("cli/export.rs", "a list that is read before the runtime is there"),
     ("cli/list.rs", "a command reads its lists before its runtime is there"),
     ("cli/man.rs", "`man` is a program of its own, without a runtime"),
     ("cli/named.rs", "`config check` is a program of its own, without a runtime; `doctor` is on the blocking pool"),

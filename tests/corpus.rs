@@ -45,5 +45,5 @@ macro_rules! replayed {
 }
 
 replayed! {
-    route name scope digest range challenge location content_range manifest link redirect seal retry_after
+    route name scope digest range challenge location content_range manifest link redirect seal retry_after bundle
 }

@@ -103,6 +103,9 @@ fn values_of(label: &str) -> Option<Vec<&'static str>> {
     }
 }
 
+/// A repository of which upstream is not asked.
+const CLOSED: &str = "[[upstream.up.rule]]\nrepository = \"closed\"\ntags = \"sealed\"";
+
 /// The metrics of a daemon that has seen a little of everything.
 async fn exposition() -> String {
     let (upstream, image) = (Upstream::start().await, image(1));
@@ -112,7 +115,8 @@ async fn exposition() -> String {
     upstream.script("GET", &format!("*/blobs/{layer}"), 0..1, acts::cut_at(10, Cut::Fin));
     upstream.script("*", "*", .., acts::header("ratelimit-remaining", "76;w=21600"));
     let directory = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(&Daemon::configure(directory.path(), &upstream, "")).await;
+    let daemon = Daemon::start(&Daemon::configure(directory.path(), &upstream, CLOSED)).await;
+    daemon.client.get("/v2/closed/manifests/1").await.assert_fails(404);
     for _ in 0..2 {
         daemon.client.get("/v2/app/manifests/1").await.assert_is(&image.manifest);
         daemon.client.get(format!("/v2/app/blobs/{layer}")).await.assert_is(&image.layers[0]);

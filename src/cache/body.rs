@@ -1,7 +1,7 @@
 //! The bytes of a blob as a stream: from a finished file, or from one that still grows, with the tail held back.
 //!
-//! Every reader, the first one too, reads the file on disk at its own pace; the disk is the buffer, so memory stays
-//! bounded whatever the size of the blob and the number of clients (ADR 0002). The last bytes of the blob are handed
+//! Every reader, the first one too, reads at its own pace; the disk is the buffer, so memory stays bounded whatever the
+//! size of the blob and the number of clients (ADR 0002). Who keeps up gets what has just come from memory (ADR 0035). The last bytes of the blob are handed
 //! out only when the digest is known to match, so that no client can ever have received a complete wrong blob
 //! (ADR 0003). hyper stops polling a body once Content-Length bytes are out, hence nothing here depends on being
 //! polled to the end.
@@ -229,6 +229,10 @@ impl Cursor {
             }
         };
         let Some(wanted) = readable.checked_sub(self.at).filter(|&wanted| wanted > 0) else { return Ok(None) };
+        if let Some(bytes) = self.at_hand(readable) {
+            self.at += bytes.len() as u64;
+            return Ok(Some(bytes));
+        }
         let sent = self.at..self.at + wanted.min(SENT_CHUNK);
         if let Some(bytes) = self.part().and_then(|part| part.bytes(sent)) {
             self.at += bytes.len() as u64;
@@ -251,6 +255,13 @@ impl Cursor {
         }
         self.at += bytes.len() as u64;
         Ok(Some(bytes))
+    }
+
+    /// The next bytes, up to `end`, where they have come a moment ago.
+    fn at_hand(&self, end: u64) -> Option<Bytes> {
+        let Source::Watched { watcher, .. } = &self.source else { return None };
+        let most = if matches!(self.part, Sent::Never) { self.chunk as u64 } else { SENT_CHUNK };
+        watcher.at_hand(self.at, end, most)
     }
 
     /// The file, where the kernel can send it.

@@ -18,7 +18,7 @@ use super::supply::content_length;
 use super::writes::Asked;
 use super::{Cache, CacheError, Target, Wanted};
 use crate::config::{Credentials, Upstream};
-use crate::oci::{Digest, Reference, Via};
+use crate::oci::{Digest, Reference, RepoName, Via};
 use crate::store::{Access, Link, LinkKind};
 use crate::upstream::Right;
 
@@ -55,7 +55,7 @@ struct Terms {
 // === impl Terms ===
 
 impl Terms {
-    fn of(upstream: Option<&Arc<Upstream>>) -> Self {
+    fn of(upstream: Option<&Arc<Upstream>>, repo: &RepoName) -> Self {
         upstream.map_or(
             // An upstream that there is not is asked nothing and holds nothing.
             Self {
@@ -66,7 +66,7 @@ impl Terms {
                 access_stale: Duration::ZERO,
             },
             |upstream| Self {
-                sealed: upstream.sealed,
+                sealed: upstream.is_sealed(repo),
                 always_client: matches!(upstream.credentials, Credentials::Client),
                 public_for: upstream.public_for,
                 access_ttl: upstream.access_ttl,
@@ -80,7 +80,7 @@ impl Terms {
 
 impl Cache {
     fn terms(&self, target: &Target) -> Terms {
-        Terms::of(self.config.load().upstreams.get(&target.upstream))
+        Terms::of(self.config.load().upstreams.get(&target.upstream), &target.repo)
     }
 
     /// The door of every request: refused is who was refused a moment ago, and who shows no credential where one is

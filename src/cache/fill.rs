@@ -327,7 +327,7 @@ impl FillTask {
         // Before the head: who sees that may look.
         let _ = shared.via.set(via);
         self.reporter.present(writer.present());
-        writer.follow(self.reporter.growth());
+        writer.follow(self.reporter.growth(&self.cache.fronts));
         shared.gauges.begin(&supply, length, writer.present().total());
         self.reporter.head(Head { file: writer.file(), length });
 

@@ -205,7 +205,8 @@ impl Cache {
                 self.keep_in_time(keep).await;
                 Ok(list)
             }
-            Err(error) if error.is_unavailable() => {
+            // A list may also have come with a bundle, for a time when nobody is asked.
+            Err(error) if error.is_unavailable() || matches!(error, CacheError::Sealed { .. }) => {
                 let stored = self.store.list(upstream, repo, kind, query).await.unwrap_or_else(|error| {
                     warn(&error, "a stored list cannot be read");
                     None

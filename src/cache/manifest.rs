@@ -80,7 +80,15 @@ impl Cache {
     ) -> Result<Manifest, CacheError> {
         let answer = async {
             self.admit(target)?;
-            if matches!(want, Want::Confirmed | Want::Required) {
+            let is_sealed = match reference {
+                Reference::Tag(tag) => self.tag_policy(target, tag) == TagPolicy::Sealed,
+                Reference::Digest(_) => false,
+            };
+            if is_sealed && want == Want::Required {
+                return Err(CacheError::Sealed { upstream: target.upstream.clone() });
+            }
+            // That upstream is not asked about a sealed tag says nothing about the rest of the repository.
+            if !is_sealed && matches!(want, Want::Confirmed | Want::Required) {
                 let asking = self.describe_upstream(target, reference);
                 if let Some(answer) = Box::pin(self.confirmed(target, want, asking)).await {
                     return answer.map(Described::into_manifest);

@@ -16,6 +16,7 @@ mod fill;
 mod first;
 mod flight;
 mod freshness;
+mod front;
 mod hot;
 mod keep;
 mod labels;
@@ -24,6 +25,7 @@ mod legs;
 mod lenders;
 mod lists;
 mod manifest;
+mod missed;
 mod patience;
 mod plan;
 mod progress;
@@ -129,6 +131,8 @@ pub struct Cache {
     hot: hot::Hot,
     /// Downloads of blobs.
     fills: fill::Fills,
+    /// What has come last of them.
+    fronts: Arc<front::Fronts>,
     /// Mirrors that have brought something wrong a while ago.
     aside: endpoints::Aside,
     /// Checks of stored files.
@@ -165,6 +169,8 @@ pub struct Cache {
     keeping: Arc<Semaphore>,
     /// That the disk is slow was said a moment ago.
     slow_disk: recent::Recent<(), ()>,
+    /// Makes numbers of those who ask, which mean nothing elsewhere.
+    askers: foldhash::fast::RandomState,
     /// Whether upstreams can be asked for manifests by HEAD.
     heads: recent::Recent<UpstreamName, fetch::Heads>,
 }
@@ -230,6 +236,7 @@ impl Cache {
             stop,
             hot: hot::Hot::default(),
             fills: fill::Fills::default(),
+            fronts: Arc::default(),
             aside: Arc::new(recent::Recent::new(endpoints::ASIDE_FOR, MEMORY)),
             checks: verify::Checks::default(),
             fetches: flight::Flights::new(),
@@ -248,6 +255,7 @@ impl Cache {
             writers: upload::Writers::default(),
             keeping: Arc::new(Semaphore::new(keep::AT_ONCE)),
             slow_disk: recent::Recent::new(Duration::from_mins(1), 1),
+            askers: foldhash::fast::RandomState::default(),
             heads: recent::Recent::new(fetch::HEADS_FOR, MEMORY),
         })
     }

@@ -4,17 +4,18 @@
 //! [`State::Failed`].
 
 use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::CacheError;
 use super::bypass::Rest;
-use crate::store::{ByteRanges, StoredBlob};
+use super::front::{Front, Fronts};
+use crate::store::{ByteRanges, Placed, StoredBlob};
 
 /// A blob that is on its way into the store, or that is being checked.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Progress {
     /// Known as soon as upstream's head has come.
     pub(super) head: Option<Arc<Head>>,
@@ -22,6 +23,8 @@ pub(super) struct Progress {
     pub(super) state: State,
     /// Which bytes are in the file. Before the verdict they are not verified.
     present: ByteRanges,
+    /// What has come last.
+    front: Front,
     /// The file's guard, so that the bytes of one that is published, and then removed while somebody reads it, stay in
     /// the store's account.
     guard: Option<StoredBlob>,
@@ -69,8 +72,13 @@ pub(super) struct Watcher(watch::Receiver<Progress>);
 
 /// A new pair, with nothing known.
 pub(super) fn channel() -> (Reporter, Watcher) {
-    let (sender, receiver) =
-        watch::channel(Progress { head: None, state: State::Growing, present: ByteRanges::default(), guard: None });
+    let (sender, receiver) = watch::channel(Progress {
+        head: None,
+        state: State::Growing,
+        present: ByteRanges::default(),
+        front: Front::default(),
+        guard: None,
+    });
     (Reporter(sender), Watcher(receiver))
 }
 
@@ -87,23 +95,39 @@ impl Reporter {
         self.0.send_modify(|progress| progress.present = present);
     }
 
-    /// What tells that more bytes are in the file. Told too late it changes nothing.
-    pub(super) fn growth(&self) -> impl Fn(Range<u64>) + Send + Sync + use<> {
+    /// What tells that more bytes are in the file; the last of them are at hand in memory, which counts there. Told too
+    /// late it changes nothing.
+    pub(super) fn growth(&self, fronts: &Arc<Fronts>) -> impl Fn(&[Placed]) + Send + Sync + use<> {
         let sender = self.0.clone();
-        move |range| {
+        sender.send_if_modified(|progress| {
+            progress.front = Front::new(Arc::clone(fronts));
+            false
+        });
+        move |pieces| {
             sender.send_if_modified(|progress| {
                 let grows = matches!(progress.state, State::Growing);
                 if grows {
-                    progress.present.insert(range);
+                    for piece in pieces {
+                        progress.present.insert(piece.range());
+                        progress.front.add(piece);
+                    }
                 }
                 grows
             });
         }
     }
 
+    /// It grows no more.
+    fn end(&self, state: State) {
+        self.0.send_modify(|progress| {
+            progress.state = state;
+            progress.front.end();
+        });
+    }
+
     /// All bytes are there and right.
     pub(super) fn verified(&self, bytes: u64) {
-        self.0.send_modify(|progress| progress.state = State::Verified(bytes));
+        self.end(State::Verified(bytes));
     }
 
     /// The file is published. This changes nothing for readers, so it wakes none.
@@ -116,12 +140,12 @@ impl Reporter {
 
     /// The store could not take the rest.
     pub(super) fn cut(&self, rest: Rest) {
-        self.0.send_modify(|progress| progress.state = State::Cut(Arc::new(rest)));
+        self.end(State::Cut(Arc::new(rest)));
     }
 
     /// It failed.
     pub(super) fn failed(&self, error: CacheError) {
-        self.0.send_modify(|progress| progress.state = State::Failed(error));
+        self.end(State::Failed(error));
     }
 }
 
@@ -173,6 +197,11 @@ impl Watcher {
         Look { state: progress.state.clone(), run, total }
     }
 
+    /// The bytes from `at` on, up to `end` and not more than `most`, if they are at hand: those that have come last.
+    pub(super) fn at_hand(&self, at: u64, end: u64, most: u64) -> Option<Bytes> {
+        self.0.borrow().front.from(at, end, most)
+    }
+
     /// Waits for another state than the last one seen.
     pub(super) async fn changed(&mut self) -> Result<(), CacheError> {
         self.0.changed().await.map_err(|_| CacheError::Stopped)
@@ -208,14 +237,15 @@ mod tests {
     #[tokio::test]
     async fn growth_that_is_told_too_late_changes_nothing() {
         let (reporter, mut watcher) = channel();
-        let growth = reporter.growth();
-        growth(0..5);
-        growth(7..9);
+        let growth = reporter.growth(&Arc::default());
+        let piece = |at, bytes: &'static [u8]| [Placed { at, bytes: Bytes::from_static(bytes) }];
+        growth(&piece(0, b"01234"));
+        growth(&piece(7, b"78"));
         let look = watcher.look(3);
         assert!(matches!(look.state, State::Growing));
         assert_eq!((look.run, look.total, watcher.look(5).run, watcher.look(7).run), (5, 7, 5, 9));
         reporter.failed(CacheError::NoSpace);
-        growth(5..6);
+        growth(&piece(5, b"5"));
         let look = watcher.look(3);
         assert!(matches!(look.state, State::Failed(CacheError::NoSpace)));
         assert_eq!(look.run, 5);

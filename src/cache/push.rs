@@ -17,9 +17,10 @@ use tokio::time::{Duration, Instant};
 use super::upload::{ClientBody, ClientFault, Pace};
 use super::write::{Said, WriteError};
 use super::{Asked, Cache, CacheError, PublishedManifest, Target, WriteGuard};
+use crate::config::TagPolicy;
 use crate::metrics::Kind;
 use crate::oci::{Algorithm, Digest, ManifestInfo, Reference, Tag, media};
-use crate::upstream::{Call, CallBody, CallTarget, Fault, Right};
+use crate::upstream::{Call, CallBody, CallTarget, Fault, Right, UpstreamError};
 
 /// The largest manifest that is passed on; one that is larger than `store.max_manifest` is not kept.
 pub const LARGEST_MANIFEST: u64 = 64 << 20;
@@ -122,6 +123,7 @@ impl Cache {
                 None
             }
         };
+        self.check_open(&target, &tags)?;
         self.prove_writer(&target).await?;
         let guard = self.writing(&target, &tags).await.map_err(WriteError::Unmarked)?;
         let said = self.relay(&target.upstream, call).await.and_then(|said| said.expecting(&[StatusCode::CREATED]));
@@ -146,9 +148,21 @@ impl Cache {
         Ok((said, digest))
     }
 
+    /// Fails if a rule seals one of these tags: nothing is written there, and what is stored of it stays.
+    fn check_open(&self, target: &Target, tags: &[Tag]) -> Result<(), WriteError> {
+        if tags.iter().all(|tag| self.tag_policy(target, tag) != TagPolicy::Sealed) {
+            return Ok(());
+        }
+        let (upstream, fault) = (target.upstream.clone(), Fault::Sealed);
+        Err(WriteError::Cache(UpstreamError { upstream, fault }.into()))
+    }
+
     /// Deletes upstream, and here before and after it.
     pub async fn delete(self: &Arc<Self>, target: &Target, doomed: Doomed, delete: Call) -> Result<Said, WriteError> {
         let (cache, target) = (Arc::clone(self), target.clone());
+        if let Doomed::Manifest(Reference::Tag(tag)) | Doomed::Tag(tag) = &doomed {
+            self.check_open(&target, std::slice::from_ref(tag))?;
+        }
         self.to_the_end(async move {
             // Nobody empties the cache of what it may not write, though it may see it. A token to delete with may not
             // suffice to push: then upstream comes first.

@@ -1,8 +1,9 @@
-//! What the operator removes from a store that is being served from.
+//! What the operator removes from a store that is being served from, and brings into it.
 
 use super::{Cache, Repository};
+use crate::bundle::Image;
 use crate::config::ImagePattern;
-use crate::store::{Removed, StoreError};
+use crate::store::{Access, Removed, StoreError, Taken, Terms};
 
 // === impl Cache ===
 
@@ -17,5 +18,26 @@ impl Cache {
             }
         }
         Ok(removed)
+    }
+
+    /// Takes an image that came with a bundle: [`crate::store::Store::take_image`]. What upstream has said itself of who may
+    /// read the repository stands.
+    pub async fn take_image(&self, image: Image, terms: Terms) -> Result<Taken, StoreError> {
+        let repository = Repository { upstream: image.upstream.clone(), repo: image.repository.clone() };
+        let digests: Vec<_> = image.parts.iter().map(|part| part.digest).collect();
+        let heard = self.verdicts.heard(&repository);
+        let is_private_here = heard.is_some_and(|heard| heard.access == Access::Private);
+        let is_public = !terms.private && !terms.dry_run;
+        let taken = self.store.take_image(image, terms, is_private_here).await?;
+        if is_public
+            && matches!(taken, Taken::Taken { private: false, .. } | Taken::NewerHere { .. })
+            && !is_private_here
+        {
+            self.open_to_all(&repository);
+        }
+        for digest in &digests {
+            self.hot.remove_from(&repository, digest);
+        }
+        Ok(taken)
     }
 }

@@ -69,6 +69,11 @@ impl Verdicts {
         self.put(repository, Verdict { access, asked: Some(asked), heard: true })
     }
 
+    /// It is public by the operator's word: upstream has not been heard.
+    fn open(&self, repository: &Repository) {
+        self.put(repository, Verdict { access: Access::Public, asked: Some(Instant::now()), heard: false });
+    }
+
     fn put(&self, repository: &Repository, verdict: Verdict) -> bool {
         let mut known = self.known.lock();
         let before = known.get(repository).copied();
@@ -121,6 +126,11 @@ impl Cache {
             tracing::info!(%upstream, repository = %repo, access = access.as_str(), "upstream changed who may read");
             self.keep_access(repository).await;
         }
+    }
+
+    /// The operator has brought something of the repository that is for everybody.
+    pub(super) fn open_to_all(&self, repository: &Repository) {
+        self.verdicts.open(repository);
     }
 
     /// Writes the verdict down, where there is one, because something of the repository is kept.

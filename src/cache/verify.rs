@@ -49,7 +49,7 @@ impl Cache {
         running.insert(*digest, (watcher.clone(), blob.clone()));
         drop(running);
         reporter.head(Head { file: Arc::clone(&blob.file), length: Some(blob.len) });
-        reporter.growth()(0..blob.len);
+        reporter.present((0..blob.len).into());
         let landing = Landing { cache: Arc::clone(self), digest: *digest };
         let (stop, checked) = (self.stop.clone(), blob.clone());
         self.tasks.spawn(async move {

@@ -2,20 +2,26 @@
 //!
 //! 0: done. 1: failed at run time. 64: a mistake in the command line or the configuration (`EX_USAGE`).
 
+mod carry;
 mod clients;
 mod completions;
 pub mod config;
+mod coverage;
 mod doctor;
 mod du;
+mod export;
 mod filter;
 mod foreign;
 mod gc;
+mod have;
 mod health;
+mod import;
 mod known;
 mod list;
 mod log;
 mod ls;
 mod man;
+mod missed;
 mod named;
 mod pages;
 mod pin;
@@ -77,6 +83,16 @@ enum Command {
     Verify(verify::Arguments),
     /// Remove what nothing leads to and downloads that were given up, and repair the index
     Gc(gc::Arguments),
+    /// List what was asked of sealed upstreams and is not in the store, for who can bring it
+    Missed(missed::Arguments),
+    /// Tell what pulls of images would miss if no upstream could be asked
+    Coverage(coverage::Arguments),
+    /// Write images into a bundle, to be carried to another ocistern
+    Export(export::Arguments),
+    /// Take images out of a bundle, or another program's OCI image layout
+    Import(import::Arguments),
+    /// List what is stored, for who would export the rest
+    Have(have::Arguments),
     /// Point clients at this ocistern, or make a private CA for it
     Setup(setup::Arguments),
     /// Show what the daemon does and saves, its upstreams and its store; ends with 1 if none serves
@@ -134,6 +150,11 @@ pub fn run() -> ExitCode {
         Command::Unpin(arguments) => tell(pin::unpin(&arguments)),
         Command::Verify(arguments) => tell(verify::run(&arguments)),
         Command::Gc(arguments) => tell(gc::run(&arguments).map(|text| say(&text))),
+        Command::Missed(arguments) => tell(missed::run(&arguments)),
+        Command::Coverage(arguments) => tell(coverage::run(&arguments)),
+        Command::Export(arguments) => tell(export::run(&arguments)),
+        Command::Import(arguments) => tell(import::run(&arguments)),
+        Command::Have(arguments) => tell(have::run(&arguments)),
         Command::Setup(arguments) => setup::run(&arguments),
         Command::Status(arguments) => tell(status::run(&arguments)),
         Command::Doctor(arguments) => doctor::run(&arguments),

@@ -210,6 +210,64 @@ const PAGES: &[(&str, &[Section])] = &[
         ],
     ),
     (
+        "ocistern-export",
+        &[
+            status(&[
+                ("0", "Written; or nothing is missing over there, and so nothing was written."),
+                (
+                    "1",
+                    "Failed, and no bundle was written: a name means nothing that is stored, a stored blob is damaged, or the place \
+                     is full. A directory is gone on with by the same command.",
+                ),
+                MISTAKE,
+            ]),
+            examples(&[
+                (
+                    "ocistern export --to images.tar docker.io/library/alpine:3.20",
+                    "One image, with every platform that is stored.",
+                ),
+                (
+                    "ocistern export --to usb/images.tar.zst --zstd --volume-size 4GiB --all",
+                    "Everything, in files that fit on a FAT volume.",
+                ),
+                ("ocistern export --to update.tar --missing-from have.txt", "What the other side does not have."),
+                ("ocistern export --in-place", "Makes the root an OCI image layout that other programs read."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-import",
+        &[
+            status(&[
+                ("0", "All images are here. A tag about which upstream said something later here is left, and named."),
+                (
+                    "1",
+                    "Failed: the bundle is damaged or not whole, the store is full, or some image could not be taken. No tag leads \
+                     to an image that is not whole. The same command goes on where it ended.",
+                ),
+                MISTAKE,
+            ]),
+            examples(&[
+                ("ocistern import images.tar", "Each image is there under its upstream's name."),
+                (
+                    "ocistern import --dry-run /media/usb/images.tar.zst.*",
+                    "Verifies all of it, and says what would be taken.",
+                ),
+                (
+                    "ocistern import --as ghcr.io/team/app skopeo-layout/",
+                    "A layout that another program made, under this name.",
+                ),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-have",
+        &[
+            DONE_OR_NOT,
+            examples(&[("ocistern have", "Into a file, for `ocistern export --missing-from FILE` on the other side.")]),
+        ],
+    ),
+    (
         "ocistern-setup",
         &[
             status(&[
@@ -224,6 +282,40 @@ const PAGES: &[(&str, &[Section])] = &[
                     "Writes it for all clients that are installed, each file with a backup.",
                 ),
                 ("ocistern setup --all --undo", "Puts everything back."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-missed",
+        &[
+            status(&[
+                ("0", "Listed, which may be nothing."),
+                ("1", "Failed: there is no store there, somebody else has it, or the daemon cannot do it."),
+                MISTAKE,
+            ]),
+            examples(&[
+                (
+                    "ocistern missed",
+                    "References, one a line, with details behind #: the list that other commands take.",
+                ),
+                ("ocistern missed --clear --json", "For a script that begins a new list each day."),
+            ]),
+        ],
+    ),
+    (
+        "ocistern-coverage",
+        &[
+            status(&[
+                ("0", "All of all images is in the store."),
+                ("1", "Something is missing, or it failed."),
+                MISTAKE,
+            ]),
+            examples(&[
+                (
+                    "ocistern coverage --file images.txt --platform linux/amd64",
+                    "Before the way to the registries is closed.",
+                ),
+                ("ocistern coverage docker.io/library/alpine:3", "One image, for all its platforms."),
             ]),
         ],
     ),

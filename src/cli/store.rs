@@ -111,7 +111,7 @@ pub(super) enum Trouble {
 }
 
 /// Who answers.
-enum Way {
+pub(super) enum Way {
     /// The daemon that has the root.
     Daemon(UnixStream, Holder),
     /// This process, which has locked the root.
@@ -119,9 +119,9 @@ enum Way {
 }
 
 /// The store in this process.
-struct Here {
-    store: Store,
-    admin: Admin,
+pub(super) struct Here {
+    pub(super) store: Store,
+    pub(super) admin: Arc<Admin>,
     metrics: Metrics,
     background: Background,
 }
@@ -223,7 +223,7 @@ impl Ask {
     }
 
     /// Does something with the configuration, a log and a runtime, in which signals are listened to.
-    fn prepared<T>(
+    pub(super) fn prepared<T>(
         flags: &StoreFlags,
         work: impl AsyncFnOnce(Known, &mut Signals) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
@@ -241,17 +241,7 @@ impl Ask {
     }
 
     async fn once(&self, known: Known, signals: &mut Signals, json: bool) -> Result<Answer, Trouble> {
-        let mut finding = pin!(Way::find(known, self.command, self.asks_upstreams));
-        let way = tokio::select! {
-            way = &mut finding => way?,
-            _ = signals.next() => {
-                // A store that is just being opened must be closed; it takes no time that anybody would notice.
-                if let Ok(Way::Here(here)) = finding.await {
-                    here.close().await;
-                }
-                return Err(Trouble::Interrupted);
-            }
-        };
+        let way = Way::find_unless(known, self.command, self.asks_upstreams, signals).await?;
         match way {
             // A daemon ends what nobody waits for any more.
             Way::Daemon(stream, holder) => {
@@ -334,7 +324,7 @@ fn words() -> Vec<String> {
 }
 
 /// The body of a good answer.
-fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
+pub(super) fn checked(status: StatusCode, body: Bytes) -> Result<Bytes, Trouble> {
     if status.is_success() {
         return Ok(body);
     }
@@ -381,6 +371,26 @@ impl Trouble {
 // === impl Way ===
 
 impl Way {
+    /// Finds it, unless a signal comes.
+    pub(super) async fn find_unless(
+        known: Known,
+        command: &'static str,
+        asks_upstreams: bool,
+        signals: &mut Signals,
+    ) -> Result<Self, Trouble> {
+        let mut finding = pin!(Self::find(known, command, asks_upstreams));
+        tokio::select! {
+            way = &mut finding => way,
+            _ = signals.next() => {
+                // A store that is just being opened must be closed; it takes no time that anybody would notice.
+                if let Ok(Self::Here(here)) = finding.await {
+                    here.close().await;
+                }
+                Err(Trouble::Interrupted)
+            }
+        }
+    }
+
     async fn find(known: Known, command: &'static str, asks_upstreams: bool) -> Result<Self, Trouble> {
         let Known { config, mistake } = known;
         let root = &config.root;
@@ -494,7 +504,7 @@ impl Way {
         readiness.set(Stage::Stopped);
         let user = rustix::process::geteuid().as_raw();
         let api = Api::new(store.clone(), live);
-        let admin = Admin::new(Arc::new(config), metrics.clone(), readiness, user, api);
+        let admin = Arc::new(Admin::new(Arc::new(config), metrics.clone(), readiness, user, api));
         Self::Here(Box::new(Here { store, admin, metrics, background }))
     }
 }

@@ -132,6 +132,28 @@ impl Upstream {
         }
         self.rules.iter().find(|rule| rule.matches(repo, tag)).map_or(self.tags, |rule| rule.tags)
     }
+
+    /// Whether upstream is asked for nothing of this repository. A rule seals a repository if it speaks about all its tags,
+    /// and no rule before it leaves one of them open.
+    pub fn is_sealed(&self, repo: &RepoName) -> bool {
+        if self.sealed || self.rules.iter().all(|rule| rule.tags != TagPolicy::Sealed) {
+            return self.sealed;
+        }
+        for rule in self.rules.iter().filter(|rule| rule.is_about(repo)) {
+            match (rule.tags, rule.is_about_all_tags()) {
+                (TagPolicy::Sealed, true) => return true,
+                (TagPolicy::Sealed, false) => {}
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// Whether a request about this repository, and this tag of it, is not to be sent.
+    pub fn is_closed_to(&self, repo: Option<&RepoName>, tag: Option<&Tag>) -> bool {
+        let Some(repo) = repo else { return self.sealed };
+        self.is_sealed(repo) || tag.is_some_and(|tag| self.policy(repo, tag) == TagPolicy::Sealed)
+    }
 }
 
 // === impl Rule ===
@@ -139,8 +161,17 @@ impl Upstream {
 impl Rule {
     /// Whether the rule speaks about this tag.
     pub fn matches(&self, repo: &RepoName, tag: &Tag) -> bool {
+        self.is_about(repo) && self.tag.as_deref().is_none_or(|pattern| matches(pattern, tag.as_str()))
+    }
+
+    /// Whether it speaks about tags of this repository.
+    fn is_about(&self, repo: &RepoName) -> bool {
         self.repository.as_deref().is_none_or(|pattern| matches(pattern, repo.as_str()))
-            && self.tag.as_deref().is_none_or(|pattern| matches(pattern, tag.as_str()))
+    }
+
+    /// Whether it speaks about every tag of its repositories.
+    fn is_about_all_tags(&self) -> bool {
+        self.tag.as_deref().is_none_or(|pattern| pattern.bytes().all(|byte| byte == b'*'))
     }
 }
 
@@ -178,6 +209,33 @@ mod tests {
         ] {
             assert!(!matches(pattern, text), "{pattern} does not match {text}");
         }
+    }
+
+    #[test]
+    fn rules_that_seal() {
+        let text = "[upstream.up]\nurl = \"http://localhost\"\n\
+                    rule = [{ repository = \"a/open\", tags = \"5m\" }, { repository = \"a/**\", tags = \"sealed\" }, \
+                    { repository = \"b\", tag = \"v*\", tags = \"sealed\" }, { repository = \"c\", tag = \"dev\", tags = \"1h\" }, \
+                    { repository = \"c\", tag = \"*\", tags = \"sealed\" }, { repository = \"d\", tag = \"v*\", tags = \"sealed\" }, \
+                    { repository = \"d\", tags = \"sealed\" }]";
+        let config = super::super::Config::from_toml(text).unwrap();
+        let upstream = &config.upstreams[&"up".parse().unwrap()];
+        for (repo, tag, repo_is_closed, tag_is_closed) in [
+            ("a/x", "1", true, true),
+            ("a/open", "1", false, false),
+            ("b", "v1", false, true),
+            ("b", "1", false, false),
+            // One of its tags is asked for, so what it means must be asked for too.
+            ("c", "dev", false, false),
+            ("c", "1", false, true),
+            ("d", "1", true, true),
+            ("e", "1", false, false),
+        ] {
+            let (name, tag): (RepoName, Tag) = (repo.parse().unwrap(), tag.parse().unwrap());
+            assert_eq!(upstream.is_closed_to(Some(&name), None), repo_is_closed, "{repo}");
+            assert_eq!(upstream.is_closed_to(Some(&name), Some(&tag)), tag_is_closed, "{repo}:{tag}");
+        }
+        assert!(!upstream.is_closed_to(None, None));
     }
 
     #[test]

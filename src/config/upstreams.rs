@@ -304,7 +304,13 @@ impl Upstream {
             let (zero, tags) = (Duration::ZERO, TagPolicy::Always);
             let periods = Self { public_for: zero, access_ttl: zero, access_stale: zero, ..upstream.clone() };
             let of_clients = Self { push: PushBy::Off, relay_credentials: false, library: false, ..periods };
-            Self { transfer, tags, rules: Vec::new(), ..of_clients }
+            // What is sealed decides what is sent, everything else how long what is known is served.
+            let mut rules = upstream.rules.clone();
+            rules.iter_mut().filter(|rule| rule.tags != TagPolicy::Sealed).for_each(|rule| rule.tags = tags);
+            if rules.iter().all(|rule| rule.tags != TagPolicy::Sealed) {
+                rules.clear();
+            }
+            Self { tags, rules, transfer, ..of_clients }
         };
         asked(self) == asked(other)
     }

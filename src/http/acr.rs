@@ -69,6 +69,9 @@ fn call(visit: &Visit<'_>, resource: &Acr) -> Call {
     let mut call = Call::new(Kind::Other, method, CallTarget::Path(path), visit.caller.right.clone())
         .with_deadline(Instant::now() + ANSWER_WITHIN);
     call.repo.clone_from(&resource.repo);
+    if let AcrItem::Tag(tag) = &resource.item {
+        call.tag = Some(tag.clone());
+    }
     call.bare = matches!(visit.asked.parts.method, Method::GET | Method::HEAD) && visit.leaves_challenges();
     call.headers = visit.passed_on();
     call

@@ -13,9 +13,10 @@ use super::Visit;
 use super::access::is_own_account;
 use super::challenge::TokenError;
 use super::respond::Failure;
-use crate::cache::{CacheError, Want};
+use crate::cache::{CacheError, Target, Want};
 use crate::metrics::Kind;
 use crate::oci::{ErrorCode, UpstreamName};
+use crate::store::Sought;
 use crate::upstream::{Class, Fault, Right, UpstreamError};
 
 /// When to ask again for what upstream alone may answer, and could not.
@@ -47,6 +48,36 @@ impl Visit<'_> {
             failure.status = StatusCode::SERVICE_UNAVAILABLE;
             failure.retry_after = failure.retry_after.or(Some(ASK_AGAIN));
         }
+        failure
+    }
+
+    /// The same of something that is pulled. What is missing at a sealed upstream is noted: `sought` tells what that is, where
+    /// somebody can bring it.
+    pub(super) fn missed(
+        &self,
+        error: CacheError,
+        kind: Kind,
+        target: &Target,
+        sought: impl FnOnce() -> Option<Sought>,
+    ) -> Failure {
+        let is_sealed = error.is_sealed();
+        let mut failure = self.explain(error, kind);
+        if !is_sealed || failure.status != StatusCode::NOT_FOUND {
+            return failure;
+        }
+        // Who asks before a push whether something is there wants to bring it.
+        let sought = sought().filter(|_| !self.must_ask());
+        let (up, repo) = (&target.upstream, &target.repo);
+        let what = match &sought {
+            Some(Sought::Tag(tag)) => format!("{up}/{repo}:{tag}"),
+            Some(Sought::Manifest(digest) | Sought::Blob(digest)) => format!("{up}/{repo}@{digest}"),
+            None => format!("{} of {up}/{repo}", if kind == Kind::Tags { "the list of tags" } else { "this" }),
+        };
+        let _ = write!(failure.message, ": {what}");
+        if sought.is_some() {
+            failure.message.push_str(". `ocistern missed` lists it for who can bring it (docs/troubleshooting.md)");
+        }
+        self.asked.app.cache.note_sealed(target, kind, sought, self.asked.party());
         failure
     }
 

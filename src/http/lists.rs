@@ -11,7 +11,7 @@ use super::body::Body;
 use super::record::Served;
 use super::respond::Failure;
 use super::route::{Route, split_namespace};
-use crate::cache::{CACHE_STATUS, CacheError, Found, List};
+use crate::cache::{CACHE_STATUS, Found, List};
 use crate::metrics::{Kind, Source};
 use crate::oci::{Digest, RepoName};
 
@@ -19,14 +19,16 @@ const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied
 
 /// `NAME/tags/list`.
 pub(super) async fn tags(visit: &Visit<'_>, repo: &RepoName) -> Result<Response<Body>, Failure> {
-    let list = visit.asked.app.cache.tags(&visit.target(repo), &visit.route.query).await;
-    visit.list(list, Kind::Tags)
+    let target = visit.target(repo);
+    let list = visit.asked.app.cache.tags(&target, &visit.route.query).await;
+    visit.list(list.map_err(|error| visit.missed(error, Kind::Tags, &target, || None)))
 }
 
 /// `NAME/referrers/DIGEST`.
 pub(super) async fn referrers(visit: &Visit<'_>, repo: &RepoName, subject: &Digest) -> Result<Response<Body>, Failure> {
-    let list = visit.asked.app.cache.referrers(&visit.target(repo), subject, &visit.route.query).await;
-    visit.list(list, Kind::Referrers)
+    let target = visit.target(repo);
+    let list = visit.asked.app.cache.referrers(&target, subject, &visit.route.query).await;
+    visit.list(list.map_err(|error| visit.missed(error, Kind::Referrers, &target, || None)))
 }
 
 /// `_catalog`.
@@ -34,14 +36,14 @@ pub(super) async fn catalog(visit: &Visit<'_>) -> Result<Response<Body>, Failure
     let (caller, route) = (visit.caller, visit.route);
     let list =
         visit.asked.app.cache.catalog(&route.upstream, &caller.right, visit.leaves_challenges(), &route.query).await;
-    visit.list(list, Kind::Other)
+    visit.list(list.map_err(|error| visit.explain(error, Kind::Other)))
 }
 
 // === impl Visit ===
 
 impl Visit<'_> {
-    fn list(&self, list: Result<List, CacheError>, kind: Kind) -> Result<Response<Body>, Failure> {
-        list.map(|list| respond(self.route, self.asked.parts, list)).map_err(|error| self.explain(error, kind))
+    fn list(&self, list: Result<List, Failure>) -> Result<Response<Body>, Failure> {
+        list.map(|list| respond(self.route, self.asked.parts, list))
     }
 }
 

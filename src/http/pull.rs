@@ -14,6 +14,7 @@ use super::respond::Failure;
 use crate::cache::{BlobPart, BlobSource, Labels, Target, Want};
 use crate::metrics::Kind;
 use crate::oci::{Digest, Reference, RepoName};
+use crate::store::Sought;
 
 /// `NAME/manifests/REFERENCE`.
 pub(super) async fn manifest(
@@ -23,8 +24,13 @@ pub(super) async fn manifest(
 ) -> Result<Response<Body>, Failure> {
     let request = visit.asked.parts;
     let want = if request.method == Method::HEAD { visit.head()? } else { Want::Bytes };
-    let found = visit.asked.app.cache.manifest(&visit.target(repo), reference, want).await;
-    let found = found.map_err(|error| visit.explain(error, Kind::Manifest))?;
+    let target = visit.target(repo);
+    let found = visit.asked.app.cache.manifest(&target, reference, want).await;
+    let sought = || match reference {
+        Reference::Tag(tag) => Sought::Tag(tag.clone()),
+        Reference::Digest(digest) => Sought::Manifest(*digest),
+    };
+    let found = found.map_err(|error| visit.missed(error, Kind::Manifest, &target, || Some(sought())))?;
     let representation = Representation {
         labels: Arc::unwrap_or_clone(found.labels),
         length: Some(found.size),
@@ -43,7 +49,7 @@ pub(super) async fn blob(visit: &Visit<'_>, repo: &RepoName, digest: &Digest) ->
     } else {
         cache.blob(&target, digest, first_part(request, digest), visit.asked.party()).await
     };
-    let found = found.map_err(|error| visit.explain(error, Kind::Blob))?;
+    let found = found.map_err(|error| visit.missed(error, Kind::Blob, &target, || Some(Sought::Blob(*digest))))?;
     let (length, payload) = match found.source {
         BlobSource::Content(content) => (content.length(), Payload::Content(content)),
         BlobSource::Bypass(bypass) => (bypass.length(), Payload::Bypass(bypass)),

@@ -95,6 +95,8 @@ pub struct Metrics {
     pub index_rebuilds: IntCounter,
     /// Lines of the log, one for each request, that were dropped because what reads it is too slow for them.
     pub log_lines_dropped: IntCounter,
+    /// Requests for what is not stored at sealed upstreams, by upstream and kind.
+    pub sealed_misses: IntCounterVec,
     /// What upstream said is left of its rate limit.
     pub upstream_ratelimit_remaining: IntGaugeVec,
     /// Whether requests are served: what `/readyz` says.
@@ -239,6 +241,11 @@ impl Metrics {
             log_lines_dropped: counter(
                 "ocistern_log_lines_dropped_total",
                 "Lines of the log, one for each request, that were dropped because standard error takes them too slowly.",
+            )?,
+            sealed_misses: counters(
+                "ocistern_sealed_misses_total",
+                "Requests for what is not in the store and may not be asked for, since the configuration seals it.",
+                &["upstream", "kind"],
             )?,
             upstream_ratelimit_remaining: gauges(
                 "ocistern_upstream_ratelimit_remaining",

@@ -2,10 +2,11 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt as _, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 
+use bytes::{Bytes, BytesMut};
 use rustix::io::Errno;
 
 use super::capacity::Hold;
@@ -87,6 +88,18 @@ impl StoredBlob {
         self.map.get_or_init(|| Mapping::new(self.file.clone(), 0..self.len).ok().map(Arc::new)).clone()
     }
 
+    /// At most so many bytes from `at` on; none: it ends there.
+    pub async fn read_at(&self, at: u64, most: usize) -> io::Result<Bytes> {
+        let (file, left) = (self.file.clone(), usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX));
+        let read = move || {
+            let mut bytes = BytesMut::zeroed(most.min(left));
+            let count = file.read_at(&mut bytes, at)?;
+            bytes.truncate(count);
+            Ok(bytes.freeze())
+        };
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
     /// The file could not be read, although nothing about it has changed: it is verified when it is opened next. Does
     /// not block.
     pub fn distrust(&self) {
@@ -159,17 +172,16 @@ impl Inner {
         let open = self.open.get(digest)?;
         let blob = self.stored_blob(digest, open.file.clone(), open.seen, Trust::Verified);
         let blob = StoredBlob { map: open.map.clone(), ..blob };
-        self.books.used(digest, open.seen.len);
-        // Looked at after it was put into the books, as below, where a file that has changed is found, and closed: that may
-        // take time, and this is an async worker.
-        if !open.is_as_seen() {
+        // One that is not in the books may have just been removed: whether it has is found out below. So is what has become of
+        // a file that has changed, which is closed there: that may take time, and this is an async worker.
+        if !self.books.used(digest, open.seen.len) || !open.is_as_seen() {
             return None;
         }
         self.use_image_of(digest);
         Some(blob)
     }
 
-    fn open_blob(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Result<Option<StoredBlob>, StoreError> {
+    pub(super) fn open_blob(self: &Arc<Self>, digest: &Digest, is_use: bool) -> Result<Option<StoredBlob>, StoreError> {
         let path = layout::blob(digest);
         self.open.forget_changed(digest);
         let before = self.open.before(digest);
@@ -204,14 +216,20 @@ impl Inner {
         };
         let blob = self.stored_blob(digest, Arc::new(file), seen, trust);
         if is_use {
-            self.books.used(digest, seen.len);
+            if !self.books.used(digest, seen.len) {
+                // Who removes it holds this until it is off the books: else it would be put back there.
+                let _names = self.names.lock();
+                if has_name(&blob.file) {
+                    self.books.used_first(digest, seen.len);
+                }
+            }
             self.use_image_of(digest);
             if trust == Trust::Verified {
                 self.open.keep(before, digest, OpenFile { file: blob.file.clone(), seen, map: blob.map.clone() });
             }
         }
-        // Looked at after it was put into the books, so that a removal at the same moment is seen here or sees it there.
-        if blob.file.metadata().is_ok_and(|now| now.nlink() == 0) {
+        // Looked at after it was held, so that a removal at the same moment is seen here or sees that.
+        if !has_name(&blob.file) {
             self.unlinked(digest, seen.inode, seen.len);
             self.forget_missing(digest);
         }
@@ -345,4 +363,9 @@ impl Inner {
             }
         }
     }
+}
+
+/// Whether the file has a name; also if that cannot be told.
+fn has_name(file: &File) -> bool {
+    file.metadata().map_or(true, |now| now.nlink() > 0)
 }

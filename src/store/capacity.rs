@@ -276,8 +276,20 @@ impl Books {
         self.show(&state);
     }
 
-    /// A blob was opened and is used now.
-    pub(super) fn used(&self, digest: &Digest, len: u64) {
+    /// A blob was opened and is used now. False if it is not in the books: it may have been removed since.
+    pub(super) fn used(&self, digest: &Digest, len: u64) -> bool {
+        let short = Short::from(digest);
+        let (mut state, now) = self.at();
+        let is_known = state.order.contains(&short);
+        if is_known {
+            state.put(short, len, now, true);
+            self.show(&state);
+        }
+        is_known
+    }
+
+    /// The same of one that is not in the books, and cannot be removed just now.
+    pub(super) fn used_first(&self, digest: &Digest, len: u64) {
         let (mut state, now) = self.at();
         state.put(Short::from(digest), len, now, true);
         self.show(&state);
@@ -633,7 +645,7 @@ mod tests {
     #[test]
     fn a_removed_file_counts_until_its_last_reader_closes_it() {
         let books = books(100);
-        books.used(&digest(1), 40);
+        books.used_first(&digest(1), 40);
         let holds = [books.hold(&digest(1), 7), books.hold(&digest(1), 7)];
         books.unlinked(&digest(1), 7, 40);
         books.forget(&Short::from(&digest(1)));
@@ -649,7 +661,7 @@ mod tests {
     fn an_age_in_the_future_keeps_nothing_for_ever() {
         let books = books(100);
         books.found(Short::from(&digest(1)), 10, u32::MAX);
-        books.used(&digest(2), 10);
+        books.used_first(&digest(2), 10);
         books.with_order(Order::place);
         assert_eq!(books.victims(10), [Short::from(&digest(1))]);
     }
@@ -658,7 +670,7 @@ mod tests {
     fn what_is_read_or_written_is_no_victim() {
         let books = books(100);
         for n in 0..4 {
-            books.used(&digest(n), 10);
+            books.used_first(&digest(n), 10);
         }
         let _reader = books.hold(&digest(0), 1);
         let _fill = books.reserve(Some(&digest(1)), 10, SPACE).unwrap();
@@ -673,11 +685,11 @@ mod tests {
         let books = books_by(100, clock.clone());
         let year = Duration::from_hours(365 * 24);
         clock.forward(year);
-        books.used(&digest(1), 10);
+        books.used_first(&digest(1), 10);
         clock.back(year);
-        books.used(&digest(2), 10);
+        books.used_first(&digest(2), 10);
         tokio::time::advance(Duration::from_hours(1)).await;
-        books.used(&digest(3), 10);
+        books.used_first(&digest(3), 10);
         let unused_for = |time: Duration| {
             let claims = books.claim_unused(seconds(clock.now() - time), 10);
             let release = |claim: Claim| {
@@ -696,9 +708,9 @@ mod tests {
         let clock = Twin::new();
         let books = books_by(100, clock.clone());
         books.found(Short::from(&digest(1)), 10, u32::MAX);
-        books.used(&digest(2), 10);
+        books.used_first(&digest(2), 10);
         tokio::time::advance(Duration::from_hours(1)).await;
-        books.used(&digest(3), 10);
+        books.used_first(&digest(3), 10);
         let used = |n| books.with_order(|order| order.used(&Short::from(&digest(n)))).unwrap();
         assert_eq!([1, 2, 3].map(used), [seconds(clock.now()); 3], "from then on it grows old");
         assert_eq!(books.victims(30), [1, 2, 3].map(|n| Short::from(&digest(n))), "by use, whatever the clock said");
@@ -710,9 +722,9 @@ mod tests {
         let books = books_by(100, clock.clone());
         clock.set(UNIX_EPOCH + Duration::from_secs(u64::from(u32::MAX) + 1_000_000));
         for n in 1..4 {
-            books.used(&digest(n), 10);
+            books.used_first(&digest(n), 10);
         }
-        books.used(&digest(1), 10);
+        books.used_first(&digest(1), 10);
         assert_eq!(books.victims(30), [2, 3, 1].map(|n| Short::from(&digest(n))));
     }
 }

@@ -21,7 +21,9 @@ use tokio_util::task::TaskTracker;
 
 mod blob;
 mod capacity;
+mod carry;
 mod check;
+mod coverage;
 mod departed;
 mod disk;
 mod error;
@@ -42,6 +44,7 @@ mod lists;
 mod lock;
 mod marks;
 mod memory;
+mod missed;
 mod open_files;
 mod order;
 mod origin;
@@ -71,7 +74,9 @@ mod work;
 mod writer;
 
 pub use blob::{Quarantined, StoredBlob, Trust};
+pub use carry::{Carried, Taken, Terms};
 pub use check::TagState;
+pub use coverage::{Covered, Extent, MissingPart};
 pub use departed::{Departed, Departure};
 pub use error::StoreError;
 pub use explain::{PartKind, PartReport, Stored};
@@ -80,6 +85,7 @@ pub use inventory::{Image, Platform, RepositoryUsage, Usage};
 pub use lists::{ListKind, StoredList};
 pub use lock::Holder;
 pub use marks::{SETTLES_WITHIN, Suspicion};
+pub use missed::{Missed, MissedImage, MissedKind, Sought};
 pub use partial::{Partial, PartialMark};
 pub use pins::PinOf;
 pub use probe::{Room, check_format, has_openat2, room};
@@ -88,6 +94,7 @@ pub use refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
 pub use rehash::{AtOnce, Before, Checked, MissingBlob, Pace, Unreadable, Verified, WrongBlob};
 pub use remove::{Removed, RemovedFrom, RemovedImage};
 pub use spool::{Spool, SpoolReader};
+pub use work::Placed;
 pub use writer::{BlobWriter, Remnant};
 
 use capacity::Books;
@@ -99,6 +106,7 @@ use hints::{Hints, SledSource, Source};
 use images::Uses;
 use known::Known;
 use lock::RootLock;
+use missed::MissedNames;
 use open_files::OpenFiles;
 use partial::Partials;
 use pins::Pins;
@@ -185,6 +193,8 @@ struct Inner {
     pins: Pins,
     uses: Uses,
     departures: Departures,
+    /// What was asked of sealed upstreams and is not here.
+    missed: MissedNames,
     /// What fills have left that did not end.
     partials: Arc<Partials>,
     /// How often the index had been begun anew when a whole scan began that brought it all blobs.
@@ -203,6 +213,8 @@ struct Inner {
     /// Jobs on the blocking pool that nobody awaits.
     jobs: TaskTracker,
     closed: AtomicBool,
+    /// Whether the job that writes a blob hashes it, too.
+    writer_hashes: AtomicBool,
     /// Last, so that it is let go of after everything else is.
     lock: RootLock,
 }
@@ -285,6 +297,7 @@ impl Store {
         let records = Records::default();
         let group = GroupSync::default();
         let pins = Pins::new(keep.pins, Inner::read_pins(&records, &disk, &group));
+        let missed = MissedNames::read(&disk);
         let Start { epoch, goes_on, is_put_down } = Epoch::begin(&disk, &records);
         let space = disk.space().map_err(|e| StoreError::io("measure the file system of", disk.path(), e))?;
         let hints = Hints::start(source(disk.path()), metrics.clone(), INDEX_PATIENCE)
@@ -308,6 +321,7 @@ impl Store {
             pins,
             uses: Uses::default(),
             departures: Departures::default(),
+            missed,
             partials: Arc::default(),
             scanned: AtomicU64::new(0),
             max_age: Mutex::new(keep.max_age),
@@ -318,6 +332,7 @@ impl Store {
             keys: Gated::default(),
             jobs: TaskTracker::new(),
             closed: AtomicBool::new(false),
+            writer_hashes: AtomicBool::new(pipeline::is_for_one_job()),
             lock,
             disk,
             timeline,
@@ -410,6 +425,7 @@ impl Store {
                 inner.remove_stuck_partials();
                 inner.forget_surplus_partials();
                 if order {
+                    inner.keep_missed();
                     inner.write_order();
                     inner.forget_lost_partials();
                 }
@@ -513,6 +529,7 @@ impl Inner {
 
     fn shut(&self) -> Result<(), StoreError> {
         self.open.clear();
+        self.keep_missed();
         let synced = self.group.run(&self.disk);
         self.remove_left();
         self.remove_stuck_partials();

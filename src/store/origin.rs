@@ -67,6 +67,12 @@ impl Inner {
         Ok(())
     }
 
+    /// The URL that an upstream's refs came from.
+    pub(super) fn origin_url(&self, name: &UpstreamName) -> Option<String> {
+        let found: Option<Origin> = self.records.read(&self.disk, &layout::upstream(name).join(ORIGIN));
+        Some(found?.url)
+    }
+
     fn put_origin_down(&self, name: &UpstreamName, path: &Path, origin: &Origin) {
         if let Err(error) = self.records.write(&self.disk, &self.group, path, origin) {
             // Tried again at the next start; a full disk does not keep the store from opening.

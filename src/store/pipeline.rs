@@ -4,12 +4,13 @@
 //! Chunks, each with its place in the file, are handed to a job on the blocking pool, which writes them; while it is at it,
 //! further ones collect, and the job takes them all at once. What is written goes on to a second job, which hashes
 //! (`sum`). So the caller rarely waits, a slow link's bytes are visible at once, and a fast link's are written in large
-//! batches while those before them are hashed on another core. What waits is bounded.
+//! batches while those before them are hashed on another core. Where there is no core to spare the first job hashes what it
+//! has written, in batches that are still in the processor's caches then. What waits is bounded.
 
 use std::fs::File;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::available_parallelism;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -29,7 +30,7 @@ use sum::Sum;
 use super::disk::Disk;
 use super::partial::PartialMark;
 use super::ranges::ByteRanges;
-use super::work::Work;
+use super::work::{Placed, Work};
 use super::writer::Remnant;
 use super::{Inner, StoreError, StoredBlob};
 use crate::oci::{Algorithm, Digest, Hasher};
@@ -72,8 +73,17 @@ struct Shared {
     checkpoints: Option<Checkpoints>,
 }
 
-/// Who is told which bytes are in the file.
-type Follower = Box<dyn Fn(Range<u64>) + Send + Sync>;
+/// Up to so many processors have enough to do with clients, upstream and the kernel: a second job for each download would
+/// be one more to take turns with (docs/performance.md, "The cold path").
+const FEW_PROCESSORS: usize = 2;
+
+/// Who is told which bytes have reached the file.
+type Follower = Box<dyn Fn(&[Placed]) + Send + Sync>;
+
+/// Whether what is written is hashed by the job that writes it.
+pub(super) fn is_for_one_job() -> bool {
+    available_parallelism().is_ok_and(|processors| processors.get() <= FEW_PROCESSORS)
+}
 
 // === impl Pipeline ===
 
@@ -139,7 +149,7 @@ impl Pipeline {
     }
 
     /// Has `follower` told, by the job that writes, what has reached the file; once.
-    pub(super) fn follow(&self, follower: impl Fn(Range<u64>) + Send + Sync + 'static) {
+    pub(super) fn follow(&self, follower: impl Fn(&[Placed]) + Send + Sync + 'static) {
         let _ = self.shared.follower.set(Box::new(follower));
     }
 

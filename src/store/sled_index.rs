@@ -224,7 +224,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         drop(SledIndex::open(root.path(), LIMIT).unwrap());
         let child = std::fs::File::open(root.path().join("index/db")).unwrap();
-        rustix::fs::flock(&child, FlockOperation::NonBlockingLockExclusive).unwrap();
+        // A child of another test may have it for a moment.
+        rustix::fs::flock(&child, FlockOperation::LockExclusive).unwrap();
         let (sender, opened) = mpsc::channel();
         std::thread::scope(|scope| {
             scope.spawn(|| sender.send(SledIndex::open(root.path(), LIMIT).map(drop)));

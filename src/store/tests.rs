@@ -210,6 +210,37 @@ async fn what_is_written_is_read_back_verified() {
     assert_eq!((fixture.metrics.store_bytes.get(), fixture.metrics.store_blobs.get()), (2 * 3_000_001, 6));
 }
 
+/// By the job that writes, as where processors are few, or by another one; from memory, or read back where it comes out of
+/// order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_hashes_it_what_is_written_is_verified() {
+    let content: Vec<u8> = (0..=250).cycle().take(5 << 20).collect();
+    let digest = sha256(&content);
+    for (writer_hashes, wrong) in [(true, false), (false, false), (true, true), (false, true)] {
+        for size in [4 << 10, 100_000, 3 << 20] {
+            let fixture = fixture(1 << 30);
+            fixture.store.0.writer_hashes.store(writer_hashes, Ordering::Relaxed);
+            let mut writer = fixture.store.create(&digest, Some(content.len() as u64)).await.unwrap();
+            let mut chunks: Vec<_> = content.chunks(size).enumerate().collect();
+            let third = chunks.len() / 3;
+            chunks.rotate_left(third);
+            for (number, chunk) in chunks {
+                let mut chunk = chunk.to_vec();
+                if wrong && number == third {
+                    chunk[17] ^= 1;
+                }
+                writer.write_at((number * size) as u64, chunk.into()).await.unwrap();
+            }
+            let verified = writer.verify().await;
+            assert_eq!(verified.is_err(), wrong, "{writer_hashes} {size}: {verified:?}");
+            if !wrong {
+                writer.finish().await.unwrap();
+                assert!(read(&fixture.store, &digest).await.unwrap().0 == content, "{writer_hashes} {size}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn readers_see_the_file_grow() {
     let fixture = fixture(1 << 30);
@@ -217,10 +248,12 @@ async fn readers_see_the_file_grow() {
     let mut writer = fixture.store.create(&sha256(&content), Some(content.len() as u64)).await.unwrap();
     let file = writer.file();
     let (sender, mut progress) = tokio::sync::watch::channel(0);
-    writer.follow(move |range| {
+    writer.follow(move |pieces| {
         sender.send_modify(|upto| {
-            assert_eq!(*upto, range.start, "each byte is told once, in order");
-            *upto = range.end;
+            for range in pieces.iter().map(Placed::range) {
+                assert_eq!(*upto, range.start, "each byte is told once, in order");
+                *upto = range.end;
+            }
         });
     });
     let reader = async {

@@ -45,10 +45,12 @@ pub(super) struct Named {
 }
 
 /// Bytes, and where in the file they belong.
-#[derive(Debug)]
-pub(super) struct Placed {
-    pub(super) at: u64,
-    pub(super) bytes: Bytes,
+#[derive(Debug, Clone)]
+pub struct Placed {
+    /// Where the first one belongs.
+    pub at: u64,
+    /// The bytes.
+    pub bytes: Bytes,
 }
 
 // === impl Named ===
@@ -79,7 +81,7 @@ impl Named {
 
 impl Placed {
     /// Where in the file they belong.
-    pub(super) fn range(&self) -> Range<u64> {
+    pub fn range(&self) -> Range<u64> {
         self.at..self.at + self.bytes.len() as u64
     }
 }

@@ -2,7 +2,6 @@
 //! and right, and gone if it is not. `pipeline` does the work.
 
 use std::fs::File;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,7 +11,7 @@ use super::capacity::Reservation;
 use super::partial::PartialMark;
 use super::pipeline::{Begun, Pipeline};
 use super::ranges::ByteRanges;
-use super::work::Work;
+use super::work::{Placed, Work};
 use super::{Store, StoreError, StoredBlob};
 use crate::oci::{Digest, Hasher};
 
@@ -79,9 +78,9 @@ impl BlobWriter {
         self.pipeline.present()
     }
 
-    /// Has `follower` told of each range when it has reached the file. It is called by the job that writes, and must not
+    /// Has `follower` told of all bytes when they have reached the file. It is called by the job that writes, and must not
     /// block. It is not told of what was there before.
-    pub fn follow(&self, follower: impl Fn(Range<u64>) + Send + Sync + 'static) {
+    pub fn follow(&self, follower: impl Fn(&[Placed]) + Send + Sync + 'static) {
         self.pipeline.follow(follower);
     }
 

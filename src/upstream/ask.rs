@@ -10,7 +10,7 @@ use super::body::UpstreamBody;
 use super::content_range::{ContentRange, Part};
 use super::right::Right;
 use crate::metrics::Kind;
-use crate::oci::{Digest, Reference, RepoName, Via, media};
+use crate::oci::{Digest, Reference, RepoName, Tag, Via, media};
 
 /// A request to an upstream, idempotent and without a body.
 #[derive(Clone)]
@@ -21,6 +21,8 @@ pub struct Ask {
     pub method: Method,
     /// The repository, from which the token's scope follows.
     pub repo: Option<RepoName>,
+    /// The tag that it is about, which a rule may have sealed.
+    pub tag: Option<Tag>,
     /// From `/v2/`, percent-encoded, with the query.
     pub path: String,
     /// Sent along; what concerns the connection, the host or credentials is dropped.
@@ -50,8 +52,13 @@ pub struct Answer {
 impl Ask {
     /// A manifest, with the Accept list of every kind.
     pub fn manifest(method: Method, repo: &RepoName, reference: &Reference, deadline: Instant) -> Self {
-        Self::repository(Kind::Manifest, method, repo, &format!("manifests/{reference}"), deadline)
-            .with_header(ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS))
+        let tag = match reference {
+            Reference::Tag(tag) => Some(tag.clone()),
+            Reference::Digest(_) => None,
+        };
+        let ask = Self::repository(Kind::Manifest, method, repo, &format!("manifests/{reference}"), deadline)
+            .with_header(ACCEPT, HeaderValue::from_static(media::ACCEPT_MANIFESTS));
+        Self { tag, ..ask }
     }
 
     /// A blob.
@@ -82,6 +89,7 @@ impl Ask {
             kind: Kind::Other,
             method: Method::GET,
             repo: None,
+            tag: None,
             path: format!("/v2/{}", with_query("_catalog", query)),
             headers: HeaderMap::new(),
             right: None,
@@ -139,6 +147,7 @@ impl Ask {
             kind,
             method,
             repo: Some(repo.clone()),
+            tag: None,
             path: format!("/v2/{repo}/{rest}"),
             headers: HeaderMap::new(),
             right: None,

@@ -13,7 +13,7 @@ use super::origin::query_separator;
 use super::right::Right;
 use super::upload::{BoxError, RequestBody};
 use crate::metrics::Kind;
-use crate::oci::{Digest, RepoName, Via};
+use crate::oci::{Digest, RepoName, Tag, Via};
 
 /// A request to relay. Its body is taken out of it when it is sent.
 pub struct Call<B = CallBody> {
@@ -25,6 +25,8 @@ pub struct Call<B = CallBody> {
     pub target: CallTarget,
     /// The repository, from which the token's scope follows where nothing else says it.
     pub repo: Option<RepoName>,
+    /// The tag that it is about, which a rule may have sealed.
+    pub tag: Option<Tag>,
     /// Sent along; what concerns the connection, the host, the length or credentials is dropped.
     pub headers: HeaderMap,
     /// What is sent.
@@ -106,6 +108,7 @@ impl Call {
             method,
             target,
             repo: None,
+            tag: None,
             headers: HeaderMap::new(),
             body: CallBody::Empty,
             right,
@@ -156,8 +159,8 @@ impl Call {
 
     /// The body apart from the rest, which many may look at.
     pub(crate) fn split(self) -> (Call<()>, CallBody) {
-        let Self { kind, method, target, repo, headers, body, right, scope, bare, deadline } = self;
-        (Call { kind, method, target, repo, headers, body: (), right, scope, bare, deadline }, body)
+        let Self { kind, method, target, repo, tag, headers, body, right, scope, bare, deadline } = self;
+        (Call { kind, method, target, repo, tag, headers, body: (), right, scope, bare, deadline }, body)
     }
 }
 

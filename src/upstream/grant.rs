@@ -119,8 +119,13 @@ impl Registry {
     }
 
     /// A token for a caller's credential, and what upstream told of it.
-    pub async fn grant(&self, request: GrantRequest, deadline: Instant) -> Result<Granted, UpstreamError> {
+    pub async fn grant(&self, mut request: GrantRequest, deadline: Instant) -> Result<Granted, UpstreamError> {
         self.open()?;
+        let asked = request.scopes.len();
+        request.scopes.retain(|scope| !self.is_of_sealed(scope));
+        if request.scopes.is_empty() && asked > 0 {
+            return Err(Fault::Sealed.of(self.name()));
+        }
         within(deadline, self.granted(request, deadline)).await.map_err(|fault| fault.of(self.name()))
     }
 
@@ -160,6 +165,12 @@ impl Registry {
         let url = self.url("/v2/")?;
         let (kind, body) = (Kind::Other, RequestBody::empty());
         self.send_own(Outgoing { kind, method: Method::GET, url: &url, headers, body }, deadline).await
+    }
+
+    /// Whether a scope speaks of a repository that a rule seals: upstream learns nothing of it.
+    fn is_of_sealed(&self, scope: &str) -> bool {
+        let name = scope.strip_prefix("repository:").and_then(|rest| rest.rsplit_once(':'));
+        name.and_then(|(name, _)| name.parse().ok()).is_some_and(|repo| self.config().is_sealed(&repo))
     }
 
     pub(super) fn open(&self) -> Result<(), UpstreamError> {

@@ -13,6 +13,7 @@ use super::ask::{Answer, Ask};
 use super::auth::Auth;
 use super::body::Intake;
 use super::breaker::Breaker;
+use super::budget::{Budget, Spent};
 use super::client::{Client, Trust, TrustError};
 use super::connect::{Dial, OwnAddresses};
 use super::credentials::Source;
@@ -43,6 +44,7 @@ pub struct Registry {
     pub(super) wire: Wire,
     breaker: Breaker,
     pulse: Pulse,
+    budget: Budget,
     troubles: Arc<Troubles>,
     metrics: Metrics,
     pub(super) intake: Arc<Intake>,
@@ -124,6 +126,7 @@ impl Registry {
             wire,
             breaker: Breaker::default(),
             pulse: Pulse::default(),
+            budget: Budget::default(),
             troubles: Arc::clone(troubles),
             metrics: metrics.clone(),
             intake: Arc::new(intake),
@@ -231,7 +234,7 @@ impl Registry {
 
     /// Asks, with tokens, redirects and retries, until the head of a successful answer is there, or the deadline.
     pub async fn fetch(&self, ask: Ask) -> Result<Answer, UpstreamError> {
-        if self.is_closed_to(ask.right.as_ref()) {
+        if self.is_closed_to(ask.right.as_ref()) || self.config.is_closed_to(ask.repo.as_ref(), ask.tag.as_ref()) {
             return Err(Fault::Sealed.of(self.name()));
         }
         let mut retries = Retries::until(ask.deadline);
@@ -260,6 +263,15 @@ impl Registry {
     /// How it does, by itself: each of its mirrors has its own.
     pub fn health(&self) -> Health {
         self.pulse.health(self.config.sealed, self.breaker.held_back())
+    }
+
+    /// Whether a request may be sent now that no client waits for, where `reserve` percent of the rate limit are for clients.
+    /// Who fetches ahead asks before each request that counts there; HEADs are free on Docker Hub.
+    ///
+    /// # Errors
+    /// Too little is left, or it has answered 429; with the time to wait.
+    pub fn spare(&self, reserve: u8) -> Result<(), Spent> {
+        self.budget.spare(reserve)
     }
 
     /// A request about this repository has ended with this, and is not repeated.
@@ -304,6 +316,7 @@ impl Registry {
             Ok(response) => {
                 permit.reached();
                 self.pulse.answered(response.status(), response.headers(), self.wire.now());
+                self.budget.answered(response.status(), response.headers(), self.wire.now());
                 // A mirror's word on its own limit would be taken for the upstream's.
                 let is_told = !self.is_mirror && self.in_use.load(Ordering::Relaxed);
                 if let Some(limit) = rate_limit(response.headers()).filter(|_| is_told) {

@@ -50,7 +50,7 @@ impl Registry {
     /// challenge asked for. A body that streams is sent once. Others are sent again with a fresh token after a 401,
     /// where upstream was not reached, and where the connection broke and the request does no harm twice.
     pub async fn relay(&self, call: Call) -> Result<Reply, UpstreamError> {
-        if self.is_closed_to(Some(&call.right)) {
+        if self.is_closed_to(Some(&call.right)) || self.config().is_closed_to(call.repo.as_ref(), call.tag.as_ref()) {
             return Err(Fault::Sealed.of(self.name()));
         }
         let (is_idempotent, shape) = (call.is_idempotent(), call.body.shape());

@@ -77,12 +77,16 @@ pub struct RateLimit {
     pub window: Option<Duration>,
 }
 
-/// The rate limit: `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 76;w=21600`, as Docker Hub sends them.
+/// The rate limit: `ratelimit-limit: 100;w=21600` and `ratelimit-remaining: 76;w=21600`, as Docker Hub sends them; else the
+/// same under `x-ratelimit-…`, as others do.
 pub(crate) fn rate_limit(headers: &HeaderMap) -> Option<RateLimit> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let number = |text: &str| text.split(';').next()?.trim().parse().ok().filter(|number: &i64| *number >= 0);
     let seconds = |text: &str| text.split(';').find_map(|part| part.trim().strip_prefix("w=")?.parse().ok());
-    let (limit, left) = (text("ratelimit-limit"), text("ratelimit-remaining")?);
+    let (limit, left) = match text("ratelimit-remaining") {
+        Some(left) => (text("ratelimit-limit"), left),
+        None => (text("x-ratelimit-limit"), text("x-ratelimit-remaining")?),
+    };
     let window = seconds(left).or_else(|| limit.and_then(seconds)).map(Duration::from_secs);
     Some(RateLimit { limit: limit.and_then(number), remaining: number(left)?, window })
 }
@@ -170,6 +174,16 @@ mod tests {
         assert_eq!(rate_limit(&headers), None);
         headers.remove("ratelimit-remaining");
         assert_eq!(rate_limit(&headers), None, "what is left is what counts");
+    }
+
+    #[test]
+    fn the_older_headers_count_where_there_are_no_others() {
+        let mut headers = headers("x-ratelimit-remaining", "7");
+        headers.insert("x-ratelimit-limit", HeaderValue::from_static("60"));
+        assert_eq!(rate_limit(&headers), Some(RateLimit { limit: Some(60), remaining: 7, window: None }));
+        headers.insert("ratelimit-remaining", HeaderValue::from_static("76;w=21600"));
+        let window = Some(Duration::from_hours(6));
+        assert_eq!(rate_limit(&headers), Some(RateLimit { limit: None, remaining: 76, window }), "no mixture");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 //! ends with this process.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -146,7 +147,8 @@ impl BadBlocks {
             server.arg(format!("error-{call}-file={}", trigger.display()));
         }
         let mut server = server.stderr(Stdio::null()).spawn().map_err(|e| format!("nbdkit: {e}"))?;
-        if let Err(error) = until("nbdkit listens", || socket.exists()).await {
+        // That its name is there does not mean that it listens, and who is refused does not come again.
+        if let Err(error) = until("nbdkit listens", || UnixStream::connect(&socket).is_ok()).await {
             let _ = (server.kill(), server.wait());
             return Err(error);
         }
@@ -154,8 +156,17 @@ impl BadBlocks {
         client.arg(mounted.join("disk")).arg(format!("nbd+unix:///?socket={}", socket.display()));
         // Each error would be a line.
         let client = client.stderr(Stdio::null()).spawn().map_err(|e| format!("nbdfuse: {e}"))?;
-        let disk = Self { mounted, fail_reads, fail_writes, server, client };
-        until("nbdfuse shows the disk", || disk.path().metadata().is_ok_and(|disk| disk.len() == bytes)).await?;
+        let mut disk = Self { mounted, fail_reads, fail_writes, server, client };
+        let path = disk.path();
+        let shows = || path.metadata().is_ok_and(|disk| disk.len() == bytes);
+        if let Err(error) = until("nbdfuse shows the disk", shows).await {
+            let [server, client] = [&mut disk.server, &mut disk.client].map(|child| match child.try_wait() {
+                Ok(Some(ended)) => format!("ended with {ended}"),
+                Ok(None) => "runs".to_owned(),
+                Err(error) => error.to_string(),
+            });
+            return Err(format!("{error}; nbdkit {server}, nbdfuse {client}"));
+        }
         Ok(disk)
     }
 

@@ -13,9 +13,10 @@ use tokio::sync::{Mutex, Semaphore};
 use super::super::body::Body;
 use super::super::form::Form;
 use super::super::respond::{Failure, causes, json};
+use super::carry::LayoutIndex;
 use super::history::Step;
 use super::pins::{self, PinNames};
-use super::{names, warm};
+use super::{missed, names, warm};
 use crate::cache::{Cache, FillReport};
 use crate::clock::Clock;
 use crate::config::{Config, ImagePattern};
@@ -85,6 +86,20 @@ pub(super) enum Resource {
     Pins,
     /// Bringing images before anybody pulls them.
     Warm,
+    /// What sealed upstreams were asked for in vain.
+    Missed,
+    /// What pulls would miss.
+    Coverage,
+    /// What is here, for who would bring something.
+    Have,
+    /// Images with all that belongs to them, to be carried elsewhere.
+    Carried,
+    /// The bytes of blobs.
+    Content,
+    /// Images whose blobs are here, and nothing yet that leads to them.
+    Imports,
+    /// The file that makes the root an OCI image layout.
+    LayoutIndex,
     /// The description of all this.
     OpenApi,
 }
@@ -101,7 +116,7 @@ pub(super) struct Parameters {
 
 impl Resource {
     /// All of them.
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::Status,
         Self::Images,
         Self::Usage,
@@ -114,6 +129,13 @@ impl Resource {
         Self::Verify,
         Self::Pins,
         Self::Warm,
+        Self::Missed,
+        Self::Coverage,
+        Self::Have,
+        Self::Carried,
+        Self::Content,
+        Self::Imports,
+        Self::LayoutIndex,
         Self::OpenApi,
     ];
 
@@ -137,6 +159,13 @@ impl Resource {
             Self::Verify => "verify",
             Self::Pins => "pins",
             Self::Warm => "warm",
+            Self::Missed => "missed",
+            Self::Coverage => "coverage",
+            Self::Have => "have",
+            Self::Carried => "carried",
+            Self::Content => "content",
+            Self::Imports => "imports",
+            Self::LayoutIndex => "layout-index",
             Self::OpenApi => "openapi.json",
         }
     }
@@ -144,8 +173,9 @@ impl Resource {
     /// Its methods, as `Allow` has them.
     const fn methods(self) -> &'static str {
         match self {
-            Self::Images => "GET, HEAD, DELETE",
-            Self::Gc | Self::Verify | Self::Warm => "POST",
+            Self::Images | Self::Missed => "GET, HEAD, DELETE",
+            Self::Gc | Self::Verify | Self::Warm | Self::Imports | Self::LayoutIndex => "POST",
+            Self::Content => "POST, PUT",
             Self::Pins => "GET, HEAD, POST, DELETE",
             _ => "GET, HEAD",
         }
@@ -165,10 +195,16 @@ impl Resource {
             (Self::Explain, &Method::GET | &Method::HEAD) => &["image"],
             (Self::Gc, &Method::POST) => &["dry_run", "evict_bytes"],
             (Self::Verify, &Method::POST) => &["pattern", "rate", "repair"],
-            (Self::Pins, &Method::POST | &Method::DELETE) => &["name"],
-            (Self::Warm, &Method::POST) => &[],
-            (Self::Gc | Self::Verify | Self::Warm, _) => return None,
-            (_, &Method::GET | &Method::HEAD) => &[],
+            (Self::Carried, &Method::GET | &Method::HEAD) | (Self::Pins, &Method::POST | &Method::DELETE) => &["name"],
+            (Self::Coverage, &Method::GET | &Method::HEAD) => &["image", "platform"],
+            // Not by GET, which is open to all users of this machine: it is for those who may read it.
+            (Self::Content, &Method::POST) => &["digest"],
+            (Self::Content, &Method::PUT) => &["digest", "size"],
+            (Self::Gc | Self::Verify | Self::Content, _)
+            | (Self::Imports | Self::LayoutIndex | Self::Warm, &Method::GET | &Method::HEAD) => return None,
+            (_, &Method::GET | &Method::HEAD)
+            | (Self::Missed, &Method::DELETE)
+            | (Self::Imports | Self::LayoutIndex | Self::Warm, &Method::POST) => &[],
             _ => return None,
         })
     }
@@ -213,6 +249,13 @@ impl Api {
                 let images = self.store.images(asked.pattern("pattern", config)?).await.map_err(failed)?;
                 written(&Images { images })
             }
+            (Resource::Missed, &Method::DELETE) => written(&self.store.clear_missed().await.map_err(failed)?),
+            (Resource::Missed, _) => written(&self.store.missed().await.map_err(failed)?),
+            (Resource::Coverage, _) => {
+                let (images, platforms) =
+                    (asked.query.all("image").collect::<Vec<_>>(), asked.query.all("platform").collect::<Vec<_>>());
+                written(&missed::coverage(&self.store, config, &images, &platforms).await?)
+            }
             (Resource::Fills, _) => written(&Fills { fills: self.fills() }),
             (Resource::Gc, _) => {
                 let (dry_run, evict) = (asked.flag("dry_run")?, asked.number("evict_bytes")?);
@@ -234,6 +277,16 @@ impl Api {
                     Method::DELETE => written(&pins::remove(&self.store, config, &names).await?),
                     _ => written(&pins::list(&self.store)),
                 }
+            }
+            (Resource::Have, _) => written(&self.store.have().await.map_err(failed)?),
+            (Resource::Carried, _) => {
+                let patterns =
+                    asked.query.all("name").map(|name| pattern(name, config)).collect::<Result<Vec<_>, _>>()?;
+                written(&self.store.carried(patterns).await.map_err(failed)?)
+            }
+            (Resource::Content, _) => self.blob(asked).await,
+            (Resource::LayoutIndex, _) => {
+                written(&LayoutIndex { manifests: self.store.write_index().await.map_err(failed)? })
             }
             _ => written(&self.store.usage().await.map_err(failed)?),
         }
@@ -326,7 +379,7 @@ impl Parameters {
         }
     }
 
-    fn number(&self, name: &str) -> Result<Option<u64>, Failure> {
+    pub(super) fn number(&self, name: &str) -> Result<Option<u64>, Failure> {
         let parse = |text: &str| text.parse().map_err(|_| bad(format!("{name}: {text:?} is not a number of bytes")));
         self.query.get(name).map(parse).transpose()
     }

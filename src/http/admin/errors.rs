@@ -125,7 +125,7 @@ fn of_answer(folded: &Folded) -> &'static str {
             "what the disk gave was wrong, and it is fetched anew when it is asked for: look at the disk (dmesg, smartctl), and run `ocistern verify`"
         }
         "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "NAME_UNKNOWN" if says(SEALED) => {
-            "the configuration forbids to ask this upstream (`sealed`): only what was pulled before is there"
+            "the configuration forbids to ask for this (`sealed`): only what was pulled before is there; `ocistern missed` lists what is not"
         }
         "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "NAME_UNKNOWN" => {
             "check the name: it does not exist upstream for this caller"

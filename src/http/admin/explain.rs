@@ -92,6 +92,11 @@ impl Name {
     /// What a client means by the name: with a tag or a digest, else `latest`; by an address of a listener, that of a pull through
     /// it; without an upstream, that of the first listener that has one; with `library/` where that belongs there.
     pub(super) fn parse(text: &str, config: &Config) -> Result<Self, Failure> {
+        Self::parse_with(text, config, &[])
+    }
+
+    /// The same where there may be something in the store of upstreams that are not configured here.
+    pub(super) fn parse_with(text: &str, config: &Config, stored: &[UpstreamName]) -> Result<Self, Failure> {
         let wrong = |what: &str| {
             bad(format!("image: {text:?} {what}: write UPSTREAM/REPOSITORY:TAG or UPSTREAM/REPOSITORY@DIGEST"))
         };
@@ -112,8 +117,9 @@ impl Name {
             }
         };
         let (first, rest) = name.split_once('/').unwrap_or(("", name));
-        let (upstream, repository) = match Directory::new(config).get(first) {
-            Some(upstream) => (upstream.clone(), rest),
+        let in_store = || first.parse::<UpstreamName>().ok().filter(|name| stored.contains(name));
+        let (upstream, repository) = match Directory::new(config).get(first).cloned().or_else(in_store) {
+            Some(upstream) => (upstream, rest),
             None if looks_like_host(first) => {
                 return Err(bad(format!("image: there is no upstream {first:?}; there is {}", known(config))));
             }
@@ -128,6 +134,7 @@ impl Name {
         Ok(Self { upstream, repository, reference })
     }
 
+    /// As clients write it.
     pub(super) fn whole(&self) -> String {
         let separator = if matches!(self.reference, Reference::Tag(_)) { ':' } else { '@' };
         format!("{}/{}{separator}{}", self.upstream, self.repository, self.reference)

@@ -5,12 +5,14 @@
 
 mod api;
 mod body;
+mod carry;
 mod dashboard;
 mod errors;
 mod explain;
 mod figures;
 mod history;
 mod human;
+mod missed;
 mod names;
 mod openapi;
 mod pins;
@@ -22,6 +24,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderName, REFERRER_POLICY,
     WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
@@ -35,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::api::{Api, Fills, Images, Live};
 use self::api::{Parameters, Resource, written};
 pub use self::body::LARGEST_BODY;
+pub use self::carry::{BlobKept, Import, LayoutIndex};
 use self::dashboard::Asset;
 pub use self::errors::{ErrorList, FoldedError};
 pub use self::explain::{Explanation, TagReport, Verdict};
@@ -43,12 +47,13 @@ pub use self::figures::{Results, Traffic};
 use self::history::History;
 pub use self::history::{Forecast, HistoryPoint, HistoryReport};
 pub use self::human::bytes;
+pub use self::missed::{Coverage, ImageCoverage};
 pub use self::pins::{PinName, PinNames, Pinning, Pins};
 pub use self::status::{Status, StoreStatus};
 pub use self::upstreams::{EndpointReport, ErrorReport, RateLimitReport, UpstreamList, UpstreamReport};
 pub use self::warm::{WarmImage, WarmReport, WarmRequest, WarmState};
 use super::access::{Peer, is_loopback_host, is_relayed};
-use super::body::{Body, BodyError as BoxError};
+use super::body::{Body, BodyError};
 use super::respond::{Failure, json};
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -145,11 +150,26 @@ impl Admin {
     /// Answers one request.
     pub async fn handle<B>(&self, peer: Peer, request: Request<B>) -> Response<Body>
     where
-        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send,
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: Into<BodyError>,
     {
+        // Who waits with a request at hand would need a body that several threads may look at.
+        let (head, body) = request.into_parts();
+        let request = Request::from_parts(head, ());
         let answer = async {
             self.check(peer, &request).await?;
-            self.answer(request).await
+            let (path, method) = (request.uri().path(), request.method());
+            let resource = Resource::parse(path);
+            if let Some(resource) = resource.filter(|resource| carry::takes_body(*resource, method)) {
+                let asked = Parameters::of(resource, method, request.uri())?;
+                // As large as the answers of all others would have to be with it.
+                return Box::pin(self.api.brought(resource, &asked, body)).await;
+            }
+            let body = match resource.filter(|resource| resource.takes_body(method)) {
+                Some(_) => Box::pin(body::read(request.headers(), body)).await?,
+                None => Bytes::new(),
+            };
+            self.answer(&request, body).await
         };
         guarded(answer.await.unwrap_or_else(Failure::into_response))
     }
@@ -159,17 +179,10 @@ impl Admin {
         self.history.keep(&self.metrics, self.api.clock(), stop).await;
     }
 
-    async fn answer<B>(&self, request: Request<B>) -> Result<Response<Body>, Failure>
-    where
-        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send,
-    {
-        let (head, body) = request.into_parts();
-        let (path, method) = (head.uri.path(), &head.method);
+    async fn answer(&self, request: &Request<()>, body: Bytes) -> Result<Response<Body>, Failure> {
+        let (path, method) = (request.uri().path(), request.method());
         if let Some(resource) = Resource::parse(path) {
-            let mut asked = Parameters::of(resource, method, &head.uri)?;
-            if resource.takes_body(method) {
-                asked = asked.with_body(body::read(&head.headers, body).await?);
-            }
+            let asked = Parameters::of(resource, method, request.uri())?.with_body(body);
             return self.resource(resource, method, &asked).await;
         }
         let asset = Asset::at(path);
@@ -364,7 +377,6 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Respons
 mod tests {
     use std::path::Path;
 
-    use bytes::Bytes;
     use http_body_util::{BodyExt, Empty};
 
     use super::*;

@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn it_goes_before_any_blob_and_not_in_vain() {
         let books = books(100);
-        books.used(&digest(1), 40);
+        books.used_first(&digest(1), 40);
         let mut left = books.adopt(30, true).unwrap();
         left.park(30);
         let mut much = books.wait(Want::Promise { digest: None, bytes: 110 });

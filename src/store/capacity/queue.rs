@@ -357,7 +357,7 @@ mod tests {
     fn full(count: u8) -> Arc<Books> {
         let books = books(u64::from(count) * 10);
         for n in 0..count {
-            books.used(&digest(n), 10);
+            books.used_first(&digest(n), 10);
         }
         books
     }
@@ -434,7 +434,7 @@ mod tests {
     fn memory_is_bounded_whatever_must_go() {
         let books = full(0);
         for n in 0..2_000_u32 {
-            books.used(&Digest::of(crate::oci::Algorithm::Sha256, &n.to_le_bytes()), 10);
+            books.used_first(&Digest::of(crate::oci::Algorithm::Sha256, &n.to_le_bytes()), 10);
         }
         assert!(books.begins_evicting(), "above the capacity, although nobody waits");
         assert_eq!(claims(&books).len(), CHUNK);
@@ -444,7 +444,7 @@ mod tests {
     fn the_floor_is_restored_if_that_can_be_done() {
         let books = books(1 << 40);
         for n in 0..4 {
-            books.used(&digest(n), 1 << 30);
+            books.used_first(&digest(n), 1 << 30);
         }
         let floor = books.floor();
         books.want_floor(Space { free: floor, ..SPACE });

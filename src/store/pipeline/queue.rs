@@ -135,6 +135,19 @@ impl Shared {
 // === impl Queue, State ===
 
 impl Queue {
+    /// What is written next: all that waits, or about so much of it, but something in any case.
+    pub(super) fn take_to_write(&mut self, most: Option<usize>) -> Vec<Placed> {
+        let Some(most) = most else { return std::mem::take(&mut self.to_write) };
+        let mut total = 0;
+        let is_within = |chunk: &Placed| {
+            total += chunk.bytes.len();
+            total <= most
+        };
+        let count = self.to_write.iter().map(is_within).take_while(|within| *within).count().max(1);
+        let rest = self.to_write.split_off(count.min(self.to_write.len()));
+        std::mem::replace(&mut self.to_write, rest)
+    }
+
     /// An error once writing or hashing has failed.
     pub(super) fn check(&mut self) -> Result<(), StoreError> {
         self.state.check()?;

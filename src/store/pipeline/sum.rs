@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -18,6 +19,8 @@ use crate::store::work::Placed;
 
 /// Less than this is hashed by the job that wrote it: handing it over would take longer.
 const HAND_OVER: u64 = 64 << 10;
+/// More than this is not, also where that job hashes what it has written: what is read back would hold up the writing.
+const ALONG: u64 = 2 << 20;
 /// What is read back from the file at a time.
 const READ: u64 = 256 << 10;
 
@@ -90,7 +93,8 @@ impl Shared {
         match std::mem::replace(&mut queue.sum, Sum::Running) {
             Sum::Idle(hasher) => {
                 drop(queue);
-                if bytes < HAND_OVER {
+                let along = if self.inner.writer_hashes.load(Ordering::Relaxed) { ALONG } else { HAND_OVER };
+                if bytes < along {
                     self.sum_up(hasher);
                 } else {
                     let shared = self.clone();

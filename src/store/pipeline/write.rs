@@ -1,6 +1,5 @@
 //! The writing job: what waits is written, told, and given to the hash.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,6 +9,8 @@ use crate::config::Durability;
 use crate::store::StoreError;
 use crate::store::work::{Placed, Work};
 
+/// Where the job that writes hashes, too, it does so after each of these: they are still in the processor's caches.
+const BATCH: usize = 256 << 10;
 /// The disk is told to write a file in parts of at least this size.
 const SEND_OUT: u64 = 16 << 20;
 
@@ -34,7 +35,7 @@ impl Shared {
                     return self.changed.notify_waiters();
                 }
                 job.work = Some(work);
-                std::mem::take(&mut queue.to_write)
+                queue.take_to_write(self.inner.writer_hashes.load(Ordering::Relaxed).then_some(BATCH))
             };
             let Some(work) = job.work.as_mut() else { return };
             let (unwritten, outcome) = work.write(&self.inner, &mut chunks);
@@ -51,17 +52,10 @@ impl Shared {
 
     /// Tells that these are in the file.
     fn wrote(&self, chunks: Vec<Placed>) {
-        // Neighbours are told as one.
-        let mut ranges: Vec<Range<u64>> = Vec::new();
-        for range in chunks.iter().map(Placed::range) {
-            match ranges.last_mut().filter(|last| last.end == range.start) {
-                Some(last) => last.end = range.end,
-                None => ranges.push(range),
-            }
-        }
+        let told = self.follower.get().map(|follower| (follower, chunks.clone()));
         let mut queue = self.queue.lock();
-        for range in &ranges {
-            queue.present.insert(range.clone());
+        for chunk in &chunks {
+            queue.present.insert(chunk.range());
         }
         let written = queue.present.end_of_run(0);
         let let_go = queue.give_to_hash(chunks);
@@ -71,8 +65,8 @@ impl Shared {
             self.changed.notify_waiters();
         }
         self.progress.send_if_modified(|progress| std::mem::replace(progress, written) != written);
-        if let Some(follower) = self.follower.get() {
-            ranges.into_iter().for_each(follower);
+        if let Some((follower, chunks)) = told {
+            follower(&chunks);
         }
     }
 

@@ -11,6 +11,7 @@ use super::images::{Images, content};
 use super::sim::{Fault, Harm, Sim, SimFs};
 use super::*;
 use crate::config::{Config, Pin, Scrub};
+use crate::store::order::Short;
 use crate::store::record::{Found, Records};
 use crate::store::rehash::IN_A_ROW;
 
@@ -355,7 +356,7 @@ async fn what_is_pinned_is_found_without_the_links() {
     store.set_link(&up, &repo, &digest, &link(Via::Anonymous), wall()).await.unwrap();
     sim.spoil(["refs/docker.io/app/_links".into()]);
     store.pin(Pin::parse("docker.io/app:a", |_| false).unwrap()).await.unwrap();
-    assert!(store.0.pins.are_settled() && store.0.books.is_pinned(&order::Short::from(&digest)));
+    assert!(store.0.pins.are_settled() && store.0.books.is_pinned(&Short::from(&digest)));
 }
 
 /// What must stay is found out at once, and what may go again not more often than each minute.
@@ -369,7 +370,7 @@ async fn a_pinned_tag_that_moves_again_and_again_costs_a_look_a_minute() {
     for n in 0..10_u8 {
         tags.push(TagRecord { digest: put(store, &[n]).await, media_type: "m".into(), size: 1, etag: None });
     }
-    let is_pinned = |n: usize| store.0.books.is_pinned(&order::Short::from(&tags[n].digest));
+    let is_pinned = |n: usize| store.0.books.is_pinned(&Short::from(&tags[n].digest));
     let stop = CancellationToken::new();
     let moves = async {
         sleep(Duration::from_secs(1)).await;
@@ -501,4 +502,22 @@ async fn what_is_wrong_and_cannot_be_moved_is_not_taken_from_an_open_file() {
     assert!(fixture.store.0.open.get(&digest).is_none(), "known to be wrong");
     let again = fixture.store.blob(&digest).await.unwrap().unwrap();
     assert_eq!(again.trust, Trust::Unverified, "it is hashed by whoever asks");
+}
+
+/// Somebody removes a blob between the look at its open file and the books, and then its name cannot be looked at.
+#[tokio::test]
+async fn what_was_just_removed_and_cannot_be_opened_does_not_come_back_into_the_books() {
+    for errno in [None, Some(Errno::MFILE), Some(Errno::DQUOT)] {
+        let (fixture, sim) = over_sim(1 << 20);
+        let digest = put(&fixture.store, b"content").await;
+        assert!(fixture.store.blob(&digest).await.unwrap().is_some(), "its file stays open");
+        std::fs::remove_file(fixture.path(&digest)).unwrap();
+        fixture.store.0.books.forget(&Short::from(&digest));
+        if let Some(errno) = errno {
+            sim.arm(Fault { harm: Harm::Fail(errno), at: 1, times: u64::MAX }, 0);
+        }
+        let found = fixture.store.blob(&digest).await;
+        assert!(found.as_ref().map_or(errno.is_some(), Option::is_none), "{errno:?}: {found:?}");
+        assert_eq!((sim.heal() > 0, fixture.store.0.books.used_bytes()), (errno.is_some(), 0), "{errno:?}");
+    }
 }

@@ -126,13 +126,16 @@ async fn many_write_at_once_in_any_order_and_all_is_told() {
     let told = Arc::new(Mutex::new(ByteRanges::default()));
     writer.follow({
         let (told, file, content) = (told.clone(), writer.file(), content.clone());
-        move |range| {
-            let mut there = vec![0; usize::try_from(range.end - range.start).unwrap()];
-            file.read_exact_at(&mut there, range.start).unwrap();
-            assert!(there == part(&content, range.clone()), "what is told is in the file");
-            let mut told = told.lock();
-            assert_eq!(told.gaps(range.clone()), std::slice::from_ref(&range), "once");
-            told.insert(range);
+        move |pieces| {
+            for Placed { at, bytes } in pieces {
+                let range = *at..at + bytes.len() as u64;
+                let mut there = vec![0; bytes.len()];
+                file.read_exact_at(&mut there, range.start).unwrap();
+                assert!(there == *bytes && there == part(&content, range.clone()), "what is told is in the file");
+                let mut told = told.lock();
+                assert_eq!(told.gaps(range.clone()), std::slice::from_ref(&range), "once");
+                told.insert(range);
+            }
         }
     });
     // The last quarter first, and all at once.
@@ -248,7 +251,7 @@ async fn a_fill_that_is_given_up_is_gone_on_with_after_a_restart() {
         let told = Arc::new(Mutex::new(ByteRanges::default()));
         writer.follow({
             let told = told.clone();
-            move |range| told.lock().insert(range)
+            move |pieces| pieces.iter().for_each(|piece| told.lock().insert(piece.range()))
         });
         // Appending begins where the first bytes are missing.
         writer.write(part(&content, 2 * MIB..3 * MIB)).await.unwrap();

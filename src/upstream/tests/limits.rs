@@ -128,3 +128,43 @@ async fn blobs_keep_to_the_rate_and_what_is_small_only_counts() {
     assert!(registry.fetch(blob(Method::GET)).await.unwrap().body.is_paced());
     assert!(!registry.fetch(manifest()).await.unwrap().body.is_paced());
 }
+
+/// Docker Hub, as it counts: GETs of manifests, a hundred in six hours, and 429 beyond.
+#[tokio::test]
+async fn what_is_fetched_ahead_leaves_the_clients_their_share() {
+    const WINDOW: Duration = Duration::from_hours(6);
+    let counted = Arc::new(Mutex::new(0_usize));
+    let pulls = Arc::clone(&counted);
+    let server = Server::start(move |seen, _| {
+        let mut counted = pulls.lock();
+        if seen.method == Method::GET {
+            *counted += 1;
+        }
+        let left = format!("{};w=21600", 100_usize.saturating_sub(*counted));
+        let fields = [("ratelimit-limit", "100;w=21600"), ("ratelimit-remaining", left.as_str())];
+        if *counted > 100 { reply(429, &fields, "") } else { reply(200, &fields, "{}") }
+    })
+    .await;
+    let registry = registry(settings(server.address));
+    let mut ahead = 0;
+    while registry.spare(20).is_ok() {
+        registry.fetch(manifest()).await.unwrap();
+        ahead += 1;
+    }
+    assert_eq!(ahead, 80);
+    // Asked as often as it may be without a pull, it stays so.
+    registry.fetch(Ask { method: Method::HEAD, ..manifest() }).await.unwrap();
+    assert!(registry.spare(20).is_err_and(|spent| spent.again_in <= WINDOW));
+    for _ in 0..20 {
+        registry.fetch(manifest()).await.unwrap();
+    }
+    let error = registry.fetch(manifest()).await.unwrap_err();
+    assert!(matches!(error.fault, Fault::RateLimited { .. }), "{error}");
+    assert!(registry.spare(0).is_err(), "nor does it ask ahead after a refusal");
+    *counted.lock() = 0;
+    tokio::time::pause();
+    tokio::time::advance(WINDOW).await;
+    tokio::time::resume();
+    assert_eq!(registry.spare(20), Ok(()), "a new window");
+    registry.fetch(manifest()).await.unwrap();
+}
