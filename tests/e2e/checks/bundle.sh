@@ -6,7 +6,7 @@ check() {
     INSIDE=$WORK/inside OUTSIDE=$WORK/outside BUNDLE=$WORK/tmp/images.tar HAVE=$WORK/tmp/have MISSED=$WORK/tmp/missed
     rm -rf "$INSIDE" "$OUTSIDE" "$WORK"/tmp/{images,update}*
     try "bundle outside start" cistern_start
-    try "bundle outside pull" pulled image basic oci
+    try "bundle outside pull" pulled basic oci
     try "bundle export" exported --all --to "$BUNDLE"
     try "bundle other programs read it" read_by_others
     leave "$OUTSIDE"
@@ -15,9 +15,9 @@ check() {
     try "bundle inside nothing is there" nothing_there
     try "bundle import, a dry run" dry_run
     try "bundle import" imported "$BUNDLE"
-    try "bundle inside pull" pulled image basic oci
+    try "bundle inside pull" pulled basic oci
     try "bundle a damaged one is refused" damaged
-    try "bundle inside what is missing is told" missed bearer
+    try "bundle inside what is missing is told" missed image
     try "bundle inside have" lists_what_is_there
     leave "$INSIDE"
     start_upstreams
@@ -28,7 +28,7 @@ check() {
     stop_upstreams
     try "bundle inside again" comes_back "$INSIDE" sealed
     try "bundle import the delta" imported "$WORK/tmp/update.tar"
-    try "bundle inside pull all" pulled image basic oci bearer
+    try "bundle inside pull all" pulled basic oci image
     try "bundle nothing is missed any more" nothing_missed
     try "bundle inside stop" cistern_stop
     start_upstreams
@@ -71,24 +71,24 @@ sealed() { cistern_start "" sealed; }
 # A digest that a program computes of what it read in a bundle is that of upstream.
 read_by_others() {
     local name
-    name=$(name_of image)
+    name=$(name_of basic)
     mkdir "$WORK/tmp/images"
     tar -C "$WORK/tmp/images" -xf "$BUNDLE"
-    same skopeo "$(expected image manifest)" \
+    same skopeo "$(expected basic manifest)" \
         "sha256:$(bounded skopeo inspect --raw "oci-archive:$BUNDLE:$name" | sha256sum | cut -d' ' -f1)"
-    same oras "$(expected image manifest)" \
-        "sha256:$(bounded "$(go_tool oras)" manifest fetch --oci-layout "$WORK/tmp/images@$(expected image manifest)" | sha256sum | cut -d' ' -f1)"
+    same oras "$(expected basic manifest)" \
+        "sha256:$(bounded "$(go_tool oras)" manifest fetch --oci-layout "$WORK/tmp/images@$(expected basic manifest)" | sha256sum | cut -d' ' -f1)"
     (cd "$WORK/tmp/images/blobs/sha256" && for blob in *; do printf '%s  %s\n' "$blob" "$blob"; done | sha256sum --quiet -c)
 }
 
 nothing_there() {
     local code
     code=$(curl -sS -m 30 -o "$WORK/tmp/answer" -w '%{http_code}' \
-        "http://$OCISTERN/v2/$(upstream_of image)/$(repository_of image)/manifests/$(reference image | tr -d ':@')")
+        "http://$OCISTERN/v2/$(upstream_of basic)/$(repository_of basic)/manifests/$(reference basic | tr -d ':@')")
     cat "$WORK/tmp/answer"
     same status 404 "$code"
     grep -q sealed "$WORK/tmp/answer"
-    ocistern_on_store missed | grep -q "$(repository_of image)"
+    ocistern_on_store missed | grep -q "$(repository_of basic)"
 }
 
 dry_run() {
@@ -123,7 +123,7 @@ missed() {
 
 lists_what_is_there() {
     ocistern_on_store have >"$HAVE"
-    grep -q "$(expected image manifest)" "$HAVE"
+    grep -q "$(expected basic manifest)" "$HAVE"
 }
 
 pull_missed() {
