@@ -212,7 +212,7 @@ fn failed(error: &BundleError) -> Trouble {
 fn text(exported: &Exported) -> String {
     let mut text = String::new();
     if exported.images.is_empty() {
-        return "nothing is missing there: no bundle was written\n".to_owned();
+        return "nothing is stored here that the other side lacks: no bundle was written\n".to_owned();
     }
     for image in &exported.images {
         let partial = if exported.partial.contains(image) {
