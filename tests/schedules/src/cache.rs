@@ -19,6 +19,9 @@ pub(crate) mod first;
 #[path = "../../../src/cache/flight.rs"]
 pub(crate) mod flight;
 #[allow(dead_code, unused_imports, reason = "the plays use what they need of it")]
+#[path = "../../../src/cache/front.rs"]
+pub(crate) mod front;
+#[allow(dead_code, unused_imports, reason = "the plays use what they need of it")]
 #[path = "../../../src/cache/leg.rs"]
 pub(crate) mod leg;
 #[allow(dead_code, unused_imports, reason = "the plays use what they need of it")]

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use shuttle::rand::{Rng as _, thread_rng};
 use tokio::sync::Notify;
 
-pub use ocistern::store::{ByteRanges, StoreError};
+pub use ocistern::store::{ByteRanges, Placed, StoreError};
 
 use crate::steps;
 use crate::upstream::is_content;
@@ -24,7 +24,7 @@ const QUEUE: usize = 2;
 #[derive(Debug, Clone)]
 pub struct StoredBlob;
 
-type Follower = Arc<dyn Fn(Range<u64>) + Send + Sync>;
+type Follower = Arc<dyn Fn(&[Placed]) + Send + Sync>;
 
 /// A file, whoever writes it.
 pub struct Disk {
@@ -58,7 +58,7 @@ struct Job {
 
 #[derive(Default)]
 struct State {
-    waiting: Vec<Range<u64>>,
+    waiting: Vec<Placed>,
     /// Something is being written, or told.
     is_busy: bool,
     follower: Option<Follower>,
@@ -107,16 +107,16 @@ impl Job {
                 state.is_busy = next.is_some();
                 next.map(|next| state.waiting.swap_remove(next))
             };
-            let Some(range) = next else {
+            let Some(piece) = next else {
                 changed.await;
                 continue;
             };
             // Now and then the disk is slow.
             let most = if thread_rng().gen_bool(0.2) { 60 } else { 3 };
             steps(thread_rng().gen_range(0..most)).await;
-            let follower = self.write(&range);
+            let follower = self.write(&piece.range());
             if let Some(follower) = follower {
-                follower(range);
+                follower(&[piece]);
             }
             self.state.lock().is_busy = false;
             self.changed.notify_waiters();
@@ -176,7 +176,7 @@ impl BlobWriter {
         Self { job, ends }
     }
 
-    pub fn follow(&self, follower: impl Fn(Range<u64>) + Send + Sync + 'static) {
+    pub fn follow(&self, follower: impl Fn(&[Placed]) + Send + Sync + 'static) {
         self.job.state.lock().follower = Some(Arc::new(follower));
     }
 
@@ -203,7 +203,7 @@ impl BlobWriter {
             let new = disk.accepted.total() - before;
             assert!(!self.job.disk.once || new == range.end - range.start, "some of {range:?} has come before");
         }
-        state.lock().waiting.push(range);
+        state.lock().waiting.push(Placed { at, bytes: chunk });
         changed.notify_waiters();
         Ok(())
     }

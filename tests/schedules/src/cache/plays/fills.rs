@@ -310,7 +310,7 @@ impl Stage {
             met.taken_up.one();
         }
         reporter.present(writer.present());
-        writer.follow(reporter.growth());
+        writer.follow(reporter.growth(&Arc::default()));
         reporter.head(Head { file: Arc::clone(&NO_FILE), length: supply.mark().length });
         let gauges = Gauges;
         let ended = Legs::new(&self.settings, &supply, demand, &gauges).bring(&writer, download).await;

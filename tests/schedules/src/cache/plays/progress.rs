@@ -4,6 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use shuttle::rand::{Rng as _, thread_rng};
 
 use super::super::CacheError;
@@ -13,7 +14,7 @@ use super::super::progress::{Head, Reporter, Watcher, channel};
 use super::super::view::{HELD_BACK, Readable, View};
 use super::{Met, within};
 use crate::steps;
-use crate::store::Disk;
+use crate::store::{Disk, Placed};
 
 /// No reader reads it: what is there says the [`Disk`].
 pub(super) static NO_FILE: LazyLock<Arc<File>> = LazyLock::new(|| Arc::new(File::open("/dev/null").expect("a file")));
@@ -163,12 +164,13 @@ async fn write(reporter: &Reporter, disk: &Arc<Disk>, ending: Ending) -> u64 {
     }
     let others = pieces.split_off(pieces.len() / 2);
     let jobs = [pieces, others].map(|mine| {
-        let (growth, disk) = (reporter.growth(), Arc::clone(disk));
+        let (growth, disk) = (reporter.growth(&Arc::default()), Arc::clone(disk));
         tokio::spawn(async move {
             for piece in mine {
                 disk.put(&piece);
                 steps(thread_rng().gen_range(0..4)).await;
-                growth(piece);
+                let bytes = Bytes::from(vec![0; usize::try_from(piece.end - piece.start).expect("a length")]);
+                growth(&[Placed { at: piece.start, bytes }]);
             }
         })
     });
