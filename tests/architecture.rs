@@ -78,7 +78,6 @@ const BLOCKING: &[(&str, &str)] = &[
         "cli/clients/folder.rs",
         "`setup` is a program of its own, without a runtime; `doctor` reads on the blocking pool",
     ),
-    ("cli/coverage.rs", "before the runtime is there"),
     ("cli/doctor/reading.rs", "on the blocking pool"),
     ("cli/doctor/root.rs", "on the blocking pool"),
     ("cli/export.rs", "a list that is read before the runtime is there"),

@@ -1,7 +1,6 @@
 //! `ocistern coverage`: what pulls would miss if no upstream could be asked.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +8,7 @@ use http::Method;
 
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{bytes, count, table};
-use super::{FAILED, say};
+use super::{FAILED, list, say};
 use crate::http::admin::{Coverage, ImageCoverage};
 use crate::store::{Extent, PartKind};
 
@@ -48,7 +47,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
     let mut names = arguments.images.clone();
     if let Some(file) = &arguments.file {
-        names.extend(listed(&read(file)?));
+        let listed = list::read(file).map_err(|error| Trouble::Usage(error.to_string()))?;
+        names.extend(listed.into_iter().map(|listed| listed.name));
     }
     if names.is_empty() {
         return Err(Trouble::Usage("there is no image in the list".to_owned()));
@@ -78,21 +78,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
     };
     let code = say(&text);
     Ok(if whole.complete { code } else { ExitCode::from(FAILED) })
-}
-
-fn read(file: &PathBuf) -> Result<String, Trouble> {
-    let failed = |error: std::io::Error| Trouble::Failed(format!("{}: {error}", file.display()));
-    if file.as_os_str() == "-" {
-        let mut text = String::new();
-        return std::io::stdin().read_to_string(&mut text).map(|_| text).map_err(failed);
-    }
-    std::fs::read_to_string(file).map_err(failed)
-}
-
-/// The names of a list: the first word of each line that is not a comment.
-fn listed(text: &str) -> Vec<String> {
-    let words = text.lines().filter_map(|line| line.split_whitespace().next());
-    words.filter(|word| !word.starts_with('#')).map(str::to_owned).collect()
 }
 
 fn groups(names: &[String]) -> Vec<&[String]> {
@@ -137,12 +122,6 @@ fn row(ImageCoverage { image, suspect, covered }: &ImageCoverage) -> Vec<String>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_list_has_comments_and_blank_lines() {
-        let text = "# all\n\nalpine:3\n  ghcr.io/a/b@sha256:0 # twice\r\n#quay.io/x\n";
-        assert_eq!(listed(text), ["alpine:3", "ghcr.io/a/b@sha256:0"]);
-    }
 
     #[test]
     fn long_lists_are_asked_about_in_groups() {
