@@ -213,7 +213,7 @@ const PAGES: &[(&str, &[Section])] = &[
         "ocistern-export",
         &[
             status(&[
-                ("0", "Written; or nothing is missing over there, and so nothing was written."),
+                ("0", "Written; or nothing is stored here that the other side lacks, and so nothing was written."),
                 (
                     "1",
                     "Failed, and no bundle was written: a name means nothing that is stored, a stored blob is damaged, or the place \

@@ -156,7 +156,7 @@ async fn a_delta_has_what_the_other_side_lacks() {
     fs::write(&list, format!("# what is inside\n\n{}", says(to.root(), &["have"], 0).await)).unwrap();
     let missing_from = ["export", "--to", second, "--missing-from", list.to_str().unwrap()];
     let text = says(from.root(), &missing_from, 0).await;
-    assert!(text.contains("nothing is missing"), "{text}");
+    assert!(text.contains("nothing is stored here that the other side lacks"), "{text}");
     assert!(!Path::new(second).exists());
 
     // Of the new one a layer is there already.
