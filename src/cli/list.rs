@@ -176,11 +176,12 @@ pub(super) fn check(text: &str) -> Result<(), NotAReference> {
 }
 
 /// `-` for people.
-fn shown(file: &Path) -> String {
+pub(super) fn shown(file: &Path) -> String {
     if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
 }
 
-fn lines(wrong: &[(LinePlace, NotAReference)]) -> String {
+/// Mistakes with their places, a line each, the first ones of many.
+pub(super) fn lines<E: fmt::Display>(wrong: &[(LinePlace, E)]) -> String {
     let mut told: Vec<String> = wrong.iter().take(TOLD).map(|(place, mistake)| format!("{place}: {mistake}")).collect();
     if let Some(more) = wrong.len().checked_sub(TOLD).filter(|more| *more > 0) {
         told.push(format!("and {more} more"));

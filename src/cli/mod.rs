@@ -37,6 +37,8 @@ mod table;
 mod talk;
 mod verify;
 mod warm;
+mod workloads;
+mod yaml;
 
 use std::fmt::Display;
 use std::io::Write as _;

@@ -1,6 +1,7 @@
 //! `ocistern warm`: images are brought into the store before anybody pulls them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +11,7 @@ use super::list::{self, LinePlace, Listed};
 use super::progress::Work;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::{bytes, count, table};
+use super::workloads::{self, Form};
 use super::{FAILED, say};
 use crate::http::admin::{WarmImage, WarmReport, WarmRequest, WarmState};
 
@@ -19,7 +21,7 @@ pub(super) struct Arguments {
     /// Which images.
     #[arg(
         value_name = "REF",
-        required_unless_present = "file",
+        required_unless_present_any = ["file", "compose", "kubernetes", "helm"],
         help = "Images to bring: [UPSTREAM/]REPOSITORY[:TAG][@DIGEST], as a pull names them"
     )]
     names: Vec<String>,
@@ -30,6 +32,28 @@ pub(super) struct Arguments {
         help = "Also the images of this list: a name a line, # before a comment; - is standard input"
     )]
     file: Vec<PathBuf>,
+    /// What Compose runs.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "Also the images of the services of this Compose file; variables have the values of the environment and of .env beside it"
+    )]
+    compose: Vec<PathBuf>,
+    /// What Kubernetes runs.
+    #[arg(
+        long,
+        value_name = "FILES",
+        num_args = 1..,
+        help = "Also the images of all pods in these manifests of Kubernetes, YAML or JSON; - is standard input, as behind helm template CHART |"
+    )]
+    kubernetes: Vec<PathBuf>,
+    /// What a chart runs.
+    #[arg(
+        long,
+        value_name = "CHART-VALUES",
+        help = "Also the images that these values of a Helm chart name by the usual keys (image, repository, tag); a tag that is missing is the appVersion of Chart.yaml beside it"
+    )]
+    helm: Vec<PathBuf>,
     /// Which platforms.
     #[arg(
         long,
@@ -72,20 +96,33 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Trouble> {
     Ok(if failed { ExitCode::from(FAILED) } else { code })
 }
 
-/// The names, each once, and where those of lists stand.
+/// The names, each once, and where those of files stand.
 fn images(arguments: &Arguments) -> Result<(Vec<String>, HashMap<String, LinePlace>), Trouble> {
     for name in &arguments.names {
         list::check(name).map_err(|error| Trouble::Usage(error.to_string()))?;
     }
-    let mut images = arguments.names.clone();
-    let mut places = HashMap::new();
+    let mut listed = Vec::new();
     for file in &arguments.file {
-        for Listed { name, place } in list::read(file).map_err(|error| Trouble::Usage(error.to_string()))? {
-            places.entry(name.clone()).or_insert(place);
-            images.push(name);
+        listed.extend(list::read(file).map_err(|error| Trouble::Usage(error.to_string()))?);
+    }
+    let forms =
+        [(Form::Compose, &arguments.compose), (Form::Kubernetes, &arguments.kubernetes), (Form::Helm, &arguments.helm)];
+    for (form, files) in forms {
+        for file in files {
+            let found = workloads::read(form, file).map_err(|error| Trouble::Usage(error.to_string()))?;
+            for remark in found.remarks {
+                let _ = writeln!(std::io::stderr(), "{remark}");
+            }
+            listed.extend(found.images);
         }
     }
-    let mut seen = std::collections::HashSet::new();
+    let mut images = arguments.names.clone();
+    let mut places = HashMap::new();
+    for Listed { name, place } in listed {
+        places.entry(name.clone()).or_insert(place);
+        images.push(name);
+    }
+    let mut seen = HashSet::new();
     images.retain(|name| seen.insert(name.clone()));
     if images.is_empty() {
         return Err(Trouble::Usage("there is no image in what was named".to_owned()));
@@ -166,6 +203,25 @@ mod tests {
         let none = images(&arguments(&format!("--file {}", file.display())).unwrap());
         assert!(none.is_err_and(|trouble| trouble.to_string().contains("no image")));
         assert!(arguments("").is_err() && arguments("a --jobs 0").is_err());
+    }
+
+    #[test]
+    fn files_of_what_is_run_name_images() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let file = directory.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            file.display().to_string()
+        };
+        let compose = file("compose.yaml", "services:\n  a: {image: 'alpine'}\n  b: {image: redis}\n");
+        let pods = [1, 2].map(|k| file(&format!("{k}.yaml"), &format!("spec: {{containers: [{{image: 'app:{k}'}}]}}")));
+        let values = file("values.yaml", "image: {repository: chart, tag: 3}\nother: {image: 'app:1'}");
+        let line = format!("alpine --kubernetes {} {} --helm {values} --compose {compose}", pods[0], pods[1]);
+        let (names, places) = images(&arguments(&line).unwrap()).unwrap();
+        assert_eq!(names, ["alpine", "redis", "app:1", "app:2", "chart:3"]);
+        assert_eq!(places["redis"].line, 3);
+        let wrong = images(&arguments(&format!("--compose {}", pods[0])).unwrap()).unwrap_err().to_string();
+        assert!(wrong.contains("1.yaml:1: there are no `services`"), "{wrong}");
     }
 
     #[test]
