@@ -27,13 +27,14 @@ impl Cache {
         let digests: Vec<_> = image.parts.iter().map(|part| part.digest).collect();
         let heard = self.verdicts.heard(&repository);
         let is_private_here = heard.is_some_and(|heard| heard.access == Access::Private);
-        let is_public = !terms.private && !terms.dry_run;
+        let opens = !terms.private && !terms.dry_run;
         let taken = self.store.take_image(image, terms, is_private_here).await?;
-        if is_public
-            && matches!(taken, Taken::Taken { private: false, .. } | Taken::NewerHere { .. })
-            && !is_private_here
-        {
-            self.open_to_all(&repository);
+        if opens && matches!(taken, Taken::Taken { .. } | Taken::NewerHere { .. }) {
+            // The record, which may be of a run before this one and not have been looked at by anybody since, decides.
+            let access = self.store.access(&repository.upstream, &repository.repo).await?;
+            if access.is_some_and(|record| record.access == Access::Public) && !is_private_here {
+                self.open_to_all(&repository);
+            }
         }
         for digest in &digests {
             self.hot.remove_from(&repository, digest);

@@ -276,7 +276,7 @@ impl Known {
     fn has_all_of(&self, image: &Image) -> bool {
         let has_parts = image.parts.iter().all(|part| self.digests.contains(&part.digest) || self.is_old(part.since));
         let tag = HaveTag { name: image.name(), digest: image.digest };
-        has_parts && (image.tag.is_none() || self.tags.contains(&tag) || self.is_old(image.since))
+        has_parts && (self.tags.contains(&tag) || self.is_old(image.since))
     }
 
     fn is_old(&self, since: Option<Timestamp>) -> bool {

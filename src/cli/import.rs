@@ -105,7 +105,10 @@ async fn import(
     arguments: &Arguments,
     readers: Vec<Reader>,
 ) -> Result<Imported, Trouble> {
-    let mut stored = side.have().await?.set();
+    let have = side.have().await?;
+    // What a delta may rely on, and what need not be written again.
+    let mut named: HashSet<Digest> = have.digests.iter().copied().collect();
+    let mut stored: HashSet<Digest> = have.unnamed.into_iter().chain(have.digests).collect();
     let mut imported = Imported { dry_run: arguments.dry_run, ..Imported::default() };
     for mut reader in readers {
         let failed = |error: crate::bundle::BundleError| Trouble::Failed(error.to_string());
@@ -113,7 +116,7 @@ async fn import(
         let (mut brought, mut is_checked) = (HashSet::new(), false);
         while let Some(entry) = reader.next_entry().map_err(failed)? {
             if !std::mem::replace(&mut is_checked, true) {
-                check_relied(&reader, &stored)?;
+                check_relied(&reader, &named)?;
             }
             bar.set_length(reader.contents().map_or_else(|| bar.position() + entry.size, Contents::bytes));
             if stored.contains(&entry.digest) || arguments.dry_run {
@@ -130,8 +133,10 @@ async fn import(
             brought.insert(entry.digest);
         }
         bar.finish_and_clear();
+        // Of several bundles one may rely on what another brings.
+        named.extend(&brought);
         // A delta may consist of tags alone.
-        check_relied(&reader, &stored)?;
+        check_relied(&reader, &named)?;
         let images = match reader.contents() {
             Some(contents) => contents.images.clone(),
             None => reader.images(arguments.name.as_ref(), timestamp(SystemClock.now())).map_err(failed)?,
@@ -227,13 +232,15 @@ fn text(imported: &Imported, private: bool) -> String {
             }
             Taken::Missing { digests } => writeln!(
                 text,
-                "{name}: not taken, {} not in the store (any more), such as {}: is its capacity large enough?",
+                "{name}: not taken, {} not in the store (any more), such as {}: what was damaged here is set aside now, and the same \
+                 command brings it; else look whether store.capacity is large enough",
                 count(digests.len() as u64, "part is", "parts are"),
                 digests.first().map(ToString::to_string).unwrap_or_default()
             ),
             Taken::Hidden { digests } => writeln!(
                 text,
-                "{name}: not taken, {} not in the bundle, and here only under names that not everybody may read, such as {}",
+                "{name}: not taken, {} not in the bundle, and not for everybody here, such as {}: export the image whole, without --since and \
+                 --missing-from, or import it with --private",
                 count(digests.len() as u64, "part is", "parts are"),
                 digests.first().map(ToString::to_string).unwrap_or_default()
             ),

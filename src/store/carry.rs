@@ -4,25 +4,28 @@
 //! are linked only where somebody could read them already, so that a made-up bundle opens nothing.
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::layout;
 use super::lists::{ListKind, StoredList};
 use super::record::{Found, Records};
 use super::refs::{Access, AccessRecord, Link, LinkKind, TagRecord};
+use super::rehash::AtOnce;
 use super::survey::{Contents, Survey};
 use super::temporary::Temporary;
-use super::{Inner, Store, StoreError};
+use super::{Inner, Store, StoreError, Trust};
 use crate::bundle::{Have, HaveTag, Image, Index, MAX_MANIFEST, Part, Role};
 use crate::clock::timestamp;
 use crate::config::ImagePattern;
 use crate::oci::{Algorithm, Digest, ManifestInfo, RepoName, Tag, UpstreamName, Via, media};
 
+/// Most bytes that the manifests of an image may have together: they are looked at together.
+const MANIFESTS: u64 = 256 << 20;
 /// Blobs of an image that are held while its refs are written.
 const HELD: usize = 256;
 
@@ -91,7 +94,7 @@ pub enum Taken {
 
 /// What the manifests of an image say.
 struct Proof {
-    infos: HashMap<Digest, (ManifestInfo, Bytes)>,
+    infos: HashMap<Digest, ManifestInfo>,
     held: Vec<super::StoredBlob>,
 }
 
@@ -100,7 +103,7 @@ struct Proof {
 impl Store {
     /// What is here, for who would bring something.
     pub async fn have(&self) -> Result<Have, StoreError> {
-        self.blocking(|inner| inner.have()).await
+        self.blocking(Inner::have).await
     }
 
     /// The images that any of the patterns means, without patterns all, with the signatures and what else refers to them.
@@ -116,6 +119,9 @@ impl Store {
     /// Takes an image whose blobs are here: links, then the tag. Where it cannot be taken, nothing of it can be seen.
     /// `is_private_here`: upstream has said lately that it is not for everybody.
     pub async fn take_image(&self, image: Image, terms: Terms, is_private_here: bool) -> Result<Taken, StoreError> {
+        if !terms.dry_run {
+            self.check_parts(&image).await?;
+        }
         let image = Arc::new(image);
         let (of, under) = (Arc::clone(&image), terms.clone());
         let proof = match self.blocking(move |inner| inner.prove(&of, &under)).await? {
@@ -175,6 +181,20 @@ impl Store {
         Ok(taken)
     }
 
+    /// Hashes what is not known to be right. What is wrong goes to quarantine: the tag must not lead to it, and the next
+    /// import of the same bundle brings it.
+    async fn check_parts(&self, image: &Image) -> Result<(), StoreError> {
+        for part in &image.parts {
+            match self.peek(&part.digest).await? {
+                Some(blob) if blob.trust != Trust::Verified => {
+                    self.check(&part.digest, &blob, &mut AtOnce).await?;
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Adds what refers to manifests of the image to the lists that are served while upstream cannot be asked.
     async fn list_referrers(
         &self,
@@ -186,9 +206,11 @@ impl Store {
         let Image { upstream: up, repository: repo, .. } = image;
         let mut lists: HashMap<Digest, Vec<serde_json::Value>> = HashMap::new();
         for part in &image.parts {
-            let Some((info, bytes)) = proof.infos.get(&part.digest) else { continue };
+            let Some(info) = proof.infos.get(&part.digest) else { continue };
             let Some(subject) = info.subject else { continue };
-            let document: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+            let digest = part.digest;
+            let Some(bytes) = self.blocking(move |inner| inner.right_manifest(&digest)).await? else { continue };
+            let document: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
             let mut entry = serde_json::json!({
                 "mediaType": part.media_type, "digest": part.digest.to_string(), "size": part.size,
             });
@@ -209,9 +231,14 @@ impl Store {
                 // Those who may read the list may not all know of these.
                 continue;
             }
+            let is_wider = before.as_ref().is_some_and(|before| before.via != via);
             let known = before.and_then(|before| serde_json::from_slice::<serde_json::Value>(&before.body).ok());
             let known = known.and_then(|mut known| known.get_mut("manifests")?.as_array_mut().map(std::mem::take));
             let mut manifests = known.unwrap_or_default();
+            if is_wider && !self.all_public(up, repo, &manifests).await? {
+                // Everybody would read of what only some know.
+                continue;
+            }
             for entry in entries {
                 if !manifests.iter().any(|known| known.get("digest") == entry.get("digest")) {
                     manifests.push(entry);
@@ -231,6 +258,23 @@ impl Store {
         }
         Ok(())
     }
+
+    /// Whether all descriptors of a list are of what everybody was given.
+    async fn all_public(
+        &self,
+        up: &UpstreamName,
+        repo: &RepoName,
+        manifests: &[serde_json::Value],
+    ) -> Result<bool, StoreError> {
+        for entry in manifests {
+            let digest = entry.get("digest").and_then(|text| text.as_str()?.parse::<Digest>().ok());
+            let Some(digest) = digest else { return Ok(false) };
+            if self.link(up, repo, &digest).await?.is_none_or(|link| link.via != Via::Anonymous) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 // === impl Proof ===
@@ -238,7 +282,7 @@ impl Store {
 impl Proof {
     /// As what the manifests say that a part belongs to the image.
     fn link(&self, part: &Part, via: Via) -> Link {
-        let Some((info, _)) = self.infos.get(&part.digest) else { return Link::blob(via, part.size) };
+        let Some(info) = self.infos.get(&part.digest) else { return Link::blob(via, part.size) };
         Link {
             kind: LinkKind::Manifest,
             via,
@@ -253,18 +297,32 @@ impl Proof {
 // === impl Inner ===
 
 impl Inner {
-    fn have(&self) -> Result<Have, StoreError> {
+    fn have(self: &Arc<Self>) -> Result<Have, StoreError> {
         let mut have = Have::default();
+        let mut survey = Survey::new(self);
+        let mut named = HashSet::new();
+        for (up, repo) in self.repositories()? {
+            let contents = survey.contents(&up, &repo)?;
+            // What only the credential of a client has shown to be here is nothing to rely on.
+            let for_others =
+                contents.links.iter().filter(|(_, link)| link.as_ref().is_some_and(|link| link.via != Via::Client));
+            named.extend(for_others.map(|(digest, _)| *digest));
+            for (tag, digest) in contents.roots(&mut survey)? {
+                // A manifest with no tag that is not here, or is under no name, is nothing that the other side needs not send.
+                if tag.is_some() || named.contains(&digest) {
+                    have.tags.push(HaveTag {
+                        name: super::inventory::image_name(&up, &repo, tag.as_ref(), &digest),
+                        digest,
+                    });
+                }
+            }
+        }
         self.each_blob(|digest| {
-            have.digests.push(*digest);
+            if named.contains(digest) { &mut have.digests } else { &mut have.unnamed }.push(*digest);
             Ok(())
         })?;
-        have.digests.sort_by_key(ToString::to_string);
-        for (up, repo) in self.repositories()? {
-            self.check_open()?;
-            for (tag, record) in self.tags_of(&up, &repo)? {
-                have.tags.push(HaveTag { name: format!("{up}/{repo}:{tag}"), digest: record.digest });
-            }
+        for digests in [&mut have.digests, &mut have.unnamed] {
+            digests.sort_by_key(ToString::to_string);
         }
         have.tags.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(have)
@@ -418,14 +476,16 @@ impl Inner {
         if terms.dry_run && image.parts.iter().any(|part| terms.brought.contains(&part.digest)) {
             return Ok(Ok(proof));
         }
-        for part in image.parts.iter().filter(|part| part.role == Role::Manifest) {
-            let path = layout::blob(&part.digest);
-            let bytes = self.disk.read_all(&path, MAX_MANIFEST).map_err(|e| StoreError::io("read", &path, e))?;
-            if Digest::of(part.digest.algorithm(), &bytes) != part.digest {
+        let manifests = || image.parts.iter().filter(|part| part.role == Role::Manifest);
+        if manifests().map(|part| part.size).sum::<u64>() > MANIFESTS {
+            return wrong(format!("its manifests are larger than {MANIFESTS} bytes together"));
+        }
+        for part in manifests() {
+            let Some(bytes) = self.right_manifest(&part.digest)? else {
                 return Ok(Err(Taken::Missing { digests: vec![part.digest] }));
-            }
+            };
             match ManifestInfo::check(part.media_type.as_deref(), &bytes) {
-                Ok(info) => drop(proof.infos.insert(part.digest, (info, bytes.into()))),
+                Ok(info) => drop(proof.infos.insert(part.digest, info)),
                 Err(fault) => return wrong(format!("{}: {fault}", part.digest)),
             }
         }
@@ -433,7 +493,7 @@ impl Inner {
         let mut reached = HashSet::from([image.digest]);
         loop {
             let before = reached.len();
-            for (digest, (info, _)) in &proof.infos {
+            for (digest, info) in &proof.infos {
                 if info.subject.is_some_and(|subject| reached.contains(&subject)) {
                     reached.insert(*digest);
                 }
@@ -457,7 +517,18 @@ impl Inner {
         if hidden.is_empty() { Ok(Ok(proof)) } else { Ok(Err(Taken::Hidden { digests: hidden })) }
     }
 
-    /// The parts that did not come with the image, and are neither in its repository nor public in another.
+    /// The bytes of a manifest that is here and right; they may be gone, or rot, at any moment.
+    fn right_manifest(&self, digest: &Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        let path = layout::blob(digest);
+        match self.disk.read_all(&path, MAX_MANIFEST) {
+            Ok(bytes) => Ok(Some(bytes).filter(|bytes| Digest::of(digest.algorithm(), bytes) == *digest)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path, error)),
+        }
+    }
+
+    /// The parts that did not come with the image, and that those for whom it is may not read here already: neither in its
+    /// repository nor in another.
     fn hidden_parts(&self, image: &Image, terms: &Terms) -> Result<Vec<Digest>, StoreError> {
         let Image { upstream: up, repository: repo, .. } = image;
         let link = |up: &UpstreamName, repo: &RepoName, digest: &Digest| {
@@ -465,7 +536,13 @@ impl Inner {
         };
         let mut open = Vec::new();
         for part in image.parts.iter().filter(|part| !terms.brought.contains(&part.digest)) {
-            if link(up, repo, &part.digest)?.is_none() {
+            // The link would be made anew, for everybody; what a few were given in this repository stays theirs.
+            let stays = match link(up, repo, &part.digest)?.map(|link| link.via) {
+                Some(Via::Anonymous) => true,
+                Some(Via::Shared) => terms.private,
+                Some(Via::Client) | None => false,
+            };
+            if !stays {
                 open.push(part.digest);
             }
         }

@@ -6,6 +6,7 @@ use std::process::Output;
 
 use crate::common::content::{Image, artifact, blob, image, image_of, sha256};
 use crate::common::invariants::{blob_path, check, is_stored, stored};
+use crate::common::upstream::acts;
 use crate::common::{Cistern, Upstream};
 use serde_json::Value;
 
@@ -204,6 +205,11 @@ async fn damage_leaves_nothing_to_be_seen_and_the_same_command_goes_on() {
         to.get("/v2/team/app/manifests/V2").await.assert_fails(404);
         assert_eq!(json(to.root(), &["ls"]).await["images"], serde_json::json!([]));
     }
+    // Blobs came, and no name leads to them: nothing that a delta could rely on.
+    assert!(!stored(to.root()).is_empty());
+    let have = json(to.root(), &["have"]).await;
+    assert_eq!((&have["digests"], &have["tags"]), (&serde_json::json!([]), &serde_json::json!([])));
+    assert!(!says(to.root(), &["have"], 0).await.contains("sha256:"));
     fs::write(&bundle, &whole).unwrap();
     let imported = json(to.root(), &["import", bundle.to_str().unwrap()]).await;
     assert!(imported["skipped_blobs"].as_u64().unwrap() > 0, "{imported}");
@@ -296,6 +302,112 @@ async fn a_made_up_bundle_opens_nothing() {
     assert!(text.contains("2 parts are not in the bundle") && text.contains("1 image could not be taken"), "{text}");
     to.get("/v2/open/copy/manifests/1").await.assert_fails(404);
     to.get(format!("/v2/open/copy/blobs/{}", sha256(&images[0].layers[0]))).await.assert_fails(404);
+}
+
+#[tokio::test]
+async fn nor_what_is_private_in_the_same_repository() {
+    let (from, upstream, images, _) = outside().await;
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let (whole, delta) = (file("whole.tar"), file("delta.tar"));
+    says(from.root(), &["export", "up/app:1", "--to", &whole], 0).await;
+    let to = inside("tags = \"sealed\"").await;
+    says(to.root(), &["import", "--private", &whole], 0).await;
+    // All of it is named, nothing brought.
+    upstream.image("app", "2", &images[0]);
+    pull(&from, "app", "2", &images[0]).await;
+    from.settle().await;
+    says(from.root(), &["export", "up/app:2", "--since", &whole, "--to", &delta], 0).await;
+    let text = says(to.root(), &["import", &delta], 1).await;
+    assert!(text.contains("not for everybody here") && text.contains("export the image whole"), "{text}");
+    for target in
+        ["manifests/1".to_owned(), "manifests/2".to_owned(), format!("blobs/{}", sha256(&images[0].layers[0]))]
+    {
+        let got = to.get(format!("/v2/app/{target}")).await;
+        assert!(got.status >= 400, "{target}: {}", got.summary());
+    }
+    says(to.root(), &["import", "--private", &delta], 0).await;
+    let got = to.get("/v2/app/manifests/2").await;
+    assert!(got.status >= 400, "{}", got.summary());
+}
+
+#[tokio::test]
+async fn an_older_bundle_opens_nothing_that_upstream_has_closed() {
+    let upstream = Upstream::start().await;
+    let [old, new] = [image(1), image(2)];
+    upstream.image("app", "1", &old);
+    let from = Cistern::start(&upstream, "tags = \"0s\"").await;
+    pull(&from, "app", "1", &old).await;
+    from.settle().await;
+    let place = tempfile::tempdir().unwrap();
+    let bundle = place.path().join("b.tar");
+    let bundle = bundle.to_str().unwrap();
+    says(from.root(), &["export", "--all", "--to", bundle], 0).await;
+    upstream.image("app", "1", &new);
+    let mut to = Cistern::start(&upstream, "tags = \"always\"\npublic_for = \"0s\"").await;
+    pull(&to, "app", "1", &new).await;
+    upstream.script("*", "/v2/app/*", .., acts::fail(403, "DENIED"));
+    to.get("/v2/app/manifests/1").await.assert_fails(401);
+    to.settle().await;
+    to.restart().await;
+    let text = says(to.root(), &["import", bundle], 0).await;
+    assert!(text.contains(&format!("the tag stays {}", new.digest)), "{text}");
+    upstream.down();
+    for target in [format!("manifests/{}", old.digest), format!("blobs/{}", sha256(&new.layers[0]))] {
+        let got = to.get(format!("/v2/app/{target}")).await;
+        assert!(got.status >= 400, "{target}: {}", got.summary());
+    }
+}
+
+#[tokio::test]
+async fn an_image_without_a_tag_is_carried_although_its_blobs_are_there() {
+    let (from, upstream, images, _) = outside().await;
+    upstream.image("copy", "x", &images[0]);
+    from.get(format!("/v2/copy/manifests/{}", images[0].digest)).await.assert_is(&images[0].manifest);
+    for part in images[0].layers.iter().chain([&images[0].config]) {
+        from.get(format!("/v2/copy/blobs/{}", sha256(part))).await.assert_is(part);
+    }
+    from.settle().await;
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let (first, second, list) = (file("1.tar"), file("2.tar"), file("have"));
+    let to = inside("tags = \"sealed\"").await;
+    says(from.root(), &["export", "up/app:1", "--to", &first], 0).await;
+    says(to.root(), &["import", &first], 0).await;
+    let name = format!("up/copy@{}", images[0].digest);
+    let export = ["export", &name, "--missing-from", &list, "--to", &second];
+    fs::write(&list, says(to.root(), &["have"], 0).await).unwrap();
+    let exported = json(from.root(), &export).await;
+    assert_eq!((&exported["images"], &exported["blobs"]), (&serde_json::json!([name]), &0.into()));
+    says(to.root(), &["import", &second], 0).await;
+    to.get(format!("/v2/copy/manifests/{}", images[0].digest)).await.assert_is(&images[0].manifest);
+    fs::remove_file(&second).unwrap();
+    fs::write(&list, says(to.root(), &["have"], 0).await).unwrap();
+    let text = says(from.root(), &export, 0).await;
+    assert!(text.contains("nothing is stored here that the other side lacks"), "{text}");
+}
+
+#[tokio::test]
+async fn what_was_damaged_inside_is_found_by_an_import_and_brought_by_the_next() {
+    let (from, _upstream, images, _) = outside().await;
+    let place = tempfile::tempdir().unwrap();
+    let bundle = place.path().join("b.tar");
+    let import = ["import", bundle.to_str().unwrap()];
+    says(from.root(), &["export", "up/app:1", "--to", bundle.to_str().unwrap()], 0).await;
+    let to = inside("tags = \"sealed\"").await;
+    says(to.root(), &import, 0).await;
+    let layer = &images[0].layers[0];
+    let path = blob_path(&to, &sha256(layer));
+    let mut flipped = layer.to_vec();
+    flipped[0] ^= 1;
+    for wrong in [&flipped[..], &layer[..layer.len() / 2]] {
+        fs::write(&path, wrong).unwrap();
+        let text = says(to.root(), &import, 1).await;
+        assert!(text.contains("1 part is not in the store") && text.contains("set aside"), "{text}");
+        assert!(!path.exists(), "it is in quarantine");
+        says(to.root(), &import, 0).await;
+        pull(&to, "app", "1", &images[0]).await;
+    }
 }
 
 #[tokio::test]
