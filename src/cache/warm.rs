@@ -19,6 +19,7 @@ use super::{BlobSource, Cache, CacheError, Found, Manifest, Target, Want};
 use crate::oci::{BlobPart, Digest, Parts, Platforms, Reference, RepoName, Tag, UpstreamName};
 use crate::party::Party;
 use crate::store::LinkKind;
+use crate::upstream::Spent;
 
 /// How deep indexes may name indexes.
 const MAX_DEPTH: usize = 4;
@@ -70,6 +71,15 @@ pub enum WarmError {
         /// Why.
         #[source]
         error: CacheError,
+    },
+    /// Upstream would have to be asked for a manifest, and what is left of its rate limit is the clients'.
+    #[error("{what}: {spent}")]
+    Spent {
+        /// Which.
+        what: String,
+        /// For how long.
+        #[source]
+        spent: Spent,
     },
     /// The index has none of the platforms.
     #[error("the index has none of the platforms that are wanted; it has {}", .0.join(", "))]
@@ -168,6 +178,7 @@ impl Image<'_> {
 
     /// The manifest itself, as a pull has it.
     async fn ask(&self, reference: &Reference) -> Result<Manifest, WarmError> {
+        self.spare(reference).await?;
         let asking = || self.cache.manifest(&self.target, reference, Want::Bytes);
         let manifest = self.again(asking).await.map_err(|error| of_part(reference, error))?;
         if manifest.status.found == Found::Bypass {
@@ -177,6 +188,27 @@ impl Image<'_> {
             self.warmed.lock().stale = true;
         }
         Ok(manifest)
+    }
+
+    /// Fails where upstream would be asked for the manifest, which counts, and too little of its limit is left. Those that
+    /// are asked at once all see what was left before them, so up to `jobs` more may be spent.
+    async fn spare(&self, reference: &Reference) -> Result<(), WarmError> {
+        let upstream = &self.target.upstream;
+        let reserve = self.cache.config.load().upstreams.get(upstream).map_or(0, |upstream| upstream.reserve);
+        let registry = self.cache.registry(upstream).map_err(|error| of_part(reference, error))?;
+        let Err(spent) = registry.spare(reserve) else { return Ok(()) };
+        let digest = match reference {
+            Reference::Digest(digest) => Some(*digest),
+            // What it means is known, or told by a HEAD, which is free on Docker Hub.
+            Reference::Tag(_) => {
+                let asking = || self.cache.manifest(&self.target, reference, Want::Description);
+                self.again(asking).await.ok().map(|manifest| manifest.digest)
+            }
+        };
+        match digest {
+            Some(digest) if self.cache.stored_manifest(&self.target, &digest).await.is_some() => Ok(()),
+            Some(_) | None => Err(WarmError::Spent { what: reference.to_string(), spent }),
+        }
     }
 
     fn blob<'a>(&'a self, part: &'a BlobPart) -> Bringing<'a> {

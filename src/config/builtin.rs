@@ -64,6 +64,7 @@ pub(super) fn fresh(name: UpstreamName, url: BaseUrl) -> Upstream {
         public_for: super::DEFAULT_PUBLIC,
         access_ttl: super::DEFAULT_ACCESS,
         access_stale: Duration::ZERO,
+        reserve: super::DEFAULT_RESERVE,
         relay_credentials: false,
         sealed: false,
     }

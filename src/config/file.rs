@@ -200,6 +200,8 @@ pub(super) struct UpstreamTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) access_stale: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reserve: Option<Scalar>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) relay_credentials: Option<Scalar>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stall: Option<Scalar>,

@@ -368,11 +368,7 @@ fn log(table: &LogTable, problems: &mut Problems) -> Log {
             _ => Fault::value(text, RECEIVER),
         }),
     };
-    let percent = |scalar: &Scalar| {
-        let text = scalar.to_string();
-        let percent = text.trim().strip_suffix('%').and_then(|percent| percent.trim_end().parse::<u8>().ok());
-        percent.filter(|percent| *percent <= 100).ok_or_else(|| Fault::value(&text, SAMPLE))
-    };
+    let percent = |scalar: &Scalar| parse::percent(&scalar.to_string(), SAMPLE);
     let percent = value(problems, &at.key("otlp_sample"), table.otlp_sample.as_ref(), percent).unwrap_or(100);
     let receiver = value(problems, &at.key("otlp"), table.otlp.as_ref(), receiver).flatten();
     let default = Log::default();

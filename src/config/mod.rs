@@ -63,6 +63,7 @@ const DEFAULT_TAGS: Duration = Duration::from_mins(5);
 const DEFAULT_PUBLIC: Duration = Duration::from_mins(10);
 /// How long upstream's yes to a caller is remembered.
 const DEFAULT_ACCESS: Duration = Duration::from_mins(1);
+const DEFAULT_RESERVE: u8 = 50;
 /// Shortest window of the minimum rate.
 const SHORTEST_WINDOW: Duration = Duration::from_millis(100);
 /// The file that is read where no other one is.
@@ -252,6 +253,8 @@ pub struct Upstream {
     pub access_ttl: Duration,
     /// How much longer that yes holds while upstream cannot be asked.
     pub access_stale: Duration,
+    /// So many percent of its rate limit are left to clients by what nobody waits for; 0 to 100.
+    pub reserve: u8,
     /// Whether callers' credentials go to this upstream where it is neither the `Host`'s nor the listener's default.
     pub relay_credentials: bool,
     /// Never asked at all.

@@ -76,6 +76,12 @@ pub(super) fn show_size(bytes: u64) -> String {
     }
 }
 
+/// `"0%"` to `"100%"`; `what` says of what.
+pub(super) fn percent(text: &str, what: &'static str) -> Result<u8, Fault> {
+    let percent = text.trim().strip_suffix('%').and_then(|percent| percent.trim_end().parse::<u8>().ok());
+    percent.filter(|percent| *percent <= 100).ok_or_else(|| Fault::value(text, what))
+}
+
 /// A capacity: a size, or `50%`.
 pub(super) fn capacity(text: &str) -> Result<Capacity, Fault> {
     if let Some(percent) = text.trim().strip_suffix('%') {

@@ -166,6 +166,7 @@ fn upstream(upstream: &Upstream) -> UpstreamTable {
         public_for: text(show_duration(upstream.public_for)),
         access_ttl: text(show_duration(upstream.access_ttl)),
         access_stale: text(show_duration(upstream.access_stale)),
+        reserve: text(format!("{}%", upstream.reserve)),
         relay_credentials: Some(Scalar::Bool(upstream.relay_credentials)),
         mirrors: Some(upstream.mirrors.iter().map(ToString::to_string).collect()),
         stall: text(show_duration(transfer.stall)),

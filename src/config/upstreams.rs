@@ -20,6 +20,7 @@ const NAME: &str = "a name for an upstream: write its host, such as \"registry.e
 const NO_URL: &str =
     "url, such as url = \"https://registry.example\" (it may be left out where the upstream's name is a host)";
 const NO_TAGS: &str = "tags, the time that this rule sets, such as tags = \"immutable\"";
+const RESERVE: &str = "a share of the rate limit: write a percentage from \"0%\" to \"100%\"";
 const NO_ACCOUNT: &str = "\"shared\" is for an account of ocistern's own, and this upstream has none: give it one, such as credentials = { from = \"static\", username = \"…\", password_file = \"…\" } (or docker-config, helper, azure, ecr), or write push = \"client\" or \"off\"";
 const TWO_DEFAULTS: &str = "only one upstream can be the default one; write NAME=URL for the others";
 
@@ -115,6 +116,11 @@ fn merge(at: &KeyPath, mut upstream: Upstream, table: &UpstreamTable, problems: 
         if let Some(duration) = value(problems, &at.key(key), scalar.as_ref(), |s| parse::duration(&s.to_string())) {
             *set = duration;
         }
+    }
+    let reserve =
+        value(problems, &at.key("reserve"), table.reserve.as_ref(), |s| parse::percent(&s.to_string(), RESERVE));
+    if let Some(reserve) = reserve {
+        upstream.reserve = reserve;
     }
     if let Some(relay) = value(problems, &at.key("relay_credentials"), table.relay_credentials.as_ref(), boolean) {
         upstream.relay_credentials = relay;
@@ -303,7 +309,8 @@ impl Upstream {
             let transfer = Transfer { max_connections: None, max_rate: MaxRate::default(), ..transfer };
             let (zero, tags) = (Duration::ZERO, TagPolicy::Always);
             let periods = Self { public_for: zero, access_ttl: zero, access_stale: zero, ..upstream.clone() };
-            let of_clients = Self { push: PushBy::Off, relay_credentials: false, library: false, ..periods };
+            let of_clients =
+                Self { push: PushBy::Off, relay_credentials: false, library: false, reserve: 0, ..periods };
             // What is sealed decides what is sent, everything else how long what is known is served.
             let mut rules = upstream.rules.clone();
             rules.iter_mut().filter(|rule| rule.tags != TagPolicy::Sealed).for_each(|rule| rule.tags = tags);

@@ -474,6 +474,7 @@ mod tests {
             public_for: std::time::Duration::from_mins(10),
             access_ttl: std::time::Duration::from_mins(1),
             access_stale: std::time::Duration::ZERO,
+            reserve: 0,
             relay_credentials: false,
             mirrors: vec![],
             transfer: crate::config::Transfer::default(),

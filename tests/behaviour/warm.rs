@@ -172,6 +172,38 @@ async fn one_that_fails_stops_no_other() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_rate_limit_is_the_clients() {
+    let upstream = Upstream::start().await;
+    let images = [image(1), image(2), image(3), image(4)];
+    for (tag, image) in ["1", "2", "3", "4"].into_iter().zip(&images) {
+        upstream.image("app", tag, image);
+    }
+    let left = |left: &str| {
+        upstream.unscript();
+        upstream.script("*", "/v2/app/manifests/*", .., acts::header("ratelimit-remaining", left));
+    };
+    let cistern = Cistern::start(&upstream, "reserve = \"50%\"").await;
+    left("40;w=21600");
+    warmed(cistern.root(), &["up/app:1"], 0).await;
+    // Of 40, which is the most there was, 20 are kept.
+    left("20;w=21600");
+    cistern.get("/v2/app/manifests/3").await.assert_is(&images[2].manifest);
+    upstream.forget();
+    let answers = warmed(cistern.root(), &["up/app:2", "up/app:1"], 1).await;
+    assert_eq!((&answers[0]["state"], &answers[1]["state"]), (&"failed".into(), &"there".into()), "{answers:#?}");
+    let error = answers[0]["error"].as_str().unwrap();
+    assert!(error.contains("kept for clients") && error.contains("`reserve` of [upstream.\"up\"]"), "{error}");
+    assert_eq!(upstream.requests("GET", "/v2/app/manifests/*").len(), 0, "HEADs are free");
+    assert_eq!(upstream.requests("GET", "/v2/app/blobs/*").len(), 0);
+    // Clients go on, and so does the command when there is more again.
+    cistern.get("/v2/app/manifests/4").await.assert_is(&images[3].manifest);
+    left("39;w=21600");
+    cistern.get("/v2/app/manifests/2").await.assert_is(&images[1].manifest);
+    warmed(cistern.root(), &["up/app:2"], 0).await;
+    pull_hits(&cistern, "app", "2", &images[1]).await;
+}
+
+#[tokio::test]
 async fn nothing_is_asked_for_when_only_names_are_wanted() {
     let upstream = Upstream::start().await;
     let cistern = Cistern::start(&upstream, "").await;

@@ -173,6 +173,12 @@ fn platforms(written: &[String]) -> Result<Platforms, Failure> {
 fn told(error: WarmError, name: &Name, config: &Config) -> String {
     let (what, error) = match error {
         WarmError::Part { what, error } => (what, error),
+        WarmError::Spent { spent, .. } => {
+            return format!(
+                "{spent}: the same command goes on then with what is missing (what is kept is `reserve` of [upstream.\"{}\"])",
+                name.upstream
+            );
+        }
         WarmError::NoPlatform(_) => return format!("{error}: choose with --platform"),
         error => return error.to_string(),
     };

@@ -198,6 +198,7 @@ fn settings(address: SocketAddr) -> Upstream {
         public_for: Duration::from_mins(10),
         access_ttl: Duration::from_mins(1),
         access_stale: Duration::ZERO,
+        reserve: 0,
         relay_credentials: false,
         mirrors: Vec::new(),
         transfer: Transfer::default(),
