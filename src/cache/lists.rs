@@ -206,7 +206,7 @@ impl Cache {
                 Ok(list)
             }
             // A list may also have come with a bundle, for a time when nobody is asked.
-            Err(error) if error.is_unavailable() || matches!(error, CacheError::Sealed { .. }) => {
+            Err(error) if error.is_unavailable() || error.is_sealed() => {
                 let stored = self.store.list(upstream, repo, kind, query).await.unwrap_or_else(|error| {
                     warn(&error, "a stored list cannot be read");
                     None

@@ -245,7 +245,12 @@ impl Image<'_> {
         let mut query = String::new();
         for _ in 0..MAX_PAGES {
             let asking = || self.cache.referrers(&self.target, &subject, &query);
-            let list = self.again(asking).await.map_err(|error| WarmError::Part { what: what.clone(), error })?;
+            let list = match self.again(asking).await {
+                Ok(list) => list,
+                // What came from upstream before it was sealed has come with what refers to it, or a list of that.
+                Err(error) if error.is_sealed() => break,
+                Err(error) => return Err(WarmError::Part { what, error }),
+            };
             let parts = Parts::of(&list.body).ok_or(WarmError::Unreadable(subject))?;
             found.extend(parts.manifests.into_iter().map(|part| Reference::Digest(part.digest)));
             match list.link.as_deref().and_then(next_page) {
@@ -267,7 +272,7 @@ impl Image<'_> {
         match self.again(asking).await {
             Ok(_) => Ok(Some(reference)),
             // It was not there when upstream was last asked, or never asked for; a pull is told the same.
-            Err(error) if error.is_missing() || matches!(error, CacheError::Sealed { .. }) => Ok(None),
+            Err(error) if error.is_missing() || error.is_sealed() => Ok(None),
             Err(error) => Err(of_part(&reference, error)),
         }
     }

@@ -8,6 +8,7 @@ use http::Method;
 use super::say;
 use super::store::{Ask, StoreFlags, Trouble};
 use super::table::count;
+use crate::oci::Digest;
 use crate::store::{Missed, MissedImage, MissedKind};
 
 /// What `missed` is told.
@@ -38,8 +39,8 @@ fn list(Missed { missed, forgotten }: &Missed) -> String {
         text.push_str("# nothing was asked for that is not in the store\n");
     }
     for image in missed {
-        // That an image has no signature is the rule, and nothing that could be fetched.
-        let comment = if image.kind == MissedKind::Referrer { "# " } else { "" };
+        // That an image has no signature is the rule, and nothing that could be fetched; nor is a blob without its image.
+        let comment = if image.kind == MissedKind::Referrer || is_alone(image) { "# " } else { "" };
         let _ = writeln!(text, "{comment}{:width$}  # {}", image.reference, details(image));
     }
     if *forgotten > 0 {
@@ -52,8 +53,15 @@ fn list(Missed { missed, forgotten }: &Missed) -> String {
     text
 }
 
+/// Whether it is a blob of which nothing stored says to what image it belongs.
+fn is_alone(image: &MissedImage) -> bool {
+    let is_itself = |digest: &Digest| image.reference.ends_with(&format!("@{digest}"));
+    image.kind == MissedKind::Blob && image.missing.iter().all(is_itself)
+}
+
 fn details(image: &MissedImage) -> String {
     let what = match (image.kind, image.missing.len() as u64) {
+        (MissedKind::Blob, _) if is_alone(image) => "a blob of an image that is not stored: name that image".to_owned(),
         (MissedKind::Tag, _) => "the tag".to_owned(),
         (MissedKind::Referrer, _) => "a signature or the like, which it may not have".to_owned(),
         (MissedKind::Manifest, missing) => count(missing, "part, a manifest", "parts, manifests among them"),
@@ -68,7 +76,7 @@ fn details(image: &MissedImage) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::{Algorithm, Digest};
+    use crate::oci::Algorithm;
 
     #[test]
     fn a_list_that_commands_take() {
@@ -99,6 +107,12 @@ mod tests {
              ghcr.io/b:1                 # 2 blobs; 2 times, last 2026-11-30T22:00:01Z\n\
              # and 1 request for more than there is room to remember\n"
         );
+        let alone = format!("ghcr.io/c@{}", Digest::of(Algorithm::Sha256, b"x"));
+        let missed = Missed { missed: vec![image(&alone, MissedKind::Blob, 1, 1, &[])], forgotten: 0 };
+        let line = format!(
+            "# {alone}  # a blob of an image that is not stored: name that image; 1 time, last 2026-11-30T22:00:01Z\n"
+        );
+        assert_eq!(list(&missed), line);
         assert_eq!(list(&Missed::default()), "# nothing was asked for that is not in the store\n");
     }
 }

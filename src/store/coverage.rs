@@ -17,8 +17,8 @@ use crate::oci::{Digest, Reference, RepoName, UpstreamName, sizes};
 
 /// Missing parts that are listed; counted are all.
 const LISTED: usize = 200;
-/// Manifests that are followed.
-const FOLLOWED: usize = 1000;
+/// Manifests that are looked at; what has more is made up.
+const FOLLOWED: usize = 100_000;
 /// Longest manifest that is read.
 const MANIFEST: u64 = 64 << 20;
 
@@ -134,6 +134,7 @@ impl Inner {
         let mut covered = Covered { extent: Extent::Complete, ..Covered::unknown(Some(root)) };
         let mut survey = Survey::new(self);
         let mut seen = HashSet::from([root]);
+        let mut followed = 0;
         let mut next: Vec<(Digest, Option<String>, Option<u64>)> = vec![(root, None, None)];
         while let Some((digest, platform, bytes)) = next.pop() {
             self.check_open()?;
@@ -161,7 +162,13 @@ impl Inner {
                 let name = names.get(child).map(|name| (*name).clone()).or_else(|| platform.clone());
                 let is_wanted = wanted.is_empty()
                     || name.as_ref().is_some_and(|name| wanted.iter().any(|wanted| is_for(name, wanted)));
-                if is_wanted && seen.len() < FOLLOWED && seen.insert(*child) {
+                if is_wanted && seen.insert(*child) {
+                    if followed == FOLLOWED {
+                        // What was not looked at is not known to be there.
+                        covered.extent = Extent::Incomplete;
+                        continue;
+                    }
+                    followed += 1;
                     covered.platforms.extend(name.clone().filter(|_| digest == root));
                     next.push((*child, name, bytes));
                 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::gated::Gated;
@@ -89,6 +90,8 @@ pub(super) struct MissedNames {
     changed: AtomicBool,
     /// It could not be put down last time.
     failing: AtomicBool,
+    /// Held by who puts it down: an older state must not come behind a newer one.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -201,6 +204,23 @@ impl Names {
         }
     }
 
+    /// Takes out what was asked for no more often since; what is taken out.
+    fn remove(&mut self, names: Vec<(Name, Times)>, forgotten: u64) -> PutDown {
+        let forgotten = forgotten.min(self.forgotten);
+        self.forgotten -= forgotten;
+        let mut removed = PutDown { names: Vec::new(), forgotten };
+        for (name, times) in names {
+            if self.known.get(&name).is_some_and(|known| known.asked == times.asked)
+                && let Some(times) = self.known.remove(&name)
+            {
+                self.bytes -= name.bytes();
+                self.give_back(times.by);
+                removed.names.push((name, times));
+            }
+        }
+        removed
+    }
+
     fn give_back(&mut self, by: u64) {
         if let Some(held) = self.of.get_mut(&by) {
             *held -= 1;
@@ -236,14 +256,17 @@ impl MissedNames {
     pub(super) fn read(disk: &super::Disk) -> Self {
         let names = Self::default();
         names.table.lock().unread = true;
-        names.read_again(disk);
+        let _ = names.read_again(disk);
         names
     }
 
-    /// Takes up what could not be read before; false if it still cannot.
-    fn read_again(&self, disk: &super::Disk) -> bool {
+    /// Takes up what could not be read before.
+    ///
+    /// # Errors
+    /// It still cannot.
+    fn read_again(&self, disk: &super::Disk) -> Result<(), StoreError> {
         if !self.table.lock().unread {
-            return true;
+            return Ok(());
         }
         let earlier = match Records::look::<PutDown>(disk, &path()) {
             Ok(Found::Record(earlier)) => earlier,
@@ -253,13 +276,23 @@ impl MissedNames {
                 PutDown::default()
             }
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::debug!(error, "what was asked for and missing before cannot be read now");
-                return false;
+                let cause = &error as &dyn std::error::Error;
+                tracing::debug!(error = cause, "what was asked for and missing before cannot be read now");
+                return Err(error);
             }
         };
-        self.table.lock().take_up(earlier);
-        true
+        let mut table = self.table.lock();
+        // Somebody else may have read it meanwhile.
+        if table.unread {
+            table.take_up(earlier);
+        }
+        Ok(())
+    }
+
+    /// All names, and how often something was asked for that is not among them any more.
+    fn known(&self) -> (Vec<(Name, Times)>, u64) {
+        let table = self.table.lock();
+        (table.known.iter().map(|(name, times)| (name.clone(), *times)).collect(), table.forgotten)
     }
 }
 
@@ -276,16 +309,32 @@ impl Store {
 
     /// What was asked for and is not here now.
     pub async fn missed(&self) -> Result<Missed, StoreError> {
-        self.blocking(|inner| inner.missed_images()).await
+        let work = |inner: &Arc<Inner>| {
+            // What can be told without what an earlier run has put down is told.
+            let _ = inner.missed.read_again(&inner.disk);
+            let (names, forgotten) = inner.missed.known();
+            inner.missed_images(names, forgotten)
+        };
+        self.blocking(work).await
     }
 
-    /// The same, and none of it is remembered any more.
+    /// The same, and none of it is remembered any more; what is asked for meanwhile is.
+    ///
+    /// # Errors
+    /// It could not be read, or not be put down that there is nothing: all is remembered as before.
     pub async fn clear_missed(&self) -> Result<Missed, StoreError> {
         let work = |inner: &Arc<Inner>| {
-            let missed = inner.missed_images()?;
-            *inner.missed.table.lock() = Names::default();
-            inner.missed.changed.store(true, Ordering::Release);
-            inner.put_down_missed()?;
+            let names = &inner.missed;
+            names.read_again(&inner.disk)?;
+            let (known, forgotten) = names.known();
+            let missed = inner.missed_images(known.clone(), forgotten)?;
+            let removed = names.table.lock().remove(known, forgotten);
+            names.changed.store(true, Ordering::Release);
+            if let Err(error) = inner.put_down_missed() {
+                names.table.lock().take_up(removed);
+                names.changed.store(true, Ordering::Release);
+                return Err(error);
+            }
             Ok(missed)
         };
         self.blocking(work).await
@@ -310,8 +359,9 @@ impl Inner {
 
     fn put_down_missed(&self) -> Result<(), StoreError> {
         let names = &self.missed;
+        let _alone = names.writing.lock();
         // What cannot be read must not be written over.
-        if !names.changed.load(Ordering::Acquire) || !names.read_again(&self.disk) {
+        if !names.changed.load(Ordering::Acquire) || names.read_again(&self.disk).is_err() {
             return Ok(());
         }
         names.changed.store(false, Ordering::Release);
@@ -323,12 +373,7 @@ impl Inner {
         written
     }
 
-    fn missed_images(&self) -> Result<Missed, StoreError> {
-        self.missed.read_again(&self.disk);
-        let (mut names, forgotten) = {
-            let table = self.missed.table.lock();
-            (table.known.iter().map(|(name, times)| (name.clone(), *times)).collect::<Vec<_>>(), table.forgotten)
-        };
+    fn missed_images(&self, mut names: Vec<(Name, Times)>, forgotten: u64) -> Result<Missed, StoreError> {
         // Contents are looked at once for each repository.
         names.sort_unstable_by(|(a, _), (b, _)| (&a.upstream, &a.repository).cmp(&(&b.upstream, &b.repository)));
         let mut survey = Survey::new(self);
@@ -527,6 +572,28 @@ mod tests {
         assert_eq!((again.known[&name("1")].asked, again.known[&name("2")].asked), (2, 2));
         assert_eq!(again.known[&name("2")].first, at(6, 0).first);
         assert_eq!(again.known[&name("2")].last, at(20, 0).last);
+    }
+
+    #[test]
+    fn what_is_asked_for_while_a_list_is_cleared_stays() {
+        let names = MissedNames::default();
+        for text in ["a", "b"] {
+            names.table.lock().add(name(text), at(1, 1));
+        }
+        let (known, forgotten) = names.known();
+        names.table.lock().add(name("b"), at(2, 1));
+        names.table.lock().add(name("c"), at(2, 2));
+        let removed = names.table.lock().remove(known, forgotten);
+        let left = |names: &MissedNames| -> HashMap<Name, u64> {
+            names.known().0.into_iter().map(|(name, times)| (name, times.asked)).collect()
+        };
+        let are = |of: &[(&str, u64)]| of.iter().map(|(text, asked)| (name(text), *asked)).collect();
+        assert_eq!(left(&names), are(&[("b", 2), ("c", 1)]));
+        assert_eq!(names.table.lock().of, HashMap::from([(1, 1), (2, 1)]));
+        // It could not be put down.
+        names.table.lock().take_up(removed);
+        assert_eq!(left(&names), are(&[("a", 1), ("b", 2), ("c", 1)]));
+        assert_eq!(names.table.lock().of, HashMap::from([(1, 2), (2, 1)]));
     }
 
     #[test]

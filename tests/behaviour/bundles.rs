@@ -146,6 +146,22 @@ async fn an_upstream_that_cannot_be_reached_is_stood_in_for() {
 }
 
 #[tokio::test]
+async fn inside_all_is_warm_although_nobody_can_be_asked_what_refers_to_it() {
+    let (from, ..) = outside().await;
+    let place = tempfile::tempdir().unwrap();
+    let bundle = place.path().join("b.tar");
+    says(from.root(), &["export", "--all", "--to", bundle.to_str().unwrap()], 0).await;
+    for keys in ["tags = \"sealed\"", "rule = [{ repository = \"**\", tags = \"sealed\" }]"] {
+        let to = inside(keys).await;
+        says(to.root(), &["import", bundle.to_str().unwrap()], 0).await;
+        let warmed = json(to.root(), &["warm", "--pin", "up/app:1", "up/team/app:V2"]).await;
+        for image in warmed["images"].as_array().unwrap() {
+            assert_eq!((&image["state"], &image["pinned"]), (&"there".into(), &true.into()), "{keys}: {warmed}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_delta_has_what_the_other_side_lacks() {
     let (from, upstream, images, _) = outside().await;
     let place = tempfile::tempdir().unwrap();

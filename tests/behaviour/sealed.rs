@@ -301,7 +301,9 @@ async fn what_was_missing_is_known_by_the_names_of_images() {
         .filter(|line| !line.starts_with('#'))
         .map(|line| line.split("  #").next().unwrap().trim())
         .collect();
-    assert_eq!(list, ["up/app:later", "up/app:multi", &format!("up/app@{stray}")], "{text}");
+    // A blob alone is nothing that could be fetched as an image.
+    assert_eq!(list, ["up/app:later", "up/app:multi"], "{text}");
+    assert!(text.contains(&format!("# up/app@{stray}")), "{text}");
     // What has come is not missing any more.
     cistern.configure("up", "");
     cistern.restart().await;
