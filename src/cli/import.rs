@@ -117,7 +117,7 @@ async fn import(
             }
             bar.set_length(reader.contents().map_or_else(|| bar.position() + entry.size, Contents::bytes));
             if stored.contains(&entry.digest) || arguments.dry_run {
-                pass(&mut reader, &bar)?;
+                pass(&mut reader, &bar).await?;
             } else {
                 put(side, &mut reader, entry, &bar).await?;
             }
@@ -167,8 +167,9 @@ fn check_relied(reader: &Reader, stored: &HashSet<Digest>) -> Result<(), Trouble
     )))
 }
 
-/// Reads and verifies a blob that is not needed.
-fn pass(reader: &mut Reader, bar: &ProgressBar) -> Result<(), Trouble> {
+/// Reads and verifies a blob that is not needed. That never waits for anything but the disk: it stops after each piece, so that
+/// a signal is heard meanwhile.
+async fn pass(reader: &mut Reader, bar: &ProgressBar) -> Result<(), Trouble> {
     let mut buffer = vec![0; CHUNK];
     loop {
         let count = reader.read(&mut buffer).map_err(|error| Trouble::Failed(error.to_string()))?;
@@ -176,6 +177,7 @@ fn pass(reader: &mut Reader, bar: &ProgressBar) -> Result<(), Trouble> {
             return Ok(());
         }
         bar.inc(count as u64);
+        tokio::task::yield_now().await;
     }
 }
 

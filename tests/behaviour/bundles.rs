@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use crate::common::content::{Image, artifact, blob, image, image_of, sha256};
 use crate::common::invariants::{blob_path, check, is_stored, stored};
-use crate::common::{Cistern, Upstream};
+use crate::common::{Cistern, Upstream, eventually};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Nobody listens there.
@@ -234,6 +235,39 @@ async fn damage_leaves_nothing_to_be_seen_and_the_same_command_goes_on() {
     let text = says(from.root(), &["export", "--all", "--to", bundle.to_str().unwrap()], 1).await;
     assert!(text.contains("ocistern verify"), "{text}");
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "no bundle is left");
+}
+
+/// Nothing of such an import waits for anything but the disk; a daemon that starts asks it to end like this.
+#[tokio::test]
+async fn a_signal_ends_an_import_that_only_reads() {
+    let mut to = inside("tags = \"sealed\"").await;
+    to.stop().await;
+    let place = tempfile::tempdir().unwrap();
+    let bundle = place.path().join("long.tar");
+    // One blob, a hole as long as the field of its size can say.
+    let name = format!("blobs/sha256/{}", sha256(b"x").hex());
+    let mut header = [0_u8; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(b"77777777777");
+    let sum = header.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
+    header[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
+    fs::write(&bundle, header).unwrap();
+    fs::File::options().write(true).open(&bundle).unwrap().set_len(8 << 30).unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+    command.args(["import", "--dry-run"]).arg(&bundle).arg("--root").arg(to.root());
+    command.env_clear().env("HOME", "/nonexistent").stderr(Stdio::piped()).kill_on_drop(true);
+    let child = command.spawn().unwrap();
+    let id = child.id().unwrap();
+    eventually("it reads the blob", || async {
+        let io = fs::read_to_string(format!("/proc/{id}/io")).unwrap();
+        let read = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+        read.parse::<u64>().unwrap() > 64 << 20
+    })
+    .await;
+    kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), Signal::TERM).unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && text.contains("interrupted"), "{:?}: {text}", output.status);
 }
 
 #[tokio::test]
