@@ -106,6 +106,7 @@ async fn import(
     readers: Vec<Reader>,
 ) -> Result<Imported, Trouble> {
     let mut stored = side.have().await?.set();
+    let capacity = side.capacity().await?;
     let mut imported = Imported { dry_run: arguments.dry_run, ..Imported::default() };
     for mut reader in readers {
         let failed = |error: crate::bundle::BundleError| Trouble::Failed(error.to_string());
@@ -114,6 +115,7 @@ async fn import(
         while let Some(entry) = reader.next_entry().map_err(failed)? {
             if !std::mem::replace(&mut is_checked, true) {
                 check_relied(&reader, &stored)?;
+                check_room(&reader, &stored, capacity)?;
             }
             bar.set_length(reader.contents().map_or_else(|| bar.position() + entry.size, Contents::bytes));
             if stored.contains(&entry.digest) || arguments.dry_run {
@@ -164,6 +166,25 @@ fn check_relied(reader: &Reader, stored: &HashSet<Digest>) -> Result<(), Trouble
         count(missing.len() as u64, "blob", "blobs"),
         if missing.len() == 1 { "is" } else { "are" },
         of.map_or_else(|| "an image".to_owned(), Image::name),
+    )))
+}
+
+/// Fails where all that a bundle's images are made of can never be in the store at once, before anything is evicted for it: behind
+/// a gap that does not come back.
+fn check_room(reader: &Reader, stored: &HashSet<Digest>, capacity: u64) -> Result<(), Trouble> {
+    let Some(contents) = reader.contents() else { return Ok(()) };
+    let relied = contents.relies_on.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+    let needed = contents.bytes().saturating_add(relied);
+    // What is all here, in a store that may hold less since, takes nobody's room.
+    if needed <= capacity || contents.blobs.iter().all(|blob| stored.contains(&blob.digest)) {
+        return Ok(());
+    }
+    Err(Trouble::Failed(format!(
+        "{}: its images are {} ({needed} bytes), and the store may hold {} ({capacity} bytes): raise store.capacity, or export fewer \
+         images; nothing of it was taken",
+        reader.file(),
+        bytes(needed),
+        bytes(capacity),
     )))
 }
 

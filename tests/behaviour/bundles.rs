@@ -237,6 +237,31 @@ async fn damage_leaves_nothing_to_be_seen_and_the_same_command_goes_on() {
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "no bundle is left");
 }
 
+/// Else it would first evict what does not come back behind a gap, and then its own first blobs.
+#[tokio::test]
+async fn what_can_never_fit_is_refused_before_anything_goes() {
+    let (from, upstream, images, _) = outside().await;
+    let large = image_of(3, vec![blob(77, 4 << 20), blob(78, 4 << 20)], None);
+    upstream.image("large", "1", &large);
+    pull(&from, "large", "1", &large).await;
+    from.settle().await;
+    let place = tempfile::tempdir().unwrap();
+    let (small, all) = (place.path().join("small.tar"), place.path().join("all.tar"));
+    let (small, all) = (small.to_str().unwrap(), all.to_str().unwrap());
+    says(from.root(), &["export", "up/app:1", "--to", small], 0).await;
+    says(from.root(), &["export", "--all", "--to", all], 0).await;
+    let to =
+        Cistern::setup().upstream_at("up", NOWHERE, "tags = \"sealed\"").store("capacity = \"6MiB\"").start().await;
+    says(to.root(), &["import", small], 0).await;
+    let before = stored(to.root());
+    for import in [&["import", all][..], &["import", "--dry-run", all]] {
+        let text = says(to.root(), import, 1).await;
+        assert!(text.contains("(6291456 bytes)") && text.contains("raise store.capacity"), "{text}");
+        assert_eq!(stored(to.root()), before);
+    }
+    pull(&to, "app", "1", &images[0]).await;
+}
+
 /// Nothing of such an import waits for anything but the disk; a daemon that starts asks it to end like this.
 #[tokio::test]
 async fn a_signal_ends_an_import_that_only_reads() {
