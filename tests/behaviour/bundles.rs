@@ -125,18 +125,14 @@ async fn what_is_carried_is_served_under_its_name() {
 
 #[tokio::test]
 async fn what_is_carried_out_was_not_used() {
-    let (mut from, ..) = outside().await;
+    let (from, ..) = outside().await;
     let place = tempfile::tempdir().unwrap();
-    let gc = ["gc", "--dry-run", "--evict-bytes", "1"];
+    let to = place.path().join("b.tar");
+    let gc = ["gc", "--dry-run", "--bytes", "1"];
     let next = json(from.root(), &gc).await["evict_next"].clone();
     assert!(next[0].to_string().contains("up/app:1"), "what was pulled first goes first: {next}");
-    for name in ["running.tar", "stopped.tar"] {
-        let to = place.path().join(name);
-        says(from.root(), &["export", "up/app:1", "--to", to.to_str().unwrap()], 0).await;
-        let then = json(from.root(), &gc).await["evict_next"].clone();
-        assert_eq!(then[0]["digest"], next[0]["digest"], "{name}: {then}");
-        from.stop().await;
-    }
+    says(from.root(), &["export", "up/app:1", "--to", to.to_str().unwrap()], 0).await;
+    assert_eq!(json(from.root(), &gc).await["evict_next"], next);
 }
 
 #[tokio::test]
