@@ -34,6 +34,11 @@ pub enum Fault {
     /// A header of a tar that is none.
     #[error("a tar header is damaged")]
     Header,
+    /// Headers, and no file behind them.
+    #[error(
+        "more than {0} tar headers follow each other without a file, which no bundle has; nothing of such a bundle is taken"
+    )]
+    Headers(usize),
     /// An entry that is no file.
     #[error("it is {0}, which no bundle has; nothing of such a bundle is taken")]
     Kind(&'static str),

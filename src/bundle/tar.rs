@@ -9,6 +9,9 @@ use super::error::Fault;
 pub(super) const BLOCK: usize = 512;
 /// Longest extended header, and GNU long name.
 const MAX_EXTENSION: u64 = 64 << 10;
+/// Headers that may follow each other without a file: a few directories, each with extended headers. A tar of nothing else,
+/// compressed, would keep its reader busy for as long as somebody likes.
+const MOST_HEADERS: usize = 64;
 /// Longest name and longest size that a plain header can hold.
 const SHORT_NAME: usize = 100;
 const SHORT_SIZE: u64 = 0o777_7777_7777;
@@ -108,6 +111,8 @@ pub(super) struct Tar<R> {
     /// Bytes of the current member that are still to be read, and those behind them that fill up its block.
     left: u64,
     padding: usize,
+    /// Headers since the last file.
+    headers: usize,
 }
 
 /// What extended headers say of the next member.
@@ -121,7 +126,7 @@ struct Extended {
 
 impl<R: Read> Tar<R> {
     pub(super) const fn new(from: R) -> Self {
-        Self { from, at: 0, left: 0, padding: 0 }
+        Self { from, at: 0, left: 0, padding: 0, headers: 0 }
     }
 
     /// How many bytes were read.
@@ -146,6 +151,10 @@ impl<R: Read> Tar<R> {
             if !is_right(&header) {
                 return Err(broken(if at == 0 { Fault::NoBundle } else { Fault::Header }));
             }
+            if self.headers == MOST_HEADERS {
+                return Err(broken(Fault::Headers(MOST_HEADERS)));
+            }
+            self.headers += 1;
             let size = number(slice(&header, field::SIZE)).ok_or_else(|| broken(Fault::Header))?;
             let kind = header.get(field::KIND).copied().unwrap_or_default();
             match kind {
@@ -172,6 +181,9 @@ impl<R: Read> Tar<R> {
                     };
                     if is_directory && size > 0 {
                         return Err(named(Fault::Header));
+                    }
+                    if !is_directory {
+                        self.headers = 0;
                     }
                     (self.left, self.padding) = (size, padding(size));
                     return Ok(Some(Member { path, size, at: begin, is_directory }));
@@ -413,6 +425,27 @@ mod tests {
         let mut bomb = plain("pax", 1 << 40, b'x').to_vec();
         bomb.resize(4 * BLOCK, b'a');
         assert!(matches!(Tar::new(&*bomb).next(), Err((None, 0, Fault::TooLong { .. }))));
+    }
+
+    #[test]
+    fn headers_without_a_file_come_to_an_end() {
+        let pax = [&plain("pax", 6, b'x')[..], b"6 a=b\n", &[0; BLOCK - 6]].concat();
+        let file = tar(&[("x".to_owned(), b"x".to_vec())]);
+        let before = |header: &[u8], count| [header.repeat(count), file[..2 * BLOCK].to_vec()].concat();
+        let endless = Fault::Headers(MOST_HEADERS).to_string();
+        for header in [&pax[..], &plain("blobs/", 0, b'5'), &plain("blobs/", 0, b'0')] {
+            let many = [before(header, MOST_HEADERS - 1).repeat(3), vec![0; 2 * BLOCK]].concat();
+            assert!(members(&many).1, "each file begins anew");
+            let more = before(header, MOST_HEADERS);
+            let mut tar = Tar::new(&*more);
+            let (_, at, fault) = loop {
+                match tar.next() {
+                    Ok(member) => assert!(member.unwrap().is_directory, "no file is reached"),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!((at, fault.to_string()), ((MOST_HEADERS * header.len()) as u64, endless.clone()));
+        }
     }
 
     #[test]

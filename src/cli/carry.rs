@@ -25,7 +25,7 @@ use super::store::{Ask, Here, StoreFlags, Trouble, Way, checked};
 use crate::bundle::Have;
 use crate::config::Config;
 use crate::http::access::Peer;
-use crate::http::admin::{Admin, Import};
+use crate::http::admin::{Admin, Import, Status};
 use crate::oci::Digest;
 use crate::store::{Carried, Holder, Taken};
 
@@ -111,6 +111,12 @@ impl Side {
     /// What it has.
     pub(super) async fn have(&self) -> Result<Have, Trouble> {
         self.ask(Method::GET, "/api/v1/have".to_owned(), Bytes::new()).await
+    }
+
+    /// How many bytes it may hold.
+    pub(super) async fn capacity(&self) -> Result<u64, Trouble> {
+        let status: Status = self.ask(Method::GET, "/api/v1/status".to_owned(), Bytes::new()).await?;
+        Ok(u64::try_from(status.store.capacity_bytes).unwrap_or(0))
     }
 
     /// The images that the names mean; without names, all.

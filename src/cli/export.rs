@@ -170,6 +170,8 @@ async fn export(side: &Side, arguments: &Arguments, to: PathBuf, known: Known) -
     for blob in writer.contents().blobs.clone() {
         if writer.has(&blob).map_err(|error| failed(&error))? {
             bar.inc(blob.size);
+            // Between those that are there already nothing else waits: a signal is heard here.
+            tokio::task::yield_now().await;
             continue;
         }
         writer.start(blob).map_err(|error| failed(&error))?;

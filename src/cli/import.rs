@@ -109,6 +109,7 @@ async fn import(
     // What a delta may rely on, and what need not be written again.
     let mut named: HashSet<Digest> = have.digests.iter().copied().collect();
     let mut stored: HashSet<Digest> = have.unnamed.into_iter().chain(have.digests).collect();
+    let capacity = side.capacity().await?;
     let mut imported = Imported { dry_run: arguments.dry_run, ..Imported::default() };
     for mut reader in readers {
         let failed = |error: crate::bundle::BundleError| Trouble::Failed(error.to_string());
@@ -117,10 +118,11 @@ async fn import(
         while let Some(entry) = reader.next_entry().map_err(failed)? {
             if !std::mem::replace(&mut is_checked, true) {
                 check_relied(&reader, &named)?;
+                check_room(&reader, &stored, capacity)?;
             }
             bar.set_length(reader.contents().map_or_else(|| bar.position() + entry.size, Contents::bytes));
             if stored.contains(&entry.digest) || arguments.dry_run {
-                pass(&mut reader, &bar)?;
+                pass(&mut reader, &bar).await?;
             } else {
                 put(side, &mut reader, entry, &bar).await?;
             }
@@ -172,8 +174,28 @@ fn check_relied(reader: &Reader, stored: &HashSet<Digest>) -> Result<(), Trouble
     )))
 }
 
-/// Reads and verifies a blob that is not needed.
-fn pass(reader: &mut Reader, bar: &ProgressBar) -> Result<(), Trouble> {
+/// Fails where all that a bundle's images are made of can never be in the store at once, before anything is evicted for it: behind
+/// a gap that does not come back.
+fn check_room(reader: &Reader, stored: &HashSet<Digest>, capacity: u64) -> Result<(), Trouble> {
+    let Some(contents) = reader.contents() else { return Ok(()) };
+    let relied = contents.relies_on.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
+    let needed = contents.bytes().saturating_add(relied);
+    // What is all here, in a store that may hold less since, takes nobody's room.
+    if needed <= capacity || contents.blobs.iter().all(|blob| stored.contains(&blob.digest)) {
+        return Ok(());
+    }
+    Err(Trouble::Failed(format!(
+        "{}: its images are {} ({needed} bytes), and the store may hold {} ({capacity} bytes): raise store.capacity, or export fewer \
+         images; nothing of it was taken",
+        reader.file(),
+        bytes(needed),
+        bytes(capacity),
+    )))
+}
+
+/// Reads and verifies a blob that is not needed. That never waits for anything but the disk: it stops after each piece, so that
+/// a signal is heard meanwhile.
+async fn pass(reader: &mut Reader, bar: &ProgressBar) -> Result<(), Trouble> {
     let mut buffer = vec![0; CHUNK];
     loop {
         let count = reader.read(&mut buffer).map_err(|error| Trouble::Failed(error.to_string()))?;
@@ -181,6 +203,7 @@ fn pass(reader: &mut Reader, bar: &ProgressBar) -> Result<(), Trouble> {
             return Ok(());
         }
         bar.inc(count as u64);
+        tokio::task::yield_now().await;
     }
 }
 

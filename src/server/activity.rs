@@ -39,6 +39,16 @@ pub(super) struct Allowed {
     pub(super) window: Duration,
 }
 
+/// Who connects to a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clients {
+    /// Whoever reaches it.
+    Anybody,
+    /// The owner of the store only, who needs no slow reading to keep others away. `ocistern export` reads no further while it
+    /// waits for its medium to take a whole volume, which is minutes for a slow stick: there is no minimum rate.
+    Owner,
+}
+
 /// What a connection is doing; one per connection, shared by its IO, its requests and their bodies.
 #[derive(Debug)]
 pub(super) struct Activity {
@@ -140,9 +150,13 @@ pub(super) struct Heard<B> {
 
 // === impl Allowed ===
 
-impl From<&Limits> for Allowed {
-    fn from(limits: &Limits) -> Self {
-        let slowest = limits.slowest();
+impl Allowed {
+    /// What these limits mean for such clients.
+    pub(super) fn of(limits: &Limits, clients: Clients) -> Self {
+        let mut slowest = limits.slowest();
+        if clients == Clients::Owner {
+            slowest.bytes = 0;
+        }
         Self {
             first_byte: limits.first_byte,
             header: limits.header,
@@ -457,6 +471,22 @@ mod tests {
             activity.wrote(60 * 1024);
             activity.blocked(true);
             assert!(matches!(after(&activity, 60).await, Verdict::Until(_)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_owner_may_stop_reading_for_as_long_as_a_medium_takes() {
+        let limits = Limits::default();
+        let time = limits.min_rate_window.as_secs() * 60;
+        for clients in [Clients::Owner, Clients::Anybody] {
+            let activity = Activity::new(Allowed::of(&limits, clients));
+            activity.read(b"G");
+            let mut request = activity.begin(false);
+            request.set_waiting(true);
+            activity.blocked(true);
+            assert!(matches!(after(&activity, 0).await, Verdict::Until(_)));
+            let verdict = after(&activity, time).await;
+            assert_eq!(verdict == Verdict::Cut(Overdue::Rate), clients == Clients::Anybody, "{clients:?}: {verdict:?}");
         }
     }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Layer as _, Service as _};
 
-use super::activity::{Activity, Allowed, Heard};
+use super::activity::{Activity, Allowed, Clients, Heard};
 use super::listener::Socket;
 use super::permits::Permits;
 use super::sending::Sending;
@@ -68,6 +68,7 @@ pub(super) struct Serving<H> {
     handler: H,
     speech: ArcSwap<Speech>,
     permits: Permits,
+    clients: Clients,
     /// For connections that are still to come.
     allowed: Mutex<Allowed>,
     builder: auto::Builder<Tracked>,
@@ -114,7 +115,13 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Tracke
 // === impl Serving ===
 
 impl<H: Handler> Serving<H> {
-    pub(super) fn new(handler: H, tls: Option<Arc<Tls>>, permits: Permits, limits: &Limits, run: Run) -> Arc<Self> {
+    pub(super) fn new(
+        handler: H,
+        tls: Option<Arc<Tls>>,
+        permits: Permits,
+        (clients, limits): (Clients, &Limits),
+        run: Run,
+    ) -> Arc<Self> {
         let mut builder = auto::Builder::new(Tracked(run.tasks.clone()));
         builder
             .http1()
@@ -134,9 +141,9 @@ impl<H: Handler> Serving<H> {
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PONG_WITHIN);
-        let allowed = Mutex::new(Allowed::from(limits));
+        let allowed = Mutex::new(Allowed::of(limits, clients));
         let speech = ArcSwap::from_pointee(Speech::new(tls, &run));
-        Arc::new(Self { handler, speech, permits, allowed, builder, run })
+        Arc::new(Self { handler, speech, permits, clients, allowed, builder, run })
     }
 
     pub(super) const fn handler(&self) -> &H {
@@ -156,7 +163,7 @@ impl<H: Handler> Serving<H> {
 
     /// For connections that come from here on these limits hold.
     pub(super) fn set_limits(&self, limits: &Limits) {
-        *self.allowed.lock() = Allowed::from(limits);
+        *self.allowed.lock() = Allowed::of(limits, self.clients);
     }
 
     /// Accepts connections until the drain begins.

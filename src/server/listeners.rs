@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use super::activity::Clients;
 use super::connection::{Run, Serving};
 use super::edge::RegistryHandler;
 use super::listener::{self, Inherited, Opened, Socket};
@@ -76,7 +77,7 @@ impl Listeners {
             let name = sockets.iter().map(Socket::to_string).collect::<Vec<_>>().join(", ");
             let tls = tls_of(&name, &settings).await?;
             let handler = RegistryHandler::new(app.clone(), ListenerState::new(settings));
-            let serving = Serving::new(handler, tls, permits.clone(), limits, run.clone());
+            let serving = Serving::new(handler, tls, permits.clone(), (Clients::Anybody, limits), run.clone());
             all.extend(sockets.into_iter().map(|socket| (socket, Arc::clone(&serving))));
             served.push(Served { place, name, serving });
         }

@@ -35,6 +35,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::activity::Clients;
 pub use self::admin_socket::admin_socket_path;
 use self::connection::{Run, Serving};
 use self::edge::AdminHandler;
@@ -349,7 +350,9 @@ async fn start_admin(
     metrics: &Metrics,
 ) -> Result<AdminOpened, StartError> {
     let mut opened = AdminOpened::default();
-    let serving = |permits| Serving::new(AdminHandler(admin.clone()), None, permits, &config.limits, run.clone());
+    let serving = |permits, clients| {
+        Serving::new(AdminHandler(admin.clone()), None, permits, (clients, &config.limits), run.clone())
+    };
     let path = admin_socket_path(config);
     match open_admin_socket(path.clone()).await {
         Ok(socket) => {
@@ -357,7 +360,7 @@ async fn start_admin(
             let connections = Connections::new(metrics, &socket.to_string());
             // One user's own, which is nobody's address.
             let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS, Loopback::Free);
-            let serving = serving(permits);
+            let serving = serving(permits, Clients::Owner);
             opened.servings.push(Arc::clone(&serving));
             run.tasks.spawn(serving.accept(socket, connections));
         }
@@ -379,7 +382,7 @@ async fn start_admin(
     }
     let connections = Connections::new(metrics, &socket.to_string());
     let permits = Permits::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS_PER_ADDRESS, Loopback::Counted);
-    let serving = serving(permits);
+    let serving = serving(permits, Clients::Anybody);
     opened.servings.push(Arc::clone(&serving));
     run.tasks.spawn(serving.accept(socket, connections));
     Ok(opened)

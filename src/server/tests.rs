@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::activity::Heard;
+use super::activity::{Clients, Heard};
 use super::connection::{Handler, Run, STREAMS, Serving};
 use super::listener::{Purpose, Socket};
 use super::permits::{Loopback, Permits};
@@ -131,7 +131,7 @@ async fn start_with(limits: Limits, tls: Option<Arc<Tls>>) -> (SocketAddr, Run, 
     let permits = Permits::new(limits.connections, limits.connections_per_address, Loopback::Free);
     let socket = Socket::tcp("127.0.0.1:0".parse().unwrap(), Purpose::Listener).await.unwrap();
     let address = socket.address().unwrap();
-    let serving = Serving::new(answers.clone(), tls, permits, &limits, run.clone());
+    let serving = Serving::new(answers.clone(), tls, permits, (Clients::Anybody, &limits), run.clone());
     run.tasks.spawn(serving.accept(socket, Connections::new(&Metrics::new().unwrap(), "x")));
     (address, run, answers)
 }

@@ -127,8 +127,11 @@ impl Store {
         self.blocking(move |inner| inner.open_blob(&digest, true)).await
     }
 
-    /// The same for upkeep: it does not count as a use.
-    pub(super) async fn peek(&self, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
+    /// The same for upkeep, and for who carries it elsewhere: it does not count as a use.
+    ///
+    /// # Errors
+    /// What the file system said, except that there is no such file. What is no file stays where it is.
+    pub async fn peek(&self, digest: &Digest) -> Result<Option<StoredBlob>, StoreError> {
         let digest = *digest;
         self.blocking(move |inner| inner.open_blob(&digest, false)).await
     }

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use crate::common::content::{Image, artifact, blob, image, image_of, sha256};
 use crate::common::invariants::{blob_path, check, is_stored, stored};
 use crate::common::upstream::acts;
-use crate::common::{Cistern, Upstream};
+use crate::common::{Cistern, Upstream, eventually};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Nobody listens there.
@@ -121,6 +122,18 @@ async fn what_is_carried_is_served_under_its_name() {
         check(&to).await;
     }
     check(&from).await;
+}
+
+#[tokio::test]
+async fn what_is_carried_out_was_not_used() {
+    let (from, ..) = outside().await;
+    let place = tempfile::tempdir().unwrap();
+    let to = place.path().join("b.tar");
+    let gc = ["gc", "--dry-run", "--bytes", "1"];
+    let next = json(from.root(), &gc).await["evict_next"].clone();
+    assert!(next[0].to_string().contains("up/app:1"), "what was pulled first goes first: {next}");
+    says(from.root(), &["export", "up/app:1", "--to", to.to_str().unwrap()], 0).await;
+    assert_eq!(json(from.root(), &gc).await["evict_next"], next);
 }
 
 #[tokio::test]
@@ -240,6 +253,64 @@ async fn damage_leaves_nothing_to_be_seen_and_the_same_command_goes_on() {
     let text = says(from.root(), &["export", "--all", "--to", bundle.to_str().unwrap()], 1).await;
     assert!(text.contains("ocistern verify"), "{text}");
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0, "no bundle is left");
+}
+
+/// Else it would first evict what does not come back behind a gap, and then its own first blobs.
+#[tokio::test]
+async fn what_can_never_fit_is_refused_before_anything_goes() {
+    let (from, upstream, images, _) = outside().await;
+    let large = image_of(3, vec![blob(77, 4 << 20), blob(78, 4 << 20)], None);
+    upstream.image("large", "1", &large);
+    pull(&from, "large", "1", &large).await;
+    from.settle().await;
+    let place = tempfile::tempdir().unwrap();
+    let (small, all) = (place.path().join("small.tar"), place.path().join("all.tar"));
+    let (small, all) = (small.to_str().unwrap(), all.to_str().unwrap());
+    says(from.root(), &["export", "up/app:1", "--to", small], 0).await;
+    says(from.root(), &["export", "--all", "--to", all], 0).await;
+    let to =
+        Cistern::setup().upstream_at("up", NOWHERE, "tags = \"sealed\"").store("capacity = \"6MiB\"").start().await;
+    says(to.root(), &["import", small], 0).await;
+    let before = stored(to.root());
+    for import in [&["import", all][..], &["import", "--dry-run", all]] {
+        let text = says(to.root(), import, 1).await;
+        assert!(text.contains("(6291456 bytes)") && text.contains("raise store.capacity"), "{text}");
+        assert_eq!(stored(to.root()), before);
+    }
+    pull(&to, "app", "1", &images[0]).await;
+}
+
+/// Nothing of such an import waits for anything but the disk; a daemon that starts asks it to end like this.
+#[tokio::test]
+async fn a_signal_ends_an_import_that_only_reads() {
+    let mut to = inside("tags = \"sealed\"").await;
+    to.stop().await;
+    let place = tempfile::tempdir().unwrap();
+    let bundle = place.path().join("long.tar");
+    // One blob, a hole as long as the field of its size can say.
+    let name = format!("blobs/sha256/{}", sha256(b"x").hex());
+    let mut header = [0_u8; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[124..135].copy_from_slice(b"77777777777");
+    let sum = header.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
+    header[148..154].copy_from_slice(format!("{sum:06o}").as_bytes());
+    fs::write(&bundle, header).unwrap();
+    fs::File::options().write(true).open(&bundle).unwrap().set_len(8 << 30).unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_ocistern"));
+    command.args(["import", "--dry-run"]).arg(&bundle).arg("--root").arg(to.root());
+    command.env_clear().env("HOME", "/nonexistent").stderr(Stdio::piped()).kill_on_drop(true);
+    let child = command.spawn().unwrap();
+    let id = child.id().unwrap();
+    eventually("it reads the blob", || async {
+        let io = fs::read_to_string(format!("/proc/{id}/io")).unwrap();
+        let read = io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+        read.parse::<u64>().unwrap() > 64 << 20
+    })
+    .await;
+    kill_process(Pid::from_raw(i32::try_from(id).unwrap()).unwrap(), Signal::TERM).unwrap();
+    let output = child.wait_with_output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && text.contains("interrupted"), "{:?}: {text}", output.status);
 }
 
 #[tokio::test]

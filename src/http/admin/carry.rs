@@ -52,7 +52,8 @@ impl Api {
     /// The bytes of a blob, as they are: who carries them compares them with the digest.
     pub(super) async fn blob(&self, asked: &Parameters) -> Result<Response<Body>, Failure> {
         let digest = digest(asked)?;
-        let Some(blob) = self.store().blob(&digest).await.map_err(failed)? else {
+        // No use: who carries all of it out every week would else have the order of eviction be the one of its exports.
+        let Some(blob) = self.store().peek(&digest).await.map_err(failed)? else {
             let message = format!("{digest} is not in the store (any more)");
             return Err(Failure::new(StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, message));
         };
