@@ -99,7 +99,10 @@ struct Reading {
 pub(super) fn read(form: Form, file: &Path) -> Result<Workloads, WorkloadError> {
     let bytes = list::content(file)?;
     let beside = |name: &str| file.parent().map(|directory| directory.join(name)).filter(|_| file != Path::new("-"));
-    let text = |path: Option<PathBuf>| path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let text = |path: Option<PathBuf>| {
+        let bytes = path.and_then(|path| list::content(&path).ok()).unwrap_or_default();
+        String::from_utf8(bytes).unwrap_or_default()
+    };
     match form {
         Form::Compose => {
             let stored = dotenv(&text(beside(".env")));
