@@ -29,15 +29,15 @@ impl Cache {
         let is_private_here = heard.is_some_and(|heard| heard.access == Access::Private);
         let opens = !terms.private && !terms.dry_run;
         let taken = self.store.take_image(image, terms, is_private_here).await?;
+        for digest in &digests {
+            self.hot.remove_from(&repository, digest);
+        }
         if opens && matches!(taken, Taken::Taken { .. } | Taken::NewerHere { .. }) {
             // The record, which may be of a run before this one and not have been looked at by anybody since, decides.
             let access = self.store.access(&repository.upstream, &repository.repo).await?;
             if access.is_some_and(|record| record.access == Access::Public) && !is_private_here {
                 self.open_to_all(&repository);
             }
-        }
-        for digest in &digests {
-            self.hot.remove_from(&repository, digest);
         }
         Ok(taken)
     }

@@ -198,16 +198,16 @@ impl Image<'_> {
         let registry = self.cache.registry(upstream).map_err(|error| of_part(reference, error))?;
         let Err(spent) = registry.spare(reserve) else { return Ok(()) };
         let digest = match reference {
-            Reference::Digest(digest) => Some(*digest),
+            Reference::Digest(digest) => *digest,
             // What it means is known, or told by a HEAD, which is free on Docker Hub.
             Reference::Tag(_) => {
                 let asking = || self.cache.manifest(&self.target, reference, Want::Description);
-                self.again(asking).await.ok().map(|manifest| manifest.digest)
+                self.again(asking).await.map_err(|error| of_part(reference, error))?.digest
             }
         };
-        match digest {
-            Some(digest) if self.cache.stored_manifest(&self.target, &digest).await.is_some() => Ok(()),
-            Some(_) | None => Err(WarmError::Spent { what: reference.to_string(), spent }),
+        match self.cache.stored_manifest(&self.target, &digest).await {
+            Some(_) => Ok(()),
+            None => Err(WarmError::Spent { what: reference.to_string(), spent }),
         }
     }
 

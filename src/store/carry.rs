@@ -304,12 +304,12 @@ impl Inner {
         for (up, repo) in self.repositories()? {
             let contents = survey.contents(&up, &repo)?;
             // What only the credential of a client has shown to be here is nothing to rely on.
-            let for_others =
-                contents.links.iter().filter(|(_, link)| link.as_ref().is_some_and(|link| link.via != Via::Client));
-            named.extend(for_others.map(|(digest, _)| *digest));
+            let counts = |digest: &Digest| {
+                contents.links.get(digest).and_then(Option::as_ref).is_some_and(|link| link.via != Via::Client)
+            };
+            named.extend(contents.links.keys().filter(|digest| counts(digest)).copied());
             for (tag, digest) in contents.roots(&mut survey)? {
-                // A manifest with no tag that is not here, or is under no name, is nothing that the other side needs not send.
-                if tag.is_some() || named.contains(&digest) {
+                if tag.is_some() || counts(&digest) {
                     have.tags.push(HaveTag {
                         name: super::inventory::image_name(&up, &repo, tag.as_ref(), &digest),
                         digest,
